@@ -1,0 +1,65 @@
+//! Addresses as types: physical, virtual, and offsets in the dump file.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+/// Bytes in a page frame, and in the smallest page, on every architecture that we read.
+pub const FRAME_SIZE: u64 = 4096;
+
+macro_rules! address {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(pub u64);
+
+        impl $name {
+            /// This address plus `bytes`, or `None` past the end of the 64-bit range.
+            pub fn checked_add(self, bytes: u64) -> Option<Self> {
+                self.0.checked_add(bytes).map(Self)
+            }
+
+            /// The address of the 4 KiB frame or page that holds this one.
+            pub fn frame(self) -> Self {
+                Self(self.0 & !(FRAME_SIZE - 1))
+            }
+
+            /// The offset within its 4 KiB frame or page, in bytes.
+            pub fn in_frame(self) -> u64 {
+                self.0 & (FRAME_SIZE - 1)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:#x}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({:#x})", stringify!($name), self.0)
+            }
+        }
+
+        // A string, because a JSON number does not hold 64 bits.
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+    };
+}
+
+address! {
+    /// An address on the machine's memory bus, as page tables name it.
+    PhysAddr
+}
+address! {
+    /// An address as a program on that machine saw it; means something only within an address space.
+    VirtAddr
+}
+address! {
+    /// A position in the dump file, in bytes from its start.
+    FileOffset
+}

@@ -1,0 +1,3 @@
+//! tensorcarve
+pub mod addr;
+pub mod dump;
