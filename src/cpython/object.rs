@@ -1,0 +1,268 @@
+//! Reading CPython objects: every pointer, count and length is checked before it is used.
+
+use super::layout::Layout;
+use crate::addr::VirtAddr;
+use crate::paging::{Fault, VirtualMemory};
+
+/// The most elements that are read of one container; a model has fewer parameters by far.
+const MAX_ITEMS: u64 = 1 << 22;
+/// The longest string that is read, in code points.
+const MAX_STR: u64 = 1 << 20;
+/// The most digits of an integer: what fits in an `i128`.
+const MAX_DIGITS: u64 = 4;
+/// Bits of an integer in one digit (`PyLong_SHIFT` on 64-bit builds).
+const DIGIT_BITS: u32 = 30;
+
+/// Why an object could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ObjectError {
+    /// A byte of it is not there.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// It is of another kind.
+    #[error("the object at {address} is no {expected}")]
+    WrongType {
+        /// The object.
+        address: VirtAddr,
+        /// What it should have been.
+        expected: &'static str,
+    },
+    /// A field holds what no live object has there.
+    #[error("the object at {address} has the implausible {field} {value:#x}")]
+    Implausible {
+        /// The object, or the structure that belongs to it.
+        address: VirtAddr,
+        /// The field.
+        field: &'static str,
+        /// What it holds.
+        value: u64,
+    },
+}
+
+/// Objects of one address space, read with one layout.
+#[derive(Clone, Copy)]
+pub struct Objects<'a> {
+    memory: &'a dyn VirtualMemory,
+    layout: &'a Layout,
+}
+
+impl<'a> Objects<'a> {
+    /// A reader of `memory` with `layout`.
+    pub fn new(memory: &'a dyn VirtualMemory, layout: &'a Layout) -> Self {
+        Self { memory, layout }
+    }
+
+    /// The layout that objects are read with.
+    pub fn layout(&self) -> &'a Layout {
+        self.layout
+    }
+
+    /// The memory that objects are read from.
+    pub fn memory(&self) -> &'a dyn VirtualMemory {
+        self.memory
+    }
+
+    /// The 64-bit word at an offset from an address.
+    pub(crate) fn word(&self, address: VirtAddr, offset: i64) -> Result<u64, ObjectError> {
+        Ok(self.memory.read_u64(field(address, offset))?)
+    }
+
+    /// The pointer at an offset from an address.
+    pub(crate) fn pointer(&self, address: VirtAddr, offset: i64) -> Result<VirtAddr, ObjectError> {
+        self.word(address, offset).map(VirtAddr)
+    }
+
+    /// The byte at an offset from an address.
+    pub(crate) fn byte(&self, address: VirtAddr, offset: i64) -> Result<u8, ObjectError> {
+        let mut byte = [0];
+        self.memory.read(field(address, offset), &mut byte)?;
+        Ok(u8::from_le_bytes(byte))
+    }
+
+    /// Consecutive 64-bit words; how many is checked by the caller.
+    pub(crate) fn words(&self, address: VirtAddr, count: u64) -> Result<Vec<u64>, ObjectError> {
+        let mut words = Vec::new();
+        let mut at = address;
+        while (words.len() as u64) < count {
+            let bytes = self.memory.bytes_at(at)?;
+            let (chunks, _) = bytes.as_chunks();
+            let before = words.len();
+            let wanted = (count - words.len() as u64) as usize;
+            words.extend(chunks.iter().take(wanted).map(|chunk| u64::from_le_bytes(*chunk)));
+            if words.len() == before {
+                words.push(self.memory.read_u64(at)?);
+            }
+            at = VirtAddr(at.0.wrapping_add(8 * (words.len() - before) as u64));
+        }
+        Ok(words)
+    }
+
+    /// The type of an object.
+    ///
+    /// # Errors
+    /// The object can't be read.
+    pub fn type_of(&self, object: VirtAddr) -> Result<VirtAddr, ObjectError> {
+        self.pointer(object, self.layout.ob_type)
+    }
+
+    /// Whether the reference count is one of a live object.
+    ///
+    /// # Errors
+    /// The object can't be read.
+    pub fn is_alive(&self, object: VirtAddr) -> Result<bool, ObjectError> {
+        // The top 16 bits hold flags from 3.14 on. A freed object holds a pointer to the next one, or zero.
+        let count = self.word(object, self.layout.ob_refcnt)? << 16 >> 16;
+        Ok((1..=u64::from(u32::MAX)).contains(&count))
+    }
+
+    /// The flags of a type (`tp_flags`).
+    ///
+    /// # Errors
+    /// The type can't be read.
+    pub fn type_flags(&self, type_object: VirtAddr) -> Result<u64, ObjectError> {
+        self.word(type_object, self.layout.tp_flags)
+    }
+
+    /// Whether the object's type has a flag set.
+    pub(crate) fn has_type_flag(&self, object: VirtAddr, flag: i64) -> Result<bool, ObjectError> {
+        Ok(self.type_flags(self.type_of(object)?)? & flag as u64 != 0)
+    }
+
+    pub(crate) fn expect(&self, address: VirtAddr, flag: i64, expected: &'static str) -> Result<(), ObjectError> {
+        if self.has_type_flag(address, flag)? { Ok(()) } else { Err(ObjectError::WrongType { address, expected }) }
+    }
+
+    /// The types in the method resolution order of a type, itself first.
+    ///
+    /// # Errors
+    /// The tuple can't be read, or does not begin with the type.
+    pub fn mro(&self, type_object: VirtAddr) -> Result<Vec<VirtAddr>, ObjectError> {
+        let mro = self.tuple(self.pointer(type_object, self.layout.tp_mro)?)?;
+        match mro.first() {
+            Some(first) if *first == type_object => Ok(mro),
+            _ => Err(ObjectError::WrongType { address: type_object, expected: "type with a method resolution order" }),
+        }
+    }
+
+    /// The elements of a tuple.
+    ///
+    /// # Errors
+    /// It is no tuple, or can't be read whole.
+    pub fn tuple(&self, object: VirtAddr) -> Result<Vec<VirtAddr>, ObjectError> {
+        self.expect(object, self.layout.flag_tuple, "tuple")?;
+        let count = self.count(object, self.layout.tuple_size, "ob_size")?;
+        let items = self.words(field(object, self.layout.tuple_items), count)?;
+        Ok(items.into_iter().map(VirtAddr).collect())
+    }
+
+    /// The elements of a list.
+    ///
+    /// # Errors
+    /// It is no list, or can't be read whole.
+    pub fn list(&self, object: VirtAddr) -> Result<Vec<VirtAddr>, ObjectError> {
+        self.expect(object, self.layout.flag_list, "list")?;
+        let count = self.count(object, self.layout.list_size, "ob_size")?;
+        let items = self.words(self.pointer(object, self.layout.list_items)?, count)?;
+        Ok(items.into_iter().map(VirtAddr).collect())
+    }
+
+    pub(crate) fn count(&self, address: VirtAddr, offset: i64, name: &'static str) -> Result<u64, ObjectError> {
+        let value = self.word(address, offset)?;
+        if value > MAX_ITEMS {
+            return Err(ObjectError::Implausible { address, field: name, value });
+        }
+        Ok(value)
+    }
+
+    /// The text of a `str`; code points that are no characters (lone surrogates) become U+FFFD.
+    ///
+    /// # Errors
+    /// It is no `str`, or can't be read whole.
+    pub fn str(&self, object: VirtAddr) -> Result<String, ObjectError> {
+        self.expect(object, self.layout.flag_str, "str")?;
+        let layout = self.layout;
+        let length = self.word(object, layout.str_length)?;
+        let state = self.word(object, layout.str_state)?;
+        let kind = (state >> layout.str_kind_bit) & 7;
+        if length > MAX_STR {
+            return Err(ObjectError::Implausible { address: object, field: "length", value: length });
+        }
+        let is_ascii = (state >> layout.str_ascii_bit) & 1 == 1;
+        let data = match ((state >> layout.str_compact_bit) & 1, is_ascii) {
+            (1, true) => field(object, layout.str_ascii_size),
+            (1, false) => field(object, layout.str_compact_size),
+            _ => self.pointer(object, layout.str_data)?,
+        };
+        let text: Option<String> = match kind {
+            1 | 2 | 4 => {
+                let mut bytes = vec![0; (length * kind) as usize];
+                self.memory.read(data, &mut bytes)?;
+                decode(&bytes, kind, is_ascii)
+            }
+            _ => None,
+        };
+        text.ok_or(ObjectError::Implausible { address: object, field: "state", value: state & 0xffff_ffff })
+    }
+
+    /// The value of an `int`, or `None` if it needs more than 127 bits.
+    ///
+    /// # Errors
+    /// It is no `int`, or can't be read whole.
+    pub fn int(&self, object: VirtAddr) -> Result<Option<i128>, ObjectError> {
+        self.expect(object, self.layout.flag_int, "int")?;
+        let (count, negative) = match (self.layout.int_lv_tag, self.layout.int_ob_size) {
+            (Some(tag), _) => {
+                let tag = self.word(object, tag)?;
+                (tag >> 3, tag & 3 == 2)
+            }
+            (None, Some(size)) => {
+                let size = self.word(object, size)? as i64;
+                (size.unsigned_abs(), size < 0)
+            }
+            (None, None) => return Err(ObjectError::WrongType { address: object, expected: "int of a known layout" }),
+        };
+        if count > MAX_DIGITS {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; 4 * count as usize];
+        self.memory.read(field(object, self.layout.int_digits), &mut bytes)?;
+        let (digits, _) = bytes.as_chunks();
+        let mut value = 0i128;
+        for digit in digits.iter().rev().map(|digit| u32::from_le_bytes(*digit)) {
+            if digit >> DIGIT_BITS != 0 {
+                let value = u64::from(digit);
+                return Err(ObjectError::Implausible { address: object, field: "ob_digit", value });
+            }
+            value = (value << DIGIT_BITS) | i128::from(digit);
+        }
+        Ok(Some(if negative { -value } else { value }))
+    }
+
+    /// The value of an object that is known to be a `float`.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn float(&self, object: VirtAddr) -> Result<f64, ObjectError> {
+        self.word(object, self.layout.float_value).map(f64::from_bits)
+    }
+}
+
+/// An address plus a signed offset; wraps, because what lies outside the space faults when read.
+pub(crate) fn field(address: VirtAddr, offset: i64) -> VirtAddr {
+    VirtAddr(address.0.wrapping_add_signed(offset))
+}
+
+/// Text of code points that are `kind` bytes wide; `None` where they can't be what CPython keeps.
+fn decode(bytes: &[u8], kind: u64, is_ascii: bool) -> Option<String> {
+    let character = |code: u32| char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
+    let is_sound = |code: u32| code <= 0x0010_ffff;
+    match kind {
+        1 if is_ascii => bytes.is_ascii().then(|| bytes.iter().map(|byte| char::from(*byte)).collect()),
+        1 => Some(bytes.iter().map(|byte| char::from(*byte)).collect()),
+        2 => Some(bytes.as_chunks().0.iter().map(|unit| character(u16::from_le_bytes(*unit).into())).collect()),
+        _ => {
+            let codes = || bytes.as_chunks().0.iter().map(|code| u32::from_le_bytes(*code));
+            codes().all(is_sound).then(|| codes().map(character).collect())
+        }
+    }
+}

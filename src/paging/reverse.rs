@@ -1,0 +1,84 @@
+//! The reverse map: from a physical address to every space and virtual address that maps it.
+
+use std::ops::Range;
+
+use super::space::Mapping;
+use crate::addr::{PhysAddr, VirtAddr};
+
+/// Mappings of several spaces, ordered by physical address.
+#[derive(Clone, Debug, Default)]
+pub struct ReverseMap {
+    /// Space and mapping, sorted by first physical address.
+    entries: Vec<(usize, Mapping)>,
+    /// For each entry the highest end among it and those before, so that a look-up knows when to stop.
+    reach: Vec<u64>,
+}
+
+impl ReverseMap {
+    /// The reverse of the mappings of spaces, each given with an index that look-ups return.
+    pub fn new(spaces: impl IntoIterator<Item = (usize, Vec<Mapping>)>) -> Self {
+        let mut entries: Vec<(usize, Mapping)> = spaces
+            .into_iter()
+            .flat_map(|(space, mappings)| mappings.into_iter().map(move |mapping| (space, mapping)))
+            .collect();
+        entries.sort_unstable_by_key(|(space, mapping)| (mapping.pa, *space, mapping.va));
+        let mut highest = 0;
+        let reach = entries
+            .iter()
+            .map(|(_, mapping)| {
+                highest = highest.max(mapping.pa.0.saturating_add(mapping.len));
+                highest
+            })
+            .collect();
+        Self { entries, reach }
+    }
+
+    /// Every space and virtual address at which the byte at `pa` is mapped.
+    pub fn lookup(&self, pa: PhysAddr) -> impl Iterator<Item = (usize, VirtAddr)> {
+        let after = self.entries.partition_point(|(_, mapping)| mapping.pa <= pa);
+        let before = self.entries.iter().zip(&self.reach).take(after).rev();
+        before
+            .take_while(move |(_, reach)| **reach > pa.0)
+            .filter(move |((_, mapping), _)| pa.0 - mapping.pa.0 < mapping.len)
+            .map(move |((space, mapping), _)| (*space, VirtAddr(mapping.va.0 + (pa.0 - mapping.pa.0))))
+    }
+
+    /// The physical addresses that any space maps: sorted, without overlap.
+    pub fn frames(&self) -> Vec<Range<PhysAddr>> {
+        let mut frames: Vec<Range<PhysAddr>> = Vec::new();
+        for (_, mapping) in &self.entries {
+            let end = PhysAddr(mapping.pa.0.saturating_add(mapping.len));
+            match frames.last_mut() {
+                Some(last) if mapping.pa <= last.end => last.end = last.end.max(end),
+                _ => frames.push(mapping.pa..end),
+            }
+        }
+        frames
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(va: u64, pa: u64, len: u64) -> Mapping {
+        Mapping { va: VirtAddr(va), pa: PhysAddr(pa), len, writable: true, executable: false }
+    }
+
+    #[test]
+    fn finds_every_mapping_of_a_frame() {
+        let map = ReverseMap::new([
+            (0, vec![mapping(0x10000, 0x20_0000, 0x20_0000), mapping(0x90000, 0x1000, 0x1000)]),
+            (7, vec![mapping(0x50000, 0x20_5000, 0x1000), mapping(0x70000, 0x40_0000, 0x1000)]),
+        ]);
+        let mut found: Vec<_> = map.lookup(PhysAddr(0x20_5010)).collect();
+        found.sort_unstable();
+        assert_eq!(found, [(0, VirtAddr(0x15010)), (7, VirtAddr(0x50010))]);
+        // Behind the small mapping, the large one still reaches here.
+        assert_eq!(map.lookup(PhysAddr(0x3f_ffff)).collect::<Vec<_>>(), [(0, VirtAddr(0x20_ffff))]);
+        assert_eq!(map.lookup(PhysAddr(0x40_1000)).count(), 0);
+        assert_eq!(map.lookup(PhysAddr(0xfff)).count(), 0);
+        let frames = map.frames();
+        assert_eq!(frames, [PhysAddr(0x1000)..PhysAddr(0x2000), PhysAddr(0x20_0000)..PhysAddr(0x40_1000)]);
+    }
+}

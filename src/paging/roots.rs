@@ -1,0 +1,298 @@
+//! Page-table roots, found from the frames themselves.
+//!
+//! 1. The scan says of every frame which level of table it could be, by its entries alone.
+//! 2. From the lowest level up, a table stays only if all tables that it points to stayed.
+//! 3. What is left on the top level is clustered by the kernel half: all processes of a machine share it.
+//! 4. A true root is mapped by its own kernel half, because the kernel writes to it (the direct map).
+//!    This also tells 4-level from 5-level machines: read with the wrong number of levels, almost no
+//!    root maps itself.
+//! 5. The frame after a root that has the same user half is the table that page-table isolation
+//!    (KPTI) loads in user mode.
+
+use std::collections::{HashMap, HashSet};
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::space::{AddressSpace, ENTRIES, is_leaf, page_address, table_entries};
+use crate::addr::{FRAME_SIZE, PhysAddr};
+use crate::dump::PhysicalMemory;
+use crate::scan::{FrameClasses, ZERO_FRAME};
+use crate::signature::Mmu;
+
+/// Clusters that are looked at per number of levels; the largest come first.
+const MAX_CLUSTERS: usize = 64;
+/// Numbers of levels that a root may have.
+const DEPTHS: [u8; 2] = [4, 5];
+
+/// What an address space was used for, as far as its tables tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpaceKind {
+    /// The user half maps pages.
+    Process,
+    /// The kernel's own: no user half, and mapped by the kernel's image beside the direct map.
+    Kernel,
+    /// No user half: a root that was freed, or is not used yet.
+    Stale,
+}
+
+/// An address space that was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Space {
+    /// Physical address of the top table.
+    pub root: PhysAddr,
+    /// Levels of page tables.
+    pub levels: u8,
+    /// What it is.
+    pub kind: SpaceKind,
+    /// The top table that is loaded in user mode, where the kernel isolates its page tables.
+    pub kpti_user_root: Option<PhysAddr>,
+}
+
+/// What root discovery found, with the figures by which it decided.
+#[derive(Clone, Debug, Default)]
+pub struct Discovery {
+    /// The spaces, sorted by root.
+    pub spaces: Vec<Space>,
+    /// For each number of levels that was tried: candidates left after the fixed point, largest
+    /// cluster, and the roots of it that map themselves.
+    pub tried: Vec<Attempt>,
+    /// What an analyst should know about the result.
+    pub warnings: Vec<String>,
+}
+
+/// The figures of one number of levels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// Levels of page tables.
+    pub levels: u8,
+    /// Top-level tables all of whose pointers lead to tables.
+    pub candidates: usize,
+    /// Those of them that share the most common kernel half.
+    pub cluster: usize,
+    /// Those of them that their own kernel half maps.
+    pub self_mapped: usize,
+}
+
+/// Finds the address spaces in a dump.
+pub fn discover(memory: &PhysicalMemory, mmu: &Mmu, classes: &FrameClasses) -> Discovery {
+    let tables = Tables::settle(memory, mmu, classes);
+    let mut readings: Vec<Reading> = DEPTHS.iter().map(|&levels| Reading::new(&tables, levels)).collect();
+    let tried = readings.iter().map(|reading| reading.attempt.clone()).collect();
+    let mut discovery = Discovery { tried, ..Discovery::default() };
+    let best = readings.iter().map(|reading| reading.attempt.self_mapped).max().unwrap_or_default();
+    readings.retain(|reading| reading.attempt.self_mapped == best);
+    let mut clusters: Vec<Cluster> = readings.into_iter().flat_map(|reading| reading.clusters).collect();
+    if best == 0 {
+        let Some(mut largest) = clusters.into_iter().max_by_key(|cluster| cluster.roots.len()) else {
+            return discovery;
+        };
+        discovery.warnings.push(format!(
+            "no page-table root maps itself (is part of memory missing?); taking the {} roots of {} levels that share a kernel half",
+            largest.roots.len(),
+            largest.levels
+        ));
+        largest.self_mapped = largest.roots.iter().map(|root| (*root, 0)).collect();
+        clusters = vec![largest];
+    }
+    for cluster in &clusters {
+        for &(root, mapped) in &cluster.self_mapped {
+            discovery.spaces.push(tables.describe(root, cluster.levels, mapped));
+        }
+    }
+    discovery.spaces.sort_by_key(|space| space.root);
+    discovery.spaces.dedup_by_key(|space| space.root);
+    let user_roots: HashSet<PhysAddr> = discovery.spaces.iter().filter_map(|space| space.kpti_user_root).collect();
+    discovery.spaces.retain(|space| !user_roots.contains(&space.root));
+    discovery
+}
+
+/// The tables of every level whose pointers all lead to tables of the level below.
+struct Tables<'a> {
+    memory: &'a PhysicalMemory,
+    mmu: &'a Mmu,
+    /// Per level, from level 2 on.
+    by_level: HashMap<u8, HashSet<PhysAddr>>,
+}
+
+/// What an entry that points to a table points to.
+enum Target {
+    Table,
+    /// A frame of zeros: a table without entries.
+    Empty,
+    /// Not in the dump: says nothing.
+    Missing,
+    Other,
+}
+
+impl<'a> Tables<'a> {
+    fn settle(memory: &'a PhysicalMemory, mmu: &'a Mmu, classes: &FrameClasses) -> Self {
+        let mut tables = Self { memory, mmu, by_level: HashMap::new() };
+        let top = DEPTHS.into_iter().max().unwrap_or_default();
+        for level in 2..=top {
+            let frames: Vec<PhysAddr> =
+                classes.with(1 << (level - 1)).map(|(frame, _)| frame).collect();
+            let kept = frames.into_par_iter().filter(|frame| tables.stays(classes, *frame, level)).collect();
+            tables.by_level.insert(level, kept);
+        }
+        tables
+    }
+
+    fn stays(&self, classes: &FrameClasses, frame: PhysAddr, level: u8) -> bool {
+        let (Some(rules), Some(bytes)) = (self.mmu.level(level), self.memory.bytes(frame, FRAME_SIZE)) else {
+            return false;
+        };
+        let mut useful = false;
+        for entry in table_entries(bytes).filter(|entry| entry & self.mmu.present != 0) {
+            if is_leaf(self.mmu, rules, entry) {
+                useful = true;
+                continue;
+            }
+            match self.target(classes, PhysAddr(entry & self.mmu.address), level - 1) {
+                Target::Table => useful = true,
+                Target::Empty | Target::Missing => {}
+                Target::Other => return false,
+            }
+        }
+        useful
+    }
+
+    fn target(&self, classes: &FrameClasses, frame: PhysAddr, level: u8) -> Target {
+        if frame.0 == 0 {
+            return Target::Other;
+        }
+        let Some(class) = classes.get(frame) else { return Target::Missing };
+        let stayed = match self.by_level.get(&level) {
+            Some(tables) => tables.contains(&frame),
+            None => class & (1 << (level - 1)) != 0,
+        };
+        if stayed {
+            Target::Table
+        } else if class & ZERO_FRAME != 0 {
+            Target::Empty
+        } else {
+            Target::Other
+        }
+    }
+
+    /// Index and target of the present entries of a half of a top table.
+    fn half(&self, root: PhysAddr, kernel: bool) -> Vec<(u64, u64)> {
+        let bytes = self.memory.bytes(root, FRAME_SIZE).unwrap_or_default();
+        let entries = (0..).zip(table_entries(bytes));
+        entries
+            .filter(|(index, entry)| (*index >= ENTRIES / 2) == kernel && entry & self.mmu.present != 0)
+            .map(|(index, entry)| (index, entry & self.mmu.address))
+            .collect()
+    }
+
+    fn describe(&self, root: PhysAddr, levels: u8, mapped: usize) -> Space {
+        let user_half = self.half(root, false);
+        let twin = PhysAddr(root.0 + FRAME_SIZE);
+        let is_twin = !user_half.is_empty()
+            && self.half(twin, false) == user_half
+            && self.half(twin, true).len() < self.half(root, true).len();
+        let kind = if AddressSpace::new(self.memory, self.mmu, root, levels).has_user_page() {
+            SpaceKind::Process
+        } else if mapped > 1 {
+            SpaceKind::Kernel
+        } else {
+            SpaceKind::Stale
+        };
+        Space { root, levels, kind, kpti_user_root: is_twin.then_some(twin) }
+    }
+
+    /// The physical pages that the kernel half of `root` maps: sorted first addresses and ends.
+    fn kernel_pages(&self, root: PhysAddr, levels: u8) -> (Vec<u64>, Vec<u64>) {
+        let (mut starts, mut ends) = (Vec::new(), Vec::new());
+        // Every table once: kernels map some (the zero shadow of KASAN) at millions of addresses.
+        let mut seen = HashSet::new();
+        let mut todo: Vec<(PhysAddr, u8)> =
+            self.half(root, true).into_iter().map(|(_, table)| (PhysAddr(table), levels - 1)).collect();
+        while let Some((table, level)) = todo.pop() {
+            if !seen.insert((table, level)) {
+                continue;
+            }
+            let (Some(rules), Some(bytes)) = (self.mmu.level(level), self.memory.bytes(table, FRAME_SIZE)) else {
+                continue;
+            };
+            for entry in table_entries(bytes).filter(|entry| entry & self.mmu.present != 0) {
+                if is_leaf(self.mmu, rules, entry) {
+                    let page = page_address(self.mmu, rules, entry);
+                    starts.push(page);
+                    ends.push(page + (1 << rules.shift));
+                } else {
+                    todo.push((PhysAddr(entry & self.mmu.address), level - 1));
+                }
+            }
+        }
+        starts.sort_unstable();
+        ends.sort_unstable();
+        (starts, ends)
+    }
+}
+
+/// Roots that share a kernel half.
+struct Cluster {
+    levels: u8,
+    roots: Vec<PhysAddr>,
+    /// Roots that their kernel half maps, with the number of times that it does.
+    self_mapped: Vec<(PhysAddr, usize)>,
+}
+
+/// The dump read with a number of levels.
+struct Reading {
+    attempt: Attempt,
+    clusters: Vec<Cluster>,
+}
+
+impl Reading {
+    fn new(tables: &Tables<'_>, levels: u8) -> Self {
+        let mut by_half: HashMap<Vec<(u64, u64)>, Vec<PhysAddr>> = HashMap::new();
+        let roots = tables.by_level.get(&levels);
+        for &root in roots.into_iter().flatten() {
+            let half = tables.half(root, true);
+            if !half.is_empty() {
+                by_half.entry(half).or_default().push(root);
+            }
+        }
+        let mut groups: Vec<(Vec<(u64, u64)>, Vec<PhysAddr>)> = by_half.into_iter().collect();
+        for (_, roots) in &mut groups {
+            roots.sort_unstable();
+        }
+        groups.sort_by(|(_, a), (_, b)| b.len().cmp(&a.len()).then(a.cmp(b)));
+        let mut clusters: Vec<(Vec<(u64, u64)>, Cluster)> = Vec::new();
+        for (half, roots) in groups.into_iter().take(MAX_CLUSTERS) {
+            // Kernel halves differ in an entry or two, where a process has its own (the LDT) or an
+            // entry was added after the process began.
+            match clusters.iter_mut().find(|(other, _)| alike(other, &half)) {
+                Some((_, cluster)) => cluster.roots.extend(roots),
+                None => clusters.push((half, Cluster { levels, roots, self_mapped: Vec::new() })),
+            }
+        }
+        let mut clusters: Vec<Cluster> = clusters.into_iter().map(|(_, cluster)| cluster).collect();
+        for cluster in &mut clusters {
+            let Some(&first) = cluster.roots.first() else { continue };
+            let (starts, ends) = tables.kernel_pages(first, levels);
+            let times = |root: &PhysAddr| {
+                let begun = starts.partition_point(|start| *start <= root.0);
+                (*root, begun - ends.partition_point(|end| *end <= root.0))
+            };
+            cluster.self_mapped = cluster.roots.iter().map(times).filter(|(_, mapped)| *mapped > 0).collect();
+        }
+        let best = clusters.iter().max_by_key(|cluster| (cluster.self_mapped.len(), cluster.roots.len()));
+        let attempt = Attempt {
+            levels,
+            candidates: roots.map_or(0, HashSet::len),
+            cluster: best.map_or(0, |cluster| cluster.roots.len()),
+            self_mapped: best.map_or(0, |cluster| cluster.self_mapped.len()),
+        };
+        Self { attempt, clusters }
+    }
+}
+
+/// Whether two kernel halves have more than half of the entries of either in common.
+fn alike(a: &[(u64, u64)], b: &[(u64, u64)]) -> bool {
+    let common = a.iter().filter(|entry| b.binary_search(entry).is_ok()).count();
+    common * 2 > a.len().max(b.len())
+}

@@ -1,0 +1,296 @@
+//! An address space: virtual addresses translated by walking the page tables in the dump.
+
+use std::collections::HashSet;
+
+use serde::Serialize;
+
+use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
+use crate::dump::PhysicalMemory;
+use crate::signature::{Leaf, Mmu, MmuLevel};
+
+/// Entries in a page table, on every level.
+pub const ENTRIES: u64 = 512;
+
+/// Why a virtual address could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The address is in neither half of the space.
+    #[error("{va} is no canonical address")]
+    NonCanonical {
+        /// The address.
+        va: VirtAddr,
+    },
+    /// An entry on the way has its present bit clear; the page may be swapped out.
+    #[error("{va} is not present at level {level} (entry {entry:#x})")]
+    NotPresent {
+        /// The address.
+        va: VirtAddr,
+        /// The level of the table that holds the entry, 1 for the last.
+        level: u8,
+        /// The raw entry: it may name a place in swap.
+        entry: u64,
+    },
+    /// A page table or the page itself is not part of the dump.
+    #[error("{va} lies at physical {pa}, which is not in the dump")]
+    NotInDump {
+        /// The address.
+        va: VirtAddr,
+        /// The physical address of the missing table entry or byte.
+        pa: PhysAddr,
+    },
+}
+
+/// Memory that is read by virtual address.
+pub trait VirtualMemory: Sync {
+    /// The bytes from `va` on, as far as they lie in one piece; never empty.
+    ///
+    /// # Errors
+    /// The first byte could not be read.
+    fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault>;
+
+    /// Fills `out` with the bytes from `va` on.
+    ///
+    /// # Errors
+    /// A byte could not be read; what `out` holds then means nothing.
+    fn read(&self, va: VirtAddr, out: &mut [u8]) -> Result<(), Fault> {
+        let mut done = 0;
+        while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let at = va.checked_add(done as u64).ok_or(Fault::NonCanonical { va })?;
+            let bytes = self.bytes_at(at)?;
+            let count = rest.len().min(bytes.len());
+            for (to, from) in rest.iter_mut().zip(bytes) {
+                *to = *from;
+            }
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// The little-endian 64-bit word at `va`.
+    ///
+    /// # Errors
+    /// A byte of it could not be read.
+    fn read_u64(&self, va: VirtAddr) -> Result<u64, Fault> {
+        if let Some(word) = self.bytes_at(va)?.first_chunk() {
+            return Ok(u64::from_le_bytes(*word));
+        }
+        let mut word = [0; 8];
+        self.read(va, &mut word)?;
+        Ok(u64::from_le_bytes(word))
+    }
+}
+
+/// Where a translation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The physical address.
+    pub pa: PhysAddr,
+    /// Bytes of the page that holds it: 4 KiB, 2 MiB or 1 GiB on x86-64.
+    pub page_size: u64,
+}
+
+/// One address space of the machine: a root table, read with the rules of an MMU.
+#[derive(Clone, Copy)]
+pub struct AddressSpace<'a> {
+    memory: &'a PhysicalMemory,
+    mmu: &'a Mmu,
+    root: PhysAddr,
+    levels: u8,
+}
+
+/// A run of pages with the same rights, contiguous in virtual and in physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Mapping {
+    /// First virtual address.
+    pub va: VirtAddr,
+    /// First physical address.
+    pub pa: PhysAddr,
+    /// Bytes.
+    pub len: u64,
+    /// Whether all levels allow writing.
+    pub writable: bool,
+    /// Whether all levels allow execution.
+    pub executable: bool,
+}
+
+/// Rights along a walk.
+#[derive(Clone, Copy)]
+struct Rights {
+    writable: bool,
+    executable: bool,
+}
+
+impl<'a> AddressSpace<'a> {
+    /// The space whose top table, of level `levels`, lies at `root`.
+    pub fn new(memory: &'a PhysicalMemory, mmu: &'a Mmu, root: PhysAddr, levels: u8) -> Self {
+        Self { memory, mmu, root, levels }
+    }
+
+    /// The physical address of the top table.
+    pub fn root(&self) -> PhysAddr {
+        self.root
+    }
+
+    /// Levels of page tables: 4 or 5 on x86-64.
+    pub fn levels(&self) -> u8 {
+        self.levels
+    }
+
+    /// The first virtual address above the user half.
+    pub fn user_end(&self) -> u64 {
+        match self.mmu.level(self.levels) {
+            Some(top) => (ENTRIES / 2) << top.shift,
+            None => 0,
+        }
+    }
+
+    fn is_canonical(&self, va: VirtAddr) -> bool {
+        let user_end = self.user_end();
+        va.0 < user_end || va.0 >= user_end.wrapping_neg()
+    }
+
+    /// Walks the page tables.
+    ///
+    /// # Errors
+    /// Where and why the walk ended; that the page itself is in the dump is not checked.
+    pub fn translate(&self, va: VirtAddr) -> Result<Translation, Fault> {
+        if !self.is_canonical(va) {
+            return Err(Fault::NonCanonical { va });
+        }
+        let mut table = self.root;
+        let mut level = self.levels;
+        while let Some(rules) = self.mmu.level(level) {
+            let slot = PhysAddr(table.0 + ((va.0 >> rules.shift) % ENTRIES) * 8);
+            let entry = self.memory.read_u64(slot).ok_or(Fault::NotInDump { va, pa: slot })?;
+            if entry & self.mmu.present == 0 {
+                return Err(Fault::NotPresent { va, level, entry });
+            }
+            if is_leaf(self.mmu, rules, entry) {
+                let page_size = 1 << rules.shift;
+                let pa = PhysAddr(page_address(self.mmu, rules, entry) | (va.0 & (page_size - 1)));
+                return Ok(Translation { pa, page_size });
+            }
+            table = PhysAddr(entry & self.mmu.address);
+            level -= 1;
+        }
+        Err(Fault::NonCanonical { va })
+    }
+
+    /// The mappings of the user half, sorted by virtual address.
+    ///
+    /// `budget` bounds the number of tables that are looked at, because a hostile dump can make
+    /// four tables look like 2^36 pages; it is shared between calls. `None` when it ran out.
+    pub fn user_mappings(&self, budget: &mut u64) -> Option<Vec<Mapping>> {
+        let mut mappings = Vec::new();
+        let rights = Rights { writable: true, executable: true };
+        self.collect(self.root, self.levels, 0, 0..ENTRIES / 2, rights, budget, &mut mappings)?;
+        Some(mappings)
+    }
+
+    /// Whether the user half maps any page.
+    pub fn has_user_page(&self) -> bool {
+        let mut todo = vec![(self.root, self.levels)];
+        let mut seen = HashSet::new();
+        while let Some((table, level)) = todo.pop() {
+            let (Some(rules), Some(bytes)) = (self.mmu.level(level), self.memory.bytes(table, FRAME_SIZE)) else {
+                continue;
+            };
+            let half = if level == self.levels { ENTRIES / 2 } else { ENTRIES };
+            for entry in table_entries(bytes).take(half as usize).filter(|entry| entry & self.mmu.present != 0) {
+                if is_leaf(self.mmu, rules, entry) {
+                    return true;
+                }
+                let next = (PhysAddr(entry & self.mmu.address), level - 1);
+                if seen.insert(next) {
+                    todo.push(next);
+                }
+            }
+        }
+        false
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the state of a recursive walk")]
+    fn collect(
+        &self,
+        table: PhysAddr,
+        level: u8,
+        base: u64,
+        entries: std::ops::Range<u64>,
+        rights: Rights,
+        budget: &mut u64,
+        out: &mut Vec<Mapping>,
+    ) -> Option<()> {
+        *budget = budget.checked_sub(1)?;
+        let (Some(rules), Some(bytes)) = (self.mmu.level(level), self.memory.bytes(table, FRAME_SIZE)) else {
+            return Some(());
+        };
+        for (index, entry) in (0..).zip(table_entries(bytes)) {
+            if entry & self.mmu.present == 0 || !entries.contains(&index) {
+                continue;
+            }
+            let va = base + (index << rules.shift);
+            let rights = Rights {
+                writable: rights.writable && entry & self.mmu.writable != 0,
+                // Isolated kernels (KPTI) forbid themselves the whole user half on the top level.
+                executable: rights.executable && (level == self.levels || entry & self.mmu.no_execute == 0),
+            };
+            if is_leaf(self.mmu, rules, entry) {
+                let pa = PhysAddr(page_address(self.mmu, rules, entry));
+                push(out, Mapping {
+                    va: VirtAddr(va),
+                    pa,
+                    len: 1 << rules.shift,
+                    writable: rights.writable,
+                    executable: rights.executable,
+                });
+            } else {
+                let next = PhysAddr(entry & self.mmu.address);
+                self.collect(next, level - 1, va, 0..ENTRIES, rights, budget, out)?;
+            }
+        }
+        Some(())
+    }
+}
+
+impl VirtualMemory for AddressSpace<'_> {
+    fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault> {
+        let Translation { pa, page_size } = self.translate(va)?;
+        let missing = Fault::NotInDump { va, pa };
+        let range = self.memory.range_of(pa).ok_or(missing)?;
+        let in_page = page_size - (pa.0 & (page_size - 1));
+        self.memory.bytes(pa, in_page.min(range.end.0 - pa.0)).ok_or(missing)
+    }
+}
+
+/// The entries of a page table.
+pub(super) fn table_entries(frame: &[u8]) -> impl Iterator<Item = u64> {
+    let (words, _) = frame.as_chunks();
+    words.iter().map(|word| u64::from_le_bytes(*word))
+}
+
+/// Whether a present entry maps a page.
+pub(super) fn is_leaf(mmu: &Mmu, rules: &MmuLevel, entry: u64) -> bool {
+    match rules.leaf {
+        Leaf::Always => true,
+        Leaf::ByLeafBit => entry & mmu.leaf_bit != 0,
+        Leaf::Never => false,
+    }
+}
+
+/// The first physical address of the page that a leaf maps.
+pub(super) fn page_address(mmu: &Mmu, rules: &MmuLevel, entry: u64) -> u64 {
+    // A large page's entry keeps flags (PAT) in the low bits of the address field.
+    entry & mmu.address & !((1 << rules.shift) - 1)
+}
+
+/// Appends a page, to the last run where it goes on without a break.
+fn push(out: &mut Vec<Mapping>, page: Mapping) {
+    if let Some(last) = out.last_mut() {
+        let follows = last.va.0 + last.len == page.va.0 && last.pa.0 + last.len == page.pa.0;
+        if follows && last.writable == page.writable && last.executable == page.executable {
+            last.len += page.len;
+            return;
+        }
+    }
+    out.push(page);
+}
