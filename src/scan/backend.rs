@@ -1,0 +1,137 @@
+//! Which machine does the looking: chosen by the user, or the best that this computer has.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::engine::Engine;
+use super::scalar::Scalar;
+
+/// A way to scan. All find the same; they differ in speed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// One slot at a time; the reference.
+    Scalar,
+    /// Four slots at a time.
+    Avx2,
+    /// Eight slots at a time.
+    Avx512,
+}
+
+impl Backend {
+    /// All backends, slowest first.
+    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+
+    /// The fastest that this computer has.
+    pub fn detect_best() -> Self {
+        Self::available().last().copied().unwrap_or(Self::Scalar)
+    }
+
+    /// Those that this computer has, slowest first; the first is the scalar one.
+    pub fn available() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|backend| backend.lookup().is_some()).collect()
+    }
+
+    /// The CPU feature that it needs.
+    pub fn needs(self) -> Option<&'static str> {
+        match self {
+            Self::Scalar => None,
+            Self::Avx2 => Some("avx2"),
+            Self::Avx512 => Some("avx512f"),
+        }
+    }
+
+    /// The engine; the scalar one, which finds the same, where the CPU lacks what is needed.
+    pub(super) fn engine(self) -> &'static dyn Engine {
+        self.lookup().unwrap_or(&Scalar)
+    }
+
+    fn lookup(self) -> Option<&'static dyn Engine> {
+        match self {
+            Self::Scalar => Some(&Scalar),
+            Self::Avx2 | Self::Avx512 => None,
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        })
+    }
+}
+
+/// What a user asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// The best there is.
+    #[default]
+    Auto,
+    /// The reference.
+    Scalar,
+    /// The best vector unit there is, and none other.
+    Simd,
+    /// AVX2.
+    Avx2,
+    /// AVX-512.
+    Avx512,
+}
+
+impl BackendChoice {
+    /// The names, as a user writes them.
+    pub const NAMES: [&str; 5] = ["auto", "scalar", "simd", "avx2", "avx512"];
+
+    /// The backend for this choice on this computer.
+    pub fn resolve(self) -> Result<Backend, BackendError> {
+        let wanted = match self {
+            Self::Auto => return Ok(Backend::detect_best()),
+            Self::Simd => match Backend::detect_best() {
+                Backend::Scalar => return Err(BackendError::NoSimd),
+                best => return Ok(best),
+            },
+            Self::Scalar => Backend::Scalar,
+            Self::Avx2 => Backend::Avx2,
+            Self::Avx512 => Backend::Avx512,
+        };
+        match wanted.needs() {
+            Some(feature) if wanted.lookup().is_none() => Err(BackendError::Missing { backend: wanted, feature }),
+            _ => Ok(wanted),
+        }
+    }
+}
+
+impl FromStr for BackendChoice {
+    type Err = BackendError;
+
+    fn from_str(name: &str) -> Result<Self, BackendError> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "scalar" => Ok(Self::Scalar),
+            "simd" => Ok(Self::Simd),
+            "avx2" => Ok(Self::Avx2),
+            "avx512" => Ok(Self::Avx512),
+            _ => Err(BackendError::Unknown(name.to_owned())),
+        }
+    }
+}
+
+/// Why a backend cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BackendError {
+    /// No backend has this name.
+    #[error("no backend is named `{0}`; there are {names}", names = BackendChoice::NAMES.join(", "))]
+    Unknown(String),
+    /// The CPU lacks a feature.
+    #[error("the backend {backend} needs the CPU feature {feature}, which this computer lacks; use auto or scalar")]
+    Missing {
+        /// The backend asked for.
+        backend: Backend,
+        /// What it needs.
+        feature: &'static str,
+    },
+    /// The CPU has no vector unit that we use.
+    #[error("the backend simd needs the CPU feature avx2 or avx512f, and this computer has neither; use scalar")]
+    NoSimd,
+}

@@ -1,0 +1,91 @@
+//! What each 4 KiB frame could be: a page table of some level, or all zero. One byte a frame.
+
+use crate::addr::{FRAME_SIZE, PhysAddr};
+use crate::dump::{MemoryRange, PhysicalMemory};
+
+/// The class of a frame of 4,096 zero bytes. In all other classes bit `L - 1` says that the frame
+/// could be a page table of level `L`.
+pub const ZERO_FRAME: u8 = 0x80;
+
+/// The classes of all frames that lie wholly in one range of the dump.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FrameClasses {
+    /// Sorted by address.
+    ranges: Vec<ClassRange>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ClassRange {
+    first: PhysAddr,
+    classes: Vec<u8>,
+}
+
+impl FrameClasses {
+    /// Class 0 for every whole frame of `memory`.
+    pub(super) fn unclassified(memory: &PhysicalMemory) -> Self {
+        let class_range = |range: &MemoryRange| {
+            let frames = PhysicalMemory::frames(range);
+            let count = (frames.end.0 - frames.start.0) / FRAME_SIZE;
+            ClassRange { first: frames.start, classes: vec![0; count as usize] }
+        };
+        Self { ranges: memory.ranges().iter().map(class_range).collect() }
+    }
+
+    /// The bytes to fill in, range by range.
+    pub(super) fn ranges_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        self.ranges.iter_mut().map(|range| range.classes.as_mut_slice())
+    }
+
+    /// The class of the frame that holds `pa`, if the dump holds that frame wholly.
+    pub fn get(&self, pa: PhysAddr) -> Option<u8> {
+        let after = self.ranges.partition_point(|range| range.first <= pa);
+        let range = self.ranges.get(after.checked_sub(1)?)?;
+        range.classes.get(((pa.0 - range.first.0) / FRAME_SIZE) as usize).copied()
+    }
+
+    /// All frames that could be a page table of one of the levels in `mask` (bit `L - 1` for level
+    /// `L`) or, with [`ZERO_FRAME`] in it, are zero: address and class, sorted by address.
+    pub fn with(&self, mask: u8) -> impl Iterator<Item = (PhysAddr, u8)> {
+        self.ranges.iter().flat_map(move |range| {
+            let addresses = (range.first.0..).step_by(FRAME_SIZE as usize).map(PhysAddr);
+            addresses.zip(range.classes.iter().copied()).filter(move |(_, class)| class & mask != 0)
+        })
+    }
+
+    /// Number of frames that have a class, the unremarkable ones included.
+    pub fn len(&self) -> usize {
+        self.ranges.iter().map(|range| range.classes.len()).sum()
+    }
+
+    /// Whether there is no frame at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::FileOffset;
+
+    #[test]
+    fn classes_are_found_by_address() {
+        let range =
+            |start, end, offset| MemoryRange { start: PhysAddr(start), end: PhysAddr(end), offset: FileOffset(offset) };
+        let ranges = vec![range(0x1c00, 0x4bff, 0), range(0x10000, 0x12000, 0x3000)];
+        let memory = PhysicalMemory::owned(vec![0; 0x8000], ranges).unwrap();
+        let mut frames = FrameClasses::unclassified(&memory);
+        for (range, classes) in frames.ranges_mut().zip([[1, ZERO_FRAME], [8, 0]]) {
+            range.copy_from_slice(&classes);
+        }
+        assert_eq!(frames.len(), 4);
+        assert_eq!(frames.get(PhysAddr(0x1fff)), None);
+        assert_eq!(frames.get(PhysAddr(0x2fff)), Some(1));
+        assert_eq!(frames.get(PhysAddr(0x3000)), Some(ZERO_FRAME));
+        assert_eq!(frames.get(PhysAddr(0x4000)), None);
+        assert_eq!(frames.get(PhysAddr(0x11000)), Some(0));
+        assert_eq!(frames.get(PhysAddr(0x12000)), None);
+        let tables: Vec<_> = frames.with(0x7f).collect();
+        assert_eq!(tables, [(PhysAddr(0x2000), 1), (PhysAddr(0x10000), 8)]);
+    }
+}

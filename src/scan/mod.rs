@@ -1,0 +1,109 @@
+//! One pass over physical memory: page-table frames, structures and needles; and the sweep for pointer values.
+//!
+//! [`scan`] looks at every byte once, in chunks that fit the cache, on all threads of the current
+//! rayon pool, and finds the same on every [`Backend`] and with any number of threads.
+//!
+//! Structures are matched within a frame: physical neighbours are not virtual neighbours, so what
+//! lies past the frame's border says nothing. A candidate is given by its anchor; fields that are
+//! not wholly in the anchor's frame (or past the end of the dump's range) are *deferred*, to be
+//! checked through the page tables. Needles are matched within a range, across frame borders.
+
+mod backend;
+mod chunk;
+mod engine;
+mod frames;
+mod needles;
+mod scalar;
+mod structures;
+mod sweep;
+
+use rayon::prelude::*;
+
+use crate::addr::PhysAddr;
+use crate::dump::PhysicalMemory;
+use crate::signature::Signatures;
+
+pub use backend::{Backend, BackendChoice, BackendError};
+pub use frames::{FrameClasses, ZERO_FRAME};
+pub use sweep::{PointerSet, sweep};
+
+use needles::Needles;
+
+/// Where a signature matched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hit {
+    /// Base of the structure, or first byte of the needle. The base of a structure that begins in
+    /// another frame is where it would be if that frame came right before (modulo 2^64): there its
+    /// low 12 bits count, not the rest.
+    pub address: PhysAddr,
+    /// The anchor field; for needles the same as `address`.
+    pub anchor: PhysAddr,
+    /// The anchor's value; 0 for needles.
+    pub value: u64,
+    /// Index of the signature, see [`Signatures::get`].
+    pub signature: u16,
+    /// Fields that were tested and hold; 0 for needles.
+    pub tested: u16,
+    /// Fields that are not in the anchor's frame.
+    pub deferred: u16,
+}
+
+impl Hit {
+    fn key(&self) -> (PhysAddr, u16) {
+        (self.address, self.signature)
+    }
+}
+
+impl Ord for Hit {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let rest = |hit: &Self| (hit.anchor, hit.value, hit.tested, hit.deferred);
+        self.key().cmp(&other.key()).then_with(|| rest(self).cmp(&rest(other)))
+    }
+}
+
+impl PartialOrd for Hit {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// What a scan found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScanResult {
+    /// Sorted by address, then by signature.
+    pub hits: Vec<Hit>,
+    /// What each frame could be.
+    pub frames: FrameClasses,
+}
+
+/// Looks at every byte of `memory` once, for all `signatures`.
+///
+/// `progress` is called from the scanning threads after each chunk with the number of bytes in it;
+/// the numbers add up to [`PhysicalMemory::size`].
+pub fn scan(
+    memory: &PhysicalMemory,
+    signatures: &Signatures,
+    backend: Backend,
+    progress: &(dyn Fn(u64) + Sync),
+) -> ScanResult {
+    let engine = backend.engine();
+    let plan = engine::Plan::new(signatures);
+    let needles = Needles::new(signatures);
+    let mut frames = FrameClasses::unclassified(memory);
+    let chunks = chunk::split(memory, &mut frames);
+    let hits: Vec<Vec<Hit>> = chunks
+        .into_par_iter()
+        .map(|chunk| {
+            let mut hits = Vec::new();
+            chunk.partial_frames().for_each(|view| scalar::match_view(&plan, view, &mut hits));
+            let (whole, classes) = chunk.whole_frames;
+            engine.scan_frames(&plan, whole, classes, &mut hits);
+            needles.find(chunk.range, chunk.view, &mut hits);
+            progress(chunk.view.bytes.len() as u64);
+            hits
+        })
+        .collect();
+    let mut hits: Vec<Hit> = hits.into_iter().flatten().collect();
+    hits.par_sort_unstable();
+    ScanResult { hits, frames }
+}

@@ -1,0 +1,72 @@
+//! The reference: every slot of every frame, one after the other. All other engines must find the same.
+
+use super::Hit;
+use super::chunk::View;
+use super::engine::{Engine, Plan};
+use super::frames::ZERO_FRAME;
+use super::structures;
+use super::sweep::PointerSet;
+use crate::addr::{FRAME_SIZE, PhysAddr};
+use crate::signature::{Leaf, Mmu, Structure};
+
+/// Runs anywhere.
+pub(super) struct Scalar;
+
+impl Engine for Scalar {
+    fn scan_frames(&self, plan: &Plan<'_>, frames: View<'_>, classes: &mut [u8], hits: &mut Vec<Hit>) {
+        for (frame, class) in frames.frames().zip(classes) {
+            *class = classify(plan.mmu, frame.bytes);
+            match_view(plan, frame, hits);
+        }
+    }
+
+    fn sweep(&self, values: &PointerSet, slots: View<'_>, found: &mut Vec<(PhysAddr, u64)>) {
+        for (slot, bytes) in (slots.start.0..).step_by(8).zip(slots.bytes.as_chunks::<8>().0) {
+            let value = u64::from_le_bytes(*bytes);
+            if values.contains(value) {
+                found.push((PhysAddr(slot), value));
+            }
+        }
+    }
+}
+
+/// Which levels of page table the 4,096 bytes of a frame could be, or [`ZERO_FRAME`].
+pub(super) fn classify(mmu: Option<&Mmu>, frame: &[u8]) -> u8 {
+    let entries = || frame.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
+    if entries().all(|entry| entry == 0) {
+        return ZERO_FRAME;
+    }
+    let Some(mmu) = mmu else { return 0 };
+    let present = || entries().filter(|entry| entry & mmu.present != 0);
+    if present().count() == 0 || present().any(|entry| entry & mmu.reserved != 0) {
+        return 0;
+    }
+    let mut class = 0;
+    for level in &mmu.levels {
+        let possible = present().filter(|entry| entry & mmu.leaf_bit != 0).all(|entry| match level.leaf {
+            Leaf::Always => true,
+            Leaf::ByLeafBit => entry & level.leaf_zero == 0,
+            Leaf::Never => false,
+        });
+        if possible {
+            class |= 1 << (level.level - 1);
+        }
+    }
+    class
+}
+
+/// Tries all structures at every place in a frame or part of one.
+pub(super) fn match_view(plan: &Plan<'_>, frame: View<'_>, hits: &mut Vec<Hit>) {
+    for (structure, signature) in plan.structures.iter().zip(0..) {
+        match_structure(structure, signature, frame, hits);
+    }
+}
+
+/// Tries one structure at every place in a frame or part of one.
+pub(super) fn match_structure(structure: &Structure, signature: u16, frame: View<'_>, hits: &mut Vec<Hit>) {
+    // The first place whose base would be aligned, counted from the frame's own border.
+    let phase = structure.anchor().offset % structure.align;
+    let first = phase.wrapping_sub(frame.start.0) % structure.align;
+    let places = (first as usize..frame.bytes.len().min(FRAME_SIZE as usize)).step_by(structure.align as usize);
+    hits.extend(places.filter_map(|at| structures::check(structure, signature, frame, at)));
+}

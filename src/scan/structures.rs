@@ -1,0 +1,91 @@
+//! The exact check of one candidate of a structure, which every backend's survivors go through.
+
+use super::Hit;
+use super::chunk::View;
+use crate::addr::{FRAME_SIZE, PhysAddr};
+use crate::signature::{Field, KERNEL_POINTER_MIN, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN};
+
+/// The hit of the structure whose anchor begins `at` bytes into `frame`, a frame or part of one.
+pub(super) fn check(structure: &Structure, signature: u16, frame: View<'_>, at: usize) -> Option<Hit> {
+    let anchor = structure.anchor();
+    let anchor_address = PhysAddr(frame.start.0 + at as u64);
+    let address = PhysAddr(anchor_address.0.wrapping_sub(anchor.offset));
+    if !address.0.is_multiple_of(structure.align) {
+        return None;
+    }
+    let candidate = Candidate { structure, frame, at };
+    let value = candidate.value(anchor)?;
+    if !candidate.holds(anchor, value) {
+        return None;
+    }
+    let mut tested = 0;
+    let mut deferred = 0;
+    for field in structure.fields() {
+        match candidate.value(field) {
+            Some(value) if candidate.can_test(field) => {
+                if !candidate.holds(field, value) {
+                    return None;
+                }
+                tested += 1;
+            }
+            _ => deferred += 1,
+        }
+    }
+    let hit = Hit { address, anchor: anchor_address, value, signature, tested, deferred };
+    (tested >= structure.min_tested).then_some(hit)
+}
+
+/// A place where a structure may be.
+struct Candidate<'a> {
+    structure: &'a Structure,
+    frame: View<'a>,
+    /// Where the anchor begins in the frame.
+    at: usize,
+}
+
+impl Candidate<'_> {
+    /// Where a field begins in the frame, if it does not begin before it.
+    fn position(&self, field: &Field) -> Option<usize> {
+        (self.at + field.offset as usize).checked_sub(self.structure.anchor().offset as usize)
+    }
+
+    /// The value of a field that lies in the frame.
+    fn value(&self, field: &Field) -> Option<u64> {
+        let start = self.position(field)?;
+        let field_bytes = self.frame.bytes.get(start..start + usize::from(field.width))?;
+        let mut bytes = [0; 8];
+        bytes.iter_mut().zip(field_bytes).for_each(|(to, from)| *to = *from);
+        Some(u64::from_le_bytes(bytes))
+    }
+
+    /// The field that a test refers to.
+    fn other(&self, index: usize) -> Option<u64> {
+        self.structure.fields().get(index).and_then(|other| self.value(other))
+    }
+
+    /// Whether everything that the field's tests refer to is in the frame.
+    fn can_test(&self, field: &Field) -> bool {
+        field.tests.iter().all(|test| match test {
+            Test::EqualField(index) => self.other(*index).is_some(),
+            _ => true,
+        })
+    }
+
+    fn holds(&self, field: &Field, value: u64) -> bool {
+        field.tests.iter().all(|test| match test {
+            Test::Equal(wanted) => value == *wanted,
+            Test::Masked { mask, value: wanted } => value & mask == *wanted,
+            Test::Range { min, max } => (*min..=*max).contains(&value),
+            Test::OneOf(values) => values.contains(&value),
+            Test::UserPointer { align } => {
+                (USER_POINTER_MIN..=USER_POINTER_MAX).contains(&value) && value.is_multiple_of(*align)
+            }
+            Test::KernelPointer { align } => value >= KERNEL_POINTER_MIN && value.is_multiple_of(*align),
+            Test::PageOffsetOfSelf(k) => {
+                let own = self.frame.start.0.wrapping_add(self.position(field).unwrap_or_default() as u64);
+                (value ^ own.wrapping_add_signed(*k)) & (FRAME_SIZE - 1) == 0
+            }
+            Test::EqualField(index) => self.other(*index) == Some(value),
+        })
+    }
+}

@@ -1,0 +1,80 @@
+//! The pointer sweep: every aligned slot whose value is one of a set.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::backend::Backend;
+use super::chunk::{View, pieces};
+use crate::addr::PhysAddr;
+use crate::dump::PhysicalMemory;
+
+/// Values to sweep for.
+#[derive(Clone, Debug, Default)]
+pub struct PointerSet {
+    sorted: Vec<u64>,
+}
+
+impl PointerSet {
+    /// The set of these values; order and repetition do not matter.
+    pub fn new(values: &[u64]) -> Self {
+        let mut sorted = values.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        Self { sorted }
+    }
+
+    /// The values, sorted.
+    pub fn values(&self) -> &[u64] {
+        &self.sorted
+    }
+
+    /// Whether a value is in the set.
+    pub fn contains(&self, value: u64) -> bool {
+        self.sorted.binary_search(&value).is_ok()
+    }
+}
+
+/// Every 8-byte slot, at a multiple of eight, whose little-endian value is in `values`: address and
+/// value, sorted by address.
+///
+/// `frames` are runs of physical addresses to look at, sorted, not overlapping, on frame borders
+/// (as from a process's pages); what of them the dump does not hold is skipped. `progress` is called
+/// from the sweeping threads with numbers of bytes that add up to what is looked at.
+pub fn sweep(
+    memory: &PhysicalMemory,
+    frames: &[Range<PhysAddr>],
+    values: &PointerSet,
+    backend: Backend,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Vec<(PhysAddr, u64)> {
+    if values.values().is_empty() {
+        return Vec::new();
+    }
+    let engine = backend.engine();
+    let found: Vec<Vec<(PhysAddr, u64)>> = views(memory, frames)
+        .into_par_iter()
+        .map(|slots| {
+            let mut found = Vec::new();
+            engine.sweep(values, slots, &mut found);
+            progress(slots.bytes.len() as u64);
+            found
+        })
+        .collect();
+    found.into_iter().flatten().collect()
+}
+
+/// The slots of the runs that the dump holds, in chunks, sorted by address.
+fn views<'a>(memory: &'a PhysicalMemory, frames: &[Range<PhysAddr>]) -> Vec<View<'a>> {
+    let mut views = Vec::new();
+    for run in frames {
+        let first = memory.ranges().partition_point(|range| range.end <= run.start);
+        for range in memory.ranges().iter().skip(first).take_while(|range| range.start < run.end) {
+            let whole = View { start: range.start, bytes: memory.range_bytes(range) };
+            let start = run.start.max(range.start).0.checked_next_multiple_of(8).unwrap_or(u64::MAX);
+            let end = run.end.min(range.end).0 & !7;
+            views.extend(pieces(PhysAddr(start)..PhysAddr(end)).map(|piece| whole.part(piece)));
+        }
+    }
+    views
+}
