@@ -51,6 +51,15 @@ impl Objects<'_> {
         Ok(items.into_iter().filter_map(|(key, value)| Some((self.str(key).ok()?, value))).collect())
     }
 
+    /// The value of a string key of a dictionary.
+    ///
+    /// # Errors
+    /// It is no dictionary, or can't be read whole.
+    pub fn dict_item(&self, object: VirtAddr, name: &str) -> Result<Option<VirtAddr>, ObjectError> {
+        let items = self.dict(object)?;
+        Ok(items.into_iter().find(|(key, _)| self.str(*key).is_ok_and(|key| key == name)).map(|(_, value)| value))
+    }
+
     /// The elements of a `set`, in the order of its table.
     ///
     /// # Errors

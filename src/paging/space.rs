@@ -176,7 +176,7 @@ impl<'a> AddressSpace<'a> {
         Err(Fault::NonCanonical { va })
     }
 
-    /// The mappings of the user half, sorted by virtual address.
+    /// The mappings of the user half that user mode may reach, sorted by virtual address.
     ///
     /// `budget` bounds the number of tables that are looked at, because a hostile dump can make
     /// four tables look like 2^36 pages; it is shared between calls. `None` when it ran out.
@@ -187,7 +187,7 @@ impl<'a> AddressSpace<'a> {
         Some(mappings)
     }
 
-    /// Whether the user half maps any page.
+    /// Whether user mode may reach any page of the user half.
     pub fn has_user_page(&self) -> bool {
         let mut todo = vec![(self.root, self.levels)];
         let mut seen = HashSet::new();
@@ -196,7 +196,8 @@ impl<'a> AddressSpace<'a> {
                 continue;
             };
             let half = if level == self.levels { ENTRIES / 2 } else { ENTRIES };
-            for entry in table_entries(bytes).take(half as usize).filter(|entry| entry & self.mmu.present != 0) {
+            let wanted = self.mmu.present | self.mmu.user;
+            for entry in table_entries(bytes).take(half as usize).filter(|entry| entry & wanted == wanted) {
                 if is_leaf(self.mmu, rules, entry) {
                     return true;
                 }
@@ -224,8 +225,9 @@ impl<'a> AddressSpace<'a> {
         let (Some(rules), Some(bytes)) = (self.mmu.level(level), self.memory.bytes(table, FRAME_SIZE)) else {
             return Some(());
         };
+        let wanted = self.mmu.present | self.mmu.user;
         for (index, entry) in (0..).zip(table_entries(bytes)) {
-            if entry & self.mmu.present == 0 || !entries.contains(&index) {
+            if entry & wanted != wanted || !entries.contains(&index) {
                 continue;
             }
             let va = base + (index << rules.shift);

@@ -7,4 +7,21 @@ pub(super) static SIGNATURES: &[(&str, &str)] = &[
 ];
 
 /// Struct layouts per version.
-pub(super) static LAYOUTS: &[(&str, &str)] = &[];
+macro_rules! layouts {
+    ($($name:literal,)*) => {
+        &[$((concat!("signatures/layouts/", $name), include_str!(concat!("../../signatures/layouts/", $name))),)*]
+    };
+}
+pub(super) static LAYOUTS: &[(&str, &str)] = layouts![
+    "cpython-3.8.toml",
+    "cpython-3.9.toml",
+    "cpython-3.10.toml",
+    "cpython-3.11.toml",
+    "cpython-3.12.toml",
+    "cpython-3.13.toml",
+    "pytorch-1.13.toml",
+    "pytorch-1.13-old-abi.toml",
+    "pytorch-2.6.toml",
+    "pytorch-2.6-old-abi.toml",
+    "pytorch-2.14.toml",
+];

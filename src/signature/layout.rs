@@ -1,10 +1,10 @@
 //! Struct layouts per version: named numbers with a source each, inherited from version to version.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, Visitor, value::MapAccessDeserializer};
+use serde::de::{Deserializer, Error, MapAccess, Unexpected, Visitor, value::MapAccessDeserializer};
 use toml::Spanned;
 
 use super::error::{Location, SignatureError, Text};
@@ -20,6 +20,8 @@ pub struct Layout {
     pub inherits: Option<String>,
     /// Every number under `type.field`.
     pub fields: BTreeMap<String, FieldEntry>,
+    /// What the parent has and this version no longer does.
+    gone: BTreeSet<String>,
     tables: BTreeMap<String, toml::Value>,
 }
 
@@ -74,9 +76,10 @@ pub(super) fn resolve(layouts: Vec<Unresolved>) -> Result<Vec<Layout>, Signature
                 let reason = format!("there is no layout of {} {version}", layout.own.family);
                 return Err(child.inherits_at.error(reason));
             };
-            for (name, entry) in &parent.own.fields {
+            for (name, entry) in parent.own.fields.iter().filter(|(name, _)| !complete.gone.contains(*name)) {
                 complete.fields.entry(name.clone()).or_insert_with(|| entry.clone());
             }
+            complete.gone.extend(parent.own.gone.iter().filter(|name| !complete.fields.contains_key(*name)).cloned());
             for (name, table) in &parent.own.tables {
                 complete.tables.entry(name.clone()).or_insert_with(|| table.clone());
             }
@@ -110,8 +113,9 @@ struct RawType {
     fields: Vec<(Spanned<String>, RawEntry)>,
 }
 
-/// `name = 8` or `name = { offset = 8, source = "…" }`.
+/// `name = 8`, `name = { offset = 8, source = "…" }` or `name = "gone"`.
 enum RawEntry {
+    Gone,
     Plain(i64),
     Table(RawEntryTable),
 }
@@ -135,10 +139,15 @@ impl RawLayout {
         let family = needed(self.family, "family")?;
         let version = needed(self.version, "version")?;
         let mut fields = BTreeMap::new();
+        let mut gone = BTreeSet::new();
         for (type_name, raw) in self.types {
             let default = raw.source.or_else(|| self.source.clone());
             for (name, entry) in raw.fields {
                 let (value, source) = match entry {
+                    RawEntry::Gone => {
+                        gone.insert(format!("{type_name}.{}", name.get_ref()));
+                        continue;
+                    }
                     RawEntry::Plain(value) => (value, None),
                     RawEntry::Table(table) => (table.offset, table.source),
                 };
@@ -158,6 +167,7 @@ impl RawLayout {
                 version: version.into_inner(),
                 inherits: self.inherits.map(Spanned::into_inner),
                 fields,
+                gone,
                 tables: self.table,
             },
         })
@@ -225,7 +235,11 @@ impl<'de> Deserialize<'de> for RawEntry {
             type Value = RawEntry;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an integer, or { offset = …, source = \"…\" }")
+                f.write_str("an integer, { offset = …, source = \"…\" } or \"gone\"")
+            }
+
+            fn visit_str<E: Error>(self, value: &str) -> Result<RawEntry, E> {
+                if value == "gone" { Ok(RawEntry::Gone) } else { Err(E::invalid_value(Unexpected::Str(value), &self)) }
             }
 
             fn visit_i64<E: Error>(self, value: i64) -> Result<RawEntry, E> {

@@ -14,6 +14,12 @@ pub struct Mmu {
     pub source: String,
     /// The bit of an entry that makes it present, as a mask.
     pub present: u64,
+    /// The bit of an entry that allows writing, as a mask.
+    pub writable: u64,
+    /// The bit of an entry that lets user mode in, as a mask.
+    pub user: u64,
+    /// The bit of an entry that forbids execution, as a mask.
+    pub no_execute: u64,
     /// The bit that makes an entry of a `ByLeafBit` level a (large) page, as a mask.
     pub leaf_bit: u64,
     /// The bits that hold the physical address, as a mask.
@@ -65,6 +71,9 @@ pub(super) struct RawMmu {
     #[serde(default)]
     source: String,
     present: Spanned<u32>,
+    writable: Spanned<u32>,
+    user: Spanned<u32>,
+    no_execute: Spanned<u32>,
     leaf_bit: Spanned<u32>,
     address: Spanned<[u32; 2]>,
     reserved: Spanned<[u32; 2]>,
@@ -110,6 +119,9 @@ impl RawMmu {
             name: self.name.get_ref().clone(),
             source: self.source.clone(),
             present: bit(&self.present, text)?,
+            writable: bit(&self.writable, text)?,
+            user: bit(&self.user, text)?,
+            no_execute: bit(&self.no_execute, text)?,
             leaf_bit: bit(&self.leaf_bit, text)?,
             address: bits(&self.address, text)?,
             reserved: bits(&self.reserved, text)?,

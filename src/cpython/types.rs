@@ -1,0 +1,92 @@
+//! The type objects of an interpreter: what each is, and what it derives from.
+
+use std::collections::BTreeMap;
+
+use super::object::{ObjectError, Objects};
+use crate::addr::VirtAddr;
+use crate::paging::VirtualMemory;
+
+/// The longest `tp_name` that is read, in bytes.
+const MAX_NAME: usize = 256;
+
+/// A type object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TypeInfo {
+    /// `tp_flags`.
+    pub flags: u64,
+    /// The method resolution order; the type itself comes first.
+    pub mro: Vec<VirtAddr>,
+}
+
+/// The types of an interpreter by address.
+pub type Types = BTreeMap<VirtAddr, TypeInfo>;
+
+impl Objects<'_> {
+    /// Reads a candidate for a type object.
+    ///
+    /// # Errors
+    /// It is no live type object: it has no references or no method resolution order of its own.
+    pub fn type_info(&self, type_object: VirtAddr) -> Result<TypeInfo, ObjectError> {
+        let not_a_type = ObjectError::WrongType { address: type_object, expected: "live type object" };
+        if !self.is_alive(type_object)? {
+            return Err(not_a_type);
+        }
+        let mro = self.mro(type_object)?;
+        let base = self.pointer(type_object, self.layout().tp_base)?;
+        // Only `object` has no base; every base stands in the resolution order.
+        if (base.0 == 0) != (mro.len() == 1) || (base.0 != 0 && !mro.contains(&base)) {
+            return Err(not_a_type);
+        }
+        Ok(TypeInfo { flags: self.type_flags(type_object)?, mro })
+    }
+
+    /// `__module__` and `__qualname__` of a type made by a class statement.
+    ///
+    /// # Errors
+    /// It is no such type, or they can't be read.
+    pub fn heap_type_name(&self, type_object: VirtAddr) -> Result<(String, String), ObjectError> {
+        let qualname = self.heap_type_qualname(type_object)?;
+        let dict = self.pointer(type_object, self.layout().tp_dict)?;
+        let module = self.dict_item(dict, "__module__")?;
+        let no_module = ObjectError::WrongType { address: type_object, expected: "type with a __module__" };
+        Ok((self.str(module.ok_or(no_module)?)?, qualname))
+    }
+
+    /// `__qualname__` of a type made by a class statement.
+    ///
+    /// # Errors
+    /// It is no such type, or the name can't be read.
+    pub fn heap_type_qualname(&self, type_object: VirtAddr) -> Result<String, ObjectError> {
+        if self.type_flags(type_object)? & self.layout().flag_heap_type as u64 == 0 {
+            return Err(ObjectError::WrongType { address: type_object, expected: "heap type" });
+        }
+        self.str(self.pointer(type_object, self.layout().ht_qualname)?)
+    }
+
+    /// The full name of any type, as `type.__module__ + "." + type.__qualname__`.
+    ///
+    /// # Errors
+    /// The name can't be read: that of a static type lies in the executable's read-only data, which
+    /// a dump often lacks.
+    pub fn type_name(&self, type_object: VirtAddr) -> Result<String, ObjectError> {
+        if self.type_flags(type_object)? & self.layout().flag_heap_type as u64 != 0 {
+            let (module, qualname) = self.heap_type_name(type_object)?;
+            return Ok(format!("{module}.{qualname}"));
+        }
+        let address = self.pointer(type_object, self.layout().tp_name)?;
+        c_string(self.memory(), address).ok_or(ObjectError::WrongType { address, expected: "C string" })
+    }
+}
+
+/// The printable ASCII text at `address` up to its zero byte.
+fn c_string(memory: &dyn VirtualMemory, address: VirtAddr) -> Option<String> {
+    let mut text = String::new();
+    for at in (address.0..).take(MAX_NAME) {
+        match *memory.bytes_at(VirtAddr(at)).ok()?.first()? {
+            0 => return Some(text),
+            byte if byte.is_ascii_graphic() => text.push(char::from(byte)),
+            _ => return None,
+        }
+    }
+    None
+}

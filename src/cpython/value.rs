@@ -1,0 +1,88 @@
+//! Plain values: what a hyper-parameter can be.
+
+use serde::{Serialize, Serializer};
+
+use super::modules::Builtins;
+use super::object::Objects;
+use crate::addr::VirtAddr;
+
+/// How deep lists and tuples may be nested, and how many elements one may have.
+const MAX_DEPTH: u32 = 4;
+const MAX_ELEMENTS: usize = 4096;
+
+/// A value that stands for itself.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// `None`.
+    None,
+    /// `True` or `False`.
+    Bool(bool),
+    /// An `int`.
+    Int(i128),
+    /// A `float`.
+    Float(f64),
+    /// A `str`.
+    Str(String),
+    /// A `tuple` of plain values.
+    Tuple(Vec<Value>),
+    /// A `list` of plain values.
+    List(Vec<Value>),
+}
+
+// As JSON has it; floats that JSON has not (inf, nan) and integers past 64 bits become strings.
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::None => serializer.serialize_unit(),
+            Self::Bool(value) => serializer.serialize_bool(*value),
+            Self::Int(value) => match (i64::try_from(*value), u64::try_from(*value)) {
+                (Ok(value), _) => serializer.serialize_i64(value),
+                (_, Ok(value)) => serializer.serialize_u64(value),
+                _ => serializer.collect_str(value),
+            },
+            Self::Float(value) if value.is_finite() => serializer.serialize_f64(*value),
+            Self::Float(value) => serializer.collect_str(value),
+            Self::Str(value) => serializer.serialize_str(value),
+            Self::Tuple(values) | Self::List(values) => serializer.collect_seq(values),
+        }
+    }
+}
+
+impl Value {
+    /// Reads an object; `None` if it is not plain, or can't be read.
+    pub fn read(objects: &Objects<'_>, builtins: &Builtins, object: VirtAddr) -> Option<Self> {
+        Self::read_nested(objects, builtins, object, MAX_DEPTH)
+    }
+
+    fn read_nested(objects: &Objects<'_>, builtins: &Builtins, object: VirtAddr, depth: u32) -> Option<Self> {
+        if builtins.none == Some(object) {
+            return Some(Self::None);
+        }
+        let depth = depth.checked_sub(1)?;
+        let layout = objects.layout();
+        let type_object = objects.type_of(object).ok()?;
+        let flags = objects.type_flags(type_object).ok()?;
+        let is = |flag: i64| flags & flag as u64 != 0;
+        let elements = |items: Vec<VirtAddr>| -> Option<Vec<Self>> {
+            let items = (items.len() <= MAX_ELEMENTS).then_some(items)?;
+            items.into_iter().map(|item| Self::read_nested(objects, builtins, item, depth)).collect()
+        };
+        if is(layout.flag_int) {
+            let value = objects.int(object).ok()??;
+            let is_bool = builtins.bool_type == Some(type_object);
+            return Some(if is_bool { Self::Bool(value != 0) } else { Self::Int(value) });
+        }
+        if is(layout.flag_str) {
+            return objects.str(object).ok().map(Self::Str);
+        }
+        if is(layout.flag_tuple) {
+            return elements(objects.tuple(object).ok()?).map(Self::Tuple);
+        }
+        if is(layout.flag_list) {
+            return elements(objects.list(object).ok()?).map(Self::List);
+        }
+        let float_type = builtins.float_type?;
+        let is_float = type_object == float_type || objects.mro(type_object).is_ok_and(|mro| mro.contains(&float_type));
+        if is_float { objects.float(object).ok().map(Self::Float) } else { None }
+    }
+}
