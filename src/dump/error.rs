@@ -14,8 +14,7 @@ use crate::addr::{FileOffset, PhysAddr};
 pub struct DumpError {
     /// The file as it was given.
     pub path: PathBuf,
-    /// What is wrong with it.
-    #[source]
+    /// What is wrong with it. No source of this error: the message holds all of it already.
     pub reason: DumpErrorKind,
 }
 
@@ -84,7 +83,7 @@ pub enum DumpErrorKind {
     /// The compressed stream contradicts its own format or checksum.
     #[error(
         "the {compression} stream is damaged around file offset {offset} ({source}); \
-         copy the file again, or test it with `{compression} -t`"
+         copy the file again, or take the dump again"
     )]
     DamagedCompression {
         /// The kind of the stream.
@@ -95,7 +94,7 @@ pub enum DumpErrorKind {
         source: io::Error,
     },
     /// Compressed twice.
-    #[error("is a {outer} file with a {inner} file in it; unpack it once by hand first")]
+    #[error("is compressed twice, with {inner} inside {outer}; unpack the outer one by hand first")]
     NestedCompression {
         /// The kind of the file.
         outer: Compression,
@@ -187,7 +186,7 @@ pub enum DumpErrorKind {
         limit: usize,
     },
     /// A sound container that holds no byte of physical memory.
-    #[error("is a {format} file that holds no physical memory: {why}; take the dump again")]
+    #[error("its {format} container holds no physical memory: {why}; take the dump again")]
     NoMemory {
         /// The format.
         format: Format,

@@ -60,7 +60,7 @@ const OTHER_DUMPS: &[OtherDump] = &[
     (0, b"QFI\xfb", "a qcow2 image", VIRSH),
     (0, b"conectix", "a VHD disk", DISK),
     (0, b"vhdxfile", "a VHDX disk", DISK),
-    (0, b"XenSavedDomain", "a Xen save file", "run `xl dump-core` instead"),
+    (0, b"XenSavedDomain", "a Xen save file", "take a dump inside the guest with LiME or AVML"),
     (0, b"EVF\x09\x0d\x0a\xff\x00", "an EWF image (E01)", EWF),
     (0, b"EVF2\x0d\x0a\x81\x00", "an EWF image (Ex01)", EWF),
     (4086, b"S1SUSPEND", "a Linux hibernation image", SWSUSP),
