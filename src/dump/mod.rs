@@ -1,5 +1,213 @@
 //! The dump file: which container it is, what physical ranges it holds.
+//!
+//! ```text
+//!  file ──> sniff ──> (spool: unpack into a nameless file, sniff again) ──> lime │ elf │ raw ──> PhysicalMemory
+//! ```
+//!
+//! A dump is recognised by its content, never by its name. Where it is damaged, what is there is
+//! used, and [`Dump::warnings`] says what is not; where it is something else, [`DumpErrorKind`] says
+//! what, and what to do about it.
 
+mod coverage;
+mod elf;
+mod error;
+mod lime;
 mod memory;
+mod process_core;
+mod sniff;
+mod source;
+mod spool;
+mod unpacked_size;
 
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use serde::Serialize;
+
+use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
+pub use error::{DumpError, DumpErrorKind};
 pub use memory::{MemoryRange, PhysicalMemory, RangeError};
+use sniff::Kind;
+
+/// The container of a dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// No container: the offset in the file is the physical address.
+    Raw,
+    /// LiME (also written by AVML 1): ranges back to back, each behind a 32-byte header.
+    Lime,
+    /// An ELF core whose segments carry physical addresses: QEMU, libvirt, /proc/kcore, /proc/vmcore.
+    Elf,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+            Self::Lime => "LiME",
+            Self::Elf => "ELF",
+        })
+    }
+}
+
+/// The compression around a dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Zstandard frames, with windows of up to 2³¹ bytes.
+    Zstd,
+    /// Gzip members.
+    Gzip,
+    /// Xz streams.
+    Xz,
+    /// A zlib stream, as LiME 1.9 and later writes it with `compress=1`.
+    Zlib,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Zstd => "zstd",
+            Self::Gzip => "gzip",
+            Self::Xz => "xz",
+            Self::Zlib => "zlib",
+        })
+    }
+}
+
+/// How to open a dump.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Where a compressed dump is unpacked, into a file without a name; `None` is the system's
+    /// folder for temporary files.
+    pub spool_dir: Option<PathBuf>,
+    /// What the dump is, whatever its content looks like. A compressed file is unpacked all the
+    /// same: this is the format of what is in it.
+    pub format: Option<Format>,
+}
+
+/// An opened dump.
+pub struct Dump {
+    /// The machine's memory.
+    pub memory: PhysicalMemory,
+    /// The container.
+    pub format: Format,
+    /// The compression around it, if any.
+    pub compression: Option<Compression>,
+    /// Bytes in the file as given.
+    pub file_size: u64,
+    /// Bytes in the container: as `file_size`, or what the file unpacks to.
+    pub size: u64,
+    /// What the user should know, one sentence each.
+    pub warnings: Vec<String>,
+    /// Whether memory that the container announces is missing from it.
+    pub damaged: bool,
+}
+
+/// What a container's parser found.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Contents {
+    /// In the order of the file, free of overlaps.
+    ranges: Vec<MemoryRange>,
+    warnings: Vec<String>,
+    damaged: bool,
+}
+
+/// Most ranges that a container may have. The largest machines have some hundreds; the limit keeps
+/// a file made of headers alone from filling our memory.
+const MAX_RANGES: usize = 1 << 20;
+
+/// Opens the dump at `path`: maps it, or unpacks it first where it is compressed.
+///
+/// `progress` is called from this thread while a dump is unpacked, with the bytes of the file that
+/// are used up and the bytes it has; it is not called for a dump that is not compressed.
+///
+/// # Errors
+///
+/// [`DumpErrorKind`] has one for each thing that the file may be instead of a dump, and for each
+/// contradiction in its headers. A dump that only misses a part opens, with [`Dump::damaged`] set.
+pub fn open(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> Result<Dump, DumpError> {
+    open_inner(path, options, progress).map_err(|reason| DumpError { path: path.to_owned(), reason })
+}
+
+fn open_inner(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> Result<Dump, DumpErrorKind> {
+    let given = source::map_path(path)?;
+    let file_size = given.len() as u64;
+    let (map, compression, kind) = match sniff::sniff(&given) {
+        Kind::Compressed(compression) => {
+            let dir = options.spool_dir.clone().unwrap_or_else(std::env::temp_dir);
+            let file = spool::unpack(compression, &given, &dir, progress)?;
+            let map = source::map_file(&file)?;
+            let kind = sniff::sniff(&map);
+            (map, Some(compression), kind)
+        }
+        kind => (given, None, kind),
+    };
+    let format = choose(options.format, compression, kind, map.len() as u64)?;
+    let contents = match format {
+        Format::Raw => raw(&map),
+        Format::Lime => lime::parse(&map)?,
+        Format::Elf => elf::parse(&map)?,
+    };
+    let size = map.len() as u64;
+    let memory = PhysicalMemory::mapped(map, contents.ranges)?;
+    let Contents { warnings, damaged, .. } = contents;
+    Ok(Dump { memory, format, compression, file_size, size, warnings, damaged })
+}
+
+/// The format of the content: what the user says, or else what it looks like.
+fn choose(forced: Option<Format>, outer: Option<Compression>, kind: Kind, size: u64) -> Result<Format, DumpErrorKind> {
+    match (forced, kind) {
+        (Some(format), _) => Ok(format),
+        (None, Kind::Dump(format)) => Ok(format),
+        (None, Kind::Refused(reason)) => Err(reason),
+        (None, Kind::Compressed(inner)) => {
+            Err(DumpErrorKind::NestedCompression { outer: outer.unwrap_or(inner), inner })
+        }
+        (None, Kind::Unknown) if size < FRAME_SIZE => Err(DumpErrorKind::TooSmall(size)),
+        (None, Kind::Unknown) => Ok(Format::Raw),
+    }
+}
+
+/// A dump without a container.
+fn raw(map: &Mmap) -> Contents {
+    let size = map.len() as u64;
+    let range = MemoryRange { start: PhysAddr(0), end: PhysAddr(size), offset: FileOffset(0) };
+    let odd = size % FRAME_SIZE;
+    let warnings = match odd {
+        0 => Vec::new(),
+        _ => vec![format!("the raw dump ends {odd} bytes into a page of 4096: it may have been cut off")],
+    };
+    Contents { ranges: vec![range], warnings, damaged: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_can_be_shared_between_threads() {
+        fn check<T: Send + Sync>() {}
+        check::<Dump>();
+        check::<DumpError>();
+    }
+
+    #[test]
+    fn the_users_word_counts_more_than_the_content() {
+        let picture = || Kind::Refused(DumpErrorKind::OtherFile("a picture"));
+        assert!(matches!(choose(Some(Format::Raw), None, picture(), 1), Ok(Format::Raw)));
+        assert!(matches!(choose(None, None, picture(), 9999), Err(DumpErrorKind::OtherFile(_))));
+        assert!(matches!(choose(None, None, Kind::Unknown, 4096), Ok(Format::Raw)));
+        assert!(matches!(choose(None, None, Kind::Unknown, 4095), Err(DumpErrorKind::TooSmall(4095))));
+        let nested = choose(None, Some(Compression::Xz), Kind::Compressed(Compression::Gzip), 9999);
+        assert!(matches!(nested, Err(DumpErrorKind::NestedCompression { .. })));
+    }
+
+    #[test]
+    fn formats_are_lower_case_in_reports() {
+        assert_eq!(serde_json::to_string(&Format::Lime).unwrap(), "\"lime\"");
+        assert_eq!(serde_json::to_string(&Compression::Zstd).unwrap(), "\"zstd\"");
+    }
+}

@@ -1,0 +1,156 @@
+//! ELF cores of a machine: segments whose physical addresses count.
+//!
+//! Written by QEMU (`dump-guest-memory`), libvirt (`virsh dump --memory-only`), VirtualBox
+//! (`dumpvmcore`), and by kernels as /proc/kcore and /proc/vmcore.
+
+use std::collections::HashMap;
+
+use object::LittleEndian as LE;
+use object::elf::{FileHeader64, PT_LOAD, ProgramHeader64};
+use object::read::elf::{FileHeader, ProgramHeader};
+
+use super::coverage::Coverage;
+use super::{Contents, DumpErrorKind, Format, MAX_RANGES, MemoryRange, process_core};
+use crate::addr::{FileOffset, PhysAddr};
+
+/// The first four bytes of each ELF file.
+pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
+
+/// Bytes in the header of a 64-bit ELF file.
+const HEADER_SIZE: u64 = 64;
+/// First address of the kernel's half of a 64-bit address space.
+const KERNEL_HALF: u64 = 1 << 63;
+
+/// The ranges of an ELF core. A file that ends early is damaged, not refused.
+pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
+    refuse_kind(bytes)?;
+    let broken = |offset, what| DumpErrorKind::ElfHeader { offset: FileOffset(offset), what };
+    let file = FileHeader64::<LE>::parse(bytes).map_err(|_| broken(0, "expected ELF version 1"))?;
+    let table = file.e_phoff(LE);
+    let headers = file
+        .program_headers(LE, bytes)
+        .map_err(|_| broken(table, "expected a table of 56-byte program headers that lies in the file"))?;
+    if headers.len() > MAX_RANGES {
+        let offset = FileOffset(table.saturating_add(56 * MAX_RANGES as u64));
+        return Err(DumpErrorKind::TooManyRanges { format: Format::Elf, offset, limit: MAX_RANGES });
+    }
+    if let Some(refusal) = process_core::refuse(bytes, headers) {
+        return Err(refusal);
+    }
+    read_segments(bytes.len() as u64, headers)
+}
+
+/// Refuses what is no 64-bit x86 core. By hand, because `object` reads one class and byte order at
+/// a time, and the kind of file can be named for all of them.
+fn refuse_kind(bytes: &[u8]) -> Result<(), DumpErrorKind> {
+    let have = bytes.len() as u64;
+    let cut = || DumpErrorKind::CutHeader { format: Format::Elf, offset: FileOffset(0), need: HEADER_SIZE, have };
+    let header = bytes.first_chunk::<{ HEADER_SIZE as usize }>().ok_or_else(cut)?;
+    let [m0, m1, m2, m3, class, order, _, _, _, _, _, _, _, _, _, _, t0, t1, a0, a1, ..] = *header;
+    if [m0, m1, m2, m3] != MAGIC {
+        return Err(DumpErrorKind::ElfHeader { offset: FileOffset(0), what: "expected the magic 7f 45 4c 46" });
+    }
+    let big_endian = order == 2;
+    let half = |bytes| if big_endian { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) };
+    match half([t0, t1]) {
+        4 => {}
+        1 => return Err(DumpErrorKind::ElfNotCore("relocatable (an object file or kernel module)")),
+        2 => return Err(DumpErrorKind::ElfNotCore("executable")),
+        3 => return Err(DumpErrorKind::ElfNotCore("shared object or executable")),
+        _ => return Err(DumpErrorKind::ElfNotCore("file of an unknown type")),
+    }
+    let machine = half([a0, a1]);
+    if class == 2 && order == 1 && machine == object::elf::EM_X86_64.0 {
+        return Ok(());
+    }
+    let bits = if class == 1 { "32-bit" } else { "64-bit" };
+    let order = if big_endian { "big-endian" } else { "little-endian" };
+    let machine = match object::elf::Machine(machine) {
+        object::elf::EM_X86_64 => "x86-64".to_owned(),
+        object::elf::EM_386 => "x86".to_owned(),
+        object::elf::EM_AARCH64 => "AArch64".to_owned(),
+        object::elf::EM_ARM => "ARM".to_owned(),
+        object::elf::EM_S390 => "S/390".to_owned(),
+        object::elf::EM_PPC64 => "PowerPC".to_owned(),
+        object::elf::EM_RISCV => "RISC-V".to_owned(),
+        other => format!("machine {}", other.0),
+    };
+    Err(DumpErrorKind::ElfMachine(format!("{bits} {order} {machine}")))
+}
+
+/// What each loadable segment has in the file, at its physical address.
+fn read_segments(size: u64, headers: &[ProgramHeader64<LE>]) -> Result<Contents, DumpErrorKind> {
+    let mut contents = Contents::default();
+    let mut coverage = Coverage::default();
+    let direct_map = direct_map(headers);
+    let mut cut: Option<(PhysAddr, u64)> = None;
+    let mut unplaced = 0u64;
+    // p_memsz plays no part: what a segment lacks in the file is a hole, not zeros.
+    for (index, header) in loads(headers) {
+        let (start, len) = (header.p_paddr(LE), header.p_filesz(LE));
+        if !is_physical(header, direct_map) {
+            unplaced = unplaced.saturating_add(len);
+            continue;
+        }
+        let Some(end) = start.checked_add(len) else {
+            return Err(DumpErrorKind::ElfSegment { index, start: PhysAddr(start), len });
+        };
+        let offset = header.p_offset(LE);
+        let there = size.saturating_sub(offset).min(len);
+        if there < len {
+            let (_, missing) = cut.get_or_insert((PhysAddr(start + there), 0));
+            *missing = missing.saturating_add(end - (start + there));
+        }
+        let range = MemoryRange { start: PhysAddr(start), end: PhysAddr(start + there), offset: FileOffset(offset) };
+        coverage.claim(range, &mut contents.ranges);
+    }
+    if let Some((at, missing)) = cut {
+        contents
+            .warn(format!("the file ends {missing} bytes short of its segments: the memory from {at} on is missing"));
+    }
+    if unplaced > 0 {
+        contents.warnings.push(format!(
+            "{unplaced} bytes of segments without a physical address are not used (the kernel's virtual mappings)"
+        ));
+    }
+    contents.warnings.extend(coverage.warning());
+    if contents.ranges.is_empty() {
+        return Err(DumpErrorKind::NoMemory { format: Format::Elf, why: "no loadable segment has a byte in the file" });
+    }
+    Ok(contents)
+}
+
+/// The loadable segments that have bytes in the file, with their numbers.
+fn loads(headers: &[ProgramHeader64<LE>]) -> impl Iterator<Item = (usize, &ProgramHeader64<LE>)> {
+    headers.iter().enumerate().filter(|(_, h)| h.p_type(LE) == PT_LOAD && h.p_filesz(LE) != 0)
+}
+
+/// The distance of virtual from physical addresses that most segments share: the kernel's direct map.
+fn direct_map(headers: &[ProgramHeader64<LE>]) -> Option<u64> {
+    let mut votes: HashMap<u64, usize> = HashMap::new();
+    let placed = loads(headers).filter(|(_, h)| h.p_vaddr(LE) >= KERNEL_HALF && has_address(h));
+    for (_, header) in placed {
+        *votes.entry(header.p_vaddr(LE).wrapping_sub(header.p_paddr(LE))).or_default() += 1;
+    }
+    // The distance itself breaks ties, so that the answer does not hang on the order of a hash map.
+    votes.into_iter().max_by_key(|(distance, count)| (*count, *distance)).map(|(distance, _)| distance)
+}
+
+fn has_address(header: &ProgramHeader64<LE>) -> bool {
+    header.p_paddr(LE) != 0 && header.p_paddr(LE) != u64::MAX
+}
+
+/// Whether the physical address of a segment is meant. /proc/kcore also lists vmalloc and modules:
+/// with a physical address of −1, in older kernels of 0. Such a 0 is told from a true one by the
+/// direct map, which a segment of RAM at 0 would be in.
+fn is_physical(header: &ProgramHeader64<LE>, direct_map: Option<u64>) -> bool {
+    match header.p_paddr(LE) {
+        u64::MAX => false,
+        0 => header.p_vaddr(LE) < KERNEL_HALF || direct_map.is_none_or(|distance| header.p_vaddr(LE) == distance),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+#[path = "elf_tests.rs"]
+mod tests;

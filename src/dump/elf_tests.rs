@@ -1,0 +1,198 @@
+//! Tests of the ELF parser: cores built byte by byte, and arbitrary ones.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const LOAD: u32 = 1;
+const NOTE: u32 = 4;
+
+/// Type, virtual and physical address, bytes in the file, bytes in memory.
+type Segment = (u32, u64, u64, Vec<u8>, u64);
+
+fn load(vaddr: u64, paddr: u64, len: usize) -> Segment {
+    (LOAD, vaddr, paddr, vec![0xaa; len], len as u64)
+}
+
+fn note(name: &[u8], kind: u32, desc: &[u8]) -> Vec<u8> {
+    let pad = |v: &[u8]| [v, &vec![0; v.len().next_multiple_of(4) - v.len()]].concat();
+    let name = [name, b"\0"].concat();
+    let head = [name.len() as u32, desc.len() as u32, kind].map(u32::to_le_bytes).concat();
+    [head, pad(&name), pad(desc)].concat()
+}
+
+/// An x86-64 core: header, program headers, contents.
+fn core(segments: &[Segment]) -> Vec<u8> {
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x04\0\x3e\0\x01\0\0\0".to_vec();
+    file.extend([0u64, 64, 0].map(u64::to_le_bytes).concat()); // entry, phoff, shoff
+    file.extend([0, 0, 0, 0]); // flags
+    file.extend([64, 56, segments.len() as u16, 0, 0, 0].map(u16::to_le_bytes).concat());
+    let mut offset = 64 + 56 * segments.len() as u64;
+    for (kind, vaddr, paddr, data, memsz) in segments {
+        file.extend([*kind, 0].map(u32::to_le_bytes).concat());
+        file.extend([offset, *vaddr, *paddr, data.len() as u64, *memsz, 0].map(u64::to_le_bytes).concat());
+        offset += data.len() as u64;
+    }
+    segments.iter().for_each(|s| file.extend(&s.3));
+    file
+}
+
+fn ranges(contents: &Contents) -> Vec<(u64, u64)> {
+    contents.ranges.iter().map(|r| (r.start.0, r.end.0)).collect()
+}
+
+#[test]
+fn a_qemu_core_is_a_machine_for_all_its_registers() {
+    let notes = [note(b"CORE", 1, &[9; 336]), note(b"QEMU", 0, &[0; 440])].concat();
+    let len = notes.len() as u64;
+    let file = core(&[(NOTE, 0, 0, notes, len), load(0, 0, 0x40), load(0xc0000, 0xc0000, 0x10)]);
+    let contents = parse(&file).unwrap();
+    assert_eq!(ranges(&contents), [(0, 0x40), (0xc0000, 0xc0010)]);
+    assert_eq!((contents.warnings.len(), contents.damaged), (0, false));
+}
+
+#[test]
+fn only_bytes_in_the_file_are_memory() {
+    let file = core(&[(LOAD, 0, 0x1000, vec![1; 8], 4096), load(0, 0x9000, 0), load(0, 0x3000, 4)]);
+    assert_eq!(ranges(&parse(&file).unwrap()), [(0x1000, 0x1008), (0x3000, 0x3004)]);
+    let none = parse(&core(&[load(0, 0x9000, 0)]));
+    assert!(matches!(none, Err(DumpErrorKind::NoMemory { .. })));
+}
+
+#[test]
+fn kcore_lists_ram_vmalloc_and_text() {
+    const MAP: u64 = 0xffff_8880_0000_0000;
+    for vmalloc in [0, u64::MAX] {
+        let file = core(&[
+            load(0xffff_ffff_8100_0000, 0x1008, 4),
+            load(0xffff_c900_0000_0000, vmalloc, 64),
+            load(MAP, 0, 16),
+            load(MAP + 0x1000, 0x1000, 16),
+            load(MAP + 0x4000, 0x4000, 16),
+        ]);
+        let contents = parse(&file).unwrap();
+        assert_eq!(
+            ranges(&contents),
+            [(0x1008, 0x100c), (0, 16), (0x1000, 0x1008), (0x100c, 0x1010), (0x4000, 0x4010)]
+        );
+        assert!(contents.warnings[0].contains("64 bytes"), "{:?}", contents.warnings);
+        assert!(contents.warnings[1].contains("0x1008"), "{:?}", contents.warnings);
+        assert!(!contents.damaged);
+    }
+}
+
+#[test]
+fn a_truncated_core_keeps_what_is_there() {
+    let file = core(&[load(0, 0x1000, 32), load(0, 0x8000, 32), load(0, 0x9000, 8)]);
+    let contents = parse(&file[..file.len() - 20]).unwrap();
+    assert_eq!(ranges(&contents), [(0x1000, 0x1020), (0x8000, 0x8014)]);
+    assert!(contents.damaged);
+    assert!(contents.warnings[0].contains("20 bytes short"), "{:?}", contents.warnings);
+    assert!(contents.warnings[0].contains("0x8014"), "{:?}", contents.warnings);
+}
+
+#[test]
+fn a_core_of_a_process_is_named() {
+    let mut status = [0; 336];
+    status[32] = 7;
+    let mut info = [0; 136];
+    info[24] = 188;
+    info[40..47].copy_from_slice(b"python3");
+    let full = [note(b"CORE", 1, &status), note(b"CORE", 3, &info), note(b"CORE", 6, &[0; 16])].concat();
+    let kernel = core(&[(NOTE, 0, 0, full, 0), load(0x40_0000, 0x40_0000, 16)]);
+    match parse(&kernel) {
+        Err(DumpErrorKind::ProcessCore { pid: Some(188), command: Some(command) }) => assert_eq!(command, "python3"),
+        other => panic!("{other:?}"),
+    }
+    let bare = core(&[(NOTE, 0, 0, note(b"CORE", 1, &status), 0), load(0x40_0000, 0, 16), load(0x60_0000, 0, 16)]);
+    assert!(matches!(parse(&bare), Err(DumpErrorKind::ProcessCore { pid: Some(7), command: None })));
+}
+
+#[test]
+fn other_elf_files_are_named() {
+    let mut file = core(&[load(0, 0, 16)]);
+    for (kind, want) in [(1, "relocatable"), (2, "executable"), (3, "shared object"), (99, "unknown")] {
+        file[16] = kind;
+        assert!(matches!(parse(&file), Err(DumpErrorKind::ElfNotCore(is)) if is.contains(want)));
+    }
+    file[16] = 4;
+    file[18] = 183;
+    assert!(matches!(parse(&file), Err(DumpErrorKind::ElfMachine(m)) if m == "64-bit little-endian AArch64"));
+    file[4] = 1;
+    file[18] = 3;
+    assert!(matches!(parse(&file), Err(DumpErrorKind::ElfMachine(m)) if m == "32-bit little-endian x86"));
+    assert!(matches!(parse(&file[..40]), Err(DumpErrorKind::CutHeader { need: 64, have: 40, .. })));
+}
+
+#[test]
+fn broken_tables_and_segments_are_refused() {
+    let mut file = core(&[load(0, u64::MAX - 3, 16)]);
+    assert!(matches!(parse(&file), Err(DumpErrorKind::ElfSegment { index: 0, len: 16, .. })));
+    file[32] = 0xf0; // the table's place
+    assert!(matches!(parse(&file), Err(DumpErrorKind::ElfHeader { offset: FileOffset(0xf0), .. })));
+}
+
+#[test]
+fn more_headers_than_the_header_can_count() {
+    // PN_XNUM: the true count is in sh_info of section 0, here behind the program headers.
+    let count = 70_000u32;
+    let mut file = core(&[]);
+    file[56..58].copy_from_slice(&0xffffu16.to_le_bytes());
+    let (sections, data) = (64 + 56 * u64::from(count), 64 + 56 * u64::from(count) + 64);
+    file[40..48].copy_from_slice(&sections.to_le_bytes());
+    file[58..62].copy_from_slice(&[64, 0, 1, 0]);
+    for i in 0..u64::from(count) {
+        file.extend([LOAD, 0].map(u32::to_le_bytes).concat());
+        file.extend([data, 0, 0x1000 * (i + 1), 8, 8, 0].map(u64::to_le_bytes).concat());
+    }
+    let mut section = [0; 64];
+    section[44..48].copy_from_slice(&count.to_le_bytes());
+    file.extend(section);
+    file.extend([1; 8]);
+    assert_eq!(parse(&file).unwrap().ranges.len(), count as usize);
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_survived(
+        bytes in prop::collection::vec(any::<u8>(), 0..300),
+        words in prop::collection::vec(any::<u64>(), 0..40), count: u16, kinds in prop::collection::vec(0u32..6, 9)
+    ) {
+        let _ = parse(&bytes);
+        // A sound header with wild program headers gets further than wild bytes do.
+        let segments: Vec<Segment> = kinds.iter().zip(words.chunks(4)).map(|(kind, w)| {
+            let at = |i: usize| w.get(i).copied().unwrap_or(0);
+            (*kind, at(0), at(1), bytes.clone(), at(2))
+        }).collect();
+        let mut file = core(&segments);
+        let _ = parse(&file);
+        for (i, w) in words.iter().enumerate() {
+            let at = 64 + (*w as usize >> 8) % (file.len() - 64).max(1);
+            if i % 2 == 0 && at < file.len() { file[at] = *w as u8; }
+        }
+        let _ = parse(&file);
+        file[56..58].copy_from_slice(&count.to_le_bytes());
+        let _ = parse(&file);
+    }
+
+    #[test]
+    fn sound_cores_come_back_as_they_were_written(
+        spec in prop::collection::vec((1u64..1000, 1usize..100), 1..20), identity: bool, cut in 0usize..200
+    ) {
+        let (mut segments, mut want, mut at) = (Vec::new(), Vec::new(), 0u64);
+        for (gap, len) in spec {
+            at += gap;
+            want.push((at, at + len as u64));
+            segments.push(load(if identity { at } else { 0 }, at, len));
+            at += len as u64;
+        }
+        let file = core(&segments);
+        let contents = parse(&file).unwrap();
+        prop_assert_eq!(ranges(&contents), want);
+        prop_assert!(!contents.damaged && contents.warnings.is_empty());
+        let left = &file[..file.len().saturating_sub(cut)];
+        if let Ok(contents) = parse(left) {
+            prop_assert!(contents.ranges.iter().all(|r| r.offset.0 + r.len() <= left.len() as u64));
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Why a file could not be opened as a dump, and what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::{Compression, Format, RangeError};
+use crate::addr::{FileOffset, PhysAddr};
+
+/// A file that could not be opened as a dump.
+///
+/// Offsets count bytes of the file, or of its unpacked content where the file is compressed.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", path.display())]
+pub struct DumpError {
+    /// The file as it was given.
+    pub path: PathBuf,
+    /// What is wrong with it. No source of this error: the message holds all of it already.
+    pub reason: DumpErrorKind,
+}
+
+/// What is wrong with a file that was to be opened as a dump.
+///
+/// Each message names what was found, what was expected, and what to try.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DumpErrorKind {
+    /// There is no such file.
+    #[error("there is no such file; check the path")]
+    Missing,
+    /// A folder was given.
+    #[error("is a folder; name the dump file in it")]
+    Directory,
+    /// Neither a regular file nor a block device: a pipe, a socket, a character device.
+    #[error("is a {0}, which cannot be read at any place; copy its content into a file first")]
+    NotAFile(&'static str),
+    /// The user may not read the file.
+    #[error("may not be read by this user; change its mode or owner, or run as one who may")]
+    Permission,
+    /// The system failed to open, measure or map the file.
+    #[error("cannot {doing} it ({source}); copy it to a local disk and try again")]
+    Io {
+        /// What failed, as a verb.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file, or what it unpacks to, has no bytes.
+    #[error("holds no bytes; the capture or the copy has failed, take it again")]
+    Empty,
+    /// Taken for raw, but smaller than one page frame.
+    #[error(
+        "holds {0} bytes and is in no known format, and one page of memory alone is 4096; \
+         check that the copy is whole, or say --input-format raw"
+    )]
+    TooSmall(u64),
+    /// A file of another kind.
+    #[error("looks like {0}, not a dump of memory; if it is a raw dump all the same, say --input-format raw")]
+    OtherFile(&'static str),
+    /// An archive or compression that we do not unpack.
+    #[error("is {0}, which tensorcarve does not unpack; unpack it first and name the dump that was in it")]
+    Archive(&'static str),
+    /// A dump or snapshot in a format that we do not read.
+    #[error("is {what}, which tensorcarve does not read; {remedy}")]
+    OtherDump {
+        /// The format's name, with an article.
+        what: &'static str,
+        /// How to get a dump that can be read.
+        remedy: &'static str,
+    },
+    /// The compressed stream ends before its own end mark.
+    #[error(
+        "the {compression} stream ends early: {consumed} bytes in, it still expects more \
+         ({unpacked} bytes were unpacked); copy the file again and compare sizes or hashes"
+    )]
+    TruncatedCompression {
+        /// The kind of the stream.
+        compression: Compression,
+        /// Bytes of the file that were used up.
+        consumed: u64,
+        /// Bytes that came out until then.
+        unpacked: u64,
+    },
+    /// The compressed stream contradicts its own format or checksum.
+    #[error(
+        "the {compression} stream is damaged around file offset {offset} ({source}); \
+         copy the file again, or take the dump again"
+    )]
+    DamagedCompression {
+        /// The kind of the stream.
+        compression: Compression,
+        /// Bytes of the file that were used up.
+        offset: FileOffset,
+        /// What the decoder said.
+        source: io::Error,
+    },
+    /// Compressed twice.
+    #[error("is compressed twice, with {inner} inside {outer}; unpack the outer one by hand first")]
+    NestedCompression {
+        /// The kind of the file.
+        outer: Compression,
+        /// The kind of its content.
+        inner: Compression,
+    },
+    /// There is no room to unpack the dump.
+    #[error(
+        "unpacking needs at least {need} bytes in {}, where {free} are free; \
+         name a folder on a larger disk with --spool-dir, or unpack the dump by hand", dir.display()
+    )]
+    SpoolSpace {
+        /// The folder of the spool file.
+        dir: PathBuf,
+        /// Bytes needed, as far as the stream tells beforehand: at least this many.
+        need: u64,
+        /// Bytes free to this user when unpacking began.
+        free: u64,
+    },
+    /// The spool file could not be made or written.
+    #[error("cannot unpack into {} ({source}); name another folder with --spool-dir", dir.display())]
+    Spool {
+        /// The folder of the spool file.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file ends within the first header of its format.
+    #[error(
+        "the {format} header at file offset {offset} needs {need} bytes, the file has {have}; \
+         the capture or the copy was cut off, take it again"
+    )]
+    CutHeader {
+        /// The format that was recognised.
+        format: Format,
+        /// Where the header starts.
+        offset: FileOffset,
+        /// Bytes in a header.
+        need: u64,
+        /// Bytes there.
+        have: u64,
+    },
+    /// No LiME header where one must be.
+    #[error(
+        "no LiME header at file offset {offset}: expected the magic 0x4c694d45, found {found:#010x}; \
+         if it is a raw dump, say --input-format raw"
+    )]
+    LimeMagic {
+        /// Where the header should be.
+        offset: FileOffset,
+        /// The 32-bit word that is there.
+        found: u32,
+    },
+    /// A LiME header of a version that we do not know.
+    #[error(
+        "the LiME header at file offset {offset} says version {version}, expected 1; \
+         take the dump with LiME's format=lime, or with AVML and `avml-convert`"
+    )]
+    LimeVersion {
+        /// Where the header starts.
+        offset: FileOffset,
+        /// The version it claims.
+        version: u32,
+    },
+    /// A LiME header whose range is impossible.
+    #[error(
+        "the LiME header at file offset {offset} claims memory from {start} to {end}: its last byte must not \
+         come before its first nor be the last of the 64-bit range; the dump is damaged, take or copy it again"
+    )]
+    LimeRange {
+        /// Where the header starts.
+        offset: FileOffset,
+        /// First byte claimed.
+        start: PhysAddr,
+        /// Last byte claimed, inclusive.
+        end: PhysAddr,
+    },
+    /// More ranges than any machine has.
+    #[error(
+        "has more than {limit} {format} ranges (the one too many is at file offset {offset}); \
+         no machine has so many, the dump is damaged or made to harm"
+    )]
+    TooManyRanges {
+        /// The format.
+        format: Format,
+        /// Header of the first range too many.
+        offset: FileOffset,
+        /// How many are accepted.
+        limit: usize,
+    },
+    /// A sound container that holds no byte of physical memory.
+    #[error("its {format} container holds no physical memory: {why}; take the dump again")]
+    NoMemory {
+        /// The format.
+        format: Format,
+        /// What was looked for in vain.
+        why: &'static str,
+    },
+    /// An ELF file that is no core.
+    #[error(
+        "is an ELF {0}, not a core (ELF type 4); tensorcarve reads whole-machine dumps, \
+         take one with LiME, AVML or `virsh dump --memory-only`"
+    )]
+    ElfNotCore(&'static str),
+    /// An ELF core of a machine that we do not read.
+    #[error("is an ELF core of a machine that tensorcarve does not read ({0}); expected 64-bit little-endian x86-64")]
+    ElfMachine(String),
+    /// A broken ELF header.
+    #[error("the ELF header at file offset {offset} is broken ({what}); copy the file again, or take the dump again")]
+    ElfHeader {
+        /// Where the broken header starts.
+        offset: FileOffset,
+        /// What was expected of it.
+        what: &'static str,
+    },
+    /// An ELF segment that claims addresses past 2⁶⁴.
+    #[error(
+        "ELF segment {index} claims {len} bytes at physical address {start}, past the end of the 64-bit range; \
+         the dump is damaged, take or copy it again"
+    )]
+    ElfSegment {
+        /// Number of the program header, from 0.
+        index: usize,
+        /// First byte claimed.
+        start: PhysAddr,
+        /// Bytes claimed.
+        len: u64,
+    },
+    /// The core of one process, not of a machine.
+    #[error(
+        "is the core of one process{}, not of a machine; tensorcarve reads whole-machine dumps: take one with \
+         LiME, AVML or `virsh dump --memory-only`, or wait for its support of process images",
+        who(*pid, command.as_deref())
+    )]
+    ProcessCore {
+        /// The process id, where the core says.
+        pid: Option<u32>,
+        /// The command's name, where the core says; control characters are escaped.
+        command: Option<String>,
+    },
+    /// The container's ranges contradict each other or the file.
+    #[error("{0}; the dump is damaged, take or copy it again")]
+    Ranges(#[from] RangeError),
+}
+
+/// The process in words, as far as it is known.
+fn who(pid: Option<u32>, command: Option<&str>) -> String {
+    match (pid, command) {
+        (Some(pid), Some(command)) => format!(" (pid {pid}, `{command}`)"),
+        (Some(pid), None) => format!(" (pid {pid})"),
+        (None, Some(command)) => format!(" (`{command}`)"),
+        (None, None) => String::new(),
+    }
+}

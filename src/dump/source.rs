@@ -1,0 +1,68 @@
+//! The file on disk: what it is to the system, and its bytes, mapped.
+
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom};
+use std::path::Path;
+
+use memmap2::{Mmap, MmapOptions};
+
+use super::DumpErrorKind;
+
+/// Maps the file that the user named. Fails where it is no file, has no bytes, or may not be read.
+pub(super) fn map_path(path: &Path) -> Result<Mmap, DumpErrorKind> {
+    // Looked at before it is opened: opening a pipe would wait for somebody to write into it.
+    let metadata = fs::metadata(path).map_err(|e| explain("find", e))?;
+    if let Some(refusal) = refuse_type(&metadata) {
+        return Err(refusal);
+    }
+    let file = File::open(path).map_err(|e| explain("open", e))?;
+    map_file(&file)
+}
+
+/// Maps the whole of an open file.
+pub(super) fn map_file(mut file: &File) -> Result<Mmap, DumpErrorKind> {
+    // The end, not the metadata: a block device has a size only here.
+    let size = file.seek(SeekFrom::End(0)).map_err(|e| explain("measure", e))?;
+    if size == 0 {
+        return Err(DumpErrorKind::Empty);
+    }
+    let len = usize::try_from(size)
+        .map_err(|_| explain("map", io::Error::new(io::ErrorKind::FileTooLarge, "larger than the address space")))?;
+    // SAFETY: a mapping is sound for as long as nobody changes or shortens the file. We do neither:
+    // a dump is opened for reading alone, and a spool file has no name by which others could reach
+    // it. A dump that another program changes meanwhile is a risk that we take, and document, as
+    // all tools that map evidence do: evidence is kept from being written to, and the alternative,
+    // a copy, is impossible for dumps larger than the memory of this machine.
+    unsafe { MmapOptions::new().len(len).map(file) }.map_err(|e| explain("map", e))
+}
+
+/// What is neither a file nor a block device cannot be mapped.
+fn refuse_type(metadata: &fs::Metadata) -> Option<DumpErrorKind> {
+    if metadata.is_dir() {
+        return Some(DumpErrorKind::Directory);
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = metadata.file_type();
+        if kind.is_fifo() {
+            return Some(DumpErrorKind::NotAFile("pipe"));
+        }
+        if kind.is_socket() {
+            return Some(DumpErrorKind::NotAFile("socket"));
+        }
+        if kind.is_char_device() {
+            return Some(DumpErrorKind::NotAFile("character device"));
+        }
+    }
+    None
+}
+
+/// The system's error, with a kind of its own where we know better advice than its words.
+fn explain(doing: &'static str, source: io::Error) -> DumpErrorKind {
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => DumpErrorKind::Missing,
+        io::ErrorKind::PermissionDenied => DumpErrorKind::Permission,
+        _ => DumpErrorKind::Io { doing, source },
+    }
+}
