@@ -2,6 +2,9 @@
 pub mod addr;
 pub mod cpython;
 pub mod dump;
+pub mod model;
 pub mod paging;
+pub mod recover;
 pub mod scan;
 pub mod signature;
+pub mod tensor;

@@ -62,8 +62,6 @@ pub fn attribute_str(objects: &Objects<'_>, dict: VirtAddr, name: &str) -> Optio
 pub struct Builtins {
     /// `None`.
     pub none: Option<VirtAddr>,
-    /// The type `bool`.
-    pub bool_type: Option<VirtAddr>,
     /// The type `float`.
     pub float_type: Option<VirtAddr>,
 }
@@ -73,6 +71,6 @@ impl Builtins {
     pub fn new(objects: &Objects<'_>, modules: &Modules) -> Self {
         let Some(dict) = modules.get("builtins") else { return Self::default() };
         let item = |name| objects.dict_item(*dict, name).ok().flatten();
-        Self { none: item("None"), bool_type: item("bool"), float_type: item("float") }
+        Self { none: item("None"), float_type: item("float") }
     }
 }

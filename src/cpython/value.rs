@@ -69,7 +69,9 @@ impl Value {
         };
         if is(layout.flag_int) {
             let value = objects.int(object).ok()??;
-            let is_bool = builtins.bool_type == Some(type_object);
+            // `bool` is the only type made in C that derives from `int`.
+            let derives = objects.mro(type_object).ok()?.len() > 2;
+            let is_bool = derives && !is(layout.flag_heap_type);
             return Some(if is_bool { Self::Bool(value != 0) } else { Self::Int(value) });
         }
         if is(layout.flag_str) {

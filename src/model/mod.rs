@@ -1,0 +1,113 @@
+//! Neural networks: the tree of modules, their parameters and buffers under their names.
+//!
+//! A module is recognised by what it is: an instance of a type that derives from
+//! `torch.nn.modules.module.Module` and has the three dictionaries that such a module has. A model
+//! is a module that no other module holds, with at least one tensor somewhere in it.
+
+use serde::Serialize;
+
+use crate::addr::{PhysAddr, VirtAddr};
+use crate::cpython::Value;
+use crate::tensor::{Hole, TensorInfo};
+
+/// A neural network.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// `m0`, `m1`, … in the order of the report; also the folder's name.
+    pub id: String,
+    /// `__module__.__qualname__` of the root module's class.
+    pub class: String,
+    /// The root module.
+    pub object: VirtAddr,
+    /// Every address space in which these very tensors were found: more than one after a fork.
+    pub sightings: Vec<Sighting>,
+    /// The root (its name is empty) and all modules below, in the order of `named_modules()`.
+    pub modules: Vec<Module>,
+    /// What `state_dict()` lists, in its order, and the buffers that it leaves out.
+    pub tensors: Vec<NamedTensor>,
+    /// Parts of the model that could not be read, in words.
+    pub problems: Vec<String>,
+}
+
+/// Where a model was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Sighting {
+    /// Root of the address space.
+    pub root: PhysAddr,
+    /// The root module in it.
+    pub object: VirtAddr,
+}
+
+/// One module of a model.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// Dotted name; empty for the root.
+    pub name: String,
+    /// `__module__.__qualname__` of its class.
+    pub class: String,
+    /// The nearest class above it that is part of PyTorch itself, if its own is not.
+    pub torch_class: Option<String>,
+    /// Whether it was in training mode; `None` if it does not say.
+    pub training: Option<bool>,
+    /// Its plain attributes with public names, `training` among them.
+    pub hyper: Vec<(String, Value)>,
+    /// Its plain attributes whose names begin with an underscore.
+    pub private: Vec<(String, Value)>,
+    /// Full names of its own parameters, the unset ones left out.
+    pub parameters: Vec<String>,
+    /// Full names of its own buffers, the unset ones left out.
+    pub buffers: Vec<String>,
+    /// Own names of parameters and buffers that are registered but `None`.
+    pub unset: Vec<(String, TensorKind)>,
+    /// The Python object.
+    pub object: VirtAddr,
+}
+
+/// What a tensor is to its module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TensorKind {
+    /// Learned.
+    Parameter,
+    /// Kept, not learned.
+    Buffer,
+}
+
+/// How much of a tensor the dump holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Every byte.
+    Complete,
+    /// Some bytes; the holes are listed.
+    Partial,
+    /// None: not its data, or not even its headers.
+    Missing,
+    /// The data lie on an accelerator, whose memory is not part of the dump.
+    Device,
+}
+
+/// A tensor under its name.
+#[derive(Clone, Debug)]
+pub struct NamedTensor {
+    /// Dotted name, as in `state_dict()`.
+    pub name: String,
+    /// Parameter or buffer.
+    pub kind: TensorKind,
+    /// Whether `state_dict()` lists it.
+    pub persistent: bool,
+    /// The Python object.
+    pub object: VirtAddr,
+    /// The name under which the same tensor object came first (tied weights).
+    pub same_as: Option<String>,
+    /// Its headers; `None` if they could not be read.
+    pub info: Option<TensorInfo>,
+    /// How much of it is there.
+    pub status: Status,
+    /// What is not.
+    pub holes: Vec<Hole>,
+    /// SHA-256 of the contiguous bytes in lower-case hex; only of complete tensors.
+    pub sha256: Option<String>,
+    /// Why it is not complete, where holes do not say it.
+    pub problem: Option<String>,
+}

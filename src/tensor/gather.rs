@@ -1,0 +1,316 @@
+//! A tensor's bytes, in logical order, straight from the dump: what is not there is a hole.
+
+use serde::Serialize;
+
+use super::read::TensorInfo;
+use crate::addr::{FRAME_SIZE, VirtAddr};
+use crate::paging::{Fault, VirtualMemory};
+
+/// Bytes that are collected before they are handed on.
+const BUFFER: usize = 1 << 16;
+/// Pages that a strided walk keeps at hand.
+const CACHED_PAGES: usize = 1024;
+
+/// A run of a tensor's bytes that the dump does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Hole {
+    /// First missing byte of the contiguous tensor.
+    pub start: u64,
+    /// First byte after the hole.
+    pub end: u64,
+    /// Virtual address of the first missing byte.
+    pub address: VirtAddr,
+    /// Why it could not be read.
+    pub reason: String,
+}
+
+/// The tensor claims more bytes than the storage, or the dump, can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{bytes} bytes are more than the limit of {limit}")]
+pub struct TooLarge {
+    /// Bytes of the contiguous tensor.
+    pub bytes: u64,
+    /// The most that is gathered.
+    pub limit: u64,
+}
+
+/// Hands the bytes of a tensor to `sink` in row-major order, as `tensor.contiguous()` would hold them,
+/// and returns its holes; their bytes are handed over as zeros.
+///
+/// `limit` bounds the bytes: a tensor that repeats its elements (stride 0) can claim any size.
+///
+/// # Errors
+/// The tensor is larger than `limit`, or `sink` failed.
+pub fn gather<E: From<TooLarge>>(
+    memory: &dyn VirtualMemory,
+    tensor: &TensorInfo,
+    limit: u64,
+    sink: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<Vec<Hole>, E> {
+    let bytes = tensor.byte_len();
+    if bytes > limit {
+        return Err(TooLarge { bytes, limit }.into());
+    }
+    let mut gatherer = Gatherer {
+        pages: Pages { memory, cached: vec![None; CACHED_PAGES] },
+        sink,
+        buffer: Vec::with_capacity(BUFFER),
+        done: 0,
+        holes: Vec::new(),
+        last_fault: None,
+    };
+    if tensor.numel() > 0 {
+        let (outer, run) = runs(tensor);
+        let mut index = vec![0u64; outer.len()];
+        loop {
+            let elements: u64 = index.iter().zip(&outer).map(|(i, (_, stride))| i * stride).sum();
+            gatherer.run(VirtAddr(tensor.data.0.wrapping_add(elements * tensor.dtype.size)), run)?;
+            if !advance(&mut index, &outer) {
+                break;
+            }
+        }
+    }
+    gatherer.flush()?;
+    Ok(gatherer.holes)
+}
+
+/// Splits the dimensions: outer ones as size and stride, and the bytes of the contiguous rest.
+fn runs(tensor: &TensorInfo) -> (Vec<(u64, u64)>, u64) {
+    let mut outer: Vec<(u64, u64)> = tensor.shape.iter().copied().zip(tensor.stride.iter().copied()).collect();
+    let mut run = 1;
+    while let Some((size, stride)) = outer.last().copied() {
+        if size != 1 && stride != run {
+            break;
+        }
+        run *= size;
+        outer.pop();
+    }
+    (outer, run * tensor.dtype.size)
+}
+
+/// Counts up in row-major order; `false` after the last index.
+fn advance(index: &mut [u64], outer: &[(u64, u64)]) -> bool {
+    for (i, (size, _)) in index.iter_mut().zip(outer).rev() {
+        *i += 1;
+        if *i < *size {
+            return true;
+        }
+        *i = 0;
+    }
+    false
+}
+
+struct Gatherer<'a, S> {
+    pages: Pages<'a>,
+    sink: S,
+    buffer: Vec<u8>,
+    done: u64,
+    holes: Vec<Hole>,
+    /// The fault of the last hole, and the address after it.
+    last_fault: Option<(Fault, u64)>,
+}
+
+impl<E, S: FnMut(&[u8]) -> Result<(), E>> Gatherer<'_, S> {
+    fn run(&mut self, start: VirtAddr, len: u64) -> Result<(), E> {
+        let mut at = start.0;
+        let mut left = len;
+        while left > 0 {
+            let count = match self.pages.bytes_at(VirtAddr(at)) {
+                Ok(bytes) => {
+                    let count = left.min(bytes.len() as u64);
+                    let bytes = bytes.get(..count as usize).unwrap_or_default();
+                    if self.buffer.len() + bytes.len() > BUFFER {
+                        (self.sink)(&self.buffer)?;
+                        self.buffer.clear();
+                    }
+                    if bytes.len() > BUFFER { (self.sink)(bytes)? } else { self.buffer.extend_from_slice(bytes) }
+                    count
+                }
+                Err(fault) => {
+                    let count = left.min(FRAME_SIZE - VirtAddr(at).in_frame());
+                    self.hole(at, count, fault);
+                    if self.buffer.len() as u64 + count > BUFFER as u64 {
+                        (self.sink)(&self.buffer)?;
+                        self.buffer.clear();
+                    }
+                    self.buffer.resize(self.buffer.len() + count as usize, 0);
+                    count
+                }
+            };
+            self.done += count;
+            at = at.wrapping_add(count);
+            left -= count;
+        }
+        Ok(())
+    }
+
+    fn hole(&mut self, at: u64, count: u64, fault: Fault) {
+        let goes_on = self.last_fault.is_some_and(|(last, end)| end == at && same_cause(last, fault));
+        let end = self.done + count;
+        match self.holes.last_mut() {
+            Some(last) if last.end == self.done && goes_on => last.end = end,
+            _ => {
+                let reason = fault.to_string();
+                self.holes.push(Hole { start: self.done, end, address: VirtAddr(at), reason });
+            }
+        }
+        self.last_fault = Some((fault, at.wrapping_add(count)));
+    }
+
+    fn flush(&mut self) -> Result<(), E> {
+        if self.buffer.is_empty() { Ok(()) } else { (self.sink)(&self.buffer) }
+    }
+}
+
+/// Whether two pages are missing for the same reason, so that one hole can name both.
+fn same_cause(a: Fault, b: Fault) -> bool {
+    match (a, b) {
+        (Fault::NotPresent { level: a, entry: x, .. }, Fault::NotPresent { level: b, entry: y, .. }) => (a, x) == (b, y),
+        (Fault::NotInDump { .. }, Fault::NotInDump { .. }) | (Fault::NonCanonical { .. }, Fault::NonCanonical { .. }) => {
+            true
+        }
+        _ => false,
+    }
+}
+
+/// The pages that were read last: a strided tensor comes back to each many times.
+struct Pages<'a> {
+    memory: &'a dyn VirtualMemory,
+    cached: Vec<Option<(u64, &'a [u8])>>,
+}
+
+impl<'a> Pages<'a> {
+    fn bytes_at(&mut self, va: VirtAddr) -> Result<&'a [u8], Fault> {
+        let page = va.frame().0;
+        let slot = self.cached.get_mut((page / FRAME_SIZE) as usize % CACHED_PAGES);
+        if let Some(Some((cached, bytes))) = slot.as_deref()
+            && *cached == page
+            && let Some(rest) = bytes.get(va.in_frame() as usize..).filter(|rest| !rest.is_empty())
+        {
+            return Ok(rest);
+        }
+        // A large page goes on past these 4 KiB; a frame can also begin in the middle of a page.
+        match self.memory.bytes_at(VirtAddr(page)) {
+            Ok(bytes) if bytes.len() as u64 > va.in_frame() => {
+                if let Some(slot) = slot {
+                    *slot = Some((page, bytes));
+                }
+                Ok(bytes.get(va.in_frame() as usize..).unwrap_or_default())
+            }
+            _ => self.memory.bytes_at(va),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::ScalarType;
+
+    /// Memory whose pages of 4 KiB are there or not; byte `i` of it is `i % 251`.
+    struct Pattern {
+        bytes: Vec<u8>,
+        missing: Vec<u64>,
+    }
+
+    impl Pattern {
+        fn new(missing: &[u64]) -> Self {
+            Self { bytes: (0..0x10000u32).map(|i| (i % 251) as u8).collect(), missing: missing.to_vec() }
+        }
+    }
+
+    impl VirtualMemory for Pattern {
+        fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault> {
+            if self.missing.contains(&va.frame().0) || va.0 >= 0x10000 {
+                return Err(Fault::NotPresent { va, level: 1, entry: 0 });
+            }
+            Ok(&self.bytes[va.0 as usize..va.frame().0 as usize + 0x1000])
+        }
+    }
+
+    fn tensor(shape: &[u64], stride: &[u64], data: u64, size: u64) -> TensorInfo {
+        TensorInfo {
+            object: VirtAddr(0),
+            dtype: ScalarType::of_size(size),
+            shape: shape.to_vec(),
+            stride: stride.to_vec(),
+            storage_offset: 0,
+            storage: VirtAddr(0),
+            data: VirtAddr(data),
+            storage_bytes: u64::MAX,
+            device: "cpu".to_owned(),
+            requires_grad: false,
+        }
+    }
+
+    fn collect(memory: &Pattern, tensor: &TensorInfo) -> (Vec<u8>, Vec<Hole>) {
+        let mut bytes = Vec::new();
+        let holes = gather::<TooLarge>(memory, tensor, 1 << 20, |chunk| {
+            bytes.extend_from_slice(chunk);
+            Ok(())
+        });
+        (bytes, holes.unwrap())
+    }
+
+    /// Element by element, by the definition of strides.
+    fn naive(memory: &Pattern, tensor: &TensorInfo) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for i in 0..tensor.numel() {
+            let (mut rest, mut at) = (i, 0);
+            for (size, stride) in tensor.shape.iter().zip(&tensor.stride).rev() {
+                at += (rest % size) * stride;
+                rest /= size;
+            }
+            let start = (tensor.data.0 + at * tensor.dtype.size) as usize;
+            for byte in start..start + tensor.dtype.size as usize {
+                let there = !memory.missing.contains(&(byte as u64 & !0xfff));
+                bytes.push(if there { memory.bytes[byte] } else { 0 });
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn every_stride_gives_the_logical_order() {
+        let memory = Pattern::new(&[]);
+        for tensor in [
+            tensor(&[4, 5, 6], &[30, 6, 1], 0x100, 4),
+            tensor(&[4, 5, 6], &[1, 4, 20], 0x100, 4),
+            tensor(&[2, 8, 3, 3], &[72, 1, 24, 8], 0xff0, 2),
+            tensor(&[7, 9], &[0, 1], 0x1ffe, 8),
+            tensor(&[3, 1, 2], &[2, 999, 1], 8, 1),
+            tensor(&[64, 64], &[1, 64], 0xfff, 8),
+            tensor(&[], &[], 0x2fff, 4),
+            tensor(&[0, 3], &[3, 1], 0, 4),
+            tensor(&[3000], &[5], 3, 4),
+            tensor(&[40000], &[1], 1, 1),
+        ] {
+            let (bytes, holes) = collect(&memory, &tensor);
+            assert_eq!(bytes, naive(&memory, &tensor), "{tensor:?}");
+            assert!(holes.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_listed_not_invented() {
+        let memory = Pattern::new(&[0x2000, 0x3000, 0x6000]);
+        let contiguous = tensor(&[0x6000], &[1], 0x1800, 1);
+        let (bytes, holes) = collect(&memory, &contiguous);
+        assert_eq!(bytes, naive(&memory, &contiguous));
+        let spans: Vec<_> = holes.iter().map(|hole| (hole.start, hole.end, hole.address.0)).collect();
+        assert_eq!(spans, [(0x800, 0x2800, 0x2000), (0x4800, 0x5800, 0x6000)]);
+        let transposed = tensor(&[0x1000, 7], &[1, 0x1000], 0, 1);
+        let (bytes, holes) = collect(&memory, &transposed);
+        assert_eq!(bytes, naive(&memory, &transposed));
+        let missing: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
+        assert_eq!(missing, 3 * 0x1000);
+        assert_eq!((holes[0].start, holes[0].end, holes[0].address.0), (2, 3, 0x2000));
+    }
+
+    #[test]
+    fn a_tensor_that_repeats_itself_is_bounded() {
+        let endless = tensor(&[1 << 40, 1 << 10], &[0, 0], 0, 8);
+        let result = gather::<TooLarge>(&Pattern::new(&[]), &endless, 1 << 20, |_| Ok(()));
+        assert_eq!(result, Err(TooLarge { bytes: 1 << 53, limit: 1 << 20 }));
+    }
+}
