@@ -1,9 +1,14 @@
 //! The command line: exit codes, messages that help, and nothing touched where it refuses.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may simply fail")]
 
+mod mounted;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use mounted::Mounted;
 
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cifar10-pdb.lime.zst");
 
@@ -100,28 +105,6 @@ fn a_full_disk_is_said_and_nothing_is_left() {
     assert_eq!(names, ["filler"]);
 }
 
-/// A file system in memory; only root may mount one.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(at: &Path, options: &str) -> Option<Self> {
-        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).output();
-        match mount {
-            Ok(output) if output.status.success() => Some(Self(at.to_owned())),
-            _ => {
-                eprintln!("skipped: mounting a file system needs root");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        Command::new("umount").arg(&self.0).status().unwrap();
-    }
-}
-
 #[test]
 fn bad_signatures_are_named_with_file_and_line() {
     let dir = tempfile::tempdir().unwrap();
@@ -200,4 +183,23 @@ fn a_reader_that_goes_is_no_error() {
     command.arg("info").arg(&dump).stdout(writer).stderr(Stdio::piped());
     let output = command.output().unwrap();
     assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+}
+
+#[test]
+fn an_interrupted_run_ends_at_once_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("new/out");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
+    command.args(["recover", SHIPPED, "-o", out.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let run = command.spawn().unwrap();
+    let start = Instant::now();
+    while !out.join(".tensorcarve-incomplete").exists() {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap();
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("interrupted; the output folder is as it was"), "{}", stderr(&output));
+    assert!(!dir.path().join("new").exists());
 }

@@ -92,6 +92,9 @@ fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path,
     if args.talk.verbose {
         say_times(times);
         recovery.processes.iter().for_each(say_layouts);
+        for model in recovery.processes.iter().flat_map(|process| &process.models) {
+            model.problems.iter().for_each(|problem| say(&format!("{}: {}", model.id, report::printable(problem))));
+        }
     }
     let mut models = recovery.processes.iter().flat_map(|process| &process.models);
     match models.next() {

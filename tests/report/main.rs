@@ -3,12 +3,15 @@
 
 mod fixture;
 mod load;
+#[path = "../mounted/mod.rs"]
+mod mounted;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use fixture::{Quiet, Victim, f32_bytes, run, scalar};
+use mounted::Mounted;
 use safetensors::SafeTensors;
 use serde_json::{Value as Json, json};
 use tensorcarve::cpython::Value;
@@ -166,6 +169,21 @@ fn a_failure_leaves_the_folder_as_it_was() {
     let before = tree(&out);
     write(&out, true, &found).unwrap_err();
     assert_eq!(tree(&out), before);
+}
+
+#[test]
+fn a_full_disk_is_found_out_before_or_while_writing() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(_mounted) = Mounted::new(dir.path(), "size=24k") else { return };
+    let mut large = Victim::new("__main__.Net");
+    large.module("", ("__main__.Net", None), vec![]);
+    large.parameter("weight", &[8192], &[1.0; 8192]);
+    let error = write(&dir.path().join("out"), false, &large.finish()).unwrap_err();
+    assert!(matches!(error, OutputError::NoSpace { need: Some(0x8000), .. }), "{error}");
+    // The weights fit, the documents do not.
+    let error = write(&dir.path().join("out"), false, &mixed()).unwrap_err();
+    assert!(matches!(error, OutputError::NoSpace { need: None, .. }), "{error}");
+    assert!(tree(dir.path()).is_empty());
 }
 
 #[test]
