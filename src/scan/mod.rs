@@ -11,11 +11,15 @@
 mod backend;
 mod chunk;
 mod engine;
+mod filter;
 mod frames;
 mod needles;
+mod pointer_set;
 mod scalar;
+mod simd;
 mod structures;
 mod sweep;
+mod vector;
 
 use rayon::prelude::*;
 
@@ -25,7 +29,8 @@ use crate::signature::Signatures;
 
 pub use backend::{Backend, BackendChoice, BackendError};
 pub use frames::{FrameClasses, ZERO_FRAME};
-pub use sweep::{PointerSet, sweep};
+pub use pointer_set::PointerSet;
+pub use sweep::sweep;
 
 use needles::Needles;
 

@@ -4,8 +4,8 @@ use super::Hit;
 use super::chunk::View;
 use super::engine::{Engine, Plan};
 use super::frames::ZERO_FRAME;
+use super::pointer_set::PointerSet;
 use super::structures;
-use super::sweep::PointerSet;
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::signature::{Leaf, Mmu, Structure};
 

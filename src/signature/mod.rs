@@ -244,3 +244,6 @@ fn insert<T, K: PartialEq + std::fmt::Debug>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
