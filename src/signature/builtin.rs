@@ -6,5 +6,5 @@ pub(super) static SIGNATURES: &[(&str, &str)] = &[
     ("signatures/x86_64.toml", include_str!("../../signatures/x86_64.toml")),
 ];
 
-/// Struct layouts per version.
+/// Struct layouts per version, as `("signatures/layouts/cpython-3.11.toml", include_str!(…))`.
 pub(super) static LAYOUTS: &[(&str, &str)] = &[];
