@@ -3,6 +3,10 @@
 //! `RAYON_NUM_THREADS=1 cargo bench --bench scan` measures one core. Every benchmark first checks
 //! that what was planted is found, so that no fast wrong answer is measured.
 
+#![allow(missing_docs, reason = "criterion's macros")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "benchmarks may simply fail")]
+#![allow(clippy::single_range_in_vec_init, reason = "one physical range is meant")]
+
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -49,7 +53,7 @@ fn memory() -> PhysicalMemory {
     }
     for n in 0..PLANTED {
         let base = n * (SIZE / PLANTED / FRAME * FRAME) + FRAME + n * 40 % 4000 / 8 * 8;
-        let object = [1, TYPE_ADDRESS | base % FRAME, 0, 0x1001, 928, 40];
+        let object = [1, TYPE_ADDRESS | (base % FRAME), 0, 0x1001, 928, 40];
         for (word, at) in object.iter().zip((FILE_OFFSET + base as usize..).step_by(8)) {
             bytes[at..at + 8].copy_from_slice(&u64::to_le_bytes(*word));
         }

@@ -1,5 +1,8 @@
 //! The scan and the sweep: every backend finds what is there by construction, and all find the same.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests may simply fail")]
+#![allow(clippy::single_range_in_vec_init, reason = "one physical range is meant")]
+
 #[path = "scan/memory.rs"]
 mod memory;
 
@@ -11,7 +14,7 @@ use memory::{Builder, Random};
 use proptest::prelude::*;
 use tensorcarve::addr::{FileOffset, PhysAddr};
 use tensorcarve::dump::{MemoryRange, PhysicalMemory};
-use tensorcarve::scan::{Backend, BackendChoice, Hit, PointerSet, ScanResult, ZERO_FRAME, scan, sweep};
+use tensorcarve::scan::{ABSENT_FRAME, Backend, BackendChoice, Hit, PointerSet, ScanResult, ZERO_FRAME, scan, sweep};
 use tensorcarve::signature::Signatures;
 
 /// Structures that take every way through the engines.
@@ -148,7 +151,10 @@ fn naive_class(frame: &[u8]) -> u8 {
         return 0x80;
     }
     let present: Vec<u64> = entries.into_iter().filter(|e| e & 1 == 1).collect();
-    if present.is_empty() || present.iter().any(|e| (e >> 48) & 0xf != 0) {
+    if present.is_empty() {
+        return 0x40;
+    }
+    if present.iter().any(|e| (e >> 48) & 0xf != 0) {
         return 0;
     }
     let fits = |rule: fn(u64) -> bool| present.iter().all(|e| e & 0x80 == 0 || rule(*e));
@@ -185,11 +191,12 @@ fn every_entry_of_a_frame_counts() {
         }
     }
     let memory = builder.done();
-    let result = scan_all(&memory, &many());
+    let rules = include_str!("../signatures/x86_64.toml");
+    let result = scan_all(&memory, &Signatures::from_texts([("x86_64.toml", rules)]).unwrap());
     check_classes(&memory, &result);
     let classes: BTreeSet<u8> =
         (0..result.frames.len() as u64).filter_map(|n| result.frames.get(PhysAddr(n * FRAME))).collect();
-    assert_eq!(classes, BTreeSet::from([0, 1, 3, 7, 0x1f, ZERO_FRAME]));
+    assert_eq!(classes, BTreeSet::from([0, 1, 3, 7, 0x1f, ABSENT_FRAME, ZERO_FRAME]));
 }
 
 fn naive_sweep(memory: &PhysicalMemory, frames: &[Range<PhysAddr>], values: &[u64]) -> Vec<(PhysAddr, u64)> {
@@ -199,7 +206,7 @@ fn naive_sweep(memory: &PhysicalMemory, frames: &[Range<PhysAddr>], values: &[u6
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 24 } else { 256 }))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 12 } else { 256 }))]
 
     #[test]
     fn backends_agree_on_anything(seed in any::<u64>()) {
@@ -239,9 +246,9 @@ fn the_shipped_dump_holds_two_interpreters() {
         ranges.push(MemoryRange { start, end, offset: FileOffset(at as u64 + 32) });
         at += 32 + (end.0 - start.0) as usize;
     }
-    // The reference is slow, without optimisation and with many signatures: the last 16 MiB hold what is asserted.
+    // The reference is slow, without optimisation and with many signatures: the last 2 MiB hold what is asserted.
     let last = *ranges.last().unwrap();
-    let skip = last.len() - (16 << 20);
+    let skip = last.len() - (2 << 20);
     let start = PhysAddr(last.start.0 + skip);
     let end_only = vec![MemoryRange { start, offset: FileOffset(last.offset.0 + skip), ..last }];
     let run = |bytes: Vec<u8>, ranges: Vec<MemoryRange>, signatures: &Signatures| {

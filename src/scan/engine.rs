@@ -6,6 +6,7 @@
 use super::Hit;
 use super::chunk::View;
 use super::filter::Anchor;
+use super::frames::ABSENT_FRAME;
 use super::pointer_set::PointerSet;
 use crate::addr::PhysAddr;
 use crate::signature::{Leaf, Mmu, Signatures, Structure};
@@ -54,9 +55,13 @@ impl FrameRules {
         Self { present: mmu.present, leaf_bit: mmu.leaf_bit, reserved: mmu.reserved, levels: levels.collect() }
     }
 
-    /// The class of a frame whose present entries, or-ed, are `present`, and those of them with the leaf bit `leaves`.
+    /// The class of a frame that is not zero, whose present entries, or-ed, are `present`, and those of them with
+    /// the leaf bit `leaves`.
     pub(super) fn class(&self, present: u64, leaves: u64) -> u8 {
-        if present == 0 || present & self.reserved != 0 {
+        if present == 0 {
+            return ABSENT_FRAME;
+        }
+        if present & self.reserved != 0 {
             return 0;
         }
         self.levels.iter().filter(|(_, forbidden)| leaves & forbidden == 0).fold(0, |class, (bit, _)| class | bit)

@@ -10,15 +10,20 @@
 
 mod backend;
 mod chunk;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod engine;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod filter;
 mod frames;
 mod needles;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod pointer_set;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
 mod simd;
 mod structures;
 mod sweep;
+#[cfg(target_arch = "x86_64")]
 mod vector;
 
 use rayon::prelude::*;
@@ -28,7 +33,7 @@ use crate::dump::PhysicalMemory;
 use crate::signature::Signatures;
 
 pub use backend::{Backend, BackendChoice, BackendError};
-pub use frames::{FrameClasses, ZERO_FRAME};
+pub use frames::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
 pub use pointer_set::PointerSet;
 pub use sweep::sweep;
 

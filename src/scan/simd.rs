@@ -232,7 +232,6 @@ unsafe fn select_spans<V: Vector, const N: usize>(
 }
 
 /// An engine of the algorithm above for one instruction set.
-#[cfg(target_arch = "x86_64")]
 macro_rules! engine {
     ($(#[$doc:meta])* $engine:ident, $vector:ty, $feature:tt) => {
         $(#[$doc])*
@@ -270,12 +269,10 @@ macro_rules! engine {
     };
 }
 
-#[cfg(target_arch = "x86_64")]
 engine!(
     /// Four slots at a time.
     Avx2, std::arch::x86_64::__m256i, "avx2"
 );
-#[cfg(target_arch = "x86_64")]
 engine!(
     /// Eight slots at a time.
     Avx512, std::arch::x86_64::__m512i, "avx512f"

@@ -45,7 +45,6 @@ pub(super) trait Vector: Copy {
     unsafe fn fold(self) -> u64;
 }
 
-#[cfg(target_arch = "x86_64")]
 mod x86_64 {
     use std::arch::x86_64::*;
 

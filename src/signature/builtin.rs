@@ -6,12 +6,12 @@ pub(super) static SIGNATURES: &[(&str, &str)] = &[
     ("signatures/x86_64.toml", include_str!("../../signatures/x86_64.toml")),
 ];
 
-/// Struct layouts per version.
 macro_rules! layouts {
     ($($name:literal,)*) => {
         &[$((concat!("signatures/layouts/", $name), include_str!(concat!("../../signatures/layouts/", $name))),)*]
     };
 }
+/// Struct layouts per version.
 pub(super) static LAYOUTS: &[(&str, &str)] = layouts![
     "cpython-3.8.toml",
     "cpython-3.9.toml",

@@ -189,7 +189,7 @@ fn bad_needles_and_page_table_rules_are_named_by_file_line_and_key() {
         (&mmu.replace("reserved = [48, 51]", "reserved = [48, 64]"), ": mmu.reserved: [48, 64] is no range of bits"),
         (&mmu.replace("present = 0", "present = 64"), ": mmu.present: bit 64 is not between 0 and 63"),
         (&mmu.replace("level = 5", "level = 4"), ": mmu.level.level: level 4 is given twice"),
-        (&mmu.replace("level = 5", "level = 8"), ": mmu.level.level: level 8 is not between 1 and 7"),
+        (&mmu.replace("level = 5", "level = 8"), ": mmu.level.level: level 8 is not between 1 and 6"),
         (&mmu.replace("\"never\"", "\"sometimes\""), ": mmu.level.leaf: unknown variant `sometimes`"),
     ];
     for (text, expected) in cases {

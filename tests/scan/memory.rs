@@ -96,8 +96,8 @@ impl Random {
             4 => self.below(1 << 20) << 30 | 0xe7,
             // Pointers to their own page offset, or beside it.
             5 => 0x7f00_0000_0000 | self.below(1 << 20) << 12 | (own.wrapping_sub(self.below(3) * 8) & 0xfff),
-            6 => [0, 1, 40, 0x4242, 0xffff_8880_0000_1000, u64::MAX, 0x9594a0][self.below(7) as usize],
-            _ => u64::from_le_bytes(*b"xdebugpy").rotate_left(8 * self.below(3) as u32),
+            6 => [0, 1, 40, 0x4242, 0xffff_8880_0000_1000, u64::MAX, 0x9594a0, 40 << 24][self.below(8) as usize],
+            _ => u64::from_le_bytes(*b"xdebugpy").rotate_left(8 * self.below(8) as u32),
         }
     }
 }
