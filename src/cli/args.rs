@@ -1,0 +1,196 @@
+//! The arguments, and the help that teaches them.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tensorcarve::dump::{self, OpenOptions};
+use tensorcarve::scan::BackendChoice;
+
+const AFTER: &str = "\
+Examples:
+  tensorcarve recover memory.lime -o out      find the models, write them to out/
+  python3 out/models/m0/load.py               rebuild the first one with stock PyTorch
+  tensorcarve info memory.lime                what the dump is, which ranges it holds
+  tensorcarve spaces memory.lime              the address spaces in it
+
+Data go to stdout, everything else to stderr.
+Exit codes: 0 found, 1 nothing found, 2 error, 3 found but partly unreadable, 130 interrupted.";
+
+const RECOVER_AFTER: &str = "\
+Examples:
+  tensorcarve recover memory.lime -o out
+  tensorcarve recover memory.raw.zst -o out --spool-dir /big/disk
+  tensorcarve recover memory.elf -o out --overwrite --format jsonl | jq .class
+
+DIR/recovery.json lists everything that was found, and is written last: a folder without it is not
+complete. DIR/models/m0/ holds the first model: model.safetensors, model.json, load.py. Nothing is
+written outside DIR, but for the unpacked copy of a compressed dump, which is gone in the end.";
+
+const INFO_AFTER: &str = "\
+Examples:
+  tensorcarve info memory.lime.zst
+  tensorcarve info memory.lime --format json | jq '.ranges[0]'";
+
+const SPACES_AFTER: &str = "\
+Examples:
+  tensorcarve spaces memory.lime
+  tensorcarve spaces memory.raw --input-format raw --format json | jq '.spaces[] | select(.kind == \"process\")'";
+
+/// Recovers the neural networks that ran on a machine from a dump of its physical memory.
+#[derive(Parser)]
+#[command(version, after_help = AFTER, arg_required_else_help = true, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(super) verb: Verb,
+}
+
+#[derive(Subcommand)]
+pub(super) enum Verb {
+    /// Find the models in a dump, and write them to a folder
+    #[command(after_help = RECOVER_AFTER)]
+    Recover(RecoverArgs),
+    /// Say what a dump is: format, compression, size, ranges, damage
+    #[command(after_help = INFO_AFTER)]
+    Info(InfoArgs),
+    /// List the address spaces in a dump, by their page-table roots
+    #[command(after_help = SPACES_AFTER)]
+    Spaces(SpacesArgs),
+}
+
+#[derive(Args)]
+pub(super) struct RecoverArgs {
+    #[command(flatten)]
+    pub(super) input: InputArgs,
+    /// Folder of the output; it must be empty or not exist [default: <name of the dump>.carved here]
+    #[arg(short, long, value_name = "DIR")]
+    pub(super) output_dir: Option<PathBuf>,
+    /// Replace what an earlier run has written to the folder; no other file in it is touched
+    #[arg(long)]
+    pub(super) overwrite: bool,
+    #[command(flatten)]
+    pub(super) work: WorkArgs,
+    /// Do not compute the SHA-256 of the dump file for the manifest
+    #[arg(long)]
+    pub(super) no_hash: bool,
+    /// What to print: a table, recovery.json's document, one model per line, one tensor per line
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub(super) format: RecoverFormat,
+    #[command(flatten)]
+    pub(super) talk: TalkArgs,
+}
+
+#[derive(Args)]
+pub(super) struct InfoArgs {
+    #[command(flatten)]
+    pub(super) input: InputArgs,
+    /// What to print
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub(super) format: PlainFormat,
+    #[command(flatten)]
+    pub(super) talk: TalkArgs,
+}
+
+#[derive(Args)]
+pub(super) struct SpacesArgs {
+    #[command(flatten)]
+    pub(super) input: InputArgs,
+    #[command(flatten)]
+    pub(super) work: WorkArgs,
+    /// What to print
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub(super) format: PlainFormat,
+    #[command(flatten)]
+    pub(super) talk: TalkArgs,
+}
+
+/// The dump, and how to open it.
+#[derive(Args)]
+pub(super) struct InputArgs {
+    /// The dump: raw, LiME or an ELF core, told by content; also inside zstd, gzip, xz or zlib
+    #[arg(value_name = "DUMP")]
+    pub(super) dump: PathBuf,
+    /// What the dump is, whatever it looks like
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    input_format: Option<InputFormat>,
+    /// Where a compressed dump is unpacked [default: the system's folder for temporary files]
+    #[arg(long, value_name = "DIR")]
+    spool_dir: Option<PathBuf>,
+}
+
+impl InputArgs {
+    pub(super) fn options(&self) -> OpenOptions {
+        let format = self.input_format.map(|format| match format {
+            InputFormat::Raw => dump::Format::Raw,
+            InputFormat::Lime => dump::Format::Lime,
+            InputFormat::Elf => dump::Format::Elf,
+        });
+        OpenOptions { spool_dir: self.spool_dir.clone(), format }
+    }
+}
+
+/// How the work is done.
+#[derive(Args)]
+pub(super) struct WorkArgs {
+    /// What searches memory; all find the same, at different speeds
+    #[arg(
+        long,
+        default_value = "auto",
+        value_name = "NAME",
+        value_parser = PossibleValuesParser::new(BackendChoice::NAMES).try_map(|name| name.parse::<BackendChoice>())
+    )]
+    pub(super) backend: BackendChoice,
+    /// Threads to work with [default: one per core]
+    #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(super) threads: Option<u16>,
+    /// Signature files (*.toml) that add to the built-in ones, or replace them by name
+    #[arg(long, value_name = "DIR")]
+    pub(super) signatures: Option<PathBuf>,
+}
+
+/// What is said on stderr.
+#[derive(Args)]
+pub(super) struct TalkArgs {
+    /// Say how long each phase took, and how well each layout fits
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub(super) verbose: bool,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// Show no progress; it is shown only on a terminal in any case
+    #[arg(long)]
+    pub(super) no_progress: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum InputFormat {
+    Raw,
+    Lime,
+    Elf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum RecoverFormat {
+    Table,
+    Json,
+    Jsonl,
+    Csv,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum PlainFormat {
+    Table,
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_do_not_contradict_each_other() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,77 @@
+//! Errors as the user sees them: one line that says what is wrong, and what to try below it.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use tensorcarve::signature::SignatureError;
+
+/// Why a run failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    hints: Vec<String>,
+}
+
+impl Failure {
+    /// An error whose message ends with what to try, behind the last semicolon: so the library writes them.
+    pub(super) fn new(error: impl fmt::Display) -> Self {
+        let text = error.to_string();
+        match text.rsplit_once("; ") {
+            Some((message, hint)) => Self { message: message.to_owned(), hints: vec![hint.to_owned()] },
+            None => Self { message: text, hints: Vec::new() },
+        }
+    }
+
+    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        self.hints.iter().try_for_each(|hint| write!(f, "\nhint: {hint}"))
+    }
+}
+
+impl From<tensorcarve::dump::DumpError> for Failure {
+    fn from(error: tensorcarve::dump::DumpError) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<tensorcarve::report::OutputError> for Failure {
+    fn from(error: tensorcarve::report::OutputError) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<tensorcarve::scan::BackendError> for Failure {
+    fn from(error: tensorcarve::scan::BackendError) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<tensorcarve::recover::RecoverError> for Failure {
+    fn from(error: tensorcarve::recover::RecoverError) -> Self {
+        Self::new(error).hint("leave --signatures away to use those that are built in")
+    }
+}
+
+impl From<SignatureError> for Failure {
+    fn from(error: SignatureError) -> Self {
+        // A reason may have a semicolon of its own.
+        let failure = Self { message: error.to_string(), hints: Vec::new() };
+        match error {
+            SignatureError::Invalid { .. } => failure.hint("signatures/README.md explains every key"),
+            SignatureError::Empty(_) => failure.hint("name a folder with signature files, or leave --signatures away"),
+            SignatureError::Unreadable { .. } => failure.hint("check the path after --signatures"),
+        }
+    }
+}
+
+/// A line, or some, for the user: to stderr, where it does not matter whether anybody listens.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}

@@ -1,0 +1,98 @@
+//! `info`: what a dump is.
+
+use serde::Serialize;
+use tensorcarve::dump::{self, Compression, Format, MemoryRange};
+use tensorcarve::recover::{Observer, Phase};
+use tensorcarve::report::{bytes_in_words, columns};
+
+use super::args::{InfoArgs, InputArgs, PlainFormat, TalkArgs};
+use super::progress::{Progress, say_times};
+use super::{Failure, Outcome, say, stdout};
+
+#[derive(Serialize)]
+struct Document<'a> {
+    path: String,
+    format: Format,
+    compression: Option<Compression>,
+    file_size: u64,
+    size: u64,
+    memory: u64,
+    damaged: bool,
+    ranges: &'a [MemoryRange],
+    warnings: &'a [String],
+}
+
+pub(super) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
+    let progress = Progress::new(&args.talk);
+    let dump = open(&args.input, &progress)?;
+    let times = progress.finish();
+    let document = Document {
+        path: args.input.dump.display().to_string(),
+        format: dump.format,
+        compression: dump.compression,
+        file_size: dump.file_size,
+        size: dump.size,
+        memory: dump.memory.size(),
+        damaged: dump.damaged,
+        ranges: dump.memory.ranges(),
+        warnings: &dump.warnings,
+    };
+    stdout::print(|out| match args.format {
+        PlainFormat::Json => {
+            serde_json::to_writer_pretty(&mut *out, &document)?;
+            out.write_all(b"\n")
+        }
+        PlainFormat::Table => out.write_all(table(&document).as_bytes()),
+    })?;
+    say_warnings(dump.warnings.iter().map(String::as_str), &args.talk);
+    if args.talk.verbose {
+        say_times(&times);
+    }
+    Ok(if dump.damaged { Outcome::Partly } else { Outcome::Found })
+}
+
+/// Opens the dump, with unpacking as a phase where it is compressed.
+pub(super) fn open(input: &InputArgs, progress: &Progress) -> Result<dump::Dump, Failure> {
+    let seen = std::cell::Cell::new(None);
+    let unpacked = |done: u64, total: u64| {
+        if seen.get().is_none() {
+            progress.begin(Phase::Unpack, total);
+        }
+        progress.advance(done.saturating_sub(seen.get().unwrap_or(0)));
+        seen.set(Some(done));
+    };
+    dump::open(&input.dump, &input.options(), &unpacked).map_err(|error| {
+        // The line of progress must not stay above the error.
+        progress.finish();
+        error.into()
+    })
+}
+
+/// Says what an analyst should know, on stderr.
+pub(super) fn say_warnings<'a>(warnings: impl Iterator<Item = &'a str>, talk: &TalkArgs) {
+    if !talk.quiet {
+        warnings.for_each(|warning| say(&format!("warning: {warning}")));
+    }
+}
+
+fn table(document: &Document<'_>) -> String {
+    let compression = document.compression.map_or("none".to_owned(), |compression| compression.to_string());
+    let size = |bytes: u64| format!("{bytes} bytes ({})", bytes_in_words(bytes));
+    let mut text = columns(
+        &["DUMP", ""],
+        &[],
+        [
+            vec!["format".to_owned(), document.format.to_string()],
+            vec!["compression".to_owned(), compression],
+            vec!["file".to_owned(), size(document.file_size)],
+            vec!["unpacked".to_owned(), size(document.size)],
+            vec!["memory".to_owned(), size(document.memory)],
+            vec!["damaged".to_owned(), if document.damaged { "yes" } else { "no" }.to_owned()],
+        ],
+    );
+    let ranges = document.ranges.iter().map(|range| {
+        vec![range.start.to_string(), range.end.to_string(), bytes_in_words(range.len()), range.offset.to_string()]
+    });
+    text.push('\n');
+    text + &columns(&["START", "END", "SIZE", "AT OFFSET"], &[2], ranges)
+}

@@ -1,0 +1,32 @@
+//! Ctrl-C: ends at once, and leaves the output folder as it was.
+
+use std::process;
+use std::sync::{Mutex, PoisonError};
+
+use tensorcarve::report::Cleanup;
+
+use super::{Failure, say};
+
+/// What is to be undone.
+static PENDING: Mutex<Option<Cleanup>> = Mutex::new(None);
+/// Exit code of a program that was interrupted: 128 plus the number of SIGINT.
+const INTERRUPTED: i32 = 130;
+
+/// Installs the handler.
+pub(super) fn install() -> Result<(), Failure> {
+    let handler = || {
+        // The file that a dump is unpacked to has no name, and goes with the process.
+        let pending = PENDING.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(cleanup) = pending {
+            cleanup.run();
+        }
+        say("\ninterrupted; the output folder is as it was before");
+        process::exit(INTERRUPTED);
+    };
+    ctrlc::set_handler(handler).map_err(|error| Failure::new(format!("cannot handle Ctrl-C ({error})")))
+}
+
+/// Tells the handler what to undo; `None` when there is nothing any more.
+pub(super) fn undo_by(cleanup: Option<Cleanup>) {
+    *PENDING.lock().unwrap_or_else(PoisonError::into_inner) = cleanup;
+}

@@ -1,0 +1,52 @@
+//! The command line: arguments, progress, tables on stdout, errors with hints, exit codes.
+
+mod args;
+mod failure;
+mod info;
+mod input_hash;
+mod interrupt;
+mod progress;
+mod recover;
+mod spaces;
+mod stdout;
+
+use std::process::ExitCode;
+
+pub(crate) use args::Arguments;
+pub(crate) use failure::{Failure, say};
+
+use args::Verb;
+
+/// How a run ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All that was found could be read.
+    Found,
+    /// Nothing of what was looked for is there.
+    Nothing,
+    /// Found, but the dump is damaged or a part could not be read.
+    Partly,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        Self::from(match outcome {
+            Outcome::Found => 0,
+            Outcome::Nothing => 1,
+            Outcome::Partly => 3,
+        })
+    }
+}
+
+/// Exit code of an error; clap has the same for wrong usage.
+pub(crate) const ERROR: u8 = 2;
+
+/// Does what was asked for.
+pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
+    interrupt::install()?;
+    match &arguments.verb {
+        Verb::Recover(recover) => recover::run(recover),
+        Verb::Info(info) => info::run(info),
+        Verb::Spaces(spaces) => spaces::run(spaces),
+    }
+}

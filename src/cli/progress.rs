@@ -1,0 +1,120 @@
+//! How the work goes: a line on the terminal, and the time of each phase.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tensorcarve::recover::{Observer, Phase};
+
+use super::args::TalkArgs;
+use super::say;
+
+const WITH_TOTAL: &str =
+    "{prefix:>9} {bar:28} {decimal_bytes:>9} of {decimal_total_bytes} {decimal_bytes_per_sec:>11} ETA {eta}";
+const WITHOUT_TOTAL: &str = "{prefix:>9} {spinner} {decimal_bytes} {elapsed}";
+
+/// Watches the phases.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    /// Bytes of the phase under way.
+    bytes: AtomicU64,
+    phases: Mutex<Phases>,
+}
+
+#[derive(Default)]
+struct Phases {
+    done: Vec<PhaseTime>,
+    current: Option<(Phase, Instant)>,
+}
+
+/// The time that a phase took.
+#[derive(Clone, Copy)]
+pub(super) struct PhaseTime {
+    pub(super) phase: Phase,
+    pub(super) time: Duration,
+    /// Bytes that it went through.
+    pub(super) bytes: u64,
+}
+
+impl Progress {
+    pub(super) fn new(talk: &TalkArgs) -> Self {
+        // On anything but a terminal indicatif draws nothing.
+        let is_wanted = !talk.quiet && !talk.no_progress;
+        let target = if is_wanted { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        Self { bar, bytes: AtomicU64::new(0), phases: Mutex::default() }
+    }
+
+    /// Ends the last phase and clears the line; the times of all phases, in their order.
+    pub(super) fn finish(&self) -> Vec<PhaseTime> {
+        let mut phases = self.phases();
+        self.end_phase(&mut phases);
+        self.bar.finish_and_clear();
+        phases.done.clone()
+    }
+
+    fn phases(&self) -> MutexGuard<'_, Phases> {
+        self.phases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end_phase(&self, phases: &mut Phases) {
+        let bytes = self.bytes.swap(0, Ordering::Relaxed);
+        let Some((phase, start)) = phases.current.take() else { return };
+        match phases.done.iter_mut().find(|done| done.phase == phase) {
+            // A phase may be entered again, for the next process.
+            Some(done) => {
+                done.time += start.elapsed();
+                done.bytes += bytes;
+            }
+            None => phases.done.push(PhaseTime { phase, time: start.elapsed(), bytes }),
+        }
+    }
+}
+
+impl Observer for Progress {
+    fn begin(&self, phase: Phase, total: u64) {
+        let mut phases = self.phases();
+        self.end_phase(&mut phases);
+        phases.current = Some((phase, Instant::now()));
+        let template = if total > 0 { WITH_TOTAL } else { WITHOUT_TOTAL };
+        // The templates are ours; a wrong one would only cost the form of the line.
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        self.bar.set_style(style.progress_chars("=> "));
+        self.bar.set_length(total);
+        self.bar.set_position(0);
+        self.bar.reset_elapsed();
+        self.bar.reset_eta();
+        self.bar.set_prefix(name(phase));
+        self.bar.tick();
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.bar.inc(bytes);
+    }
+}
+
+/// A phase's name for people and for the manifest.
+pub(super) fn name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Unpack => "unpack",
+        Phase::Scan => "scan",
+        Phase::Paging => "paging",
+        Phase::Cpython => "cpython",
+        Phase::Tensors => "tensors",
+        Phase::Write => "write",
+    }
+}
+
+/// Says how long each phase took.
+pub(super) fn say_times(times: &[PhaseTime]) {
+    for PhaseTime { phase, time, bytes } in times {
+        let seconds = time.as_secs_f64();
+        let rate = match *bytes as f64 / 1e9 / seconds {
+            rate if *bytes > 0 && rate.is_finite() => format!("  {rate:.2} GB/s"),
+            _ => String::new(),
+        };
+        say(&format!("{:>9} {seconds:8.3} s{rate}", name(*phase)));
+    }
+}

@@ -1,0 +1,148 @@
+//! `recover`: from a dump to models in a folder.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use tensorcarve::dump::Dump;
+use tensorcarve::paging::SpaceKind;
+use tensorcarve::recover::{Recovery, recover};
+use tensorcarve::report::{self, OutputFolder, Run};
+use tensorcarve::signature::Signatures;
+
+use super::args::{RecoverArgs, RecoverFormat};
+use super::info::{open, say_warnings};
+use super::input_hash::InputHash;
+use super::progress::{PhaseTime, Progress, name, say_times};
+use super::spaces::in_pool;
+use super::{Failure, Outcome, interrupt, say, stdout};
+
+pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
+    let started = SystemTime::now();
+    // Whatever can be refused is refused before the long work.
+    let backend = args.work.backend.resolve()?;
+    let signatures = Signatures::load(args.work.signatures.as_deref())?;
+    let mmu = signatures.mmu().ok_or_else(|| Failure::new("the signatures have no [mmu]; add one"))?;
+    let output_dir = args.output_dir.clone().unwrap_or_else(|| default_output_dir(&args.input.dump));
+    let folder = OutputFolder::create(&output_dir, args.overwrite)?;
+    interrupt::undo_by(Some(folder.cleanup()));
+    let hash = (!args.no_hash && args.input.dump.is_file()).then(|| InputHash::start(&args.input.dump));
+    let progress = Progress::new(&args.talk);
+    let dump = open(&args.input, &progress)?;
+    let mut times = Vec::new();
+    let recovery = in_pool(&args.work, || -> Result<Recovery, Failure> {
+        let recovery = recover(&dump, &signatures, backend, &progress)?;
+        let threads = rayon::current_num_threads();
+        report::write(folder, &dump, mmu, &recovery, &progress, || {
+            let sha256 = hash.and_then(|hash| match hash.finish() {
+                Ok(hash) => Some(hash),
+                Err(error) => {
+                    say(&format!("warning: the SHA-256 of the dump file is not known ({error})"));
+                    None
+                }
+            });
+            times = progress.finish();
+            Run {
+                arguments: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
+                backend: backend.to_string(),
+                threads,
+                input: args.input.dump.clone(),
+                sha256,
+                started,
+                phases: times.iter().map(|done| (name(done.phase), done.time)).collect(),
+            }
+        })?;
+        Ok(recovery)
+    })
+    .flatten()
+    .inspect_err(|_| drop(progress.finish()))?;
+    interrupt::undo_by(None);
+    print(args.format, &dump, &recovery)?;
+    if !args.talk.quiet {
+        tell(args, &dump, &recovery, &output_dir, &times);
+    }
+    Ok(outcome(&dump, &recovery))
+}
+
+/// `<name of the dump>.carved` in the current folder.
+fn default_output_dir(dump: &Path) -> PathBuf {
+    let mut name = dump.file_name().unwrap_or("dump".as_ref()).to_owned();
+    name.push(".carved");
+    PathBuf::from(name)
+}
+
+fn print(format: RecoverFormat, dump: &Dump, recovery: &Recovery) -> Result<(), Failure> {
+    stdout::print(|out| match format {
+        RecoverFormat::Table if recovery.processes.is_empty() => Ok(()),
+        RecoverFormat::Table => out.write_all(report::models_table(recovery).as_bytes()),
+        RecoverFormat::Json => report::print_json(out, dump, recovery),
+        RecoverFormat::Jsonl => report::print_jsonl(out, recovery),
+        RecoverFormat::Csv => report::print_csv(out, recovery),
+    })
+}
+
+/// What the user should know beside the data, and what to do next.
+fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path, times: &[PhaseTime]) {
+    say_warnings(report::warnings(dump, recovery), &args.talk);
+    if args.talk.verbose {
+        say_times(times);
+        recovery.processes.iter().for_each(say_layouts);
+    }
+    let mut models = recovery.processes.iter().flat_map(|process| &process.models);
+    match models.next() {
+        Some(first) => {
+            let loader = output_dir.join(report::model_dir(first)).join("load.py");
+            let partial = if report::is_whole(recovery) { "" } else { " --partial" };
+            say(&format!("next: python3 {}{partial}", loader.display()));
+        }
+        None => say_nothing_found(recovery, output_dir),
+    }
+}
+
+fn say_layouts(process: &tensorcarve::recover::Process) {
+    let (best, next) = &process.python_layout;
+    let next = next.as_ref().map_or(String::new(), |next| format!(" (next: {} {})", next.version, next.readable));
+    say(&format!(
+        "process {}: CPython {} reads {} of {} types{next}",
+        process.root, best.version, best.readable, best.sampled
+    ));
+    if let Some((best, next)) = &process.torch_layout {
+        let next = next.as_ref().map_or(String::new(), |next| format!(" (next: {} {})", next.version, next.readable));
+        say(&format!(
+            "process {}: PyTorch {} reads {} of {} tensors{next}",
+            process.root, best.version, best.readable, best.tried
+        ));
+    }
+}
+
+/// How far the search came, and what to try.
+fn say_nothing_found(recovery: &Recovery, output_dir: &Path) {
+    let spaces = &recovery.discovery.spaces;
+    let of_processes = spaces.iter().filter(|space| space.kind == SpaceKind::Process).count();
+    let python = recovery.processes.len();
+    let torch = recovery.processes.iter().filter(|process| process.has_torch).count();
+    say(&format!(
+        "no model found: {} address spaces, {of_processes} of them of processes; Python processes: {python}, \
+         with PyTorch: {torch}",
+        spaces.len()
+    ));
+    let hint = if spaces.is_empty() {
+        "no page tables were found: check with `tensorcarve info` that this is a whole dump of an x86-64 machine"
+    } else if python == 0 {
+        "no Python interpreter was found; if one was running, its version may have no layout yet: see signatures/README.md"
+    } else if torch == 0 {
+        "Python was running, but none had imported PyTorch when the dump was taken"
+    } else {
+        "PyTorch was imported, but no module with tensors was alive when the dump was taken"
+    };
+    say(&format!("hint: {hint}"));
+    say(&format!("what was found on the way: {}", output_dir.join("recovery.json").display()));
+}
+
+fn outcome(dump: &Dump, recovery: &Recovery) -> Outcome {
+    let has_model = recovery.processes.iter().any(|process| !process.models.is_empty());
+    match (has_model, report::is_whole(recovery) && !dump.damaged) {
+        (false, _) => Outcome::Nothing,
+        (true, true) => Outcome::Found,
+        (true, false) => Outcome::Partly,
+    }
+}

@@ -1,0 +1,97 @@
+//! `spaces`: the address spaces in a dump.
+
+use rayon::ThreadPoolBuilder;
+use serde::Serialize;
+use tensorcarve::paging::{self, Discovery, Space, SpaceKind};
+use tensorcarve::recover::{Observer, Phase};
+use tensorcarve::report::columns;
+use tensorcarve::scan;
+use tensorcarve::signature::Signatures;
+
+use super::args::{PlainFormat, SpacesArgs, WorkArgs};
+use super::info::{open, say_warnings};
+use super::progress::{Progress, say_times};
+use super::{Failure, Outcome, say, stdout};
+
+#[derive(Serialize)]
+struct Document<'a> {
+    spaces: &'a [Space],
+    tried: Vec<Attempt>,
+    warnings: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Attempt {
+    levels: u8,
+    candidates: usize,
+    cluster: usize,
+    self_mapped: usize,
+}
+
+pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
+    let backend = args.work.backend.resolve()?;
+    let signatures = Signatures::load(args.work.signatures.as_deref())?;
+    let mmu = signatures.mmu().ok_or_else(|| Failure::new("the signatures have no [mmu]; add one"))?;
+    let progress = Progress::new(&args.talk);
+    let dump = open(&args.input, &progress)?;
+    let discovery = in_pool(&args.work, || {
+        progress.begin(Phase::Scan, dump.memory.size());
+        let found = scan::scan(&dump.memory, &signatures, backend, &|bytes| progress.advance(bytes));
+        progress.begin(Phase::Paging, 0);
+        paging::discover(&dump.memory, mmu, &found.frames)
+    })?;
+    let times = progress.finish();
+    stdout::print(|out| match args.format {
+        PlainFormat::Json => {
+            serde_json::to_writer_pretty(&mut *out, &document(&discovery))?;
+            out.write_all(b"\n")
+        }
+        PlainFormat::Table => out.write_all(table(&discovery).as_bytes()),
+    })?;
+    say_warnings(dump.warnings.iter().chain(&discovery.warnings).map(String::as_str), &args.talk);
+    if args.talk.verbose {
+        say_times(&times);
+    }
+    Ok(match (discovery.spaces.is_empty(), dump.damaged) {
+        (true, _) => {
+            say("no address space found: is this a dump of the whole memory of an x86-64 machine?");
+            Outcome::Nothing
+        }
+        (false, true) => Outcome::Partly,
+        (false, false) => Outcome::Found,
+    })
+}
+
+/// Runs `work` on as many threads as the user wants.
+pub(super) fn in_pool<T: Send>(args: &WorkArgs, work: impl FnOnce() -> T + Send) -> Result<T, Failure> {
+    let builder = ThreadPoolBuilder::new().num_threads(args.threads.map_or(0, usize::from));
+    let pool = builder
+        .build()
+        .map_err(|error| Failure::new(format!("cannot start the threads ({error}); ask for fewer with --threads")))?;
+    Ok(pool.install(work))
+}
+
+fn document(discovery: &Discovery) -> Document<'_> {
+    let attempt = |tried: &paging::Attempt| {
+        let paging::Attempt { levels, candidates, cluster, self_mapped } = *tried;
+        Attempt { levels, candidates, cluster, self_mapped }
+    };
+    Document {
+        spaces: &discovery.spaces,
+        tried: discovery.tried.iter().map(attempt).collect(),
+        warnings: &discovery.warnings,
+    }
+}
+
+fn table(discovery: &Discovery) -> String {
+    let rows = discovery.spaces.iter().map(|space| {
+        let kind = match space.kind {
+            SpaceKind::Process => "process",
+            SpaceKind::Kernel => "kernel",
+            SpaceKind::Stale => "stale",
+        };
+        let user = space.kpti_user_root.map_or("-".to_owned(), |root| root.to_string());
+        vec![space.root.to_string(), space.levels.to_string(), kind.to_owned(), user]
+    });
+    columns(&["ROOT", "LEVELS", "KIND", "KPTI USER ROOT"], &[1], rows)
+}

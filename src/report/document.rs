@@ -1,0 +1,54 @@
+//! `recovery.json`: everything that was found, in one document.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::rows::ProcessRow;
+use super::{SCHEMA_VERSION, TOOL, json};
+use crate::dump::{Dump, Format, MemoryRange};
+use crate::paging::Space;
+use crate::recover::Recovery;
+
+/// Nesting down to which the document is indented: a tensor is one line.
+pub(super) const DEPTH: usize = 6;
+
+/// The document.
+#[derive(Serialize)]
+pub(super) struct Document<'a> {
+    schema_version: u32,
+    tool: &'static str,
+    dump: DumpRow<'a>,
+    spaces: &'a [Space],
+    processes: Vec<ProcessRow<'a>>,
+    warnings: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct DumpRow<'a> {
+    format: Format,
+    size: u64,
+    damaged: bool,
+    ranges: &'a [MemoryRange],
+}
+
+impl<'a> Document<'a> {
+    pub(super) fn new(dump: &'a Dump, recovery: &'a Recovery) -> Self {
+        Self {
+            schema_version: SCHEMA_VERSION,
+            tool: TOOL,
+            dump: DumpRow { format: dump.format, size: dump.size, damaged: dump.damaged, ranges: dump.memory.ranges() },
+            spaces: &recovery.discovery.spaces,
+            processes: recovery.processes.iter().map(ProcessRow::new).collect(),
+            warnings: super::warnings(dump, recovery).collect(),
+        }
+    }
+}
+
+/// Writes what `recovery.json` holds.
+///
+/// # Errors
+/// `out` failed.
+pub fn print_json(out: &mut dyn Write, dump: &Dump, recovery: &Recovery) -> io::Result<()> {
+    json::write(out, DEPTH, &Document::new(dump, recovery))
+}

@@ -1,0 +1,96 @@
+//! Why the output could not be written, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why the output could not be written.
+///
+/// Each message ends with what to try, behind the last semicolon.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutputError {
+    /// The path is there, and no folder.
+    #[error("{}: is not a folder; name another place with --output-dir", .0.display())]
+    NotAFolder(PathBuf),
+    /// The folder holds something, and nobody said `--overwrite`.
+    #[error(
+        "{}: is not empty; name another folder with --output-dir, or say --overwrite to replace what an \
+         earlier run of tensorcarve has written there", .0.display()
+    )]
+    NotEmpty(PathBuf),
+    /// The folder holds something, but no earlier output.
+    #[error(
+        "{}: is not empty and holds no recovery.json of tensorcarve, so that there is nothing to overwrite; \
+         name another folder with --output-dir", .0.display()
+    )]
+    NotOurs(PathBuf),
+    /// Among what an earlier run wrote lies something that it did not write.
+    #[error("{}: was not written by tensorcarve and would be lost; move it away first", .0.display())]
+    Foreign(PathBuf),
+    /// The disk is full, or would be.
+    #[error(
+        "{}: no room left: {} needed, {} free; free some, or name a folder on a larger disk with --output-dir",
+        path.display(),
+        need.map_or("more bytes are".to_owned(), |need| format!("{need} bytes are")),
+        free.map_or("too few are".to_owned(), |free| format!("{free} are")),
+    )]
+    NoSpace {
+        /// What was to be written.
+        path: PathBuf,
+        /// Bytes needed in all, if that is known.
+        need: Option<u64>,
+        /// Bytes free to this user, if that is known.
+        free: Option<u64>,
+    },
+    /// The system failed to do something.
+    #[error("{}: cannot {doing} ({source}); {}", path.display(), remedy(source))]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What failed, as a verb with its object.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The bytes of a tensor are not those that were hashed before.
+    #[error(
+        "the bytes of {tensor:?} in model {model} are not those of a moment ago: the dump file changes while it is \
+         read; copy it, and run on the copy"
+    )]
+    Changed {
+        /// Id of the model.
+        model: String,
+        /// Name of the tensor.
+        tensor: String,
+    },
+    /// The header of a file of weights can't be made.
+    #[error("{}: the header cannot be written ({reason}); report this as a bug, with recovery.json's rows", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What the format's own check said.
+        reason: String,
+    },
+}
+
+impl OutputError {
+    /// What became of `path` when the system refused to do `doing`.
+    pub(super) fn io(path: &Path, doing: &'static str, source: io::Error) -> Self {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
+            let free = super::space::free(path.parent().unwrap_or(path)).ok();
+            return Self::NoSpace { path: path.to_owned(), need: None, free };
+        }
+        Self::Io { path: path.to_owned(), doing, source }
+    }
+}
+
+fn remedy(source: &io::Error) -> &'static str {
+    use io::ErrorKind::{NotADirectory, PermissionDenied, ReadOnlyFilesystem};
+    match source.kind() {
+        PermissionDenied => "name a folder that this user may write to with --output-dir",
+        ReadOnlyFilesystem => "the file system is read-only, name a folder on another with --output-dir",
+        NotADirectory => "a part of the path is a file, name another folder with --output-dir",
+        _ => "check the disk, or name another folder with --output-dir",
+    }
+}

@@ -1,0 +1,107 @@
+//! What was found as lines for other programs: a model per line of JSON, a tensor per line of CSV.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::rows::{ModelRow, TensorRow};
+use crate::addr::PhysAddr;
+use crate::recover::Recovery;
+
+#[derive(Serialize)]
+struct ModelLine<'a> {
+    root: PhysAddr,
+    python: Option<&'a str>,
+    torch: Option<&'a str>,
+    #[serde(flatten)]
+    model: ModelRow<'a>,
+}
+
+/// Writes one model per line, as JSON.
+///
+/// # Errors
+/// `out` failed.
+pub fn print_jsonl(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
+    for process in &recovery.processes {
+        for model in &process.models {
+            let line = ModelLine {
+                root: process.root,
+                python: process.python_version.as_deref(),
+                torch: process.torch_version.as_deref(),
+                model: ModelRow::new(model),
+            };
+            serde_json::to_writer(&mut *out, &line)?;
+            out.write_all(b"\n")?;
+        }
+    }
+    Ok(())
+}
+
+/// The columns of the CSV.
+const COLUMNS: [&str; 18] = [
+    "root",
+    "model",
+    "class",
+    "name",
+    "kind",
+    "persistent",
+    "dtype",
+    "shape",
+    "stride",
+    "storage_offset",
+    "data",
+    "requires_grad",
+    "status",
+    "device",
+    "file",
+    "sha256",
+    "same_as",
+    "problem",
+];
+
+/// Writes one tensor per line, as CSV with a line of column names; sizes are joined by `x`.
+///
+/// # Errors
+/// `out` failed.
+pub fn print_csv(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
+    let mut writer = csv::Writer::from_writer(out);
+    writer.write_record(COLUMNS)?;
+    for process in &recovery.processes {
+        for model in &process.models {
+            for row in TensorRow::all(model) {
+                let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
+                writer.write_record([
+                    process.root.to_string(),
+                    model.id.clone(),
+                    model.class.clone(),
+                    row.name.to_owned(),
+                    word(&row.kind),
+                    row.persistent.to_string(),
+                    text(row.dtype),
+                    row.shape.map(joined).unwrap_or_default(),
+                    row.stride.map(joined).unwrap_or_default(),
+                    row.storage_offset.map(|offset| offset.to_string()).unwrap_or_default(),
+                    row.data.map(|data| data.to_string()).unwrap_or_default(),
+                    row.requires_grad.map(|flag| flag.to_string()).unwrap_or_default(),
+                    word(&row.status),
+                    text(row.device),
+                    text(row.file),
+                    text(row.sha256),
+                    text(row.same_as),
+                    text(row.problem),
+                ])?;
+            }
+        }
+    }
+    writer.flush()
+}
+
+fn joined(sizes: &[u64]) -> String {
+    sizes.iter().map(u64::to_string).collect::<Vec<_>>().join("x")
+}
+
+/// A value that JSON writes as one word, without its quotes.
+fn word(value: &impl Serialize) -> String {
+    let json = serde_json::to_string(value).unwrap_or_default();
+    json.trim_matches('"').to_owned()
+}

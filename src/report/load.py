@@ -1,0 +1,280 @@
+#!/usr/bin/env python3
+"""Builds a recovered network from PyTorch's own classes and loads its weights.
+
+    python3 load.py               prints the tree, loads the weights, says whether all keys matched
+    python3 load.py --partial     the same for a network of which not all could be recovered
+
+    from load import load
+    net = load()                  a torch.nn.Module with the recovered weights
+
+Needs PyTorch 1.10 or later and nothing else. Everything is read from the files beside this one:
+model.json (the tree) and *.safetensors (the weights). All names and values in them come from a
+memory dump. They are used as data only: no code is imported or run by a name that they give.
+
+Modules whose class is part of torch.nn are of that class and compute what they computed. A class
+that was written by the user is not in the dump as source code: such a module has its children,
+weights and attributes, and no forward(). Write one, in the way that the paper or a guess has it:
+
+    net.forward = lambda x: net.fc(net.pool(net.conv(x)).flatten(1))
+
+A user's class that derives from one of torch.nn is of that torch.nn class; if it overrode forward(),
+that is lost as well.
+"""
+import json
+import os
+import struct
+import sys
+import weakref
+
+try:
+    import torch
+except ImportError:
+    sys.exit("load.py needs PyTorch 1.10 or later; try: pip install torch")
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SAFETENSORS = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
+    "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64",
+    # From here on only where this PyTorch has them.
+    "U16": "uint16", "U32": "uint32", "U64": "uint64",
+    "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "ComplexHalf": "complex32", "ComplexDouble": "complex128",
+}
+
+
+def dtype_of(name):
+    """The torch.dtype of a name in the files; None if this PyTorch has no such type."""
+    return getattr(torch, SAFETENSORS.get(name, "?"), None)
+
+
+def read(name):
+    """All tensors of a safetensors file; none if there is no such file."""
+    path, tensors = os.path.join(HERE, name), {}
+    if not os.path.exists(path):
+        return tensors
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        for key, entry in header.items():
+            if key == "__metadata__":
+                continue
+            dtype, (start, end) = dtype_of(entry["dtype"]), entry["data_offsets"]
+            if dtype is None:
+                raise RuntimeError("this PyTorch (%s) has no dtype for %s" % (torch.__version__, entry["dtype"]))
+            data = bytearray(end - start)
+            file.seek(8 + length + start)
+            if file.readinto(data) != len(data):
+                raise RuntimeError(path + " is cut off")
+            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            tensors[key] = flat.reshape(entry["shape"])
+    return tensors
+
+
+def nn_class(name):
+    """The class of that dotted name if it is a module class that lives under torch.nn, else None."""
+    if not isinstance(name, str) or not name.startswith("torch.nn."):
+        return None
+    place = torch.nn
+    for part in name.split(".")[2:]:
+        # vars(), not getattr(): nothing may be imported on the way.
+        place = vars(place).get(part) if isinstance(place, (type, type(torch))) else None
+    moved = vars(torch.nn).get(name.rsplit(".", 1)[1])
+    for found in (place, moved):
+        if isinstance(found, type) and issubclass(found, torch.nn.Module) and found is not torch.nn.Module:
+            return found
+    return None
+
+
+class Recovered(torch.nn.Module):
+    """A module whose class was written by the user: children, weights and attributes, no forward()."""
+
+    def forward(self, *_args, **_kwargs):
+        raise NotImplementedError("forward() of %s is not part of a memory dump: write your own" % self.recovered_class)
+
+
+def new_module(row):
+    """A module of the row's class, as if its __init__ had not been called but that of Module."""
+    known = nn_class(row["class"]) or nn_class(row["torch_class"])
+    base = known or Recovered
+    if nn_class(row["class"]) is None:
+        short = row["class"].rsplit(".", 1)[-1]
+        base = type(short if short.isidentifier() else "Unnamed", (base,), {})
+    module = base.__new__(base)
+    torch.nn.Module.__init__(module)
+    own = set(vars(module))
+    for section in ("hyper", "private"):
+        for name, value in row[section].items():
+            # What Module itself needs stays as it is; methods are not hidden behind data.
+            is_free = name not in own and not callable(getattr(base, name, None))
+            if is_free and name.isidentifier() and not name.startswith("__"):
+                vars(module)[name] = value
+    vars(module)["recovered_class"] = row["class"]
+    module.training = bool(row["training"])
+    return module
+
+
+def python_values(row):
+    """Turns what JSON has no type for back into what it was: tuples, inf and nan, large integers."""
+    makers = {"tuple": tuple, "float": float, "int": int}
+    # Inner values come after outer ones, and must be turned first.
+    for kind, *path in reversed(row["python_types"]):
+        place = row
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = makers[kind](place[path[-1]])
+
+
+def new_tensor(row, made):
+    """The parameter or buffer of a row, without its values; None if that can't be."""
+    is_parameter = row["kind"] == "parameter"
+    shared = made.get(row["same_as"])
+    if shared is not None and isinstance(shared, torch.nn.Parameter) == is_parameter:
+        return shared
+    dtype = dtype_of(row["dtype"])
+    if dtype is None or row["shape"] is None:
+        return None
+    tensor = torch.empty(row["shape"], dtype=dtype)
+    if is_parameter:
+        can_learn = tensor.is_floating_point() or tensor.is_complex()
+        tensor = torch.nn.Parameter(tensor, requires_grad=bool(row["requires_grad"]) and can_learn)
+    return tensor
+
+
+def build(tree):
+    """The network without its values, and {name: tensor} of all that has a place in it."""
+    modules, by_object, made = {}, {}, {}
+    rows = {}
+    for row in tree["tensors"]:
+        rows.setdefault(row["name"], row)
+
+    def module_at(name):
+        if name not in modules:
+            modules[name] = Recovered()
+            vars(modules[name])["recovered_class"] = "?"
+            attach(name)
+        return modules[name]
+
+    def attach(name):
+        if name:
+            parent, _, own = name.rpartition(".")
+            module_at(parent)._modules[own] = modules[name]
+
+    def register(row, module, own):
+        tensor = new_tensor(row, made)
+        made[row["name"]] = tensor
+        if row["kind"] == "parameter":
+            module._parameters[own] = tensor
+        else:
+            module._buffers[own] = tensor
+            if not row["persistent"]:
+                module._non_persistent_buffers_set.add(own)
+
+    for row in tree["modules"]:
+        python_values(row)
+        # The same module under two names is one module.
+        module = by_object.get(row["object"]) or new_module(row)
+        by_object[row["object"]] = modules[row["name"]] = module
+        attach(row["name"])
+    for row in tree["modules"]:
+        module, skip = modules[row["name"]], len(row["name"]) + 1 if row["name"] else 0
+        for full in row["parameters"] + row["buffers"]:
+            if full in rows:
+                register(rows[full], module, full[skip:])
+        for own, kind in row["unset"].items():
+            (module._parameters if kind == "parameter" else module._buffers).setdefault(own, None)
+    for full, row in rows.items():
+        if full not in made:
+            parent, _, own = full.rpartition(".")
+            register(row, module_at(parent), own)
+    for module in modules.values():
+        finish(module)
+    return module_at(""), {name: tensor for name, tensor in made.items() if tensor is not None}
+
+
+def finish(module):
+    """Attributes that some classes derive from their parameters."""
+    state = vars(module)
+    if isinstance(module, torch.nn.RNNBase):
+        names = state.get("_flat_weights_names") or [name for layer in state.get("_all_weights", []) for name in layer]
+        flat = [module._parameters.get(name) for name in names]
+        state["_flat_weights"] = flat
+        state["_flat_weight_refs"] = [None if weight is None else weakref.ref(weight) for weight in flat]
+    elif isinstance(module, torch.nn.ParameterDict):
+        state.setdefault("_keys", dict.fromkeys(module._parameters))
+
+
+def load(partial=False):
+    """The network with its recovered weights.
+
+    Where parts of it could not be recovered this fails and says which; with partial=True these parts
+    are nan (zero for integers), and single missing pages of a tensor are zeros.
+    """
+    with open(os.path.join(HERE, "model.json"), encoding="utf-8") as file:
+        tree = json.load(file)
+    net, made = build(tree)
+    lost = lost_tensors(tree)
+    if lost and not partial:
+        raise RuntimeError(
+            "not all of this network could be recovered; load(partial=True) loads the rest. Not complete: "
+            + ", ".join("%s (%s)" % (shown(row["name"]), row["problem"] or row["status"]) for row in lost)
+        )
+    values = dict(read("model.safetensors"))
+    if partial:
+        values.update(read("partial.safetensors"))
+    listed = {row["name"] for row in tree["tensors"] if row["persistent"]}
+    net.load_state_dict({name: value for name, value in values.items() if name in listed}, strict=not lost)
+    # load_state_dict() passes over the buffers that state_dict() leaves out.
+    unlisted = dict(read("buffers.safetensors"))
+    unlisted.update((name, value) for name, value in values.items() if name not in listed)
+    with torch.no_grad():
+        for name, value in unlisted.items():
+            made[name].copy_(value)
+        for name in {row["name"] for row in lost} - set(values) - set(unlisted):
+            if name in made:
+                tensor = made[name]
+                tensor.fill_(float("nan") if tensor.is_floating_point() or tensor.is_complex() else 0)
+    return net
+
+
+def lost_tensors(tree):
+    """The rows of tensors of which not every byte is in the files."""
+    return [row for row in tree["tensors"] if row["file"] is None or row["status"] != "complete"]
+
+
+def shown(text):
+    """Text from the dump, safe for a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def print_tree(module, name="", depth=0):
+    known = nn_class(module.recovered_class) is not None
+    note = "" if known else "  (user's class, no forward())" if isinstance(module, Recovered) else "  (user's class)"
+    print("%s%s%s%s" % ("  " * depth, shown(name) + ": " if depth else "", shown(module.recovered_class), note))
+    for own, tensor in list(module._parameters.items()) + list(module._buffers.items()):
+        what = "None" if tensor is None else "%s %s" % (str(tensor.dtype)[6:], list(tensor.shape))
+        print("%s.%s  %s" % ("  " * (depth + 1), shown(own), what))
+    for own, child in module._modules.items():
+        print_tree(child, own, depth + 1)
+
+
+def main():
+    partial = "--partial" in sys.argv[1:]
+    try:
+        net = load(partial)
+    except RuntimeError as error:
+        hint = "" if partial else "\nhint: python3 load.py --partial loads the rest"
+        sys.exit("error: %s%s" % (error, hint))
+    print_tree(net)
+    parameters = list(net.parameters())
+    print("%d parameters in %d tensors" % (sum(p.numel() for p in parameters), len(parameters)))
+    with open(os.path.join(HERE, "model.json"), encoding="utf-8") as file:
+        lost = lost_tensors(json.load(file))
+    if lost:
+        print("not complete: " + ", ".join("%s (%s)" % (shown(row["name"]), row["status"]) for row in lost))
+    else:
+        print("all keys matched")
+
+
+if __name__ == "__main__":
+    main()

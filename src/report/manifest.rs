@@ -1,0 +1,117 @@
+//! `manifest.json`: how this output came about; all that differs from run to run is here alone.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+use super::SCHEMA_VERSION;
+use super::time::rfc3339;
+use crate::dump::{Compression, Dump, Format, MemoryRange};
+use crate::recover::Recovery;
+
+/// What the caller knows about a run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The command line, the program's name first.
+    pub arguments: Vec<String>,
+    /// Name of the backend that scanned.
+    pub backend: String,
+    /// Threads that worked.
+    pub threads: usize,
+    /// The dump as it was named.
+    pub input: PathBuf,
+    /// SHA-256 of that file in lower-case hex; `None` where it was not asked for, or failed.
+    pub sha256: Option<String>,
+    /// When the run began.
+    pub started: SystemTime,
+    /// Each phase with its time, in their order.
+    pub phases: Vec<(&'static str, Duration)>,
+}
+
+/// The document.
+#[derive(Serialize)]
+pub(super) struct Manifest<'a> {
+    schema_version: u32,
+    tool: &'static str,
+    version: &'static str,
+    arguments: &'a [String],
+    backend: &'a str,
+    threads: usize,
+    host: Host,
+    started: String,
+    finished: String,
+    seconds: Seconds<'a>,
+    input: Input<'a>,
+    warnings: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Host {
+    name: String,
+    system: String,
+    release: String,
+    machine: String,
+}
+
+#[derive(Serialize)]
+struct Input<'a> {
+    path: String,
+    /// Of the file as it was named.
+    size: u64,
+    sha256: Option<&'a str>,
+    compression: Option<Compression>,
+    format: Format,
+    /// Of the container in it.
+    unpacked_size: u64,
+    damaged: bool,
+    ranges: &'a [MemoryRange],
+}
+
+struct Seconds<'a>(&'a [(&'static str, Duration)]);
+
+impl Serialize for Seconds<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, duration) in self.0 {
+            map.serialize_entry(name, &((duration.as_secs_f64() * 1e3).round() / 1e3))?;
+        }
+        map.end()
+    }
+}
+
+impl<'a> Manifest<'a> {
+    pub(super) fn new(dump: &'a Dump, recovery: &'a Recovery, run: &'a Run) -> Self {
+        let system = rustix::system::uname();
+        let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
+        Self {
+            schema_version: SCHEMA_VERSION,
+            tool: super::TOOL,
+            version: env!("CARGO_PKG_VERSION"),
+            arguments: &run.arguments,
+            backend: &run.backend,
+            threads: run.threads,
+            host: Host {
+                name: text(system.nodename()),
+                system: text(system.sysname()),
+                release: text(system.release()),
+                machine: text(system.machine()),
+            },
+            started: rfc3339(run.started),
+            finished: rfc3339(SystemTime::now()),
+            seconds: Seconds(&run.phases),
+            input: Input {
+                path: run.input.display().to_string(),
+                size: dump.file_size,
+                sha256: run.sha256.as_deref(),
+                compression: dump.compression,
+                format: dump.format,
+                unpacked_size: dump.size,
+                damaged: dump.damaged,
+                ranges: dump.memory.ranges(),
+            },
+            warnings: super::warnings(dump, recovery).collect(),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Rows of the documents: one per tensor, model and process, the same in every format.
+
+use serde::Serialize;
+
+use super::plan::{Placed, WeightFile, plan};
+use crate::addr::{PhysAddr, VirtAddr};
+use crate::cpython::LayoutScore;
+use crate::model::{Model, NamedTensor, Sighting, Status, TensorKind};
+use crate::recover::Process;
+use crate::tensor::{Hole, TensorScore};
+
+/// A tensor.
+#[derive(Serialize)]
+pub(super) struct TensorRow<'a> {
+    pub(super) name: &'a str,
+    pub(super) dtype: Option<&'a str>,
+    pub(super) shape: Option<&'a [u64]>,
+    pub(super) stride: Option<&'a [u64]>,
+    pub(super) storage_offset: Option<u64>,
+    pub(super) data: Option<VirtAddr>,
+    pub(super) kind: TensorKind,
+    pub(super) requires_grad: Option<bool>,
+    pub(super) persistent: bool,
+    pub(super) status: Status,
+    pub(super) device: Option<&'a str>,
+    pub(super) holes: &'a [Hole],
+    pub(super) sha256: Option<&'a str>,
+    pub(super) same_as: Option<&'a str>,
+    /// The file that holds its bytes.
+    pub(super) file: Option<&'static str>,
+    pub(super) problem: Option<&'a str>,
+    pub(super) object: VirtAddr,
+}
+
+impl<'a> TensorRow<'a> {
+    fn new(tensor: &'a NamedTensor, placed: Placed) -> Self {
+        let info = tensor.info.as_ref();
+        let (file, unwritten) = match placed {
+            Placed::In(file) => (Some(file.name()), None),
+            Placed::Nowhere(reason) => (None, reason),
+        };
+        Self {
+            name: &tensor.name,
+            dtype: info.map(|info| info.dtype.label()),
+            shape: info.map(|info| info.shape.as_slice()),
+            stride: info.map(|info| info.stride.as_slice()),
+            storage_offset: info.map(|info| info.storage_offset),
+            data: info.map(|info| info.data).filter(|data| data.0 != 0),
+            kind: tensor.kind,
+            requires_grad: info.map(|info| info.requires_grad),
+            persistent: tensor.persistent,
+            status: tensor.status,
+            device: info.map(|info| info.device.as_str()),
+            holes: &tensor.holes,
+            sha256: tensor.sha256.as_deref(),
+            same_as: tensor.same_as.as_deref(),
+            file,
+            problem: tensor.problem.as_deref().or(unwritten),
+            object: tensor.object,
+        }
+    }
+
+    pub(super) fn all(model: &'a Model) -> Vec<Self> {
+        model.tensors.iter().zip(plan(model)).map(|(tensor, placed)| Self::new(tensor, placed)).collect()
+    }
+}
+
+/// Figures of a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Totals {
+    /// Tensors whose every byte is there, and all tensors.
+    pub(super) complete: usize,
+    pub(super) tensors: usize,
+    /// Elements of all parameters, shared ones counted once.
+    pub(super) parameters: u64,
+    /// Bytes of all tensors, shared ones counted once.
+    pub(super) bytes: u64,
+}
+
+impl Totals {
+    pub(super) fn new(model: &Model) -> Self {
+        let mut totals = Self { tensors: model.tensors.len(), ..Self::default() };
+        for tensor in &model.tensors {
+            totals.complete += usize::from(tensor.status == Status::Complete);
+            if let (Some(info), None) = (&tensor.info, &tensor.same_as) {
+                totals.bytes = totals.bytes.saturating_add(info.byte_len());
+                if tensor.kind == TensorKind::Parameter {
+                    totals.parameters = totals.parameters.saturating_add(info.numel());
+                }
+            }
+        }
+        totals
+    }
+}
+
+/// Whether every tensor of the model and all of its tree could be read.
+pub(super) fn is_whole(model: &Model) -> bool {
+    model.problems.is_empty() && model.tensors.iter().all(|tensor| tensor.status == Status::Complete)
+}
+
+/// A model.
+#[derive(Serialize)]
+pub(super) struct ModelRow<'a> {
+    id: &'a str,
+    class: &'a str,
+    object: VirtAddr,
+    dir: String,
+    sightings: &'a [Sighting],
+    totals: Totals,
+    problems: &'a [String],
+    tensors: Vec<TensorRow<'a>>,
+}
+
+impl<'a> ModelRow<'a> {
+    pub(super) fn new(model: &'a Model) -> Self {
+        Self {
+            id: &model.id,
+            class: &model.class,
+            object: model.object,
+            dir: super::model_dir(model),
+            sightings: &model.sightings,
+            totals: Totals::new(model),
+            problems: &model.problems,
+            tensors: TensorRow::all(model),
+        }
+    }
+}
+
+/// A Python process.
+#[derive(Serialize)]
+pub(super) struct ProcessRow<'a> {
+    root: PhysAddr,
+    levels: u8,
+    // Facts of the operating system, which is not read yet: null, never guessed.
+    pid: Option<u32>,
+    comm: Option<&'a str>,
+    python: PythonRow<'a>,
+    torch: Option<TorchRow<'a>>,
+    modules: usize,
+    models: Vec<ModelRow<'a>>,
+    shared_models: &'a [String],
+}
+
+#[derive(Serialize)]
+struct PythonRow<'a> {
+    version: Option<&'a str>,
+    type_object: VirtAddr,
+    type_object_physical: PhysAddr,
+    types: usize,
+    layout: PythonLayout<'a>,
+}
+
+#[derive(Serialize)]
+struct PythonLayout<'a> {
+    version: &'a str,
+    readable: usize,
+    sampled: usize,
+    size_matches: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runner_up: Option<Option<Box<PythonLayout<'a>>>>,
+}
+
+#[derive(Serialize)]
+struct TorchRow<'a> {
+    version: Option<&'a str>,
+    layout: Option<TorchLayout<'a>>,
+}
+
+#[derive(Serialize)]
+struct TorchLayout<'a> {
+    version: &'a str,
+    readable: usize,
+    same_abi: usize,
+    tried: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runner_up: Option<Option<Box<TorchLayout<'a>>>>,
+}
+
+impl<'a> PythonLayout<'a> {
+    fn new(score: &'a LayoutScore) -> Self {
+        let LayoutScore { readable, sampled, size_matches, ref version } = *score;
+        Self { version, readable, sampled, size_matches, runner_up: None }
+    }
+}
+
+impl<'a> TorchLayout<'a> {
+    fn new(score: &'a TensorScore) -> Self {
+        let TensorScore { readable, same_abi, tried, ref version } = *score;
+        Self { version, readable, same_abi, tried, runner_up: None }
+    }
+}
+
+impl<'a> ProcessRow<'a> {
+    pub(super) fn new(process: &'a Process) -> Self {
+        let (best, next) = &process.python_layout;
+        let runner_up = next.as_ref().map(PythonLayout::new).map(Box::new);
+        let python_layout = PythonLayout { runner_up: Some(runner_up), ..PythonLayout::new(best) };
+        let torch_layout = process.torch_layout.as_ref().map(|(best, next)| {
+            let runner_up = next.as_ref().map(TorchLayout::new).map(Box::new);
+            TorchLayout { runner_up: Some(runner_up), ..TorchLayout::new(best) }
+        });
+        Self {
+            root: process.root,
+            levels: process.levels,
+            pid: None,
+            comm: None,
+            python: PythonRow {
+                version: process.python_version.as_deref(),
+                type_object: process.type_object.0,
+                type_object_physical: process.type_object.1,
+                types: process.type_count,
+                layout: python_layout,
+            },
+            torch: process
+                .has_torch
+                .then_some(TorchRow { version: process.torch_version.as_deref(), layout: torch_layout }),
+            modules: process.module_count,
+            models: process.models.iter().map(ModelRow::new).collect(),
+            shared_models: &process.shared_models,
+        }
+    }
+}
+
+/// The files that hold weights of the model, in the order in which they are written.
+pub(super) fn weight_files(model: &Model) -> Vec<WeightFile> {
+    let placed = plan(model);
+    WeightFile::ALL.into_iter().filter(|file| placed.contains(&Placed::In(*file))).collect()
+}

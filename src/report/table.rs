@@ -1,0 +1,158 @@
+//! What was found as a table for the terminal.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::rows::{Totals, is_whole};
+use crate::model::{Model, Status};
+use crate::recover::{Process, Recovery};
+
+/// Characters of a name from the dump that are shown; names are there to be told apart, not in full.
+const MAX_NAME: usize = 60;
+
+/// Columns without lines between them, with a line of headings; `right` names the columns of numbers.
+pub fn columns(headings: &[&str], right: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(headings.iter().copied()).add_rows(rows);
+    for index in 0..headings.len() {
+        if let Some(column) = table.column_mut(index) {
+            column.set_padding((if index == 0 { 0 } else { 2 }, 0));
+            if right.contains(&index) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+    }
+    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+}
+
+/// A line per model, and one per Python process without any.
+pub fn models_table(recovery: &Recovery) -> String {
+    let mut rows = Vec::new();
+    for process in &recovery.processes {
+        rows.extend(process.models.iter().map(|model| model_row(process, model)));
+        if process.models.is_empty() {
+            rows.push(empty_row(process));
+        }
+    }
+    let headings = ["PROCESS", "PYTHON", "TORCH", "MODEL", "CLASS", "TENSORS", "PARAMETERS", "BYTES", "STATUS"];
+    columns(&headings, &[5, 6, 7], rows)
+}
+
+fn process_cells(process: &Process) -> Vec<String> {
+    let version = |text: Option<&String>| text.map_or("?".to_owned(), |text| printable(text));
+    let torch = if process.has_torch { version(process.torch_version.as_ref()) } else { "-".to_owned() };
+    vec![process.root.to_string(), version(process.python_version.as_ref()), torch]
+}
+
+fn model_row(process: &Process, model: &Model) -> Vec<String> {
+    let totals = Totals::new(model);
+    let mut row = process_cells(process);
+    row.extend([
+        model.id.clone(),
+        printable(&model.class),
+        format!("{}/{}", totals.complete, totals.tensors),
+        thousands(totals.parameters),
+        bytes_in_words(totals.bytes),
+        status(model),
+    ]);
+    row
+}
+
+fn empty_row(process: &Process) -> Vec<String> {
+    let mut row = process_cells(process);
+    let shared = process.shared_models.join(", ");
+    let (model, status) = match (process.shared_models.is_empty(), process.has_torch) {
+        (false, _) => (shared, "shared, see above"),
+        (true, true) => ("-".to_owned(), "no model"),
+        (true, false) => ("-".to_owned(), "no PyTorch"),
+    };
+    row.extend([model, String::new(), String::new(), String::new(), String::new(), status.to_owned()]);
+    row
+}
+
+/// The state of a model in a few words.
+fn status(model: &Model) -> String {
+    let words = [(Status::Partial, "partial"), (Status::Missing, "missing"), (Status::Device, "on a device")];
+    let mut parts: Vec<String> = words
+        .into_iter()
+        .map(|(status, word)| (model.tensors.iter().filter(|tensor| tensor.status == status).count(), word))
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, word)| format!("{count} {word}"))
+        .collect();
+    match model.problems.len() {
+        0 => {}
+        1 => parts.push("1 problem".to_owned()),
+        count => parts.push(format!("{count} problems")),
+    }
+    if is_whole(model) { "complete".to_owned() } else { parts.join(", ") }
+}
+
+/// Text from a dump, made safe for a terminal: nothing in it moves the cursor, and it is not endless.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::new();
+    for (count, character) in text.chars().enumerate() {
+        if count == MAX_NAME {
+            shown.push('…');
+            break;
+        }
+        match character {
+            // Marks that turn the direction of what follows are no control characters.
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                shown.extend(character.escape_unicode());
+            }
+            _ if character.is_control() => shown.extend(character.escape_default()),
+            _ => shown.push(character),
+        }
+    }
+    shown
+}
+
+/// A number with its digits in groups of three.
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A number of bytes, to three digits, in units of 1024.
+pub fn bytes_in_words(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
+        // Not 1024: 1023.9 would be shown as 1024 of the smaller unit.
+        if value < 999.5 {
+            let digits = if unit == "B" || value >= 99.95 {
+                0
+            } else if value >= 9.995 {
+                1
+            } else {
+                2
+            };
+            return format!("{value:.digits$} {unit}");
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.0} PiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_not_steer_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2J\n\u{202e}b\u{9b}ü"), "a\\u{1b}[2J\\n\\u{202e}b\\u{9b}ü");
+        assert_eq!(printable(&"x".repeat(61)).chars().count(), 61);
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!([0, 999, 1000, 62006, 1_000_000].map(thousands), ["0", "999", "1,000", "62,006", "1,000,000"]);
+        let bytes = [0, 999, 1000, 248_024, 1 << 20, u64::MAX].map(bytes_in_words);
+        assert_eq!(bytes, ["0 B", "999 B", "0.98 KiB", "242 KiB", "1.00 MiB", "16384 PiB"]);
+    }
+}

@@ -1,0 +1,137 @@
+//! `model.json`: the tree of a model's modules, which `load.py` builds again.
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+use super::SCHEMA_VERSION;
+use super::rows::TensorRow;
+use crate::addr::VirtAddr;
+use crate::cpython::Value;
+use crate::model::{Model, Module, Sighting};
+
+/// The document.
+#[derive(Serialize)]
+pub(super) struct TreeDocument<'a> {
+    schema_version: u32,
+    id: &'a str,
+    class: &'a str,
+    object: VirtAddr,
+    sightings: &'a [Sighting],
+    modules: Vec<ModuleRow<'a>>,
+    tensors: Vec<TensorRow<'a>>,
+    problems: &'a [String],
+}
+
+impl<'a> TreeDocument<'a> {
+    pub(super) fn new(model: &'a Model) -> Self {
+        Self {
+            schema_version: SCHEMA_VERSION,
+            id: &model.id,
+            class: &model.class,
+            object: model.object,
+            sightings: &model.sightings,
+            modules: model.modules.iter().map(ModuleRow::new).collect(),
+            tensors: TensorRow::all(model),
+            problems: &model.problems,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ModuleRow<'a> {
+    name: &'a str,
+    class: &'a str,
+    torch_class: Option<&'a str>,
+    training: Option<bool>,
+    hyper: Pairs<'a, Value>,
+    private: Pairs<'a, Value>,
+    /// What the two above hold that JSON has no type for.
+    python_types: Vec<Vec<Step<'a>>>,
+    parameters: &'a [String],
+    buffers: &'a [String],
+    unset: Pairs<'a, crate::model::TensorKind>,
+    object: VirtAddr,
+}
+
+impl<'a> ModuleRow<'a> {
+    fn new(module: &'a Module) -> Self {
+        let mut python_types = Vec::new();
+        for (section, values) in [("hyper", &module.hyper), ("private", &module.private)] {
+            for (name, value) in values {
+                note_types(value, &mut vec![Step::Name(section), Step::Name(name)], &mut python_types);
+            }
+        }
+        Self {
+            name: &module.name,
+            class: &module.class,
+            torch_class: module.torch_class.as_deref(),
+            training: module.training,
+            hyper: Pairs(&module.hyper),
+            private: Pairs(&module.private),
+            python_types,
+            parameters: &module.parameters,
+            buffers: &module.buffers,
+            unset: Pairs(&module.unset),
+            object: module.object,
+        }
+    }
+}
+
+/// A part of the way to a value: a type's name first, then the section, the attribute, and indices.
+#[derive(Clone, Serialize)]
+#[serde(untagged)]
+enum Step<'a> {
+    Name(&'a str),
+    Index(usize),
+}
+
+/// Notes where a value and those in it are no JSON: outer ones first.
+fn note_types<'a>(value: &Value, path: &mut Vec<Step<'a>>, out: &mut Vec<Vec<Step<'a>>>) {
+    let name = match value {
+        Value::Tuple(_) => Some("tuple"),
+        Value::Float(value) if !value.is_finite() => Some("float"),
+        Value::Int(value) if i64::try_from(*value).is_err() && u64::try_from(*value).is_err() => Some("int"),
+        _ => None,
+    };
+    if let Some(name) = name {
+        out.push([&[Step::Name(name)], path.as_slice()].concat());
+    }
+    if let Value::Tuple(values) | Value::List(values) = value {
+        for (index, value) in values.iter().enumerate() {
+            path.push(Step::Index(index));
+            note_types(value, path, out);
+            path.pop();
+        }
+    }
+}
+
+/// Pairs as an object, in their order.
+struct Pairs<'a, T>(&'a [(String, T)]);
+
+impl<T: Serialize> Serialize for Pairs<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (key, value) in self.0 {
+            map.serialize_entry(key, value)?;
+        }
+        map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_json_cannot_say_is_noted() {
+        let nested = Value::Tuple(vec![Value::Int(1), Value::List(vec![Value::Tuple(vec![]), Value::Float(f64::NAN)])]);
+        let mut noted = Vec::new();
+        note_types(&nested, &mut vec![Step::Name("hyper"), Step::Name("x")], &mut noted);
+        note_types(&Value::Int(1 << 70), &mut vec![Step::Name("private"), Step::Name("y")], &mut noted);
+        let text = serde_json::to_string(&noted).unwrap();
+        let expected =
+            r#"[["tuple","hyper","x"],["tuple","hyper","x",1,0],["float","hyper","x",1,1],["int","private","y"]]"#;
+        assert_eq!(text, expected);
+        assert_eq!(serde_json::to_string(&nested).unwrap(), r#"[1,[[],"NaN"]]"#);
+    }
+}
