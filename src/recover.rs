@@ -7,11 +7,11 @@ use sha2::{Digest, Sha256};
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{self, Builtins, Candidate, Instances, Interpreter, LayoutScore, Sweeper};
-use crate::dump::Dump;
+use crate::dump::{Dump, Format, PhysicalMemory};
 use crate::model::{self, Model, NamedTensor, Sighting, Status};
 use crate::paging::{self, AddressSpace, Discovery};
-use crate::scan::{self, Backend, Hit};
-use crate::signature::Signatures;
+use crate::scan::{self, Backend, Hit, ScanResult};
+use crate::signature::{Mmu, Signatures};
 use crate::tensor::{self, TensorInfo, TensorScore, TooLarge};
 
 /// The signature of CPython's `type` object.
@@ -19,12 +19,16 @@ const TYPE_SIGNATURE: &str = "cpython.type";
 /// Page tables that are read per frame of the dump, and at least, before a space is taken for hostile.
 const TABLES_PER_FRAME: u64 = 4;
 const MIN_TABLES: u64 = 1024;
+/// Roots that map themselves, at least, where file offsets are physical addresses: a machine runs some processes.
+const MIN_ROOTS: usize = 3;
 /// The device whose memory the dump holds, and the one that has none.
 const CPU: &str = "cpu";
 const META: &str = "meta";
 
 /// Everything that was found in a dump.
 pub struct Recovery {
+    /// The memory that was searched: that of the dump, with the addresses that were used.
+    pub memory: PhysicalMemory,
     /// The address spaces, and how they were found.
     pub discovery: Discovery,
     /// The interpreters, each with its models.
@@ -113,18 +117,26 @@ pub fn recover(
     backend: Backend,
     observer: &dyn Observer,
 ) -> Result<Recovery, RecoverError> {
-    let memory = &dump.memory;
     let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
     let type_signature = signatures.index_of(TYPE_SIGNATURE).ok_or(RecoverError::NoTypeSignature)?;
     let python_layouts = cpython::layouts(signatures)?;
     let torch_layouts = tensor::layouts(signatures)?;
 
-    observer.begin(Phase::Scan, memory.size());
-    let found = scan::scan(memory, signatures, backend, &|bytes| observer.advance(bytes));
-
-    observer.begin(Phase::Paging, 0);
-    let discovery = paging::discover(memory, mmu, &found.frames);
-    let mut warnings = discovery.warnings.clone();
+    let mut memory = dump.memory.clone();
+    let mut warnings = Vec::new();
+    let (mut found, mut discovery) = look(&memory, mmu, signatures, backend, observer);
+    let is_headerless = dump.format == Format::Raw && discovery.tried.iter().all(|tried| tried.self_mapped < MIN_ROOTS);
+    if is_headerless && let Some(range) = paging::place(&memory, signatures, backend) {
+        warnings.push(format!(
+            "offsets in the file are not physical addresses: memory was written without its holes; by its page tables the file holds {} to {} from offset {} on; what lies before is left out",
+            range.start, range.end, range.offset
+        ));
+        if let Ok(placed) = memory.with_ranges(vec![range]) {
+            memory = placed;
+            (found, discovery) = look(&memory, mmu, signatures, backend, observer);
+        }
+    }
+    let memory = &memory;
 
     observer.begin(Phase::Cpython, 0);
     let spaces: Vec<AddressSpace<'_>> =
@@ -154,11 +166,29 @@ pub fn recover(
         tensors.map(|tensor| (tensor, interpreter.space))
     });
     let tensors: Vec<(&mut NamedTensor, AddressSpace<'_>)> = tensors.collect();
-    observer.begin(Phase::Tensors, tensors.iter().filter_map(|(tensor, _)| tensor.info.as_ref()).map(TensorInfo::byte_len).sum());
+    observer.begin(
+        Phase::Tensors,
+        tensors.iter().filter_map(|(tensor, _)| tensor.info.as_ref()).map(TensorInfo::byte_len).sum(),
+    );
     tensors.into_par_iter().for_each(|(tensor, space)| digest(tensor, &space, memory.size(), observer));
 
     join_sightings(&mut processes);
-    Ok(Recovery { discovery, processes, warnings })
+    Ok(Recovery { memory: memory.clone(), discovery, processes, warnings })
+}
+
+/// The one pass over memory, and the address spaces that follow from it.
+fn look(
+    memory: &PhysicalMemory,
+    mmu: &Mmu,
+    signatures: &Signatures,
+    backend: Backend,
+    observer: &dyn Observer,
+) -> (ScanResult, Discovery) {
+    observer.begin(Phase::Scan, memory.size());
+    let found = scan::scan(memory, signatures, backend, &|bytes| observer.advance(bytes));
+    observer.begin(Phase::Paging, 0);
+    let discovery = paging::discover(memory, mmu, &found.frames);
+    (found, discovery)
 }
 
 /// The confirmed `type` objects: every hit whose own address leads back to where it was found.
@@ -187,7 +217,8 @@ fn describe(interpreter: &Interpreter<'_>, instances: &Instances, torch_layouts:
     let chosen = tensor::choose(torch_layouts, &objects, &tensors);
     let models = model::models(&graph, &objects, chosen.as_ref().map(|(layout, ..)| *layout));
     let type_at = interpreter.space.translate(interpreter.type_object).map(|found| found.pa);
-    let torch_version = modules.get("torch.version").and_then(|dict| cpython::attribute_str(&objects, *dict, "__version__"));
+    let torch_version =
+        modules.get("torch.version").and_then(|dict| cpython::attribute_str(&objects, *dict, "__version__"));
     Process {
         root: interpreter.space.root(),
         levels: interpreter.space.levels(),
