@@ -120,8 +120,8 @@ impl Objects<'_> {
                 return self.str_dict(dict);
             }
         }
-        if let (true, Some(offset)) = (has(layout.flag_inline_values), layout.inline_values) {
-            let values = field(object, offset);
+        if has(layout.flag_inline_values) {
+            let values = field(object, self.word(type_object, layout.tp_basicsize)?.cast_signed());
             let is_valid = match layout.values_valid {
                 Some(valid) => self.byte(values, valid)? != 0,
                 None => true,

@@ -19,6 +19,7 @@ pub(super) static LAYOUTS: &[(&str, &str)] = layouts![
     "cpython-3.11.toml",
     "cpython-3.12.toml",
     "cpython-3.13.toml",
+    "cpython-3.14.toml",
     "pytorch-1.13.toml",
     "pytorch-1.13-old-abi.toml",
     "pytorch-2.6.toml",
