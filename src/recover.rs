@@ -1,16 +1,34 @@
 //! The main job: from a dump to the models in it.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
 use crate::addr::{PhysAddr, VirtAddr};
-use crate::cpython::LayoutScore;
-use crate::dump::Dump;
-use crate::model::Model;
-use crate::paging::Discovery;
-use crate::scan::Backend;
-use crate::signature::Signatures;
-use crate::tensor::TensorScore;
+use crate::cpython::{self, Builtins, Candidate, Instances, Interpreter, LayoutScore, Sweeper};
+use crate::dump::{Dump, Format, PhysicalMemory};
+use crate::model::{self, Model, NamedTensor, Sighting, Status};
+use crate::paging::{self, AddressSpace, Discovery};
+use crate::scan::{self, Backend, Hit, ScanResult};
+use crate::signature::{Mmu, Signatures};
+use crate::tensor::{self, TensorInfo, TensorScore, TooLarge};
+
+/// The signature of CPython's `type` object.
+const TYPE_SIGNATURE: &str = "cpython.type";
+/// Page tables that are read per frame of the dump, and at least, before a space is taken for hostile.
+const TABLES_PER_FRAME: u64 = 4;
+const MIN_TABLES: u64 = 1024;
+/// Roots that map themselves, at least, where file offsets are physical addresses: a machine runs some processes.
+const MIN_ROOTS: usize = 3;
+/// The device whose memory the dump holds, and the one that has none.
+const CPU: &str = "cpu";
+const META: &str = "meta";
 
 /// Everything that was found in a dump.
 pub struct Recovery {
+    /// The memory that was searched: that of the dump, with the addresses that were used.
+    pub memory: PhysicalMemory,
     /// The address spaces, and how they were found.
     pub discovery: Discovery,
     /// The interpreters, each with its models.
@@ -72,12 +90,21 @@ pub trait Observer: Sync {
     fn advance(&self, bytes: u64);
 }
 
-/// Why a dump could not be searched.
+/// Why a dump could not be searched: the signatures lack what the work needs.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
-    /// The signatures lack something.
-    #[error("the signatures have no {0}")]
-    Signatures(String),
+    /// No rules of page tables.
+    #[error("the signatures have no [mmu]: no page table can be read without its rules")]
+    NoMmu,
+    /// No signature of the interpreter.
+    #[error("the signatures have no structure {TYPE_SIGNATURE}: no interpreter can be found without it")]
+    NoTypeSignature,
+    /// A CPython layout lacks a number.
+    #[error(transparent)]
+    PythonLayout(#[from] cpython::MissingField),
+    /// A PyTorch layout lacks a number or a table.
+    #[error(transparent)]
+    TorchLayout(#[from] tensor::LayoutError),
 }
 
 /// Finds the models in a dump.
@@ -90,6 +117,196 @@ pub fn recover(
     backend: Backend,
     observer: &dyn Observer,
 ) -> Result<Recovery, RecoverError> {
-    let _ = (dump, signatures, backend, observer);
-    Err(RecoverError::Signatures("implementation yet".to_owned()))
+    let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
+    let type_signature = signatures.index_of(TYPE_SIGNATURE).ok_or(RecoverError::NoTypeSignature)?;
+    let python_layouts = cpython::layouts(signatures)?;
+    let torch_layouts = tensor::layouts(signatures)?;
+
+    let mut memory = dump.memory.clone();
+    let mut warnings = Vec::new();
+    let (mut found, mut discovery) = look(&memory, mmu, signatures, backend, observer);
+    let is_headerless = dump.format == Format::Raw && discovery.tried.iter().all(|tried| tried.self_mapped < MIN_ROOTS);
+    if is_headerless && let Some(range) = paging::place(&memory, signatures, backend) {
+        warnings.push(format!(
+            "offsets in the file are not physical addresses: memory was written without its holes; by its page tables the file holds {} to {} from offset {} on; what lies before is left out",
+            range.start, range.end, range.offset
+        ));
+        if let Ok(placed) = memory.with_ranges(vec![range]) {
+            memory = placed;
+            (found, discovery) = look(&memory, mmu, signatures, backend, observer);
+        }
+    }
+    let memory = &memory;
+
+    observer.begin(Phase::Cpython, 0);
+    let spaces: Vec<AddressSpace<'_>> =
+        discovery.spaces.iter().map(|space| AddressSpace::new(memory, mmu, space.root, space.levels)).collect();
+    let hits: Vec<Hit> = found.hits.iter().filter(|hit| hit.signature == type_signature).copied().collect();
+    let candidates = candidates(&hits, &spaces, &python_layouts);
+    let candidate_spaces: Vec<AddressSpace<'_>> = candidates.iter().map(|candidate| candidate.space).collect();
+    let mut budget = TABLES_PER_FRAME * found.frames.len() as u64 + MIN_TABLES;
+    let (sweeper, left_out) = Sweeper::new(memory, backend, &candidate_spaces, &mut budget);
+    for space in left_out.into_iter().filter_map(|index| candidate_spaces.get(index)) {
+        warnings.push(format!("the page tables under {} map more than the dump can hold: left out", space.root()));
+    }
+    let interpreters = cpython::interpreters(&candidates, &python_layouts, &sweeper);
+    let instances = cpython::instances(&interpreters, &sweeper, |interpreter| {
+        let mut wanted = model::module_types(interpreter);
+        wanted.extend(interpreter.module_types());
+        wanted
+    });
+    let mut processes: Vec<Process> = interpreters
+        .iter()
+        .zip(&instances)
+        .map(|(interpreter, instances)| describe(interpreter, instances, &torch_layouts))
+        .collect();
+
+    let tensors = processes.iter_mut().zip(&interpreters).flat_map(|(process, interpreter)| {
+        let tensors = process.models.iter_mut().flat_map(|model| &mut model.tensors);
+        tensors.map(|tensor| (tensor, interpreter.space))
+    });
+    let tensors: Vec<(&mut NamedTensor, AddressSpace<'_>)> = tensors.collect();
+    observer.begin(
+        Phase::Tensors,
+        tensors.iter().filter_map(|(tensor, _)| tensor.info.as_ref()).map(TensorInfo::byte_len).sum(),
+    );
+    tensors.into_par_iter().for_each(|(tensor, space)| digest(tensor, &space, memory.size(), observer));
+
+    join_sightings(&mut processes);
+    Ok(Recovery { memory: memory.clone(), discovery, processes, warnings })
+}
+
+/// The one pass over memory, and the address spaces that follow from it.
+fn look(
+    memory: &PhysicalMemory,
+    mmu: &Mmu,
+    signatures: &Signatures,
+    backend: Backend,
+    observer: &dyn Observer,
+) -> (ScanResult, Discovery) {
+    observer.begin(Phase::Scan, memory.size());
+    let found = scan::scan(memory, signatures, backend, &|bytes| observer.advance(bytes));
+    observer.begin(Phase::Paging, 0);
+    let discovery = paging::discover(memory, mmu, &found.frames);
+    (found, discovery)
+}
+
+/// The confirmed `type` objects: every hit whose own address leads back to where it was found.
+fn candidates<'a>(hits: &[Hit], spaces: &[AddressSpace<'a>], layouts: &[cpython::Layout]) -> Vec<Candidate<'a>> {
+    let ob_type: BTreeSet<i64> = layouts.iter().map(|layout| layout.ob_type).collect();
+    let mut candidates: Vec<Candidate<'a>> = hits
+        .par_iter()
+        .flat_map_iter(|hit| {
+            let places = spaces.iter().flat_map(|space| ob_type.iter().map(move |offset| (*space, *offset)));
+            places.filter_map(|(space, offset)| cpython::confirm(space, hit.anchor, VirtAddr(hit.value), offset))
+        })
+        .filter(|candidate| cpython::is_type_type(candidate, layouts))
+        .collect();
+    candidates.sort_by_key(|candidate| (candidate.space.root(), candidate.type_object));
+    candidates.dedup_by_key(|candidate| (candidate.space.root(), candidate.type_object));
+    candidates
+}
+
+/// What one interpreter holds; the bytes of tensors are not looked at yet.
+fn describe(interpreter: &Interpreter<'_>, instances: &Instances, torch_layouts: &[tensor::Layout]) -> Process {
+    let objects = interpreter.objects();
+    let modules = interpreter.modules(instances);
+    let builtins = Builtins::new(&objects, &modules);
+    let graph = model::graph(interpreter, &builtins, instances);
+    let tensors: Vec<VirtAddr> = graph.tensors().into_iter().collect();
+    let chosen = tensor::choose(torch_layouts, &objects, &tensors);
+    let models = model::models(&graph, &objects, chosen.as_ref().map(|(layout, ..)| *layout));
+    let type_at = interpreter.space.translate(interpreter.type_object).map(|found| found.pa);
+    let torch_version =
+        modules.get("torch.version").and_then(|dict| cpython::attribute_str(&objects, *dict, "__version__"));
+    Process {
+        root: interpreter.space.root(),
+        levels: interpreter.space.levels(),
+        type_object: (interpreter.type_object, type_at.unwrap_or_default()),
+        python_version: cpython::python_version(&objects, &modules),
+        python_layout: interpreter.scores.clone(),
+        type_count: interpreter.types.len(),
+        torch_version,
+        has_torch: !model::module_types(interpreter).is_empty(),
+        torch_layout: chosen.map(|(_, best, next)| (best, next)),
+        module_count: graph.modules.len(),
+        models,
+        shared_models: Vec::new(),
+    }
+}
+
+/// Reads all bytes of a tensor once: its status, holes and hash.
+fn digest(tensor: &mut NamedTensor, space: &AddressSpace<'_>, limit: u64, observer: &dyn Observer) {
+    let Some(info) = &tensor.info else { return };
+    match info.device.split(':').next() {
+        Some(CPU) => {}
+        Some(META) => {
+            tensor.problem = Some("it is on the meta device: it has a shape and no data".to_owned());
+            return;
+        }
+        _ => {
+            tensor.status = Status::Device;
+            return;
+        }
+    }
+    let mut hash = Sha256::new();
+    let result = tensor::gather::<TooLarge>(space, info, limit, |bytes| {
+        hash.update(bytes);
+        observer.advance(bytes.len() as u64);
+        Ok(())
+    });
+    match result {
+        Ok(holes) => {
+            let missing: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
+            tensor.status = match missing {
+                0 => Status::Complete,
+                missing if missing == info.byte_len() => Status::Missing,
+                _ => Status::Partial,
+            };
+            tensor.holes = holes;
+            let digest = hash.finalize();
+            tensor.sha256 = Some(digest.iter().map(|byte| format!("{byte:02x}")).collect());
+        }
+        Err(error) => tensor.problem = Some(error.to_string()),
+    }
+}
+
+/// Lists a model that several processes hold in the same place with the same bytes, as after a
+/// fork, once, and numbers the models.
+fn join_sightings(processes: &mut [Process]) {
+    // Not the names of classes or modules: what counts is that it is the same object with the same data.
+    type Key = (VirtAddr, String, Vec<(String, Option<String>)>);
+    let mut known: BTreeMap<Key, (usize, usize)> = BTreeMap::new();
+    let mut sightings: BTreeMap<(usize, usize), Vec<Sighting>> = BTreeMap::new();
+    let mut shared: Vec<(usize, (usize, usize))> = Vec::new();
+    for (index, process) in processes.iter_mut().enumerate() {
+        let mut own: Vec<Model> = Vec::new();
+        for model in std::mem::take(&mut process.models) {
+            let bytes = model.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.sha256.clone())).collect();
+            let here = (index, own.len());
+            let first = *known.entry((model.object, model.class.clone(), bytes)).or_insert(here);
+            sightings.entry(first).or_default().push(Sighting { root: process.root, object: model.object });
+            if first == here {
+                own.push(model);
+            } else {
+                shared.push((index, first));
+            }
+        }
+        process.models = own;
+    }
+    let mut number = 0;
+    let mut ids = BTreeMap::new();
+    for (index, process) in processes.iter_mut().enumerate() {
+        for (place, model) in process.models.iter_mut().enumerate() {
+            model.id = format!("m{number}");
+            model.sightings = sightings.remove(&(index, place)).unwrap_or_default();
+            ids.insert((index, place), model.id.clone());
+            number += 1;
+        }
+    }
+    for (index, first) in shared {
+        if let (Some(process), Some(id)) = (processes.get_mut(index), ids.get(&first)) {
+            process.shared_models.push(id.clone());
+        }
+    }
 }

@@ -120,8 +120,8 @@ impl Objects<'_> {
                 return self.str_dict(dict);
             }
         }
-        if let (true, Some(offset)) = (has(layout.flag_inline_values), layout.inline_values) {
-            let values = field(object, offset);
+        if has(layout.flag_inline_values) {
+            let values = field(object, self.word(type_object, layout.tp_basicsize)?.cast_signed());
             let is_valid = match layout.values_valid {
                 Some(valid) => self.byte(values, valid)? != 0,
                 None => true,
@@ -190,10 +190,18 @@ impl Objects<'_> {
             (None, Some(size)) => {
                 let size = self.count(keys, size, "dk_size")?;
                 // DK_IXSIZE in Objects/dictobject.c
-                let width = if size <= 0xff { 1 } else if size <= 0xffff { 2 } else { 4 };
+                let width = if size <= 0xff {
+                    1
+                } else if size <= 0xffff {
+                    2
+                } else {
+                    4
+                };
                 (size, size * width, general)
             }
-            (None, None) => return Err(ObjectError::WrongType { address: keys, expected: "key table of a known layout" }),
+            (None, None) => {
+                return Err(ObjectError::WrongType { address: keys, expected: "key table of a known layout" });
+            }
         };
         if !size.is_power_of_two() {
             return Err(implausible("dk_size", size));

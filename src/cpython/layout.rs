@@ -117,7 +117,6 @@ layout_struct! {
         keys_entry_count: "dict_keys.dk_nentries" as i64,
         keys_indices: "dict_keys.dk_indices" as i64,
         entry_size: "dict_key_entry.sizeof" as i64,
-        entry_hash: "dict_key_entry.me_hash" as i64,
         entry_key: "dict_key_entry.me_key" as i64,
         entry_value: "dict_key_entry.me_value" as i64,
         str_entry_size: "dict_unicode_entry.sizeof" as Option<i64>,
@@ -129,7 +128,6 @@ layout_struct! {
         managed_dict: "instance.managed_dict" as Option<i64>,
         managed_values: "instance.values_pointer" as Option<i64>,
         managed_dict_or_values: "instance.dict_or_values" as Option<i64>,
-        inline_values: "instance.inline_values" as Option<i64>,
     }
 }
 

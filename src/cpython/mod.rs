@@ -17,7 +17,6 @@ pub(crate) use layout::layout_struct;
 pub use layout::{Layout, MissingField, layouts};
 pub use modules::{Builtins, Modules, attribute_str, python_version};
 pub use object::{ObjectError, Objects};
-pub(crate) use object::field;
 pub use process::{
     Candidate, Instances, Interpreter, LayoutScore, Sweeper, confirm, instances, interpreters, is_type_type,
 };

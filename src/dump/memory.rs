@@ -1,6 +1,7 @@
 //! Physical memory as the dump holds it: sorted ranges with holes between them, read without a copy.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use serde::Serialize;
@@ -37,8 +38,9 @@ enum Backing {
 ///
 /// Ranges are sorted, do not overlap, are not empty and lie inside the backing bytes; the
 /// constructor sees to it, so that reading needs no further checks.
+#[derive(Clone)]
 pub struct PhysicalMemory {
-    backing: Backing,
+    backing: Arc<Backing>,
     ranges: Vec<MemoryRange>,
 }
 
@@ -56,15 +58,23 @@ pub enum RangeError {
 impl PhysicalMemory {
     /// The memory of a mapped file.
     pub fn mapped(map: Mmap, ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
-        Self::new(Backing::Mapped(map), ranges)
+        Self::new(Arc::new(Backing::Mapped(map)), ranges)
     }
 
     /// Memory held in a buffer, for synthetic dumps and benchmarks.
     pub fn owned(bytes: Vec<u8>, ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
-        Self::new(Backing::Owned(bytes), ranges)
+        Self::new(Arc::new(Backing::Owned(bytes)), ranges)
     }
 
-    fn new(backing: Backing, mut ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
+    /// The same bytes with other addresses.
+    ///
+    /// # Errors
+    /// As for the other constructors.
+    pub fn with_ranges(&self, ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
+        Self::new(Arc::clone(&self.backing), ranges)
+    }
+
+    fn new(backing: Arc<Backing>, mut ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
         ranges.retain(|r| r.start < r.end);
         ranges.sort_by_key(|r| r.start);
         for (a, b) in ranges.iter().zip(ranges.iter().skip(1)) {
@@ -83,7 +93,7 @@ impl PhysicalMemory {
     }
 
     fn backing_bytes(&self) -> &[u8] {
-        match &self.backing {
+        match &*self.backing {
             Backing::Mapped(map) => map,
             Backing::Owned(bytes) => bytes,
         }

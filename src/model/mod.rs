@@ -4,11 +4,17 @@
 //! `torch.nn.modules.module.Module` and has the three dictionaries that such a module has. A model
 //! is a module that no other module holds, with at least one tensor somewhere in it.
 
+mod find;
+mod tree;
+
 use serde::Serialize;
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::Value;
 use crate::tensor::{Hole, TensorInfo};
+
+pub use find::{Graph, ModuleObject, graph, module_types};
+pub use tree::models;
 
 /// A neural network.
 #[derive(Clone, Debug)]
@@ -106,7 +112,7 @@ pub struct NamedTensor {
     pub status: Status,
     /// What is not.
     pub holes: Vec<Hole>,
-    /// SHA-256 of the contiguous bytes in lower-case hex; only of complete tensors.
+    /// SHA-256 of the contiguous bytes in lower-case hex, holes as zeros; `None` if there are no bytes.
     pub sha256: Option<String>,
     /// Why it is not complete, where holes do not say it.
     pub problem: Option<String>,

@@ -1,12 +1,14 @@
 //! Address spaces, reconstructed from the page tables that lie in the dump.
 //!
 //! [`discover`] finds the roots without any knowledge of the operating system, [`AddressSpace`]
-//! reads through one of them, [`ReverseMap`] goes the other way.
+//! reads through one of them, [`ReverseMap`] goes the other way. [`place`] helps where a file lacks the addresses.
 
+mod place;
 mod reverse;
 mod roots;
 mod space;
 
+pub use place::place;
 pub use reverse::ReverseMap;
 pub use roots::{Attempt, Discovery, Space, SpaceKind, discover};
 pub use space::{AddressSpace, Fault, Mapping, Translation, VirtualMemory};

@@ -1,7 +1,7 @@
 //! Page-table roots, found from the frames themselves.
 //!
 //! 1. The scan says of every frame which level of table it could be, by its entries alone.
-//! 2. From the lowest level up, a table stays only if all tables that it points to stayed.
+//! 2. From the lowest level up, a table stays only if (nearly) all tables that it points to stayed.
 //! 3. What is left on the top level is clustered by the kernel half: all processes of a machine share it.
 //! 4. A true root is mapped by its own kernel half, because the kernel writes to it (the direct map).
 //!    This also tells 4-level from 5-level machines: read with the wrong number of levels, almost no
@@ -17,11 +17,14 @@ use serde::Serialize;
 use super::space::{AddressSpace, ENTRIES, is_leaf, page_address, table_entries};
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
-use crate::scan::{FrameClasses, ZERO_FRAME};
+use crate::scan::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
 use crate::signature::Mmu;
 
 /// Clusters that are looked at per number of levels; the largest come first.
 const MAX_CLUSTERS: usize = 64;
+/// One wrong pointer in this many entries is forgiven: a machine that is captured while it runs
+/// frees tables and reuses their frames between the capture of a pointer and of its target.
+const TOLERATED: u64 = 8;
 /// Numbers of levels that a root may have.
 const DEPTHS: [u8; 2] = [4, 5];
 
@@ -67,7 +70,7 @@ pub struct Discovery {
 pub struct Attempt {
     /// Levels of page tables.
     pub levels: u8,
-    /// Top-level tables all of whose pointers lead to tables.
+    /// Top-level tables whose pointers lead to tables.
     pub candidates: usize,
     /// Those of them that share the most common kernel half.
     pub cluster: usize,
@@ -119,7 +122,7 @@ struct Tables<'a> {
 /// What an entry that points to a table points to.
 enum Target {
     Table,
-    /// A frame of zeros: a table without entries.
+    /// A frame in which no entry is present.
     Empty,
     /// Not in the dump: says nothing.
     Missing,
@@ -131,8 +134,7 @@ impl<'a> Tables<'a> {
         let mut tables = Self { memory, mmu, by_level: HashMap::new() };
         let top = DEPTHS.into_iter().max().unwrap_or_default();
         for level in 2..=top {
-            let frames: Vec<PhysAddr> =
-                classes.with(1 << (level - 1)).map(|(frame, _)| frame).collect();
+            let frames: Vec<PhysAddr> = classes.with(1 << (level - 1)).map(|(frame, _)| frame).collect();
             let kept = frames.into_par_iter().filter(|frame| tables.stays(classes, *frame, level)).collect();
             tables.by_level.insert(level, kept);
         }
@@ -143,19 +145,24 @@ impl<'a> Tables<'a> {
         let (Some(rules), Some(bytes)) = (self.mmu.level(level), self.memory.bytes(frame, FRAME_SIZE)) else {
             return false;
         };
-        let mut useful = false;
+        let (mut present, mut useful, mut wrong) = (0, 0, 0);
         for entry in table_entries(bytes).filter(|entry| entry & self.mmu.present != 0) {
+            present += 1;
             if is_leaf(self.mmu, rules, entry) {
-                useful = true;
+                useful += 1;
                 continue;
             }
             match self.target(classes, PhysAddr(entry & self.mmu.address), level - 1) {
-                Target::Table => useful = true,
+                Target::Table => useful += 1,
                 Target::Empty | Target::Missing => {}
-                Target::Other => return false,
+                Target::Other => wrong += 1,
+            }
+            // Most frames end here, after a few entries.
+            if wrong > ENTRIES / TOLERATED {
+                return false;
             }
         }
-        useful
+        useful > 0 && wrong <= present / TOLERATED
     }
 
     fn target(&self, classes: &FrameClasses, frame: PhysAddr, level: u8) -> Target {
@@ -169,7 +176,7 @@ impl<'a> Tables<'a> {
         };
         if stayed {
             Target::Table
-        } else if class & ZERO_FRAME != 0 {
+        } else if class & (ZERO_FRAME | ABSENT_FRAME) != 0 {
             Target::Empty
         } else {
             Target::Other

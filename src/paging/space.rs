@@ -238,13 +238,16 @@ impl<'a> AddressSpace<'a> {
             };
             if is_leaf(self.mmu, rules, entry) {
                 let pa = PhysAddr(page_address(self.mmu, rules, entry));
-                push(out, Mapping {
-                    va: VirtAddr(va),
-                    pa,
-                    len: 1 << rules.shift,
-                    writable: rights.writable,
-                    executable: rights.executable,
-                });
+                push(
+                    out,
+                    Mapping {
+                        va: VirtAddr(va),
+                        pa,
+                        len: 1 << rules.shift,
+                        writable: rights.writable,
+                        executable: rights.executable,
+                    },
+                );
             } else {
                 let next = PhysAddr(entry & self.mmu.address);
                 self.collect(next, level - 1, va, 0..ENTRIES, rights, budget, out)?;

@@ -109,7 +109,7 @@ impl<'a> Manifest<'a> {
                 format: dump.format,
                 unpacked_size: dump.size,
                 damaged: dump.damaged,
-                ranges: dump.memory.ranges(),
+                ranges: recovery.memory.ranges(),
             },
             warnings: super::warnings(dump, recovery).collect(),
         }

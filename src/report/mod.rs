@@ -68,7 +68,7 @@ pub fn write(
     observer.begin(Phase::Write, total);
     folder.reserve(total)?;
     for (process, model) in models() {
-        let space = AddressSpace::new(&dump.memory, mmu, process.root, process.levels);
+        let space = AddressSpace::new(&recovery.memory, mmu, process.root, process.levels);
         weights::write(&folder, model, &space, observer)?;
         folder.json(&format!("{}/model.json", model_dir(model)), 3, &tree::TreeDocument::new(model))?;
         let mut loader = folder.file(&format!("{}/load.py", model_dir(model)))?;

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use super::engine::Engine;
 use super::scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+use super::simd;
 
 /// A way to scan. All find the same; they differ in speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +50,11 @@ impl Backend {
     fn lookup(self) -> Option<&'static dyn Engine> {
         match self {
             Self::Scalar => Some(&Scalar),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => simd::Avx2::detect(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => simd::Avx512::detect(),
+            #[cfg(not(target_arch = "x86_64"))]
             Self::Avx2 | Self::Avx512 => None,
         }
     }

@@ -1,4 +1,4 @@
-//! What each 4 KiB frame could be: a page table of some level, or all zero. One byte a frame.
+//! What each 4 KiB frame could be: a page table of some level, or one without entries. One byte a frame.
 
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::{MemoryRange, PhysicalMemory};
@@ -6,6 +6,9 @@ use crate::dump::{MemoryRange, PhysicalMemory};
 /// The class of a frame of 4,096 zero bytes. In all other classes bit `L - 1` says that the frame
 /// could be a page table of level `L`.
 pub const ZERO_FRAME: u8 = 0x80;
+/// The class of a frame that is not zero, but in which no entry is present: what it holds may be
+/// anything, among that a table whose entries are all swapped out.
+pub const ABSENT_FRAME: u8 = 0x40;
 
 /// The classes of all frames that lie wholly in one range of the dump.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

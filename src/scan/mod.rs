@@ -10,12 +10,21 @@
 
 mod backend;
 mod chunk;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod engine;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
+mod filter;
 mod frames;
 mod needles;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
+mod pointer_set;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod simd;
 mod structures;
 mod sweep;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 use rayon::prelude::*;
 
@@ -24,8 +33,9 @@ use crate::dump::PhysicalMemory;
 use crate::signature::Signatures;
 
 pub use backend::{Backend, BackendChoice, BackendError};
-pub use frames::{FrameClasses, ZERO_FRAME};
-pub use sweep::{PointerSet, sweep};
+pub use frames::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
+pub use pointer_set::PointerSet;
+pub use sweep::sweep;
 
 use needles::Needles;
 

@@ -3,9 +3,9 @@
 use super::Hit;
 use super::chunk::View;
 use super::engine::{Engine, Plan};
-use super::frames::ZERO_FRAME;
+use super::frames::{ABSENT_FRAME, ZERO_FRAME};
+use super::pointer_set::PointerSet;
 use super::structures;
-use super::sweep::PointerSet;
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::signature::{Leaf, Mmu, Structure};
 
@@ -38,7 +38,10 @@ pub(super) fn classify(mmu: Option<&Mmu>, frame: &[u8]) -> u8 {
     }
     let Some(mmu) = mmu else { return 0 };
     let present = || entries().filter(|entry| entry & mmu.present != 0);
-    if present().count() == 0 || present().any(|entry| entry & mmu.reserved != 0) {
+    if present().count() == 0 {
+        return ABSENT_FRAME;
+    }
+    if present().any(|entry| entry & mmu.reserved != 0) {
         return 0;
     }
     let mut class = 0;

@@ -6,34 +6,9 @@ use rayon::prelude::*;
 
 use super::backend::Backend;
 use super::chunk::{View, pieces};
+use super::pointer_set::PointerSet;
 use crate::addr::PhysAddr;
 use crate::dump::PhysicalMemory;
-
-/// Values to sweep for.
-#[derive(Clone, Debug, Default)]
-pub struct PointerSet {
-    sorted: Vec<u64>,
-}
-
-impl PointerSet {
-    /// The set of these values; order and repetition do not matter.
-    pub fn new(values: &[u64]) -> Self {
-        let mut sorted = values.to_vec();
-        sorted.sort_unstable();
-        sorted.dedup();
-        Self { sorted }
-    }
-
-    /// The values, sorted.
-    pub fn values(&self) -> &[u64] {
-        &self.sorted
-    }
-
-    /// Whether a value is in the set.
-    pub fn contains(&self, value: u64) -> bool {
-        self.sorted.binary_search(&value).is_ok()
-    }
-}
 
 /// Every 8-byte slot, at a multiple of eight, whose little-endian value is in `values`: address and
 /// value, sorted by address.

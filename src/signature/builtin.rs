@@ -6,12 +6,12 @@ pub(super) static SIGNATURES: &[(&str, &str)] = &[
     ("signatures/x86_64.toml", include_str!("../../signatures/x86_64.toml")),
 ];
 
-/// Struct layouts per version.
 macro_rules! layouts {
     ($($name:literal,)*) => {
         &[$((concat!("signatures/layouts/", $name), include_str!(concat!("../../signatures/layouts/", $name))),)*]
     };
 }
+/// Struct layouts per version.
 pub(super) static LAYOUTS: &[(&str, &str)] = layouts![
     "cpython-3.8.toml",
     "cpython-3.9.toml",
@@ -19,6 +19,7 @@ pub(super) static LAYOUTS: &[(&str, &str)] = layouts![
     "cpython-3.11.toml",
     "cpython-3.12.toml",
     "cpython-3.13.toml",
+    "cpython-3.14.toml",
     "pytorch-1.13.toml",
     "pytorch-1.13-old-abi.toml",
     "pytorch-2.6.toml",

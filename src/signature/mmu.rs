@@ -33,7 +33,7 @@ pub struct Mmu {
 /// One level of page tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MmuLevel {
-    /// 1 for the tables of 4 KiB pages, up to 7; bit `level - 1` of a frame's class.
+    /// 1 for the tables of 4 KiB pages, up to 6; bit `level - 1` of a frame's class.
     pub level: u8,
     /// The field's name: PT, PD, PDPT, PML4, PML5.
     pub name: String,
@@ -95,8 +95,8 @@ impl RawMmu {
         let mut levels: Vec<MmuLevel> = Vec::new();
         for raw in &self.level {
             let level = *raw.level.get_ref();
-            if !(1..=7).contains(&level) {
-                return Err(text.error(raw.level.span(), format!("level {level} is not between 1 and 7")));
+            if !(1..=6).contains(&level) {
+                return Err(text.error(raw.level.span(), format!("level {level} is not between 1 and 6")));
             }
             if levels.iter().any(|l| l.level == level) {
                 return Err(text.error(raw.level.span(), format!("level {level} is given twice")));

@@ -99,6 +99,11 @@ impl Signatures {
         self.mmu.as_ref()
     }
 
+    /// These signatures without all that is not a rule of page tables.
+    pub fn mmu_only(&self) -> Self {
+        Self { mmu: self.mmu.clone(), ..Self::default() }
+    }
+
     /// The layouts of a family, sorted by version as text.
     pub fn layouts(&self, family: &str) -> impl Iterator<Item = &Layout> {
         self.layouts.iter().filter(move |layout| layout.family == family)
@@ -244,3 +249,6 @@ fn insert<T, K: PartialEq + std::fmt::Debug>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

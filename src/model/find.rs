@@ -1,0 +1,160 @@
+//! Finding modules: the instances of `torch.nn.Module`, read one by one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::addr::VirtAddr;
+use crate::cpython::{Attributes, Builtins, Instances, Interpreter, ObjectError, Objects, Value};
+
+/// Where the base class of all modules is defined, in every PyTorch.
+const MODULE_CLASS: (&str, &str) = ("torch.nn.modules.module", "Module");
+
+/// The types whose instances are modules: `torch.nn.Module` and all that derive from it.
+pub fn module_types(interpreter: &Interpreter<'_>) -> BTreeSet<VirtAddr> {
+    let bases = interpreter.heap_type(MODULE_CLASS.0, MODULE_CLASS.1);
+    bases.into_iter().flat_map(|base| interpreter.subtypes(base)).collect()
+}
+
+/// A `torch.nn.Module` object.
+#[derive(Clone, Debug)]
+pub struct ModuleObject {
+    /// `__module__.__qualname__` of its class.
+    pub class: String,
+    /// The nearest class in its resolution order that is part of PyTorch, if its own is not.
+    pub torch_class: Option<String>,
+    /// `training`.
+    pub training: Option<bool>,
+    /// Plain attributes, in the order of definition.
+    pub attributes: Vec<(String, Value)>,
+    /// `_parameters`; `None` for one that is registered but unset.
+    pub parameters: Vec<(String, Option<VirtAddr>)>,
+    /// `_buffers`, likewise.
+    pub buffers: Vec<(String, Option<VirtAddr>)>,
+    /// Names of buffers that `state_dict()` leaves out.
+    pub non_persistent: BTreeSet<String>,
+    /// `_modules`, likewise.
+    pub children: Vec<(String, Option<VirtAddr>)>,
+}
+
+/// The modules of an interpreter.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    /// By address.
+    pub modules: BTreeMap<VirtAddr, ModuleObject>,
+    /// Objects of a module type that could not be read as one, with the reason.
+    pub unreadable: Vec<(VirtAddr, ObjectError)>,
+}
+
+/// Reads all modules among the instances.
+pub fn graph(interpreter: &Interpreter<'_>, builtins: &Builtins, instances: &Instances) -> Graph {
+    let objects = interpreter.objects();
+    let types = module_types(interpreter);
+    let mut graph = Graph::default();
+    for (type_object, found) in instances.iter().filter(|(address, _)| types.contains(address)) {
+        let Ok((class, torch_class)) = class_names(&objects, *type_object) else { continue };
+        for &object in found {
+            match read_module(&objects, builtins, object, &class, torch_class.as_ref()) {
+                Ok(module) => {
+                    graph.modules.insert(object, module);
+                }
+                Err(error) => graph.unreadable.push((object, error)),
+            }
+        }
+    }
+    graph
+}
+
+impl Graph {
+    /// The modules that no other module holds; of modules that only hold each other, the first.
+    pub fn roots(&self) -> Vec<VirtAddr> {
+        let held: BTreeSet<VirtAddr> =
+            self.modules.values().flat_map(|module| &module.children).filter_map(|(_, child)| *child).collect();
+        let mut roots: Vec<VirtAddr> = self.modules.keys().copied().filter(|object| !held.contains(object)).collect();
+        let mut reached = BTreeSet::new();
+        for root in &roots {
+            self.reach(*root, &mut reached);
+        }
+        for object in self.modules.keys() {
+            if !reached.contains(object) {
+                roots.push(*object);
+                self.reach(*object, &mut reached);
+            }
+        }
+        roots.sort_unstable();
+        roots
+    }
+
+    fn reach(&self, from: VirtAddr, reached: &mut BTreeSet<VirtAddr>) {
+        let mut todo = vec![from];
+        while let Some(object) = todo.pop() {
+            if reached.insert(object) {
+                let children = self.modules.get(&object).into_iter().flat_map(|module| &module.children);
+                todo.extend(children.filter_map(|(_, child)| *child));
+            }
+        }
+    }
+
+    /// The Python objects of all parameters and buffers.
+    pub fn tensors(&self) -> BTreeSet<VirtAddr> {
+        let registered = self.modules.values().flat_map(|module| module.parameters.iter().chain(&module.buffers));
+        registered.filter_map(|(_, tensor)| *tensor).collect()
+    }
+}
+
+/// Full name of a class, and of the nearest one in its resolution order that is part of PyTorch.
+fn class_names(objects: &Objects<'_>, type_object: VirtAddr) -> Result<(String, Option<String>), ObjectError> {
+    let is_torch = |name: &str| name.starts_with("torch.");
+    let class = objects.type_name(type_object)?;
+    let torch_class = if is_torch(&class) {
+        None
+    } else {
+        let bases = objects.mro(type_object)?;
+        bases.into_iter().filter_map(|base| objects.type_name(base).ok()).find(|name| is_torch(name))
+    };
+    Ok((class, torch_class))
+}
+
+fn read_module(
+    objects: &Objects<'_>,
+    builtins: &Builtins,
+    object: VirtAddr,
+    class: &str,
+    torch_class: Option<&String>,
+) -> Result<ModuleObject, ObjectError> {
+    let attributes = objects.attributes(object)?;
+    let attribute = |name: &str| attributes.iter().find(|(key, _)| key == name).map(|(_, value)| *value);
+    let registered = |name: &str| -> Result<Vec<(String, Option<VirtAddr>)>, ObjectError> {
+        let missing = ObjectError::WrongType { address: object, expected: "module with its dictionaries" };
+        let items: Attributes = objects.str_dict(attribute(name).ok_or(missing)?)?;
+        Ok(items
+            .into_iter()
+            .map(|(key, value)| (key, Some(value).filter(|value| !is_none(objects, builtins, *value))))
+            .collect())
+    };
+    let non_persistent = attribute("_non_persistent_buffers_set").map(|set| objects.set(set)).transpose()?;
+    let plain: Vec<(String, Value)> = attributes
+        .iter()
+        .filter_map(|(name, value)| Some((name.clone(), Value::read(objects, builtins, *value)?)))
+        .collect();
+    let training = plain.iter().find_map(|(name, value)| match value {
+        Value::Bool(training) if name == "training" => Some(*training),
+        _ => None,
+    });
+    Ok(ModuleObject {
+        class: class.to_owned(),
+        torch_class: torch_class.cloned(),
+        training,
+        attributes: plain,
+        parameters: registered("_parameters")?,
+        buffers: registered("_buffers")?,
+        non_persistent: non_persistent.into_iter().flatten().filter_map(|name| objects.str(name).ok()).collect(),
+        children: registered("_modules")?,
+    })
+}
+
+/// Whether an object is `None`, also where the module `builtins` could not be read.
+fn is_none(objects: &Objects<'_>, builtins: &Builtins, object: VirtAddr) -> bool {
+    match builtins.none {
+        Some(none) => object == none,
+        None => objects.type_of(object).and_then(|found| objects.type_name(found)).is_ok_and(|name| name == "NoneType"),
+    }
+}
