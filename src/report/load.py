@@ -188,6 +188,7 @@ def build(tree):
             (module._parameters if kind == "parameter" else module._buffers).setdefault(own, None)
     for full, row in rows.items():
         if full not in made:
+            # Of a module that is listed under its first name only.
             parent, _, own = full.rpartition(".")
             register(row, module_at(parent), own)
     for module in modules.values():

@@ -10,7 +10,7 @@ use super::error::OutputError;
 use super::folder::{OutputFile, OutputFolder};
 use super::plan::{Placed, WeightFile, dtype, plan};
 use super::rows::weight_files;
-use crate::model::{Model, NamedTensor};
+use crate::model::{Model, NamedTensor, Status};
 use crate::paging::VirtualMemory;
 use crate::recover::Observer;
 use crate::tensor::{TensorInfo, TooLarge, gather};
@@ -64,13 +64,9 @@ fn write_file(
     file.write(&(header.len() as u64).to_le_bytes())?;
     file.write(&header)?;
     for (tensor, info, _) in &tensors {
-        let digest = copy(info, memory, &mut file, observer)?;
-        let is_same = match (&tensor.sha256, &digest) {
-            (Some(expected), Some(digest)) => expected == digest,
-            (Some(_), None) => false,
-            (None, _) => true,
-        };
-        if !is_same {
+        let (digest, is_whole) = copy(info, memory, &mut file, observer)?;
+        let is_same = tensor.sha256.as_ref().is_none_or(|expected| *expected == digest);
+        if !is_same || is_whole != (tensor.status == Status::Complete) {
             return Err(OutputError::Changed { model: model.id.clone(), tensor: tensor.name.clone() });
         }
     }
@@ -98,23 +94,23 @@ fn header(tensors: &[(&NamedTensor, &TensorInfo, Dtype)]) -> Result<Vec<u8>, saf
 
 /// Why a tensor was not copied to its end.
 enum Stop {
-    TooLarge,
+    TooLarge(TooLarge),
     Output(OutputError),
 }
 
 impl From<TooLarge> for Stop {
-    fn from(_: TooLarge) -> Self {
-        Self::TooLarge
+    fn from(error: TooLarge) -> Self {
+        Self::TooLarge(error)
     }
 }
 
-/// Copies the bytes of a tensor, and returns their hash where there is no hole in them.
+/// Copies the bytes of a tensor; returns their hash, and whether there is no hole in them.
 fn copy(
     info: &TensorInfo,
     memory: &dyn VirtualMemory,
     file: &mut OutputFile,
     observer: &dyn Observer,
-) -> Result<Option<String>, OutputError> {
+) -> Result<(String, bool), OutputError> {
     let mut hasher = Sha256::new();
     // No limit: only what has been gathered once before, with a limit, is written.
     let copied = gather(memory, info, u64::MAX, |bytes| {
@@ -123,8 +119,10 @@ fn copy(
         file.write(bytes).map_err(Stop::Output)
     });
     match copied {
-        Ok(holes) if holes.is_empty() => Ok(Some(hex(&hasher.finalize()))),
-        Ok(_) | Err(Stop::TooLarge) => Ok(None),
+        Ok(holes) => Ok((hex(&hasher.finalize()), holes.is_empty())),
+        Err(Stop::TooLarge(error)) => {
+            Err(OutputError::Header { path: file.path().to_owned(), reason: error.to_string() })
+        }
         Err(Stop::Output(error)) => Err(error),
     }
 }

@@ -179,9 +179,9 @@ impl Victim {
                 Ok(())
             })
             .unwrap();
-            match tensor.holes.is_empty() {
-                true => tensor.sha256 = Some(tensorcarve::report::hex(&hasher.finalize())),
-                false => tensor.status = Status::Partial,
+            tensor.sha256 = Some(tensorcarve::report::hex(&hasher.finalize()));
+            if !tensor.holes.is_empty() {
+                tensor.status = Status::Partial;
             }
         }
         let dump = Dump {
@@ -193,12 +193,13 @@ impl Victim {
             warnings: vec!["made by hand".to_owned()],
             damaged: false,
         };
-        (dump, recovery(vec![self.model]))
+        let recovery = recovery(dump.memory.clone(), vec![self.model]);
+        (dump, recovery)
     }
 }
 
 /// One process with these models.
-pub fn recovery(models: Vec<Model>) -> Recovery {
+fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
     let python = LayoutScore { readable: 9, sampled: 10, size_matches: true, version: "3.11".to_owned() };
     let torch = TensorScore { readable: 5, same_abi: 5, tried: 5, version: "1.13".to_owned() };
     let process = Process {
@@ -217,7 +218,7 @@ pub fn recovery(models: Vec<Model>) -> Recovery {
     };
     let space = Space { root: ROOT, levels: 4, kind: SpaceKind::Process, kpti_user_root: None };
     let discovery = Discovery { spaces: vec![space], tried: Vec::new(), warnings: Vec::new() };
-    Recovery { discovery, processes: vec![process], warnings: vec!["a \"warning\"\n".to_owned()] }
+    Recovery { memory, discovery, processes: vec![process], warnings: vec!["a \"warning\"\n".to_owned()] }
 }
 
 pub fn run() -> Run {

@@ -89,6 +89,14 @@ fn network() -> Victim {
     victim.parameter("weight", &[3, 4], &ramp(12));
     victim.last().same_as = Some("embed.weight".to_owned());
     victim.parameter("bias", &[3], &[1.0, 2.0, 3.0]);
+    // The same module in a second place.
+    victim.module("again", ("__main__.My Head", Some("torch.nn.modules.linear.Linear")), vec![]);
+    let [.., head, again] = &mut victim.model.modules[..] else { panic!() };
+    again.object = head.object;
+    victim.parameter("weight", &[3, 4], &ramp(12));
+    victim.last().same_as = Some("embed.weight".to_owned());
+    victim.parameter("bias", &[3], &[1.0, 2.0, 3.0]);
+    victim.last().same_as = Some("head.bias".to_owned());
     victim.module(
         "rnn",
         ("torch.nn.modules.rnn.LSTM", None),
@@ -152,6 +160,7 @@ assert net.bn.num_batches_tracked.item() == 5
 
 assert isinstance(net.head, torch.nn.Linear) and type(net.head).__name__ == "Unnamed"
 assert net.head.weight is net.embed.weight
+assert net.again is net.head
 assert net.head(torch.tensor([1., 0., 0., 2.])).tolist() == [
     ramp[4 * i] + 2 * ramp[4 * i + 3] + bias for i, bias in enumerate([1, 2, 3])]
 
@@ -166,7 +175,7 @@ assert evil.recovered_class == "os.system" and type(evil).__mro__[1].__name__ ==
 assert value.dtype == torch.bfloat16 and value.tolist() == [1, 2] and value.requires_grad
 assert evil.mask.tolist() == [True, False] and "evil.mask" not in net.state_dict()
 assert evil.empty.shape == (0, 3) and "evil.empty" in net.state_dict()
-assert len(net.state_dict()) == 13
+assert len(net.state_dict()) == 15
 print("checks passed")
 "#;
 
