@@ -174,6 +174,33 @@ fn a_dump_without_spaces_is_exit_code_1() {
 }
 
 #[test]
+fn a_dump_without_models_is_exit_code_1_and_says_how_far_it_came() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = empty_dump(dir.path());
+    // Without -o: a folder of the dump's name where the user is.
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
+        command.current_dir(dir.path()).arg("recover").arg(&dump).args(arguments).output().unwrap()
+    };
+    let output = run(&["-v"]);
+    let message = stderr(&output);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{message}");
+    for words in ["no model found: 0 address spaces", "hint: ", "recovery.json", "scan "] {
+        assert!(message.contains(words), "no {words:?} in: {message}");
+    }
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(dir.path().join("holiday.jpg.carved").join(name)).unwrap()).unwrap()
+    };
+    assert_eq!(read("recovery.json")["processes"], serde_json::json!([]));
+    assert_eq!(read("manifest.json")["input"]["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(run(&[]).status.code(), Some(2));
+    let output = run(&["--overwrite", "-q", "--no-hash", "--format", "json", "-j", "1", "--backend", "scalar"]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(1), String::new()));
+    assert_eq!(output.stdout, fs::read(dir.path().join("holiday.jpg.carved/recovery.json")).unwrap());
+    assert_eq!(read("manifest.json")["input"]["sha256"], serde_json::Value::Null);
+}
+
+#[test]
 fn a_reader_that_goes_is_no_error() {
     let dir = tempfile::tempdir().unwrap();
     let dump = empty_dump(dir.path());

@@ -75,3 +75,15 @@ impl From<SignatureError> for Failure {
 pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_try_is_a_line_of_its_own() {
+        let failure = Failure::new("a: is b; not c; name another").hint("or none");
+        assert_eq!(failure.to_string(), "error: a: is b; not c\nhint: name another\nhint: or none");
+        assert_eq!(Failure::new("a").to_string(), "error: a");
+    }
+}

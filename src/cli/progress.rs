@@ -93,12 +93,12 @@ impl Progress {
         let template = if total > 0 { WITH_TOTAL } else { WITHOUT_TOTAL };
         // The templates are ours; a wrong one would only cost the form of the line.
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        self.bar.set_prefix(name);
         self.bar.set_style(style.progress_chars("=> "));
         self.bar.set_length(total);
         self.bar.set_position(0);
         self.bar.reset_elapsed();
         self.bar.reset_eta();
-        self.bar.set_prefix(name);
         self.bar.tick();
     }
 }

@@ -17,7 +17,8 @@ weights and attributes, and no forward(). Write one, in the way that the paper o
 
     net.forward = lambda x: net.fc(net.pool(net.conv(x)).flatten(1))
 
-A user's class that derives from one of torch.nn is of that torch.nn class; if it overrode forward(),
+Functions that a layer keeps as an attribute are not restored: set net.decoder.activation, say, by
+hand. A user's class that derives from one of torch.nn is of that torch.nn class; if it overrode forward(),
 that is lost as well.
 """
 import json
@@ -206,6 +207,11 @@ def finish(module):
         state["_flat_weight_refs"] = [None if weight is None else weakref.ref(weight) for weight in flat]
     elif isinstance(module, torch.nn.ParameterDict):
         state.setdefault("_keys", dict.fromkeys(module._parameters))
+    elif isinstance(module, torch.nn.TransformerEncoderLayer) and "activation" not in state:
+        # PyTorch keeps a number beside the function; 0 is any other function.
+        known = {1: torch.nn.functional.relu, 2: torch.nn.functional.gelu}.get(state.get("activation_relu_or_gelu"))
+        if known is not None:
+            state["activation"] = known
 
 
 def load(partial=False):
