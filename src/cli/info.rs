@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tensorcarve::dump::{self, Compression, Format, MemoryRange};
 use tensorcarve::recover::{Observer, Phase};
-use tensorcarve::report::{bytes_in_words, columns};
+use tensorcarve::report::{bytes_in_words, columns, printable};
 
 use super::args::{InfoArgs, InputArgs, PlainFormat, TalkArgs};
 use super::progress::{Progress, say_times};
@@ -71,7 +71,7 @@ pub(super) fn open(input: &InputArgs, progress: &Progress) -> Result<dump::Dump,
 /// Says what an analyst should know, on stderr.
 pub(super) fn say_warnings<'a>(warnings: impl Iterator<Item = &'a str>, talk: &TalkArgs) {
     if !talk.quiet {
-        warnings.for_each(|warning| say(&format!("warning: {warning}")));
+        warnings.for_each(|warning| say(&format!("warning: {}", printable(warning))));
     }
 }
 

@@ -3,38 +3,63 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use tensorcarve::recover::Observer;
 use tensorcarve::report::hex;
 
+use super::progress::Progress;
+
 const BUFFER: usize = 1 << 20;
+/// How often progress is looked at.
+const TICK: Duration = Duration::from_millis(5);
 
 /// A hash that is being computed.
-pub(super) struct InputHash(JoinHandle<io::Result<String>>);
+pub(super) struct InputHash {
+    thread: JoinHandle<io::Result<String>>,
+    done: Arc<AtomicU64>,
+}
 
 impl InputHash {
     /// Starts on the file, which is known to be one that can be opened. A thread that nobody waits
     /// for any more ends with the process.
     pub(super) fn start(path: &Path) -> Self {
-        let path = path.to_owned();
-        Self(thread::spawn(move || hash(&path)))
+        let (path, done) = (path.to_owned(), Arc::default());
+        let counter = Arc::clone(&done);
+        Self { thread: thread::spawn(move || hash(&path, &counter)), done }
     }
 
-    /// Waits for the hash in lower-case hex.
-    pub(super) fn finish(self) -> io::Result<String> {
-        self.0.join().unwrap_or_else(|_| Err(io::Error::other("the thread that hashes failed")))
+    /// Waits for the hash in lower-case hex; a phase of its own if it is not there yet.
+    pub(super) fn finish(self, size: u64, progress: &Progress) -> io::Result<String> {
+        if !self.thread.is_finished() {
+            progress.begin_named("hash", size);
+            let mut shown = 0;
+            while !self.thread.is_finished() {
+                let done = self.done.load(Ordering::Relaxed);
+                progress.advance(done - shown);
+                shown = done;
+                thread::sleep(TICK);
+            }
+        }
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that hashes failed")))
     }
 }
 
-fn hash(path: &Path) -> io::Result<String> {
+fn hash(path: &Path, done: &AtomicU64) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; BUFFER];
     loop {
         match file.read(&mut buffer) {
             Ok(0) => return Ok(hex(&hasher.finalize())),
-            Ok(count) => hasher.update(buffer.get(..count).unwrap_or_default()),
+            Ok(count) => {
+                hasher.update(buffer.get(..count).unwrap_or_default());
+                done.fetch_add(count as u64, Ordering::Relaxed);
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -49,8 +74,10 @@ mod tests {
     fn hashes_as_everybody_does() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "abc").unwrap();
-        let hash = InputHash::start(file.path()).finish().unwrap();
-        assert_eq!(hash, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        assert!(InputHash::start(Path::new("/nonexistent")).finish().is_err());
+        let done = AtomicU64::new(0);
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(hash(file.path(), &done).unwrap(), expected);
+        assert_eq!(done.into_inner(), 3);
+        assert!(hash(Path::new("/nonexistent"), &AtomicU64::new(0)).is_err());
     }
 }

@@ -17,10 +17,9 @@ pub(super) fn install() -> Result<(), Failure> {
     let handler = || {
         // The file that a dump is unpacked to has no name, and goes with the process.
         let pending = PENDING.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(cleanup) = pending {
-            cleanup.run();
-        }
-        say("\ninterrupted; the output folder is as it was before");
+        let is_undone = pending.is_some_and(|cleanup| cleanup.run());
+        let folder = if is_undone { "; the output folder is as it was before" } else { "" };
+        say(&format!("\ninterrupted{folder}"));
         process::exit(INTERRUPTED);
     };
     ctrlc::set_handler(handler).map_err(|error| Failure::new(format!("cannot handle Ctrl-C ({error})")))

@@ -25,13 +25,14 @@ pub(super) struct Progress {
 #[derive(Default)]
 struct Phases {
     done: Vec<PhaseTime>,
-    current: Option<(Phase, Instant)>,
+    current: Option<(&'static str, Instant)>,
 }
 
 /// The time that a phase took.
 #[derive(Clone, Copy)]
 pub(super) struct PhaseTime {
-    pub(super) phase: Phase,
+    /// The phase's name, for people and for the manifest.
+    pub(super) name: &'static str,
     pub(super) time: Duration,
     /// Bytes that it went through.
     pub(super) bytes: u64,
@@ -60,33 +61,21 @@ impl Progress {
 
     fn end_phase(&self, phases: &mut Phases) {
         let bytes = self.bytes.swap(0, Ordering::Relaxed);
-        let Some((phase, start)) = phases.current.take() else { return };
-        match phases.done.iter_mut().find(|done| done.phase == phase) {
+        let Some((name, start)) = phases.current.take() else { return };
+        match phases.done.iter_mut().find(|done| done.name == name) {
             // A phase may be entered again, for the next process.
             Some(done) => {
                 done.time += start.elapsed();
                 done.bytes += bytes;
             }
-            None => phases.done.push(PhaseTime { phase, time: start.elapsed(), bytes }),
+            None => phases.done.push(PhaseTime { name, time: start.elapsed(), bytes }),
         }
     }
 }
 
 impl Observer for Progress {
     fn begin(&self, phase: Phase, total: u64) {
-        let mut phases = self.phases();
-        self.end_phase(&mut phases);
-        phases.current = Some((phase, Instant::now()));
-        let template = if total > 0 { WITH_TOTAL } else { WITHOUT_TOTAL };
-        // The templates are ours; a wrong one would only cost the form of the line.
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        self.bar.set_style(style.progress_chars("=> "));
-        self.bar.set_length(total);
-        self.bar.set_position(0);
-        self.bar.reset_elapsed();
-        self.bar.reset_eta();
-        self.bar.set_prefix(name(phase));
-        self.bar.tick();
+        self.begin_named(name(phase), total);
     }
 
     fn advance(&self, bytes: u64) {
@@ -95,8 +84,26 @@ impl Observer for Progress {
     }
 }
 
-/// A phase's name for people and for the manifest.
-pub(super) fn name(phase: Phase) -> &'static str {
+impl Progress {
+    /// Begins a phase that only the command line has.
+    pub(super) fn begin_named(&self, name: &'static str, total: u64) {
+        let mut phases = self.phases();
+        self.end_phase(&mut phases);
+        phases.current = Some((name, Instant::now()));
+        let template = if total > 0 { WITH_TOTAL } else { WITHOUT_TOTAL };
+        // The templates are ours; a wrong one would only cost the form of the line.
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        self.bar.set_style(style.progress_chars("=> "));
+        self.bar.set_length(total);
+        self.bar.set_position(0);
+        self.bar.reset_elapsed();
+        self.bar.reset_eta();
+        self.bar.set_prefix(name);
+        self.bar.tick();
+    }
+}
+
+fn name(phase: Phase) -> &'static str {
     match phase {
         Phase::Unpack => "unpack",
         Phase::Scan => "scan",
@@ -109,12 +116,12 @@ pub(super) fn name(phase: Phase) -> &'static str {
 
 /// Says how long each phase took.
 pub(super) fn say_times(times: &[PhaseTime]) {
-    for PhaseTime { phase, time, bytes } in times {
+    for PhaseTime { name, time, bytes } in times {
         let seconds = time.as_secs_f64();
         let rate = match *bytes as f64 / 1e9 / seconds {
             rate if *bytes > 0 && rate.is_finite() => format!("  {rate:.2} GB/s"),
             _ => String::new(),
         };
-        say(&format!("{:>9} {seconds:8.3} s{rate}", name(*phase)));
+        say(&format!("{name:>9} {seconds:8.3} s{rate}"));
     }
 }

@@ -12,7 +12,7 @@ use tensorcarve::signature::Signatures;
 use super::args::{RecoverArgs, RecoverFormat};
 use super::info::{open, say_warnings};
 use super::input_hash::InputHash;
-use super::progress::{PhaseTime, Progress, name, say_times};
+use super::progress::{PhaseTime, Progress, say_times};
 use super::spaces::in_pool;
 use super::{Failure, Outcome, interrupt, say, stdout};
 
@@ -25,15 +25,15 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let output_dir = args.output_dir.clone().unwrap_or_else(|| default_output_dir(&args.input.dump));
     let folder = OutputFolder::create(&output_dir, args.overwrite)?;
     interrupt::undo_by(Some(folder.cleanup()));
-    let hash = (!args.no_hash && args.input.dump.is_file()).then(|| InputHash::start(&args.input.dump));
     let progress = Progress::new(&args.talk);
+    let hash = (!args.no_hash && is_readable(&args.input.dump)).then(|| InputHash::start(&args.input.dump));
     let dump = open(&args.input, &progress)?;
     let mut times = Vec::new();
     let recovery = in_pool(&args.work, || -> Result<Recovery, Failure> {
         let recovery = recover(&dump, &signatures, backend, &progress)?;
         let threads = rayon::current_num_threads();
         report::write(folder, &dump, mmu, &recovery, &progress, || {
-            let sha256 = hash.and_then(|hash| match hash.finish() {
+            let sha256 = hash.and_then(|hash| match hash.finish(dump.file_size, &progress) {
                 Ok(hash) => Some(hash),
                 Err(error) => {
                     say(&format!("warning: the SHA-256 of the dump file is not known ({error})"));
@@ -48,7 +48,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
                 input: args.input.dump.clone(),
                 sha256,
                 started,
-                phases: times.iter().map(|done| (name(done.phase), done.time)).collect(),
+                phases: times.iter().map(|done| (done.name, done.time)).collect(),
             }
         })?;
         Ok(recovery)
@@ -61,6 +61,12 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
         tell(args, &dump, &recovery, &output_dir, &times);
     }
     Ok(outcome(&dump, &recovery))
+}
+
+/// Whether reading the file ends: a pipe could wait for ever, and is refused later.
+fn is_readable(dump: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    dump.metadata().is_ok_and(|metadata| metadata.is_file() || metadata.file_type().is_block_device())
 }
 
 /// `<name of the dump>.carved` in the current folder.
@@ -86,6 +92,9 @@ fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path,
     if args.talk.verbose {
         say_times(times);
         recovery.processes.iter().for_each(say_layouts);
+        for model in recovery.processes.iter().flat_map(|process| &process.models) {
+            model.problems.iter().for_each(|problem| say(&format!("{}: {}", model.id, report::printable(problem))));
+        }
     }
     let mut models = recovery.processes.iter().flat_map(|process| &process.models);
     match models.next() {

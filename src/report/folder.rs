@@ -44,10 +44,10 @@ struct Undo {
 }
 
 impl Cleanup {
-    /// Removes what the run has written; does nothing once the output is complete, and waits for a
-    /// completion that is under way.
-    pub fn run(&self) {
-        self.lock().run();
+    /// Removes what the run has written, and says whether there was anything; there is not once the
+    /// output is complete. Waits for a completion that is under way.
+    pub fn run(&self) -> bool {
+        self.lock().run()
     }
 
     fn lock(&self) -> MutexGuard<'_, Undo> {
@@ -57,13 +57,15 @@ impl Cleanup {
 
 impl Undo {
     // A failure here has no remedy of ours: what is left is named for what it is.
-    fn run(&mut self) {
+    fn run(&mut self) -> bool {
+        let is_pending = self.staging.is_some();
         for path in self.staging.take().into_iter().chain(self.moved.drain(..)) {
             let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
         for folder in self.made.drain(..) {
             let _ = fs::remove_dir(folder);
         }
+        is_pending
     }
 }
 
@@ -109,7 +111,8 @@ impl OutputFolder {
     fn make(&self) -> Result<(), OutputError> {
         let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
         let missing: Vec<&Path> = self.path.ancestors().take_while(is_missing).collect();
-        for folder in missing.into_iter().rev() {
+        // `new/..` is there as soon as `new` is.
+        for folder in missing.into_iter().rev().filter(|folder| !folder.is_dir()) {
             fs::create_dir(folder).map_err(|e| OutputError::io(folder, "make the folder", e))?;
             self.cleanup.lock().made.insert(0, folder.to_owned());
         }

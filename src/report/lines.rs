@@ -65,12 +65,12 @@ const COLUMNS: [&str; 18] = [
 /// `out` failed.
 pub fn print_csv(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
     let mut writer = csv::Writer::from_writer(out);
-    writer.write_record(COLUMNS)?;
+    writer.write_record(COLUMNS).map_err(io_error)?;
     for process in &recovery.processes {
         for model in &process.models {
             for row in TensorRow::all(model) {
                 let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
-                writer.write_record([
+                let record = writer.write_record([
                     process.root.to_string(),
                     model.id.clone(),
                     model.class.clone(),
@@ -89,11 +89,20 @@ pub fn print_csv(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
                     text(row.sha256),
                     text(row.same_as),
                     text(row.problem),
-                ])?;
+                ]);
+                record.map_err(io_error)?;
             }
         }
     }
     writer.flush()
+}
+
+/// The system's error itself: whether the reader has gone is told by its kind.
+fn io_error(error: csv::Error) -> io::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        other => io::Error::other(format!("{other:?}")),
+    }
 }
 
 fn joined(sizes: &[u64]) -> String {

@@ -82,7 +82,9 @@ def nn_class(name):
     moved = vars(torch.nn).get(name.rsplit(".", 1)[1])
     for found in (place, moved):
         if isinstance(found, type) and issubclass(found, torch.nn.Module) and found is not torch.nn.Module:
-            return found
+            # PyTorch's modules also hold what they import from elsewhere.
+            if found.__module__.startswith("torch.nn."):
+                return found
     return None
 
 
@@ -173,8 +175,9 @@ def build(tree):
     for row in tree["modules"]:
         python_values(row)
         # The same module under two names is one module.
-        module = by_object.get(row["object"]) or new_module(row)
-        by_object[row["object"]] = modules[row["name"]] = module
+        if row["object"] not in by_object:
+            by_object[row["object"]] = new_module(row)
+        modules[row["name"]] = by_object[row["object"]]
         attach(row["name"])
     for row in tree["modules"]:
         module, skip = modules[row["name"]], len(row["name"]) + 1 if row["name"] else 0
@@ -249,7 +252,8 @@ def shown(text):
 
 def print_tree(module, name="", depth=0):
     known = nn_class(module.recovered_class) is not None
-    note = "" if known else "  (user's class, no forward())" if isinstance(module, Recovered) else "  (user's class)"
+    whose = "not in this PyTorch" if module.recovered_class.startswith("torch.") else "user's class"
+    note = "" if known else "  (%s%s)" % (whose, ", no forward()" if isinstance(module, Recovered) else "")
     print("%s%s%s%s" % ("  " * depth, shown(name) + ": " if depth else "", shown(module.recovered_class), note))
     for own, tensor in list(module._parameters.items()) + list(module._buffers.items()):
         what = "None" if tensor is None else "%s %s" % (str(tensor.dtype)[6:], list(tensor.shape))

@@ -38,7 +38,7 @@ pub fn models_table(recovery: &Recovery) -> String {
 }
 
 fn process_cells(process: &Process) -> Vec<String> {
-    let version = |text: Option<&String>| text.map_or("?".to_owned(), |text| printable(text));
+    let version = |text: Option<&String>| text.map_or("?".to_owned(), |text| short(text));
     let torch = if process.has_torch { version(process.torch_version.as_ref()) } else { "-".to_owned() };
     vec![process.root.to_string(), version(process.python_version.as_ref()), torch]
 }
@@ -48,7 +48,7 @@ fn model_row(process: &Process, model: &Model) -> Vec<String> {
     let mut row = process_cells(process);
     row.extend([
         model.id.clone(),
-        printable(&model.class),
+        short(&model.class),
         format!("{}/{}", totals.complete, totals.tensors),
         thousands(totals.parameters),
         bytes_in_words(totals.bytes),
@@ -86,14 +86,18 @@ fn status(model: &Model) -> String {
     if is_whole(model) { "complete".to_owned() } else { parts.join(", ") }
 }
 
-/// Text from a dump, made safe for a terminal: nothing in it moves the cursor, and it is not endless.
+/// A name from a dump, safe for a terminal and not endless.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(MAX_NAME) {
+        Some((end, _)) => printable(text.get(..end).unwrap_or(text)) + "…",
+        None => printable(text),
+    }
+}
+
+/// Text from a dump, made safe for a terminal: nothing in it moves the cursor.
 pub fn printable(text: &str) -> String {
     let mut shown = String::new();
-    for (count, character) in text.chars().enumerate() {
-        if count == MAX_NAME {
-            shown.push('…');
-            break;
-        }
+    for character in text.chars() {
         match character {
             // Marks that turn the direction of what follows are no control characters.
             '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
@@ -146,7 +150,7 @@ mod tests {
     #[test]
     fn names_do_not_steer_the_terminal() {
         assert_eq!(printable("a\u{1b}[2J\n\u{202e}b\u{9b}ü"), "a\\u{1b}[2J\\n\\u{202e}b\\u{9b}ü");
-        assert_eq!(printable(&"x".repeat(61)).chars().count(), 61);
+        assert_eq!(short(&"x".repeat(61)).chars().count(), 61);
     }
 
     #[test]

@@ -1,0 +1,205 @@
+//! The command line: exit codes, messages that help, and nothing touched where it refuses.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may simply fail")]
+
+mod mounted;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use mounted::Mounted;
+
+const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cifar10-pdb.lime.zst");
+
+fn tensorcarve<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tensorcarve")).args(arguments).output().unwrap()
+}
+
+fn recover(dump: &Path, out: &Path, more: &[&str]) -> Output {
+    tensorcarve([&["recover", dump.to_str().unwrap(), "-o", out.to_str().unwrap()], more].concat())
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The exit code is that of an error, the message says the words, and stdout is empty.
+fn refused(output: &Output, words: &[&str]) {
+    let message = stderr(output);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(output.stdout.is_empty());
+    assert!(message.starts_with("error: ") && message.contains("\nhint: "), "{message}");
+    assert!(!message.contains("panicked") && !message.contains("RUST_BACKTRACE"), "{message}");
+    for word in words {
+        assert!(message.contains(word), "no {word:?} in: {message}");
+    }
+}
+
+/// A small LiME dump without anything in it.
+fn empty_dump(folder: &Path) -> PathBuf {
+    let path = folder.join("holiday.jpg");
+    let (start, last) = (0x1000u64, 0x1000 + 0x4_0000 - 1u64);
+    let header = [b"EMiL\x01\0\0\0", &start.to_le_bytes()[..], &last.to_le_bytes(), &[0; 8]].concat();
+    fs::write(&path, [header, vec![0; 0x4_0000]].concat()).unwrap();
+    path
+}
+
+#[test]
+fn dumps_that_are_none_are_refused_before_anything_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let file = |name: &str, bytes: &[u8]| {
+        fs::write(dir.path().join(name), bytes).unwrap();
+        dir.path().join(name)
+    };
+    refused(&recover(&dir.path().join("none"), &out, &[]), &["no such file"]);
+    refused(&recover(&file("empty", b""), &out, &[]), &["no bytes"]);
+    refused(&recover(dir.path(), &out, &[]), &["folder"]);
+    refused(&recover(&file("small", &[1; 99]), &out, &[]), &["99 bytes"]);
+    let jpeg = [&b"\xff\xd8\xff\xe0\0\x10JFIF\0"[..], &[0; 9000]].concat();
+    refused(&recover(&file("picture", &jpeg), &out, &[]), &["JPEG", "--input-format raw"]);
+    refused(&recover(&file("cut.zst", &fs::read(SHIPPED).unwrap()[..100_000]), &out, &[]), &["ends early"]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn an_output_folder_that_is_not_ours_is_refused_and_not_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = empty_dump(dir.path());
+    let out = dir.path().join("out");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("thesis.tex"), "all of it").unwrap();
+    refused(&recover(&dump, &out, &[]), &["not empty", "--overwrite"]);
+    refused(&recover(&dump, &out, &["--overwrite"]), &["no recovery.json", "--output-dir"]);
+    let names: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["thesis.tex"]);
+    assert_eq!(fs::read_to_string(out.join("thesis.tex")).unwrap(), "all of it");
+    refused(&recover(&dump, &dump, &[]), &["not a folder"]);
+    refused(&recover(&dump, &dump.join("below"), &[]), &["part of the path is a file"]);
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_to_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = empty_dump(dir.path());
+    // Nobody, not even root, makes folders here.
+    refused(&recover(&dump, Path::new("/proc/tensorcarve"), &[]), &["/proc/tensorcarve"]);
+    let out = dir.path().join("read-only");
+    fs::create_dir(&out).unwrap();
+    let Some(_mounted) = Mounted::new(&out, "ro,size=64k") else { return };
+    refused(&recover(&dump, &out, &[]), &["read-only"]);
+}
+
+#[test]
+fn a_full_disk_is_said_and_nothing_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = empty_dump(dir.path());
+    let disk = dir.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let Some(_mounted) = Mounted::new(&disk, "size=64k") else { return };
+    let filler = fs::File::create(disk.join("filler")).unwrap();
+    while std::io::Write::write(&mut &filler, &[1; 4096]).is_ok() {}
+    refused(&recover(&dump, &disk.join("out"), &[]), &["no room left", "larger disk"]);
+    let names: Vec<_> = fs::read_dir(&disk).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["filler"]);
+}
+
+#[test]
+fn bad_signatures_are_named_with_file_and_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = empty_dump(dir.path());
+    let out = dir.path().join("out");
+    let signatures = dir.path().join("signatures");
+    fs::create_dir(&signatures).unwrap();
+    let option = ["--signatures", signatures.to_str().unwrap()];
+    refused(&recover(&dump, &out, &option), &["no .toml file"]);
+    fs::write(signatures.join("mine.toml"), "# mine\n[[needle]]\nname = 7\n").unwrap();
+    refused(&recover(&dump, &out, &option), &["mine.toml:3:8", "signatures/README.md"]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn help_teaches_and_wrong_usage_is_an_error() {
+    for (arguments, words) in [
+        (&["--help"][..], &["recover", "info", "spaces", "Exit codes", "load.py"][..]),
+        (&["recover", "--help"], &["Examples:", "--output-dir", "--overwrite", "avx512", "recovery.json"]),
+        (&["info", "--help"], &["Examples:"]),
+        (&["spaces", "--help"], &["Examples:", "--threads"]),
+        (&["--version"], &[env!("CARGO_PKG_VERSION")]),
+    ] {
+        let output = tensorcarve(arguments);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        for word in words {
+            assert!(text.contains(word), "{arguments:?}: no {word:?} in: {text}");
+        }
+    }
+    for arguments in [&[][..], &["recover"], &["info", "x", "--format", "csv"], &["recover", "x", "-j", "0"]] {
+        assert_eq!(tensorcarve(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    refused(&tensorcarve(["recover", SHIPPED, "--input-format", "elf", "-o", "/tmp/tensorcarve-none"]), &["ELF"]);
+}
+
+#[test]
+fn info_says_what_a_dump_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = empty_dump(dir.path());
+    let output = tensorcarve(["info".as_ref(), dump.as_os_str()]);
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+    assert!(text.contains("LiME") && text.contains("0x1000"), "{text}");
+    let output = tensorcarve(["info".as_ref(), dump.as_os_str(), "--format".as_ref(), "json".as_ref()]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&json["format"], &json["memory"]), (&"lime".into(), &0x4_0000.into()));
+    // Cut off within its range: used as far as it goes, and said.
+    let bytes = fs::read(&dump).unwrap();
+    fs::write(&dump, &bytes[..bytes.len() / 2]).unwrap();
+    let output = tensorcarve(["info".as_ref(), dump.as_os_str()]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).starts_with("warning: "), "{}", stderr(&output));
+    let output = tensorcarve(["info".as_ref(), dump.as_os_str(), "-q".as_ref()]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(3), String::new()));
+}
+
+#[test]
+fn a_dump_without_spaces_is_exit_code_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = empty_dump(dir.path());
+    let output = tensorcarve(["spaces".as_ref(), dump.as_os_str(), "--format".as_ref(), "json".as_ref()]);
+    assert_eq!(output.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["spaces"], serde_json::json!([]));
+    assert!(stderr(&output).contains("no address space"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_reader_that_goes_is_no_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = empty_dump(dir.path());
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
+    command.arg("info").arg(&dump).stdout(writer).stderr(Stdio::piped());
+    let output = command.output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+}
+
+#[test]
+fn an_interrupted_run_ends_at_once_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("new/out");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
+    command.args(["recover", SHIPPED, "-o", out.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::piped());
+    let run = command.spawn().unwrap();
+    let start = Instant::now();
+    while !out.join(".tensorcarve-incomplete").exists() {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap();
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(stderr(&output).contains("interrupted; the output folder is as it was"), "{}", stderr(&output));
+    assert!(!dir.path().join("new").exists());
+}

@@ -1,0 +1,233 @@
+//! A dump made by hand: one page table, tensors behind it, and a network that owns them.
+
+use std::time::{Duration, SystemTime};
+
+use sha2::{Digest, Sha256};
+use tensorcarve::addr::{FileOffset, PhysAddr, VirtAddr};
+use tensorcarve::cpython::{LayoutScore, Value};
+use tensorcarve::dump::{Dump, Format, MemoryRange, PhysicalMemory};
+use tensorcarve::model::{Model, Module, NamedTensor, Sighting, Status, TensorKind};
+use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
+use tensorcarve::recover::{Observer, Phase, Process, Recovery};
+use tensorcarve::report::Run;
+use tensorcarve::signature::Signatures;
+use tensorcarve::tensor::{ScalarType, TensorInfo, TensorScore, TooLarge, gather};
+
+/// The top table; the three below it and the data follow it.
+pub const ROOT: PhysAddr = PhysAddr(0x1000);
+const TABLE: u64 = 0x4000;
+const DATA: u64 = 0x5000;
+/// Where the data are mapped: one last-level table, 2 MiB.
+const BASE: u64 = 0x7f00_0000_0000;
+const PAGE: usize = 0x1000;
+
+pub struct Quiet;
+
+impl Observer for Quiet {
+    fn begin(&self, _: Phase, _: u64) {}
+    fn advance(&self, _: u64) {}
+}
+
+/// A network in the making.
+pub struct Victim {
+    /// Bytes from [`BASE`] on.
+    data: Vec<u8>,
+    missing: Vec<usize>,
+    pub model: Model,
+}
+
+/// A type of elements by its name in safetensors, as a layout file declares it.
+pub fn scalar(name: &str, size: u64, safetensors: Option<&str>) -> ScalarType {
+    let json = serde_json::json!({"index": 0, "name": name, "size": size, "safetensors": safetensors});
+    serde_json::from_value(json).unwrap()
+}
+
+pub fn f32_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+pub fn ints(values: &[i128]) -> Value {
+    Value::Tuple(values.iter().map(|value| Value::Int(*value)).collect())
+}
+
+/// Strides of the contiguous tensor of that shape.
+pub fn contiguous(shape: &[u64]) -> Vec<u64> {
+    (0..shape.len()).map(|dim| shape[dim + 1..].iter().product()).collect()
+}
+
+impl Victim {
+    pub fn new(class: &str) -> Self {
+        let model = Model {
+            id: "m0".to_owned(),
+            class: class.to_owned(),
+            object: VirtAddr(0x7f11_0000_0000),
+            sightings: vec![Sighting { root: ROOT, object: VirtAddr(0x7f11_0000_0000) }],
+            modules: Vec::new(),
+            tensors: Vec::new(),
+            problems: Vec::new(),
+        };
+        Self { data: Vec::new(), missing: Vec::new(), model }
+    }
+
+    /// Adds a module; `class` names it, and for the user's own also the class of PyTorch above it.
+    pub fn module(&mut self, name: &str, class: (&str, Option<&str>), hyper: Vec<(&str, Value)>) {
+        let mut all = vec![("training".to_owned(), Value::Bool(false))];
+        all.extend(hyper.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        self.model.modules.push(Module {
+            name: name.to_owned(),
+            class: class.0.to_owned(),
+            torch_class: class.1.map(str::to_owned),
+            training: Some(false),
+            hyper: all,
+            private: Vec::new(),
+            parameters: Vec::new(),
+            buffers: Vec::new(),
+            unset: Vec::new(),
+            object: VirtAddr(0x7f11_0000_0000 + 0x100 * self.model.modules.len() as u64),
+        });
+    }
+
+    pub fn private(&mut self, name: &str, value: Value) {
+        self.model.modules.last_mut().unwrap().private.push((name.to_owned(), value));
+    }
+
+    /// Adds a tensor with these bytes in its storage to the last module.
+    pub fn strided(&mut self, name: &str, kind: TensorKind, dtype: ScalarType, dims: (&[u64], &[u64]), bytes: &[u8]) {
+        let module = self.model.modules.last_mut().unwrap();
+        let full = if module.name.is_empty() { name.to_owned() } else { format!("{}.{name}", module.name) };
+        match kind {
+            TensorKind::Parameter => module.parameters.push(full.clone()),
+            TensorKind::Buffer => module.buffers.push(full.clone()),
+        }
+        // Like an allocator: aligned, never at the start of a page.
+        self.data.resize(self.data.len().next_multiple_of(64) + 64, 0xcc);
+        let data = VirtAddr(if bytes.is_empty() { 0 } else { BASE + self.data.len() as u64 });
+        self.data.extend(bytes);
+        let info = TensorInfo {
+            object: VirtAddr(0x7f12_0000_0000 + 0x100 * self.model.tensors.len() as u64),
+            dtype,
+            shape: dims.0.to_vec(),
+            stride: dims.1.to_vec(),
+            storage_offset: 0,
+            storage: data,
+            data,
+            storage_bytes: bytes.len() as u64,
+            device: "cpu".to_owned(),
+            requires_grad: kind == TensorKind::Parameter,
+        };
+        self.model.tensors.push(NamedTensor {
+            name: full,
+            kind,
+            persistent: true,
+            object: info.object,
+            same_as: None,
+            info: Some(info),
+            status: Status::Complete,
+            holes: Vec::new(),
+            sha256: None,
+            problem: None,
+        });
+    }
+
+    pub fn parameter(&mut self, name: &str, shape: &[u64], values: &[f32]) {
+        let dims = (shape, &contiguous(shape)[..]);
+        self.strided(name, TensorKind::Parameter, scalar("Float", 4, Some("F32")), dims, &f32_bytes(values));
+    }
+
+    pub fn buffer(&mut self, name: &str, dtype: ScalarType, shape: &[u64], bytes: &[u8]) {
+        self.strided(name, TensorKind::Buffer, dtype, (shape, &contiguous(shape)), bytes);
+    }
+
+    pub fn last(&mut self) -> &mut NamedTensor {
+        self.model.tensors.last_mut().unwrap()
+    }
+
+    /// Starts a new page for the next tensor.
+    pub fn new_page(&mut self) {
+        self.data.resize(self.data.len().next_multiple_of(PAGE), 0xcc);
+    }
+
+    /// Takes the page that the next byte would lie in out of the dump.
+    pub fn lose_page_at(&mut self, offset: usize) {
+        self.missing.push((self.data.len() + offset) / PAGE);
+    }
+
+    /// The dump, and what was found in it; tensors are hashed as the real thing does it.
+    pub fn finish(mut self) -> (Dump, Recovery) {
+        self.data.resize(self.data.len().next_multiple_of(PAGE), 0);
+        let mut bytes = vec![0; DATA as usize];
+        let mut entry = |at: u64, value: u64| {
+            bytes[at as usize..at as usize + 8].copy_from_slice(&(value | 7).to_le_bytes());
+        };
+        entry(ROOT.0 + 8 * (BASE >> 39), 0x2000);
+        entry(0x2000, 0x3000);
+        entry(0x3000, TABLE);
+        for page in (0..self.data.len() / PAGE).filter(|page| !self.missing.contains(page)) {
+            entry(TABLE + 8 * page as u64, DATA + (page * PAGE) as u64);
+        }
+        bytes.extend(&self.data);
+        let size = bytes.len() as u64;
+        let range = MemoryRange { start: PhysAddr(0), end: PhysAddr(size), offset: FileOffset(0) };
+        let memory = PhysicalMemory::owned(bytes, vec![range]).unwrap();
+        let signatures = Signatures::load(None).unwrap();
+        let space = AddressSpace::new(&memory, signatures.mmu().unwrap(), ROOT, 4);
+        for tensor in &mut self.model.tensors {
+            let Some(info) = tensor.info.as_ref().filter(|_| tensor.status == Status::Complete) else { continue };
+            let mut hasher = Sha256::new();
+            tensor.holes = gather::<TooLarge>(&space, info, 1 << 30, |bytes| {
+                hasher.update(bytes);
+                Ok(())
+            })
+            .unwrap();
+            match tensor.holes.is_empty() {
+                true => tensor.sha256 = Some(tensorcarve::report::hex(&hasher.finalize())),
+                false => tensor.status = Status::Partial,
+            }
+        }
+        let dump = Dump {
+            memory,
+            format: Format::Raw,
+            compression: None,
+            file_size: size,
+            size,
+            warnings: vec!["made by hand".to_owned()],
+            damaged: false,
+        };
+        (dump, recovery(vec![self.model]))
+    }
+}
+
+/// One process with these models.
+pub fn recovery(models: Vec<Model>) -> Recovery {
+    let python = LayoutScore { readable: 9, sampled: 10, size_matches: true, version: "3.11".to_owned() };
+    let torch = TensorScore { readable: 5, same_abi: 5, tried: 5, version: "1.13".to_owned() };
+    let process = Process {
+        root: ROOT,
+        levels: 4,
+        type_object: (VirtAddr(0x95_0000), PhysAddr(0x10_0000)),
+        python_version: Some("3.11.2".to_owned()),
+        python_layout: (python.clone(), Some(LayoutScore { readable: 2, version: "3.12".to_owned(), ..python })),
+        type_count: 1234,
+        torch_version: None,
+        has_torch: true,
+        torch_layout: Some((torch, None)),
+        module_count: 7,
+        models,
+        shared_models: Vec::new(),
+    };
+    let space = Space { root: ROOT, levels: 4, kind: SpaceKind::Process, kpti_user_root: None };
+    let discovery = Discovery { spaces: vec![space], tried: Vec::new(), warnings: Vec::new() };
+    Recovery { discovery, processes: vec![process], warnings: vec!["a \"warning\"\n".to_owned()] }
+}
+
+pub fn run() -> Run {
+    Run {
+        arguments: vec!["tensorcarve".to_owned(), "recover".to_owned()],
+        backend: "scalar".to_owned(),
+        threads: 2,
+        input: "memory.raw".into(),
+        sha256: None,
+        started: SystemTime::UNIX_EPOCH,
+        phases: vec![("scan", Duration::from_millis(1500))],
+    }
+}

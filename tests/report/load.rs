@@ -1,0 +1,217 @@
+//! `load.py`, run by a Python that has PyTorch; without one these tests say so and pass.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tensorcarve::cpython::Value;
+use tensorcarve::model::{Status, TensorKind};
+
+use super::fixture::{Victim, f32_bytes, ints, scalar};
+use super::write;
+
+/// Pythons that may have PyTorch: the user's, and the system's beside a virtual environment.
+const PYTHONS: [&str; 2] = ["python3", "/usr/bin/python3"];
+
+fn python_with_torch() -> Option<&'static str> {
+    let has_torch = |python: &&str| {
+        Command::new(python).args(["-c", "import torch"]).output().is_ok_and(|output| output.status.success())
+    };
+    let found = PYTHONS.into_iter().find(has_torch);
+    if found.is_none() {
+        eprintln!("skipped: no python3 with PyTorch (on Debian: apt install python3-torch)");
+    }
+    found
+}
+
+fn python(python: &str, folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(python).current_dir(folder).env("PYTHONDONTWRITEBYTECODE", "1").args(arguments).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Layers with attributes of every kind, and names that try to be more than names.
+fn network() -> Victim {
+    let ramp = |count: usize| (0..count).map(|i| i as f32 / 8.0 - 1.0).collect::<Vec<f32>>();
+    let float = || scalar("Float", 4, Some("F32"));
+    let mut victim = Victim::new("__main__.Net");
+    victim.module(
+        "",
+        ("__main__.Net", Some("torch.nn.modules.module.Module")),
+        vec![
+            ("limit", Value::Float(f64::INFINITY)),
+            ("huge", Value::Int(1 << 100)),
+            ("forward", Value::Str("not code".to_owned())),
+            ("__class__", Value::Str("not code".to_owned())),
+            ("_parameters", Value::None),
+        ],
+    );
+    victim.module(
+        "conv",
+        ("torch.nn.modules.conv.Conv2d", None),
+        vec![
+            ("in_channels", Value::Int(1)),
+            ("out_channels", Value::Int(2)),
+            ("kernel_size", ints(&[3, 3])),
+            ("stride", ints(&[1, 1])),
+            ("padding", ints(&[1, 1])),
+            ("dilation", ints(&[1, 1])),
+            ("transposed", Value::Bool(false)),
+            ("output_padding", ints(&[0, 0])),
+            ("groups", Value::Int(1)),
+            ("padding_mode", Value::Str("zeros".to_owned())),
+        ],
+    );
+    victim.private("_reversed_padding_repeated_twice", Value::List(vec![Value::Int(1); 4]));
+    victim.parameter("weight", &[2, 1, 3, 3], &ramp(18));
+    victim.model.modules.last_mut().unwrap().unset.push(("bias".to_owned(), TensorKind::Parameter));
+    victim.module(
+        "bn",
+        ("torch.nn.modules.batchnorm.BatchNorm2d", None),
+        vec![
+            ("num_features", Value::Int(2)),
+            ("eps", Value::Float(1e-5)),
+            ("momentum", Value::Float(0.1)),
+            ("affine", Value::Bool(true)),
+            ("track_running_stats", Value::Bool(true)),
+        ],
+    );
+    victim.parameter("weight", &[2], &[2.0, 3.0]);
+    victim.parameter("bias", &[2], &[1.0, -1.0]);
+    victim.buffer("running_mean", float(), &[2], &f32_bytes(&[0.5, 0.25]));
+    victim.buffer("running_var", float(), &[2], &f32_bytes(&[4.0, 9.0]));
+    victim.buffer("num_batches_tracked", scalar("Long", 8, Some("I64")), &[], &[5, 0, 0, 0, 0, 0, 0, 0]);
+    victim.module("embed", ("torch.nn.modules.sparse.Embedding", None), vec![]);
+    victim.parameter("weight", &[3, 4], &ramp(12));
+    // Of the user's own class, and tied to the one before.
+    victim.module("head", ("__main__.My Head", Some("torch.nn.modules.linear.Linear")), vec![]);
+    victim.parameter("weight", &[3, 4], &ramp(12));
+    victim.last().same_as = Some("embed.weight".to_owned());
+    victim.parameter("bias", &[3], &[1.0, 2.0, 3.0]);
+    victim.module(
+        "rnn",
+        ("torch.nn.modules.rnn.LSTM", None),
+        vec![
+            ("mode", Value::Str("LSTM".to_owned())),
+            ("input_size", Value::Int(2)),
+            ("hidden_size", Value::Int(1)),
+            ("num_layers", Value::Int(1)),
+            ("bias", Value::Bool(false)),
+            ("batch_first", Value::Bool(false)),
+            ("dropout", Value::Float(0.0)),
+            ("bidirectional", Value::Bool(false)),
+            ("proj_size", Value::Int(0)),
+        ],
+    );
+    let names = ["weight_ih_l0", "weight_hh_l0"].map(|name| Value::Str(name.to_owned())).to_vec();
+    victim.private("_all_weights", Value::List(vec![Value::List(names)]));
+    victim.parameter("weight_ih_l0", &[4, 2], &ramp(8));
+    victim.parameter("weight_hh_l0", &[4, 1], &ramp(4));
+    victim.module("evil", ("os.system", Some("torch.nn.modules.__builtins__.eval")), vec![]);
+    victim.strided(
+        "__import__('os')\n\u{1b}[2J/x",
+        TensorKind::Parameter,
+        scalar("BFloat16", 2, Some("BF16")),
+        (&[2], &[1]),
+        &[0x80, 0x3f, 0, 0x40],
+    );
+    victim.buffer("mask", scalar("Bool", 1, Some("BOOL")), &[2], &[1, 0]);
+    victim.last().persistent = false;
+    victim.buffer("empty", float(), &[0, 3], &[]);
+    victim
+}
+
+const CHECKS: &str = r#"
+import torch
+from load import load
+net = load()
+assert type(net).__name__ == "Net" and net.recovered_class == "__main__.Net"
+assert net.limit == float("inf") and net.huge == 1 << 100
+assert callable(net.forward) and net._parameters == {} and net.__class__ is type(net)
+assert not any(module.training for module in net.modules())
+assert type(net.conv) is torch.nn.Conv2d and net.conv.padding == (1, 1) and net.conv.bias is None
+
+ramp = [i / 8 - 1 for i in range(18)]
+x = torch.arange(20.).reshape(1, 1, 4, 5) / 10
+y = net.conv(x)
+for channel in range(2):
+    for row in range(4):
+        for column in range(5):
+            total = 0.0
+            for i in range(3):
+                for j in range(3):
+                    r, c = row + i - 1, column + j - 1
+                    if 0 <= r < 4 and 0 <= c < 5:
+                        total += ramp[9 * channel + 3 * i + j] * (5 * r + c) / 10
+            assert abs(y[0, channel, row, column].item() - total) < 1e-5
+
+z = net.bn(torch.ones(1, 2, 1, 1)).flatten().tolist()
+assert abs(z[0] - (0.5 / (4 + 1e-5) ** 0.5 * 2 + 1)) < 1e-6 and abs(z[1] - (0.75 / (9 + 1e-5) ** 0.5 * 3 - 1)) < 1e-6
+assert net.bn.num_batches_tracked.item() == 5
+
+assert isinstance(net.head, torch.nn.Linear) and type(net.head).__name__ == "Unnamed"
+assert net.head.weight is net.embed.weight
+assert net.head(torch.tensor([1., 0., 0., 2.])).tolist() == [
+    ramp[4 * i] + 2 * ramp[4 * i + 3] + bias for i, bias in enumerate([1, 2, 3])]
+
+reference = torch.nn.LSTM(2, 1, bias=False)
+reference.load_state_dict(net.rnn.state_dict())
+step = torch.ones(3, 1, 2)
+assert torch.equal(net.rnn(step)[0], reference(step)[0])
+
+evil = net.evil
+assert evil.recovered_class == "os.system" and type(evil).__mro__[1].__name__ == "Recovered"
+(name, value), = evil._parameters.items()
+assert value.dtype == torch.bfloat16 and value.tolist() == [1, 2] and value.requires_grad
+assert evil.mask.tolist() == [True, False] and "evil.mask" not in net.state_dict()
+assert evil.empty.shape == (0, 3) and "evil.empty" in net.state_dict()
+assert len(net.state_dict()) == 13
+print("checks passed")
+"#;
+
+#[test]
+fn a_network_runs_again() {
+    let Some(interpreter) = python_with_torch() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), false, &network().finish()).unwrap();
+    let folder = dir.path().join("models/m0");
+    let output = python(interpreter, &folder, &["-c", CHECKS]);
+    assert!(output.status.success() && text(&output).contains("checks passed"), "{}", text(&output));
+    let output = python(interpreter, &folder, &["load.py"]);
+    let shown = text(&output);
+    assert!(output.status.success(), "{shown}");
+    assert!(shown.contains("all keys matched") && shown.contains("conv: torch.nn.modules.conv.Conv2d"), "{shown}");
+    // 18 + 4 + 12 + 3 + 12 + 2; the tied weight counts once.
+    assert!(shown.contains("51 parameters in 8 tensors"), "{shown}");
+    assert!(!shown.contains('\u{1b}'), "{shown}");
+}
+
+#[test]
+fn what_is_not_complete_is_said() {
+    let Some(interpreter) = python_with_torch() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut victim = network();
+    victim.new_page();
+    victim.lose_page_at(0x1000);
+    victim.parameter("torn", &[1024], &[1.0; 1024]);
+    victim.parameter("gone", &[4], &[0.0; 4]);
+    victim.last().status = Status::Missing;
+    victim.parameter("headless", &[4], &[0.0; 4]);
+    (victim.last().status, victim.last().info) = (Status::Missing, None);
+    write(dir.path(), false, &victim.finish()).unwrap();
+    let folder = dir.path().join("models/m0");
+    let refused = python(interpreter, &folder, &["load.py"]);
+    let shown = text(&refused);
+    assert_eq!(refused.status.code(), Some(1), "{shown}");
+    assert!(shown.contains("evil.torn (partial), evil.gone (missing), evil.headless (missing)"), "{shown}");
+    assert!(shown.contains("hint: python3 load.py --partial"), "{shown}");
+    let check = "import torch; from load import load; net = load(partial=True)\n\
+                 assert net.evil.torn[:1008].eq(1).all() and net.evil.torn[1008:].eq(0).all()\n\
+                 assert net.evil.gone.isnan().all() and net.evil.headless is None\n\
+                 assert net.conv.weight[0, 0, 0, 0] == -1";
+    let output = python(interpreter, &folder, &["-c", check]);
+    assert!(output.status.success(), "{}", text(&output));
+    let output = python(interpreter, &folder, &["load.py", "--partial"]);
+    assert!(output.status.success() && text(&output).contains("not complete: evil.torn"), "{}", text(&output));
+}
