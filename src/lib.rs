@@ -57,7 +57,8 @@
 //!
 //! Any byte of a dump may be anything. Counts, lengths and pointers are checked before they are
 //! used, arithmetic on them does not overflow, walks end. Panics, unchecked indexing and
-//! undocumented `unsafe` are denied by lints; `unsafe` is in two files, the map of the input and the vectors of the scan.
+//! undocumented `unsafe` are denied by lints; `unsafe` is in three files:
+//! the map of the input, and the vectors of the scan with their loads.
 
 pub mod addr;
 pub mod cpython;

@@ -37,7 +37,12 @@ impl<'a> Document<'a> {
         Self {
             schema_version: SCHEMA_VERSION,
             tool: TOOL,
-            dump: DumpRow { format: dump.format, size: dump.size, damaged: dump.damaged, ranges: recovery.memory.ranges() },
+            dump: DumpRow {
+                format: dump.format,
+                size: dump.size,
+                damaged: dump.damaged,
+                ranges: recovery.memory.ranges(),
+            },
             spaces: &recovery.discovery.spaces,
             processes: recovery.processes.iter().map(ProcessRow::new).collect(),
             warnings: super::warnings(dump, recovery).collect(),
