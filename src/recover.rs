@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::addr::{PhysAddr, VirtAddr};
+use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::cpython::{self, Builtins, Candidate, Instances, Interpreter, LayoutScore, Sweeper};
 use crate::dump::{Dump, Format, PhysicalMemory};
 use crate::model::{self, Model, NamedTensor, Sighting, Status};
 use crate::paging::{self, AddressSpace, Discovery};
-use crate::scan::{self, Backend, Hit, ScanResult};
+use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
 use crate::signature::{Mmu, Signatures};
 use crate::tensor::{self, TensorInfo, TensorScore, TooLarge};
 
@@ -90,6 +90,14 @@ pub trait Observer: Sync {
     fn advance(&self, bytes: u64);
 }
 
+/// An observer that does nothing.
+pub struct Silent;
+
+impl Observer for Silent {
+    fn begin(&self, _phase: Phase, _total: u64) {}
+    fn advance(&self, _bytes: u64) {}
+}
+
 /// Why a dump could not be searched: the signatures lack what the work needs.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
@@ -137,6 +145,7 @@ pub fn recover(
         }
     }
     let memory = &memory;
+    warnings.extend(zeros(memory, &found.frames));
 
     observer.begin(Phase::Cpython, 0);
     let spaces: Vec<AddressSpace<'_>> =
@@ -189,6 +198,31 @@ fn look(
     observer.begin(Phase::Paging, 0);
     let discovery = paging::discover(memory, mmu, &found.frames);
     (found, discovery)
+}
+
+/// Says so if most of the dump is one run of zeros: a capture that gave up looks like that.
+fn zeros(memory: &PhysicalMemory, frames: &FrameClasses) -> Option<String> {
+    let mut longest = PhysAddr(0)..PhysAddr(0);
+    let mut run = longest.clone();
+    for (frame, _) in frames.with(ZERO_FRAME) {
+        if frame != run.end {
+            run.start = frame;
+        }
+        run.end = PhysAddr(frame.0 + FRAME_SIZE);
+        if run.end.0 - run.start.0 > longest.end.0 - longest.start.0 {
+            longest = run.clone();
+        }
+    }
+    let len = longest.end.0 - longest.start.0;
+    (len > memory.size() / 2).then(|| {
+        format!(
+            "{} to {} ({} of {} MiB) holds nothing but zeros: free memory, or a capture that gave up (LiME writes zeros when a page takes longer than its `timeout`; `timeout=0` waits)",
+            longest.start,
+            longest.end,
+            len >> 20,
+            memory.size() >> 20
+        )
+    })
 }
 
 /// The confirmed `type` objects: every hit whose own address leads back to where it was found.

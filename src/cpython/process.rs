@@ -135,10 +135,10 @@ impl<'a> Sweeper<'a> {
         let mut found = vec![Vec::new(); wanted.len()];
         for (pa, value) in sweep(self.memory, &self.frames, &PointerSet::new(&values), self.backend, &|_| ()) {
             for (space, va) in self.reverse.lookup(pa) {
-                if let (Some(wanted), Some(found)) = (wanted.get(space), found.get_mut(space)) {
-                    if wanted.contains(&VirtAddr(value)) {
-                        found.push((va, VirtAddr(value)));
-                    }
+                if let (Some(wanted), Some(found)) = (wanted.get(space), found.get_mut(space))
+                    && wanted.contains(&VirtAddr(value))
+                {
+                    found.push((va, VirtAddr(value)));
                 }
             }
         }
@@ -212,7 +212,7 @@ fn choose_layout<'a>(
             score(&objects, candidate.type_object, &types).map(|score| (score, layout, types))
         })
         .collect();
-    scored.sort_by(|(a, ..), (b, ..)| (a.readable, a.size_matches).cmp(&(b.readable, b.size_matches)));
+    scored.sort_by_key(|(score, ..)| (score.readable, score.size_matches));
     let (best, layout, types) = scored.pop()?;
     let next = scored.pop().map(|(score, ..)| score);
     Some(Interpreter {

@@ -23,7 +23,7 @@ const NOTE_TEXT: &str = "A run of tensorcarve is writing here, or was interrupte
                          If no tensorcarve is running, remove it, or run again with --overwrite.\n";
 const BUFFER: usize = 1 << 18;
 
-/// A folder that is ours to fill. Dropped without [`finish`](Self::finish), it is left as it was found.
+/// A folder that is ours to fill. Dropped without `finish`, it is left as it was found.
 pub struct OutputFolder {
     path: PathBuf,
     staging: PathBuf,

@@ -1,0 +1,173 @@
+//! Real dumps against what their victims said of themselves before the capture.
+//!
+//! The first dump is part of the project. The second is larger and lies beside the checkout on the
+//! project's own machines (`../shared/dumps`); its tests say that they skip where it is not there.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests may simply fail")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use common::{Truth, tensorcarve, tree};
+use tempfile::TempDir;
+
+/// The shipped dump, unpacked once for all tests of this file.
+fn lime() -> &'static Path {
+    static UNPACKED: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = UNPACKED.get_or_init(|| unpack(&PathBuf::from("tests/data/cifar10-pdb.lime.zst")));
+    path
+}
+
+fn unpack(packed: &Path) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holiday.jpg"); // what it is called must not matter
+    let mut decoder = zstd::Decoder::new(File::open(packed).unwrap()).unwrap();
+    decoder.window_log_max(31).unwrap();
+    std::io::copy(&mut decoder, &mut File::create(&path).unwrap()).unwrap();
+    (folder, path)
+}
+
+/// Recovers `dump` with the command line; the folder that came out.
+fn recover(dump: &Path, options: &[&str]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let output = tensorcarve(&["recover", "-q", "-o"])
+        .arg(folder.path())
+        .args(options)
+        .arg(dump)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    folder
+}
+
+fn cifar_truth() -> Truth {
+    Truth::read(Path::new("tests/data/cifar10-pdb.truth.json"))
+}
+
+#[test]
+fn the_packed_dump_gives_what_the_victim_had() {
+    cifar_truth().check(recover(Path::new("tests/data/cifar10-pdb.lime.zst"), &[]).path());
+}
+
+#[test]
+fn the_plain_dump_gives_it_whatever_its_name() {
+    cifar_truth().check(recover(lime(), &[]).path());
+}
+
+/// The ranges of a LiME file: physical address, file offset, length.
+fn lime_ranges(file: &mut File) -> Vec<(u64, u64, u64)> {
+    let mut ranges = Vec::new();
+    let mut header = [0; 32];
+    let mut at = 0;
+    while file.seek(SeekFrom::Start(at)).is_ok() && file.read_exact(&mut header).is_ok() {
+        let word = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap());
+        let len = word(16) - word(8) + 1;
+        ranges.push((word(8), at + 32, len));
+        at += 32 + len;
+    }
+    ranges
+}
+
+#[test]
+fn a_raw_dump_without_headers_gives_it() {
+    let mut lime = File::open(lime()).unwrap();
+    let (mut padded, mut joined) = (tempfile::NamedTempFile::new().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    for (address, offset, len) in lime_ranges(&mut lime) {
+        for (raw, at) in [(&mut padded, SeekFrom::Start(address)), (&mut joined, SeekFrom::End(0))] {
+            raw.seek(at).unwrap();
+            lime.seek(SeekFrom::Start(offset)).unwrap();
+            std::io::copy(&mut Read::by_ref(&mut lime).take(len), raw).unwrap();
+        }
+    }
+    // With the holes as zeros, as `dd` and LiME's "padded" write it.
+    cifar_truth().check(recover(padded.path(), &[]).path());
+    // One range after another, as LiME's "raw" writes it: no address is where the file says.
+    cifar_truth().check(recover(joined.path(), &[]).path());
+}
+
+#[test]
+fn a_dump_that_is_cut_is_used_as_far_as_it_goes() {
+    let mut cut = tempfile::NamedTempFile::new().unwrap();
+    let size = fs::metadata(lime()).unwrap().len();
+    std::io::copy(&mut File::open(lime()).unwrap().take(size - (1 << 20)), &mut cut).unwrap();
+    cut.flush().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let output = tensorcarve(&["recover", "-o"]).arg(folder.path()).arg(cut.path()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("1048576 bytes"), "{stderr}");
+    // The last mebibyte holds the roots of both Python processes.
+    assert!([Some(1), Some(3)].contains(&output.status.code()), "{stderr}");
+    assert!(folder.path().join("recovery.json").exists());
+}
+
+#[test]
+fn the_output_is_the_same_however_it_is_made() {
+    let mut first: Option<(String, BTreeMap<PathBuf, Vec<u8>>)> = None;
+    let mut ways = vec![vec![], vec![], vec!["-j", "1"], vec!["-j", "2"], vec!["--no-hash"]];
+    for backend in tensorcarve::scan::Backend::available() {
+        ways.push(vec!["--backend".to_owned().leak(), backend.to_string().to_lowercase().replace('-', "").leak()]);
+    }
+    for way in ways {
+        let folder = recover(lime(), &way);
+        let mut files = tree(folder.path());
+        assert!(files.remove(Path::new("manifest.json")).is_some());
+        match &first {
+            None => first = Some((format!("{way:?}"), files)),
+            Some((reference, expected)) => assert!(files == *expected, "{way:?} differs from {reference}"),
+        }
+    }
+}
+
+#[test]
+fn the_models_compute_what_the_victims_computed() {
+    let Some(python) = common::python_with_torch() else {
+        eprintln!("skipped: no Python with PyTorch here (Debian: apt-get install python3-torch)");
+        return;
+    };
+    let folder = recover(lime(), &[]);
+    let model = folder.path().join("models/m0");
+    let script = r#"
+import json, sys
+sys.dont_write_bytecode = True
+sys.path.insert(0, sys.argv[1])
+from load import load
+import torch
+net = load()
+said = json.load(open(sys.argv[2]))["processes"][0]
+x = torch.tensor(said["probe"])
+with torch.no_grad():
+    x = net.pool(torch.relu(net.conv1(x)))
+    x = net.pool(torch.relu(net.conv2(x)))
+    x = torch.relu(net.fc1(torch.flatten(x, 1)))
+    x = net.fc3(torch.relu(net.fc2(x)))
+difference = (x - torch.tensor(said["probe_out"])).abs().max().item()
+print("largest difference", difference)
+sys.exit(difference > 1e-5)
+"#;
+    let truth = Path::new("tests/data/cifar10-pdb.truth.json");
+    let probe = Command::new(&python).args(["-c", script]).arg(&model).arg(truth).output().unwrap();
+    assert!(probe.status.success(), "{}", String::from_utf8_lossy(&probe.stderr));
+    let loader = Command::new(&python).arg("-B").arg(model.join("load.py")).output().unwrap();
+    let stdout = String::from_utf8_lossy(&loader.stdout);
+    assert!(loader.status.success() && stdout.contains("all keys matched"), "{stdout}");
+}
+
+#[test]
+fn five_levels_of_page_tables_and_everything_a_state_dict_can_hold() {
+    let packed = Path::new("../shared/dumps/residual.elf.zst");
+    if !packed.exists() {
+        eprintln!("skipped: {} is not there", packed.display());
+        return;
+    }
+    let truth = Truth::read(Path::new("../shared/dumps/residual.truth.json"));
+    truth.check(recover(packed, &[]).path());
+    let (_folder, plain) = unpack(packed);
+    truth.check(recover(&plain, &["-j", "1"]).path());
+}
