@@ -27,7 +27,8 @@ pub struct Model {
     pub object: VirtAddr,
     /// Every address space in which these very tensors were found: more than one after a fork.
     pub sightings: Vec<Sighting>,
-    /// The root (its name is empty) and all modules below, in the order of `named_modules()`.
+    /// The root (its name is empty) and all modules below, in the order of
+    /// `named_modules(remove_duplicate=False)`: a module that stands in several places is listed at each.
     pub modules: Vec<Module>,
     /// What `state_dict()` lists, in its order, and the buffers that it leaves out.
     pub tensors: Vec<NamedTensor>,

@@ -1,6 +1,6 @@
 //! From modules to models: dotted names, in the order in which PyTorch itself gives them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::find::{Graph, ModuleObject};
 use super::{Model, Module, NamedTensor, Status, TensorKind};
@@ -28,7 +28,6 @@ fn model(graph: &Graph, objects: &Objects<'_>, layout: Option<&tensor::Layout>, 
         modules: Vec::new(),
         tensors: Vec::new(),
         problems: Vec::new(),
-        listed: BTreeSet::new(),
         first_names: BTreeMap::new(),
         above: Vec::new(),
         places: 0,
@@ -46,8 +45,6 @@ struct Walk<'a> {
     modules: Vec<Module>,
     tensors: Vec<NamedTensor>,
     problems: Vec<String>,
-    /// Modules that are in `modules`: `named_modules()` lists each once, `state_dict()` each place.
-    listed: BTreeSet<VirtAddr>,
     /// The name under which each tensor came first.
     first_names: BTreeMap<VirtAddr, String>,
     /// The modules above the one that is visited.
@@ -67,9 +64,7 @@ impl Walk<'_> {
             return;
         };
         let own = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
-        if self.listed.insert(object) {
-            self.modules.push(describe(module, object, name, own));
-        }
+        self.modules.push(describe(module, object, name, own));
         for (key, tensor) in &module.parameters {
             if let Some(tensor) = tensor {
                 self.add(own(key), *tensor, TensorKind::Parameter, true);
