@@ -9,16 +9,21 @@
 
 mod synthetic;
 
-use synthetic::{
-    CPYTHONS, DirectMap, Keeping, Machine, ModuleSpec, Options, PYTORCHES, Placed, Process, Python, Tensor, Torch,
-    dump, recover, recover_on, sha256, torch,
-};
+#[path = "recover_synthetic/machines.rs"]
+mod machines;
+#[path = "recover_synthetic/modules.rs"]
+mod modules;
+#[path = "recover_synthetic/tensors.rs"]
+mod tensors;
+
+use synthetic::{CPYTHONS, ModuleSpec, Options, PYTORCHES, Placed, Tensor, Torch, dump, recover, sha256, torch};
 use tensorcarve::addr::VirtAddr;
 use tensorcarve::cpython::Value;
-use tensorcarve::dump::Dump;
 use tensorcarve::model::{Model, NamedTensor, Status, TensorKind};
-use tensorcarve::recover::{self as recovery, Recovery};
-use tensorcarve::scan::Backend;
+use tensorcarve::recover::Recovery;
+
+/// What a model holds: name, kind, whether `state_dict()` lists it, and the tensor.
+type Truth = Vec<(&'static str, TensorKind, bool, Placed)>;
 
 fn only_model(recovery: &Recovery) -> &Model {
     let models: Vec<&Model> = recovery.processes.iter().flat_map(|process| &process.models).collect();
@@ -56,7 +61,7 @@ fn assert_headers(torch: &Torch, found: &NamedTensor, truth: &Placed) {
 }
 
 /// A model with most of what a model can have, and what must come out: its tensors in order.
-fn model(torch: &Torch) -> (u64, Vec<(&'static str, TensorKind, bool, Placed)>) {
+fn model(torch: &Torch) -> (u64, Truth) {
     let python = &torch.python;
     let conv_class = torch.layer("conv", "Conv2d");
     let norm_class = torch.layer("batchnorm", "BatchNorm2d");
@@ -147,7 +152,7 @@ fn model(torch: &Torch) -> (u64, Vec<(&'static str, TensorKind, bool, Placed)>) 
 }
 
 /// Asserts that [`model`] came out of a dump as it was written, and nothing else did.
-fn assert_model(torch: &Torch, root: u64, truth: &[(&'static str, TensorKind, bool, Placed)], recovery: &Recovery) {
+fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
     let [process] = recovery.processes.as_slice() else { panic!("{} processes", recovery.processes.len()) };
     assert_eq!(recovery.warnings, Vec::<String>::new());
     assert_eq!(process.root, torch.python.process.machine.borrow().root(torch.python.process.space));

@@ -172,6 +172,11 @@ impl Machine {
         self.write_physical(pa, &word.to_le_bytes());
     }
 
+    /// The entry of a level that translates a user address, for tests that build tables of their own.
+    pub fn user_slot(&mut self, space: usize, va: u64, level: u8) -> u64 {
+        self.slot(self.spaces[space].root, va, level, USER_TABLE)
+    }
+
     /// The entry of `level` that translates `va`; tables on the way are made as needed.
     fn slot(&mut self, root: u64, va: u64, level: u8, flags: u64) -> u64 {
         let mut table = root;
@@ -246,15 +251,29 @@ impl Machine {
         page.pa + (va - start)
     }
 
+    /// Physical addresses and lengths of the pieces of a virtual range.
+    fn pieces(&self, space: usize, va: u64, len: u64) -> Vec<(usize, usize)> {
+        let mut pieces = Vec::new();
+        let mut at = va;
+        while at < va + len {
+            let piece = (va + len - at).min(FRAME - at % FRAME);
+            pieces.push((self.physical(space, at) as usize, piece as usize));
+            at += piece;
+        }
+        pieces
+    }
+
     pub fn write(&mut self, space: usize, va: u64, bytes: &[u8]) {
-        for (at, byte) in (va..).zip(bytes) {
-            let pa = self.physical(space, at);
-            self.bytes[pa as usize] = *byte;
+        let mut rest = bytes;
+        for (pa, len) in self.pieces(space, va, bytes.len() as u64) {
+            let (now, later) = rest.split_at(len);
+            self.bytes[pa..pa + len].copy_from_slice(now);
+            rest = later;
         }
     }
 
     pub fn read(&self, space: usize, va: u64, len: u64) -> Vec<u8> {
-        (va..va + len).map(|at| self.bytes[self.physical(space, at) as usize]).collect()
+        self.pieces(space, va, len).iter().flat_map(|(pa, len)| &self.bytes[*pa..pa + len]).copied().collect()
     }
 
     /// Leaves the 4 KiB frame at `va` out of the dump.

@@ -141,6 +141,8 @@ impl Python {
         self.builtin.false_ = self.long(b.bool_, 0);
         let names = [("None", self.builtin.none), ("int", b.int), ("float", b.float), ("type", b.type_)];
         self.module("builtins", &names);
+        let version = format!("{}.7 (main, Jan  1 2026, 00:00:00) [GCC 12.2.0]", self.layout.version);
+        self.module("sys", &[("version", self.str(&version)), ("maxsize", self.int(i64::MAX.into()))]);
     }
 
     /// Head of an object: reference count and type, what lies before it as the collector leaves it.

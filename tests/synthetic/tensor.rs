@@ -125,17 +125,19 @@ impl Numbers {
         row.get("safetensors").map_or(dtype, |name| name.as_str().unwrap()).to_owned()
     }
 
-    /// Writes a tensor with a storage of random bytes.
-    pub fn tensor(&self, python: &Python, class: u64, spec: &Tensor) -> Placed {
+    /// Writes a tensor with a storage of random bytes, at `base` or where there is room.
+    pub fn tensor(&self, python: &Python, class: u64, spec: &Tensor, base: Option<u64>) -> Placed {
         let size = self.element_size(spec.dtype);
         let bytes = spec.reach() * size;
+        let is_here = spec.device == "cpu";
         let base = match bytes {
+            _ if base.is_some() => base.unwrap(),
             0 => 0,
+            _ if !is_here => 0x7f00_1234_0000,
             // malloc() gives large blocks pages of their own, behind its head.
             4096.. => python.process.alloc_pages(bytes + 0x40) + 0x40,
             _ => python.process.alloc(bytes),
         };
-        let is_here = spec.device == "cpu";
         if is_here {
             let random = |_| python.process.machine.borrow_mut().random.next().to_le_bytes();
             let noise: Vec<u8> = (0..bytes.div_ceil(8)).flat_map(random).take(bytes as usize).collect();
@@ -143,7 +145,7 @@ impl Numbers {
         }
         let storage = python.process.alloc(128);
         let put = |key: &str, word| python.process.put(storage + self.at(key), word);
-        put("storage.data", if is_here || spec.device == "meta" { base } else { 0x7f00_1234_0000 });
+        put("storage.data", if spec.device == "meta" { 0 } else { base });
         put("storage.size_bytes", bytes);
         let device = [self.number("device_types", spec.device, "index") as u8, spec.device_index.cast_unsigned()];
         python.process.write(storage + self.at("storage.device_type"), &device[..1]);

@@ -36,18 +36,8 @@ impl Torch {
         let numbers = Numbers(SIGNATURES.layouts("pytorch").find(|layout| layout.version == pytorch).unwrap().clone());
         let b = python.builtin;
         let release = pytorch.split('-').next().unwrap();
-        python.module(
-            "sys",
-            &[
-                (
-                    "version",
-                    python.str(&format!("{}.7 (main, Jan  1 2026, 00:00:00) [GCC 12.2.0]", python.layout.version)),
-                ),
-                ("maxsize", python.int(i64::MAX.into())),
-            ],
-        );
-        python
-            .module("torch.version", &[("__version__", python.str(&format!("{release}.0+cpu"))), ("debug", b.false_)]);
+        let version = python.str(&format!("{release}.0+cpu"));
+        python.module("torch.version", &[("__version__", version), ("debug", b.false_)]);
         let tensor_meta = python.class(b.type_, "torch._C", "_TensorMeta", b.type_, Keeping::Dict);
         let parameter_meta = python.class(b.type_, "torch.nn.parameter", "_ParameterMeta", tensor_meta, Keeping::Dict);
         let tensor_class = python.class(tensor_meta, "torch", "Tensor", b.object, Keeping::Dict);
@@ -73,11 +63,16 @@ impl Torch {
     }
 
     pub fn tensor(&self, spec: &Tensor) -> Placed {
-        self.numbers.tensor(&self.python, self.tensor_class, spec)
+        self.numbers.tensor(&self.python, self.tensor_class, spec, None)
     }
 
     pub fn parameter(&self, shape: &[u64]) -> Placed {
-        self.numbers.tensor(&self.python, self.parameter_class, &Tensor::f32(shape).learned())
+        self.numbers.tensor(&self.python, self.parameter_class, &Tensor::f32(shape).learned(), None)
+    }
+
+    /// A tensor whose data lie at `base`, which is mapped.
+    pub fn tensor_at(&self, spec: &Tensor, base: u64) -> Placed {
+        self.numbers.tensor(&self.python, self.tensor_class, spec, Some(base))
     }
 
     pub fn view(&self, spec: &Tensor, of: &Placed) -> Placed {
