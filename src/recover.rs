@@ -12,7 +12,7 @@ use crate::model::{self, Model, NamedTensor, Sighting, Status};
 use crate::paging::{self, AddressSpace, Discovery};
 use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
 use crate::signature::{Mmu, Signatures};
-use crate::tensor::{self, TensorInfo, TensorScore, TooLarge};
+use crate::tensor::{self, TensorScore, TooLarge};
 
 /// The signature of CPython's `type` object.
 const TYPE_SIGNATURE: &str = "cpython.type";
@@ -170,16 +170,27 @@ pub fn recover(
         .map(|(interpreter, instances)| describe(interpreter, instances, &torch_layouts))
         .collect();
 
-    let tensors = processes.iter_mut().zip(&interpreters).flat_map(|(process, interpreter)| {
-        let tensors = process.models.iter_mut().flat_map(|model| &mut model.tensors);
-        tensors.map(|tensor| (tensor, interpreter.space))
+    // Each tensor once, however many names it has.
+    let mut tensors: Vec<(Vec<&mut NamedTensor>, AddressSpace<'_>)> = Vec::new();
+    for (process, interpreter) in processes.iter_mut().zip(&interpreters) {
+        let mut by_object: BTreeMap<VirtAddr, Vec<&mut NamedTensor>> = BTreeMap::new();
+        for tensor in process.models.iter_mut().flat_map(|model| &mut model.tensors) {
+            by_object.entry(tensor.object).or_default().push(tensor);
+        }
+        tensors.extend(by_object.into_values().map(|names| (names, interpreter.space)));
+    }
+    let sizes = tensors.iter().filter_map(|(names, _)| Some(names.first()?.info.as_ref()?.byte_len()));
+    observer.begin(Phase::Tensors, sizes.fold(0, u64::saturating_add));
+    tensors.into_par_iter().for_each(|(mut names, space)| {
+        let Some((first, others)) = names.split_first_mut() else { return };
+        digest(first, &space, memory.size(), observer);
+        for other in others {
+            other.status = first.status;
+            other.holes.clone_from(&first.holes);
+            other.sha256.clone_from(&first.sha256);
+            other.problem.clone_from(&first.problem);
+        }
     });
-    let tensors: Vec<(&mut NamedTensor, AddressSpace<'_>)> = tensors.collect();
-    observer.begin(
-        Phase::Tensors,
-        tensors.iter().filter_map(|(tensor, _)| tensor.info.as_ref()).map(TensorInfo::byte_len).sum(),
-    );
-    tensors.into_par_iter().for_each(|(tensor, space)| digest(tensor, &space, memory.size(), observer));
 
     join_sightings(&mut processes);
     Ok(Recovery { memory: memory.clone(), discovery, processes, warnings })

@@ -8,18 +8,29 @@ use crate::addr::VirtAddr;
 use crate::cpython::Objects;
 use crate::tensor;
 
-/// The most places that modules of one model may have: modules that are shared on every level of
-/// a hostile tree would give 2^depth.
-const MAX_PLACES: usize = 1 << 20;
+/// Places that modules and tensors of all models together may have, for each one that there is, and
+/// at least: modules that are shared on every level of a hostile tree would give 2^depth.
+const PLACES_PER_ITEM: usize = 16;
+const MIN_PLACES: usize = 1 << 16;
+/// The longest name, in bytes.
+const MAX_NAME: usize = 4096;
 /// The deepest nesting of modules.
 const MAX_DEPTH: usize = 200;
 
 /// Every root module that has a tensor anywhere below it, with all names; bytes are not looked at yet.
 pub fn models(graph: &Graph, objects: &Objects<'_>, layout: Option<&tensor::Layout>) -> Vec<Model> {
-    graph.roots().into_iter().filter_map(|root| model(graph, objects, layout, root)).collect()
+    let items = graph.modules.values().map(|module| 1 + module.parameters.len() + module.buffers.len());
+    let mut places = items.sum::<usize>().saturating_mul(PLACES_PER_ITEM).max(MIN_PLACES);
+    graph.roots().into_iter().filter_map(|root| model(graph, objects, layout, root, &mut places)).collect()
 }
 
-fn model(graph: &Graph, objects: &Objects<'_>, layout: Option<&tensor::Layout>, root: VirtAddr) -> Option<Model> {
+fn model(
+    graph: &Graph,
+    objects: &Objects<'_>,
+    layout: Option<&tensor::Layout>,
+    root: VirtAddr,
+    places: &mut usize,
+) -> Option<Model> {
     let class = graph.modules.get(&root)?.class.clone();
     let mut walk = Walk {
         graph,
@@ -30,9 +41,11 @@ fn model(graph: &Graph, objects: &Objects<'_>, layout: Option<&tensor::Layout>, 
         problems: Vec::new(),
         first_names: BTreeMap::new(),
         above: Vec::new(),
-        places: 0,
+        places,
     };
-    walk.visit(root, "");
+    if !walk.visit(root, "") {
+        walk.problems.push("more of it is left out: its modules or tensors have too many names".to_owned());
+    }
     let Walk { modules, tensors, problems, .. } = walk;
     let model = Model { id: String::new(), class, object: root, sightings: Vec::new(), modules, tensors, problems };
     (!model.tensors.is_empty()).then_some(model)
@@ -49,39 +62,67 @@ struct Walk<'a> {
     first_names: BTreeMap<VirtAddr, String>,
     /// The modules above the one that is visited.
     above: Vec<VirtAddr>,
-    places: usize,
+    /// Names that may still be given.
+    places: &'a mut usize,
 }
 
 impl Walk<'_> {
-    fn visit(&mut self, object: VirtAddr, name: &str) {
-        self.places += 1;
-        if self.places > MAX_PLACES || self.above.len() > MAX_DEPTH || self.above.contains(&object) {
+    /// Lists a module and all below it; `false` if there are too many.
+    fn visit(&mut self, object: VirtAddr, name: &str) -> bool {
+        if !self.take_place() {
+            return false;
+        }
+        if name.len() > MAX_NAME {
+            self.problems.push(format!("the module at {object} is left out: its name has {} bytes", name.len()));
+            return true;
+        }
+        if self.above.len() > MAX_DEPTH || self.above.contains(&object) {
             self.problems.push(format!("the module {name:?} at {object} is left out: modules nest without end"));
-            return;
+            return true;
         }
         let Some(module) = self.graph.modules.get(&object) else {
             self.problems.push(format!("the module {name:?} at {object} could not be read"));
-            return;
+            return true;
         };
         let own = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
         self.modules.push(describe(module, object, name, own));
-        for (key, tensor) in &module.parameters {
-            if let Some(tensor) = tensor {
-                self.add(own(key), *tensor, TensorKind::Parameter, true);
+        let parameters = module.parameters.iter().map(|(key, tensor)| (key, tensor, TensorKind::Parameter, true));
+        let buffers = module.buffers.iter().map(|(key, tensor)| {
+            (key, tensor, TensorKind::Buffer, !module.non_persistent.contains(key))
+        });
+        for (key, tensor, kind, persistent) in parameters.chain(buffers) {
+            let Some(tensor) = *tensor else { continue };
+            if !self.take_place() {
+                return false;
             }
-        }
-        for (key, tensor) in &module.buffers {
-            if let Some(tensor) = tensor {
-                self.add(own(key), *tensor, TensorKind::Buffer, !module.non_persistent.contains(key));
+            if key.len() > MAX_NAME {
+                self.problems.push(format!("the tensor at {tensor} is left out: its name has {} bytes", key.len()));
+                continue;
             }
+            self.add(own(key), tensor, kind, persistent);
         }
         self.above.push(object);
-        for (key, child) in &module.children {
-            if let Some(child) = child {
-                self.visit(*child, &own(key));
+        let children = module.children.iter().filter_map(|(key, child)| Some((key, (*child)?)));
+        let mut is_whole = true;
+        for (key, child) in children {
+            is_whole = self.visit(child, &own(key));
+            if !is_whole {
+                break;
             }
         }
         self.above.pop();
+        is_whole
+    }
+
+    /// Counts a name; `false` if it is one too many.
+    fn take_place(&mut self) -> bool {
+        match self.places.checked_sub(1) {
+            Some(rest) => {
+                *self.places = rest;
+                true
+            }
+            None => false,
+        }
     }
 
     fn add(&mut self, name: String, object: VirtAddr, kind: TensorKind, persistent: bool) {

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::space::{AddressSpace, ENTRIES, is_leaf, page_address, table_entries};
+use super::space::{AddressSpace, ENTRIES, UserTables, is_leaf, page_address, table_entries};
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
 use crate::scan::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
@@ -22,6 +22,9 @@ use crate::signature::Mmu;
 
 /// Clusters that are looked at per number of levels; the largest come first.
 const MAX_CLUSTERS: usize = 64;
+/// Tables that are read per frame of the dump, for all clusters of a number of levels together: the
+/// tables of a kernel are frames of their own, those of a hostile dump may lead from any to all.
+const TABLES_PER_FRAME: usize = 8;
 /// One wrong pointer in this many entries is forgiven: a machine that is captured while it runs
 /// frees tables and reuses their frames between the capture of a pointer and of its target.
 const TOLERATED: u64 = 8;
@@ -99,9 +102,10 @@ pub fn discover(memory: &PhysicalMemory, mmu: &Mmu, classes: &FrameClasses) -> D
         largest.self_mapped = largest.roots.iter().map(|root| (*root, 0)).collect();
         clusters = vec![largest];
     }
+    let mut user_tables = HashMap::new();
     for cluster in &clusters {
         for &(root, mapped) in &cluster.self_mapped {
-            discovery.spaces.push(tables.describe(root, cluster.levels, mapped));
+            discovery.spaces.push(tables.describe(root, cluster.levels, mapped, &mut user_tables));
         }
     }
     discovery.spaces.sort_by_key(|space| space.root);
@@ -117,6 +121,8 @@ struct Tables<'a> {
     mmu: &'a Mmu,
     /// Per level, from level 2 on.
     by_level: HashMap<u8, HashSet<PhysAddr>>,
+    /// Frames in the dump.
+    frames: usize,
 }
 
 /// What an entry that points to a table points to.
@@ -131,7 +137,7 @@ enum Target {
 
 impl<'a> Tables<'a> {
     fn settle(memory: &'a PhysicalMemory, mmu: &'a Mmu, classes: &FrameClasses) -> Self {
-        let mut tables = Self { memory, mmu, by_level: HashMap::new() };
+        let mut tables = Self { memory, mmu, by_level: HashMap::new(), frames: classes.len() };
         let top = DEPTHS.into_iter().max().unwrap_or_default();
         for level in 2..=top {
             let frames: Vec<PhysAddr> = classes.with(1 << (level - 1)).map(|(frame, _)| frame).collect();
@@ -193,13 +199,13 @@ impl<'a> Tables<'a> {
             .collect()
     }
 
-    fn describe(&self, root: PhysAddr, levels: u8, mapped: usize) -> Space {
+    fn describe(&self, root: PhysAddr, levels: u8, mapped: usize, user_tables: &mut UserTables) -> Space {
         let user_half = self.half(root, false);
         let twin = PhysAddr(root.0 + FRAME_SIZE);
         let is_twin = !user_half.is_empty()
             && self.half(twin, false) == user_half
             && self.half(twin, true).len() < self.half(root, true).len();
-        let kind = if AddressSpace::new(self.memory, self.mmu, root, levels).has_user_page() {
+        let kind = if AddressSpace::new(self.memory, self.mmu, root, levels).has_user_page(user_tables) {
             SpaceKind::Process
         } else if mapped > 1 {
             SpaceKind::Kernel
@@ -209,33 +215,48 @@ impl<'a> Tables<'a> {
         Space { root, levels, kind, kpti_user_root: is_twin.then_some(twin) }
     }
 
-    /// The physical pages that the kernel half of `root` maps: sorted first addresses and ends.
-    fn kernel_pages(&self, root: PhysAddr, levels: u8) -> (Vec<u64>, Vec<u64>) {
-        let (mut starts, mut ends) = (Vec::new(), Vec::new());
+    /// How often the kernel half of the first of `roots`, which are sorted, maps each of them.
+    ///
+    /// `budget` bounds the number of tables that are read.
+    fn times_mapped(&self, roots: &[PhysAddr], levels: u8, budget: &mut usize) -> Vec<usize> {
+        let half = roots.first().map(|first| self.half(*first, true)).unwrap_or_default();
         // Every table once: kernels map some (the zero shadow of KASAN) at millions of addresses.
-        let mut seen = HashSet::new();
-        let mut todo: Vec<(PhysAddr, u8)> =
-            self.half(root, true).into_iter().map(|(_, table)| (PhysAddr(table), levels - 1)).collect();
+        let mut seen: HashSet<(PhysAddr, u8)> =
+            half.into_iter().map(|(_, table)| (PhysAddr(table), levels - 1)).collect();
+        let mut todo: Vec<(PhysAddr, u8)> = seen.iter().copied().collect();
+        todo.sort_unstable();
+        // The differences from each root to the next: a large page maps many in a row.
+        let mut begun = vec![0usize; roots.len() + 1];
+        let mut ended = begun.clone();
         while let Some((table, level)) = todo.pop() {
-            if !seen.insert((table, level)) {
-                continue;
-            }
+            let Some(rest) = budget.checked_sub(1) else { break };
+            *budget = rest;
             let (Some(rules), Some(bytes)) = (self.mmu.level(level), self.memory.bytes(table, FRAME_SIZE)) else {
                 continue;
             };
             for entry in table_entries(bytes).filter(|entry| entry & self.mmu.present != 0) {
                 if is_leaf(self.mmu, rules, entry) {
                     let page = page_address(self.mmu, rules, entry);
-                    starts.push(page);
-                    ends.push(page + (1 << rules.shift));
+                    let first = roots.partition_point(|root| root.0 < page);
+                    let end = roots.partition_point(|root| root.0 < page + (1 << rules.shift));
+                    begun.get_mut(first).into_iter().for_each(|count| *count += 1);
+                    ended.get_mut(end).into_iter().for_each(|count| *count += 1);
                 } else {
-                    todo.push((PhysAddr(entry & self.mmu.address), level - 1));
+                    let next = (PhysAddr(entry & self.mmu.address), level - 1);
+                    if seen.insert(next) {
+                        todo.push(next);
+                    }
                 }
             }
         }
-        starts.sort_unstable();
-        ends.sort_unstable();
-        (starts, ends)
+        let mut mapped = 0;
+        let changes = begun.iter().zip(&ended).take(roots.len());
+        changes
+            .map(|(begun, ended)| {
+                mapped = mapped + begun - ended;
+                mapped
+            })
+            .collect()
     }
 }
 
@@ -281,14 +302,12 @@ impl Reading {
             }
         }
         let mut clusters: Vec<Cluster> = clusters.into_iter().map(|(_, cluster)| cluster).collect();
+        let mut budget = tables.frames.saturating_mul(TABLES_PER_FRAME);
         for cluster in &mut clusters {
-            let Some(&first) = cluster.roots.first() else { continue };
-            let (starts, ends) = tables.kernel_pages(first, levels);
-            let times = |root: &PhysAddr| {
-                let begun = starts.partition_point(|start| *start <= root.0);
-                (*root, begun - ends.partition_point(|end| *end <= root.0))
-            };
-            cluster.self_mapped = cluster.roots.iter().map(times).filter(|(_, mapped)| *mapped > 0).collect();
+            cluster.roots.sort_unstable();
+            let times = tables.times_mapped(&cluster.roots, levels, &mut budget);
+            let roots = cluster.roots.iter().copied().zip(times);
+            cluster.self_mapped = roots.filter(|(_, mapped)| *mapped > 0).collect();
         }
         let best = clusters.iter().max_by_key(|cluster| (cluster.self_mapped.len(), cluster.roots.len()));
         let attempt = Attempt {

@@ -1,6 +1,6 @@
 //! An address space: virtual addresses translated by walking the page tables in the dump.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use serde::Serialize;
 
@@ -10,6 +10,9 @@ use crate::signature::{Leaf, Mmu, MmuLevel};
 
 /// Entries in a page table, on every level.
 pub const ENTRIES: u64 = 512;
+
+/// Whether tables, by address and level, lead to a page that user mode may reach.
+pub(super) type UserTables = HashMap<(PhysAddr, u8), bool>;
 
 /// Why a virtual address could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -188,26 +191,32 @@ impl<'a> AddressSpace<'a> {
     }
 
     /// Whether user mode may reach any page of the user half.
-    pub fn has_user_page(&self) -> bool {
-        let mut todo = vec![(self.root, self.levels)];
-        let mut seen = HashSet::new();
-        while let Some((table, level)) = todo.pop() {
-            let (Some(rules), Some(bytes)) = (self.mmu.level(level), self.memory.bytes(table, FRAME_SIZE)) else {
-                continue;
-            };
-            let half = if level == self.levels { ENTRIES / 2 } else { ENTRIES };
-            let wanted = self.mmu.present | self.mmu.user;
-            for entry in table_entries(bytes).take(half as usize).filter(|entry| entry & wanted == wanted) {
-                if is_leaf(self.mmu, rules, entry) {
-                    return true;
-                }
-                let next = (PhysAddr(entry & self.mmu.address), level - 1);
-                if seen.insert(next) {
-                    todo.push(next);
-                }
+    ///
+    /// What is learned about tables is kept in `known`, for the spaces that share them.
+    pub(super) fn has_user_page(&self, known: &mut UserTables) -> bool {
+        let half = (ENTRIES / 2) as usize;
+        self.leads_to_user_page(self.root, self.levels, half, known)
+    }
+
+    /// The same for the first entries of a table; recursion ends with the levels.
+    fn leads_to_user_page(&self, table: PhysAddr, level: u8, entries: usize, known: &mut UserTables) -> bool {
+        let (Some(rules), Some(bytes)) = (self.mmu.level(level), self.memory.bytes(table, FRAME_SIZE)) else {
+            return false;
+        };
+        let wanted = self.mmu.present | self.mmu.user;
+        let mut present = table_entries(bytes).take(entries).filter(|entry| entry & wanted == wanted);
+        present.any(|entry| {
+            if is_leaf(self.mmu, rules, entry) {
+                return true;
             }
-        }
-        false
+            let next = (PhysAddr(entry & self.mmu.address), level - 1);
+            if let Some(leads) = known.get(&next) {
+                return *leads;
+            }
+            let leads = self.leads_to_user_page(next.0, next.1, ENTRIES as usize, known);
+            known.insert(next, leads);
+            leads
+        })
     }
 
     #[expect(clippy::too_many_arguments, reason = "the state of a recursive walk")]

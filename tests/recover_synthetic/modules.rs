@@ -1,0 +1,187 @@
+//! Modules: where their attributes are kept, how they hold each other, which are models at all.
+
+use tensorcarve::cpython::Value;
+use tensorcarve::model::Status;
+use tensorcarve::recover::Recovery;
+
+use super::synthetic::{CPYTHONS, Keeping, Machine, ModuleSpec, Options, Process, Python, Torch, dump, recover, torch};
+use super::{assert_model, assert_whole, model, only_model};
+
+fn models(recovery: &Recovery) -> usize {
+    recovery.processes.iter().map(|process| process.models.len()).sum()
+}
+
+#[test]
+fn attributes_are_read_wherever_a_version_keeps_them() {
+    for cpython in CPYTHONS {
+        for &keeping in Keeping::of(cpython) {
+            let machine = Machine::new(Options::default());
+            let torch = Torch::keeping(Python::new(Process::new(&machine), cpython), "2.6", keeping);
+            let (root, truth) = model(&torch);
+            assert_model(&torch, root, &truth, &recover(&dump(&torch.python.process)));
+        }
+    }
+}
+
+#[test]
+fn dictionaries_of_every_form_hold_parameters() {
+    for cpython in CPYTHONS {
+        let torch = torch(cpython, "1.13", Options::default());
+        let python = &torch.python;
+        let (a, b) = (torch.parameter(&[3]), torch.parameter(&[4]));
+        // A key that is no string makes a table general; strings of another form are keys all the same.
+        let general = python.general_dict(&[
+            (python.str("a"), a.object),
+            (python.int(7), python.int(8)),
+            (python.legacy_str("long_name_of_b"), b.object),
+        ]);
+        let many: Vec<String> = (0..300).map(|i| format!("{i}")).collect();
+        let unset: Vec<(&str, u64)> = many.iter().map(|name| (name.as_str(), python.builtin.none)).collect();
+        python.instance(
+            torch.module_type("__main__", "Net"),
+            &[
+                ("_parameters", general),
+                // Indices of two bytes.
+                ("_buffers", python.dict(&unset)),
+                ("_modules", python.dict(&[])),
+                ("training", python.bool(false)),
+            ],
+        );
+        let recovery = recover(&dump(&python.process));
+        let model = only_model(&recovery);
+        let names: Vec<_> = model.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(names, ["a", "long_name_of_b"], "CPython {cpython}");
+        assert_whole(&torch, &model.tensors[0], &a);
+        assert_whole(&torch, &model.tensors[1], &b);
+        assert_eq!(model.modules[0].unset.len(), 300);
+    }
+}
+
+#[test]
+fn a_shared_module_has_all_its_names_and_one_entry() {
+    let torch = torch("3.11", "2.6", Options::default());
+    let weight = torch.parameter(&[5]);
+    let tied = torch.parameter(&[6]);
+    let linear = torch.layer("linear", "Linear");
+    let shared =
+        torch.module(linear, &ModuleSpec { parameters: vec![("weight", Some(&weight))], ..ModuleSpec::default() });
+    let inner = torch.module(
+        torch.layer("container", "ModuleDict"),
+        &ModuleSpec { children: vec![("x", shared)], parameters: vec![("tied", Some(&tied))], ..ModuleSpec::default() },
+    );
+    let none = torch.python.builtin.none;
+    torch.module(
+        torch.module_type("__main__", "Net"),
+        &ModuleSpec {
+            parameters: vec![("own", Some(&tied))],
+            children: vec![("first", shared), ("nothing", none), ("second", shared), ("inner", inner)],
+            ..ModuleSpec::default()
+        },
+    );
+    let recovery = recover(&dump(&torch.python.process));
+    let model = only_model(&recovery);
+    assert_eq!(model.problems, Vec::<String>::new());
+    let names: Vec<_> = model.tensors.iter().map(|t| (t.name.as_str(), t.same_as.as_deref())).collect();
+    assert_eq!(
+        names,
+        [
+            ("own", None),
+            ("first.weight", None),
+            ("second.weight", Some("first.weight")),
+            ("inner.tied", Some("own")),
+            ("inner.x.weight", Some("first.weight")),
+        ]
+    );
+    assert!(model.tensors.iter().all(|tensor| tensor.status == Status::Complete));
+    let modules: Vec<_> = model.modules.iter().map(|module| module.name.as_str()).collect();
+    assert_eq!(modules, ["", "first", "inner"]);
+}
+
+#[test]
+fn containers_nest() {
+    let torch = torch("3.12", "2.6", Options { frames: 2048, ..Options::default() });
+    let sequential = torch.layer("container", "Sequential");
+    let weight = torch.parameter(&[5]);
+    let mut module =
+        torch.module(sequential, &ModuleSpec { parameters: vec![("weight", Some(&weight))], ..ModuleSpec::default() });
+    for _ in 0..100 {
+        module = torch.module(sequential, &ModuleSpec { children: vec![("0", module)], ..ModuleSpec::default() });
+    }
+    let recovery = recover(&dump(&torch.python.process));
+    let model = only_model(&recovery);
+    assert_eq!(model.tensors.len(), 1);
+    assert_eq!(model.tensors[0].name, "0.".repeat(100) + "weight");
+    assert_eq!(model.modules.len(), 101);
+    assert_whole(&torch, &model.tensors[0], &weight);
+}
+
+#[test]
+fn what_is_no_model() {
+    let torch = torch("3.13", "2.6", Options::default());
+    let python = &torch.python;
+    // Modules without any tensor.
+    let relu = torch.module(torch.layer("activation", "ReLU"), &ModuleSpec::default());
+    torch.module(
+        torch.layer("container", "Sequential"),
+        &ModuleSpec { children: vec![("0", relu)], parameters: vec![("unset", None)], ..ModuleSpec::default() },
+    );
+    // Freed modules: the count is gone, or in its place is a pointer to the next free block.
+    for count in [0, 0x7f12_3456_7890] {
+        let (freed, _) = torch.small_model("Freed", &[3]);
+        python.put(freed, "object.ob_refcnt", count);
+    }
+    // Not derived from Module, though it looks like one.
+    let weight = torch.parameter(&[3]);
+    let class =
+        python.class(python.builtin.type_, "torch.nn.modules", "Module", python.builtin.object, Keeping::Values);
+    torch.module(class, &ModuleSpec { parameters: vec![("weight", Some(&weight))], ..ModuleSpec::default() });
+    // Derived, but __init__ has not run.
+    python.instance(torch.module_type("__main__", "Raw"), &[("training", python.bool(true))]);
+    let recovery = recover(&dump(&python.process));
+    assert_eq!(recovery.processes.len(), 1);
+    assert!(recovery.processes[0].has_torch);
+    assert_eq!(models(&recovery), 0);
+}
+
+#[test]
+fn modules_that_hold_each_other_come_to_an_end() {
+    for cpython in ["3.8", "3.11"] {
+        let torch = torch(cpython, "2.6", Options::default());
+        let python = &torch.python;
+        let (a, b, c) = (torch.parameter(&[3]), torch.parameter(&[3]), torch.parameter(&[3]));
+        let class = torch.module_type("__main__", "Ring");
+        let ring = |weight, child| {
+            let children = python.dict(&[("next", child)]);
+            let module = python.instance(
+                class,
+                &[
+                    ("_parameters", python.dict(&[("weight", weight)])),
+                    ("_buffers", python.dict(&[])),
+                    ("_modules", children),
+                ],
+            );
+            (module, children)
+        };
+        let (first, children) = ring(a.object, 0);
+        let (second, _) = ring(b.object, first);
+        let (third, _) = ring(c.object, second);
+        // Closes the ring: the only value of the dictionary is the last word that holds the placeholder.
+        close(python, children, third);
+        let recovery = recover(&dump(&python.process));
+        let model = only_model(&recovery);
+        assert_eq!(model.tensors.len(), 3, "{:?}", model.tensors);
+        assert_eq!(model.problems.len(), 1);
+        assert!(model.problems[0].contains("without end"), "{:?}", model.problems);
+        assert_eq!(model.modules[0].hyper, [] as [(String, Value); 0]);
+    }
+}
+
+/// Sets the value of the key `next`, the second entry of a table whose first was deleted.
+fn close(python: &Python, dict: u64, value: u64) {
+    let keys = python.get(dict, "dict.ma_keys");
+    let entry =
+        if python.find("dict_unicode_entry.sizeof").is_some() { "dict_unicode_entry" } else { "dict_key_entry" };
+    let entries = keys + python.at("dict_keys.dk_indices") + 8;
+    let second = entries + python.at(&format!("{entry}.sizeof"));
+    python.process.put(second + python.at(&format!("{entry}.me_value")), value);
+}

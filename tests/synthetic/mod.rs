@@ -1,0 +1,59 @@
+//! A machine that is made up, and Python processes with PyTorch models on it: a dump whose truth is
+//! known because this code wrote it.
+//!
+//! [`Machine`] holds frames and page tables, [`Process`] the memory of one process, [`Python`] writes
+//! CPython objects by any layout of the signature files, [`Torch`] tensors and modules.
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
+mod dict;
+mod heap;
+mod machine;
+mod python;
+mod tensor;
+mod torch;
+
+use std::rc::Rc;
+use std::sync::LazyLock;
+
+use tensorcarve::dump::Dump;
+use tensorcarve::recover::{self, Observer, Phase, Recovery};
+use tensorcarve::scan::Backend;
+use tensorcarve::signature::Signatures;
+
+pub use heap::Process;
+pub use machine::{DirectMap, Machine, Options, Random, dump_of};
+pub use python::{Keeping, Python};
+pub use tensor::{Placed, Tensor, sha256};
+pub use torch::{ModuleSpec, Torch};
+
+pub static SIGNATURES: LazyLock<Signatures> = LazyLock::new(|| Signatures::load(None).unwrap());
+
+pub const CPYTHONS: [&str; 6] = ["3.8", "3.9", "3.10", "3.11", "3.12", "3.13"];
+pub const PYTORCHES: [&str; 5] = ["1.13", "1.13-old-abi", "2.6", "2.6-old-abi", "2.14"];
+
+/// Watches nothing.
+pub struct Silent;
+
+impl Observer for Silent {
+    fn begin(&self, _: Phase, _: u64) {}
+    fn advance(&self, _: u64) {}
+}
+
+pub fn recover(dump: &Dump) -> Recovery {
+    recover_on(dump, Backend::detect_best())
+}
+
+pub fn recover_on(dump: &Dump, backend: Backend) -> Recovery {
+    recover::recover(dump, &SIGNATURES, backend, &Silent).unwrap()
+}
+
+/// A new process with an interpreter and PyTorch, on a machine of its own.
+pub fn torch(cpython: &str, pytorch: &str, options: Options) -> Torch {
+    let machine = Machine::new(options);
+    Torch::new(Python::new(Process::new(&machine), cpython), pytorch)
+}
+
+/// The dump of the machine of a process.
+pub fn dump(process: &Process) -> Dump {
+    Rc::clone(&process.machine).borrow().dump()
+}
