@@ -58,7 +58,7 @@ fn dictionaries_of_every_form_hold_parameters() {
 }
 
 #[test]
-fn a_shared_module_has_all_its_names_and_one_entry() {
+fn a_shared_module_is_listed_at_every_place() {
     let torch = torch("3.11", "2.6", Options::default());
     let weight = torch.parameter(&[5]);
     let tied = torch.parameter(&[6]);
@@ -94,7 +94,8 @@ fn a_shared_module_has_all_its_names_and_one_entry() {
     );
     assert!(model.tensors.iter().all(|tensor| tensor.status == Status::Complete));
     let modules: Vec<_> = model.modules.iter().map(|module| module.name.as_str()).collect();
-    assert_eq!(modules, ["", "first", "inner"]);
+    assert_eq!(modules, ["", "first", "second", "inner", "inner.x"]);
+    assert_eq!(model.modules[1].object, model.modules[2].object);
 }
 
 #[test]

@@ -124,14 +124,15 @@ impl Python {
     pub fn instance(&self, class: u64, attributes: &[(&str, u64)]) -> u64 {
         let size = self.get(class, "type.tp_basicsize");
         let keeping = self.kept.borrow()[&class].0;
-        let inline = self.find("instance.inline_values");
+        // From 3.13 the values follow the fields of the instance.
+        let inline = self.find("tp_flags.INLINE_VALUES").map(|_| size);
         let room = self.at("dict_values.values") + 8 * SHARED_KEYS;
-        let at = self.object(class, size.max(inline.unwrap_or_default().cast_unsigned()) + room);
+        let at = self.object(class, size + room);
         let of_values = || {
             let names: Vec<&str> = attributes.iter().map(|(name, _)| *name).collect();
             let (keys, shared) = self.share(class, &names);
             let values = match inline.filter(|_| matches!(keeping, Keeping::Values | Keeping::DictOfValues)) {
-                Some(inline) => at + inline.cast_unsigned(),
+                Some(inline) => at + inline,
                 None => self.process.alloc(room),
             };
             for (name, value) in attributes {
