@@ -16,9 +16,9 @@ use crate::tensor::{self, TensorScore, TooLarge};
 
 /// The signature of CPython's `type` object.
 const TYPE_SIGNATURE: &str = "cpython.type";
-/// Page tables that are read per frame of the dump, and at least, before a space is taken for hostile.
-const TABLES_PER_FRAME: u64 = 4;
-const MIN_TABLES: u64 = 1024;
+/// Page tables and mappings of a space per frame of the dump, and at least, before it is taken for hostile.
+const MAPPINGS_PER_FRAME: u64 = 4;
+const MIN_MAPPINGS: u64 = 1 << 16;
 /// Roots that map themselves, at least, where file offsets are physical addresses: a machine runs some processes.
 const MIN_ROOTS: usize = 3;
 /// The device whose memory the dump holds, and the one that has none.
@@ -153,8 +153,8 @@ pub fn recover(
     let hits: Vec<Hit> = found.hits.iter().filter(|hit| hit.signature == type_signature).copied().collect();
     let candidates = candidates(&hits, &spaces, &python_layouts);
     let candidate_spaces: Vec<AddressSpace<'_>> = candidates.iter().map(|candidate| candidate.space).collect();
-    let mut budget = TABLES_PER_FRAME * found.frames.len() as u64 + MIN_TABLES;
-    let (sweeper, left_out) = Sweeper::new(memory, backend, &candidate_spaces, &mut budget);
+    let limit = MAPPINGS_PER_FRAME * found.frames.len() as u64 + MIN_MAPPINGS;
+    let (sweeper, left_out) = Sweeper::new(memory, backend, &candidate_spaces, limit);
     for space in left_out.into_iter().filter_map(|index| candidate_spaces.get(index)) {
         warnings.push(format!("the page tables under {} map more than the dump can hold: left out", space.root()));
     }

@@ -16,6 +16,10 @@ use crate::scan::{Backend, PointerSet, sweep};
 const SAMPLE: usize = 256;
 /// Rounds of looking for types of newly found metaclasses.
 const METACLASS_ROUNDS: usize = 4;
+/// Spaces that may use up what is granted to each; real ones need a small part of it.
+const SPACES_AT_LIMIT: u64 = 16;
+/// Addresses of one space under which a slot is looked at: a hostile space maps a frame a million times.
+const MAX_ALIASES: usize = 16;
 
 /// How well a layout reads an interpreter's types.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,18 +110,23 @@ pub struct Sweeper<'a> {
 impl<'a> Sweeper<'a> {
     /// Collects the pages of the spaces; their positions are the indices of [`Sweeper::sweep`].
     ///
-    /// `budget` bounds the number of page tables that are read; spaces that exceed it are left out
-    /// and named in the second value.
+    /// `limit` bounds the page tables that are read and the mappings that are kept of each space, so that
+    /// a hostile one hides no other; spaces that exceed it are left out and named in the second value.
     pub fn new(
         memory: &'a PhysicalMemory,
         backend: Backend,
         spaces: &[AddressSpace<'_>],
-        budget: &mut u64,
+        limit: u64,
     ) -> (Self, Vec<usize>) {
+        let mut left = limit.saturating_mul(SPACES_AT_LIMIT);
         let mut mapped = Vec::new();
         let mut left_out = Vec::new();
         for (index, space) in spaces.iter().enumerate() {
-            match space.user_mappings(budget) {
+            let granted = limit.min(left);
+            let mut budget = granted;
+            let mappings = space.user_mappings(&mut budget);
+            left -= granted - budget;
+            match mappings {
                 // Objects are data; code is most of what a process maps.
                 Some(mappings) => mapped.push((index, mappings.into_iter().filter(|m| !m.executable).collect())),
                 None => left_out.push(index),
@@ -134,10 +143,14 @@ impl<'a> Sweeper<'a> {
         let values: Vec<u64> = wanted.iter().flatten().map(|address| address.0).collect();
         let mut found = vec![Vec::new(); wanted.len()];
         for (pa, value) in sweep(self.memory, &self.frames, &PointerSet::new(&values), self.backend, &|_| ()) {
-            for (space, va) in self.reverse.lookup(pa) {
-                if let (Some(wanted), Some(found)) = (wanted.get(space), found.get_mut(space))
+            let mut aliases = vec![0; wanted.len()];
+            for (space, va) in self.reverse.lookup(pa).take(MAX_ALIASES * MAX_ALIASES.max(wanted.len())) {
+                let here = wanted.get(space).zip(found.get_mut(space)).zip(aliases.get_mut(space));
+                if let Some(((wanted, found), aliases)) = here
+                    && *aliases < MAX_ALIASES
                     && wanted.contains(&VirtAddr(value))
                 {
+                    *aliases += 1;
                     found.push((va, VirtAddr(value)));
                 }
             }

@@ -6,7 +6,7 @@ use super::modules::Builtins;
 use super::object::Objects;
 use crate::addr::VirtAddr;
 
-/// How deep lists and tuples may be nested, and how many elements one may have.
+/// How deep lists and tuples may be nested, and how many elements there may be on all levels together.
 const MAX_DEPTH: u32 = 4;
 const MAX_ELEMENTS: usize = 4096;
 
@@ -51,10 +51,17 @@ impl Serialize for Value {
 impl Value {
     /// Reads an object; `None` if it is not plain, or can't be read.
     pub fn read(objects: &Objects<'_>, builtins: &Builtins, object: VirtAddr) -> Option<Self> {
-        Self::read_nested(objects, builtins, object, MAX_DEPTH)
+        let mut left = MAX_ELEMENTS;
+        Self::read_nested(objects, builtins, object, MAX_DEPTH, &mut left)
     }
 
-    fn read_nested(objects: &Objects<'_>, builtins: &Builtins, object: VirtAddr, depth: u32) -> Option<Self> {
+    fn read_nested(
+        objects: &Objects<'_>,
+        builtins: &Builtins,
+        object: VirtAddr,
+        depth: u32,
+        left: &mut usize,
+    ) -> Option<Self> {
         if builtins.none == Some(object) {
             return Some(Self::None);
         }
@@ -63,9 +70,9 @@ impl Value {
         let type_object = objects.type_of(object).ok()?;
         let flags = objects.type_flags(type_object).ok()?;
         let is = |flag: i64| flags & flag as u64 != 0;
-        let elements = |items: Vec<VirtAddr>| -> Option<Vec<Self>> {
-            let items = (items.len() <= MAX_ELEMENTS).then_some(items)?;
-            items.into_iter().map(|item| Self::read_nested(objects, builtins, item, depth)).collect()
+        let mut elements = |items: Vec<VirtAddr>| -> Option<Vec<Self>> {
+            *left = left.checked_sub(items.len())?;
+            items.into_iter().map(|item| Self::read_nested(objects, builtins, item, depth, left)).collect()
         };
         if is(layout.flag_int) {
             let value = objects.int(object).ok()??;

@@ -181,8 +181,8 @@ impl<'a> AddressSpace<'a> {
 
     /// The mappings of the user half that user mode may reach, sorted by virtual address.
     ///
-    /// `budget` bounds the number of tables that are looked at, because a hostile dump can make
-    /// four tables look like 2^36 pages; it is shared between calls. `None` when it ran out.
+    /// `budget` bounds the tables that are looked at and the mappings together, because a hostile dump
+    /// can make four tables look like 2^36 pages; what is left of it is kept. `None` when it ran out.
     pub fn user_mappings(&self, budget: &mut u64) -> Option<Vec<Mapping>> {
         let mut mappings = Vec::new();
         let rights = Rights { writable: true, executable: true };
@@ -247,7 +247,7 @@ impl<'a> AddressSpace<'a> {
             };
             if is_leaf(self.mmu, rules, entry) {
                 let pa = PhysAddr(page_address(self.mmu, rules, entry));
-                push(
+                let is_new = push(
                     out,
                     Mapping {
                         va: VirtAddr(va),
@@ -257,6 +257,7 @@ impl<'a> AddressSpace<'a> {
                         executable: rights.executable,
                     },
                 );
+                *budget = budget.checked_sub(u64::from(is_new))?;
             } else {
                 let next = PhysAddr(entry & self.mmu.address);
                 self.collect(next, level - 1, va, 0..ENTRIES, rights, budget, out)?;
@@ -297,14 +298,15 @@ pub(super) fn page_address(mmu: &Mmu, rules: &MmuLevel, entry: u64) -> u64 {
     entry & mmu.address & !((1 << rules.shift) - 1)
 }
 
-/// Appends a page, to the last run where it goes on without a break.
-fn push(out: &mut Vec<Mapping>, page: Mapping) {
+/// Appends a page, to the last run where it goes on without a break; `true` if it began a new one.
+fn push(out: &mut Vec<Mapping>, page: Mapping) -> bool {
     if let Some(last) = out.last_mut() {
         let follows = last.va.0 + last.len == page.va.0 && last.pa.0 + last.len == page.pa.0;
         if follows && last.writable == page.writable && last.executable == page.executable {
             last.len += page.len;
-            return;
+            return false;
         }
     }
     out.push(page);
+    true
 }

@@ -3,7 +3,7 @@
 //!
 //! [`Machine`] holds frames and page tables, [`Process`] the memory of one process, [`Python`] writes
 //! CPython objects by any layout of the signature files, [`Torch`] tensors and modules.
-#![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "every test file uses a part of it")]
 
 mod dict;
 mod heap;
