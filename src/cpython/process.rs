@@ -226,7 +226,7 @@ fn choose_layout<'a>(
             score(&objects, candidate.type_object, &types).map(|score| (score, layout, types))
         })
         .collect();
-    scored.sort_by(|(a, ..), (b, ..)| (a.readable, a.size_matches).cmp(&(b.readable, b.size_matches)));
+    scored.sort_by_key(|(score, ..)| (score.readable, score.size_matches));
     let (best, layout, types) = scored.pop()?;
     let next = scored.pop().map(|(score, ..)| score);
     Some(Interpreter {

@@ -43,6 +43,9 @@ pub enum SpaceKind {
     Stale,
 }
 
+/// Index and target of the present entries of a half of a top table.
+type Half = Vec<(u64, u64)>;
+
 /// An address space that was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Space {
@@ -191,7 +194,7 @@ impl<'a> Tables<'a> {
     }
 
     /// Index and target of the present entries of a half of a top table.
-    fn half(&self, root: PhysAddr, kernel: bool) -> Vec<(u64, u64)> {
+    fn half(&self, root: PhysAddr, kernel: bool) -> Half {
         let bytes = self.memory.bytes(root, FRAME_SIZE).unwrap_or_default();
         let entries = (0..).zip(table_entries(bytes));
         entries
@@ -277,7 +280,7 @@ struct Reading {
 
 impl Reading {
     fn new(tables: &Tables<'_>, levels: u8) -> Self {
-        let mut by_half: HashMap<Vec<(u64, u64)>, Vec<PhysAddr>> = HashMap::new();
+        let mut by_half: HashMap<Half, Vec<PhysAddr>> = HashMap::new();
         let roots = tables.by_level.get(&levels);
         for &root in roots.into_iter().flatten() {
             let half = tables.half(root, true);
@@ -285,12 +288,12 @@ impl Reading {
                 by_half.entry(half).or_default().push(root);
             }
         }
-        let mut groups: Vec<(Vec<(u64, u64)>, Vec<PhysAddr>)> = by_half.into_iter().collect();
+        let mut groups: Vec<(Half, Vec<PhysAddr>)> = by_half.into_iter().collect();
         for (_, roots) in &mut groups {
             roots.sort_unstable();
         }
         groups.sort_by(|(_, a), (_, b)| b.len().cmp(&a.len()).then(a.cmp(b)));
-        let mut clusters: Vec<(Vec<(u64, u64)>, Cluster)> = Vec::new();
+        let mut clusters: Vec<(Half, Cluster)> = Vec::new();
         for (half, roots) in groups.into_iter().take(MAX_CLUSTERS) {
             // Kernel halves differ in an entry or two, where a process has its own (the LDT) or an
             // entry was added after the process began.
