@@ -43,6 +43,9 @@ pub enum SpaceKind {
     Stale,
 }
 
+/// Index and target of the present entries of a half of a top table.
+type Half = Vec<(u64, u64)>;
+
 /// An address space that was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Space {
@@ -259,9 +262,6 @@ impl<'a> Tables<'a> {
             .collect()
     }
 }
-
-/// Index and target of the present entries of half a top table.
-type Half = Vec<(u64, u64)>;
 
 /// Roots that share a kernel half.
 struct Cluster {

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The most that a recovery from these small dumps may take; builds without optimisation are slow.
-const TIME: Duration = Duration::from_secs(if cfg!(debug_assertions) { 30 } else { 3 });
+const TIME: Duration = Duration::from_secs(60);
 const MEMORY: usize = 128 << 20;
 
 /// The system's allocator, counted.

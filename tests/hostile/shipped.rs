@@ -13,7 +13,7 @@ use super::synthetic::{Random, SIGNATURES, dump_of, recover};
 
 const FRAME: usize = 0x1000;
 /// Recoveries from damaged copies, per kind of damage.
-const ROUNDS: u64 = if cfg!(debug_assertions) { 1 } else { 5 };
+const ROUNDS: u64 = if cfg!(debug_assertions) { 3 } else { 8 };
 
 /// What the victim said of its tensors.
 struct Truth {
@@ -106,22 +106,23 @@ fn a_damaged_dump_gives_what_is_left_and_nothing_wrong() {
     drop(recovery);
     let mut bytes = bytes_of(&dump);
     drop(dump);
+    let mut total = 0;
     for round in 0..ROUNDS {
         let mut random = Random(round);
-        // Every second frame to one in 128.
-        let one_in = 2 << (2 * round.min(3));
+        let one_in = [32, 64, 128, 512][round as usize % 4];
         let lost: BTreeSet<u64> = present.iter().copied().filter(|_| random.below(one_in) == 0).collect();
         let dump = dump_of(bytes.clone(), present.iter().copied().filter(|pa| !lost.contains(pa)));
         let recovery = recover(&dump);
         let compared = check(&dump, &recovery, &BTreeSet::new(), &format!("without one frame in {one_in}"));
+        total += compared;
         eprintln!("without one frame in {one_in}: {} processes, {compared} true", recovery.processes.len());
     }
     for round in 0..ROUNDS {
         let mut random = Random(100 + round);
         let mut damaged = BTreeSet::new();
         let mut undo = Vec::new();
-        for i in 0..3000 {
-            let from = if i < 20 { &own } else { &present };
+        for i in 0..300 {
+            let from = if i < 2 { &own } else { &present };
             let frame = from[random.below(from.len() as u64) as usize];
             let at = frame as usize;
             undo.push((at, bytes[at..at + FRAME].to_vec()));
@@ -141,10 +142,13 @@ fn a_damaged_dump_gives_what_is_left_and_nothing_wrong() {
         let dump = dump_of(std::mem::take(&mut bytes), present.iter().copied());
         let recovery = recover(&dump);
         let compared = check(&dump, &recovery, &damaged, &format!("damage {round}"));
+        total += compared;
         eprintln!("damage {round}: {} processes, {compared} compared", recovery.processes.len());
         bytes = bytes_of(&dump);
         for (at, old) in undo.into_iter().rev() {
             bytes[at..at + FRAME].copy_from_slice(&old);
         }
     }
+    // Not all is lost.
+    assert!(total > 0);
 }
