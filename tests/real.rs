@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests may simply fail")]
 
-mod common;
+mod truth;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use common::{Truth, tensorcarve, tree};
 use tempfile::TempDir;
+use truth::{Truth, tensorcarve, tree};
 
 /// The shipped dump, unpacked once for all tests of this file.
 fn lime() -> &'static Path {
@@ -127,7 +127,7 @@ fn the_output_is_the_same_however_it_is_made() {
 
 #[test]
 fn the_models_compute_what_the_victims_computed() {
-    let Some(python) = common::python_with_torch() else {
+    let Some(python) = truth::python_with_torch() else {
         eprintln!("skipped: no Python with PyTorch here (Debian: apt-get install python3-torch)");
         return;
     };
