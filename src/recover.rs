@@ -201,7 +201,8 @@ fn describe(interpreter: &Interpreter<'_>, instances: &Instances, torch_layouts:
     let chosen = tensor::choose(torch_layouts, &objects, &tensors);
     let models = model::models(&graph, &objects, chosen.as_ref().map(|(layout, ..)| *layout));
     let type_at = interpreter.space.translate(interpreter.type_object).map(|found| found.pa);
-    let torch_version = modules.get("torch.version").and_then(|dict| cpython::attribute_str(&objects, *dict, "__version__"));
+    let torch_version =
+        modules.get("torch.version").and_then(|dict| cpython::attribute_str(&objects, *dict, "__version__"));
     Process {
         root: interpreter.space.root(),
         levels: interpreter.space.levels(),

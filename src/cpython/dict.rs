@@ -190,10 +190,18 @@ impl Objects<'_> {
             (None, Some(size)) => {
                 let size = self.count(keys, size, "dk_size")?;
                 // DK_IXSIZE in Objects/dictobject.c
-                let width = if size <= 0xff { 1 } else if size <= 0xffff { 2 } else { 4 };
+                let width = if size <= 0xff {
+                    1
+                } else if size <= 0xffff {
+                    2
+                } else {
+                    4
+                };
                 (size, size * width, general)
             }
-            (None, None) => return Err(ObjectError::WrongType { address: keys, expected: "key table of a known layout" }),
+            (None, None) => {
+                return Err(ObjectError::WrongType { address: keys, expected: "key table of a known layout" });
+            }
         };
         if !size.is_power_of_two() {
             return Err(implausible("dk_size", size));

@@ -37,7 +37,14 @@ impl Interpreter<'_> {
         for (name, dict) in candidates.filter_map(module) {
             // Of two modules of one name (one was reloaded), the one with the most in it.
             let size = |dict: VirtAddr| objects.word(dict, self.layout.dict_used).unwrap_or_default();
-            modules.entry(name).and_modify(|known| if size(*known) < size(dict) { *known = dict }).or_insert(dict);
+            modules
+                .entry(name)
+                .and_modify(|known| {
+                    if size(*known) < size(dict) {
+                        *known = dict
+                    }
+                })
+                .or_insert(dict);
         }
         modules
     }

@@ -175,9 +175,8 @@ pub fn interpreters<'a>(
         candidates.iter().map(|candidate| BTreeSet::from([candidate.type_object])).collect();
     let slots = sweeper.sweep(&metaclasses);
     let with_slots = candidates.iter().zip(slots).enumerate();
-    let mut interpreters: Vec<Interpreter<'a>> = with_slots
-        .filter_map(|(index, (candidate, slots))| choose_layout(index, candidate, &slots, layouts))
-        .collect();
+    let mut interpreters: Vec<Interpreter<'a>> =
+        with_slots.filter_map(|(index, (candidate, slots))| choose_layout(index, candidate, &slots, layouts)).collect();
     for _ in 0..METACLASS_ROUNDS {
         let mut new = vec![BTreeSet::new(); metaclasses.len()];
         for interpreter in &interpreters {
@@ -288,7 +287,12 @@ pub fn instances<'a>(
 }
 
 /// Confirms a hit of the signature of `type` in a space.
-pub fn confirm<'a>(space: AddressSpace<'a>, anchor: PhysAddr, type_object: VirtAddr, ob_type: i64) -> Option<Candidate<'a>> {
+pub fn confirm<'a>(
+    space: AddressSpace<'a>,
+    anchor: PhysAddr,
+    type_object: VirtAddr,
+    ob_type: i64,
+) -> Option<Candidate<'a>> {
     let found = space.translate(field(type_object, ob_type)).ok()?;
     let is_readable = space.bytes_at(type_object).is_ok();
     (found.pa == anchor && is_readable).then_some(Candidate { space, type_object })

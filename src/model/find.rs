@@ -125,7 +125,10 @@ fn read_module(
     let registered = |name: &str| -> Result<Vec<(String, Option<VirtAddr>)>, ObjectError> {
         let missing = ObjectError::WrongType { address: object, expected: "module with its dictionaries" };
         let items: Attributes = objects.str_dict(attribute(name).ok_or(missing)?)?;
-        Ok(items.into_iter().map(|(key, value)| (key, Some(value).filter(|value| !is_none(objects, builtins, *value)))).collect())
+        Ok(items
+            .into_iter()
+            .map(|(key, value)| (key, Some(value).filter(|value| !is_none(objects, builtins, *value))))
+            .collect())
     };
     let non_persistent = attribute("_non_persistent_buffers_set").map(|set| objects.set(set)).transpose()?;
     let plain: Vec<(String, Value)> = attributes

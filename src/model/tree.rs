@@ -92,9 +92,10 @@ impl Walk<'_> {
             self.modules.push(describe(module, object, name, own));
         }
         let parameters = module.parameters.iter().map(|(key, tensor)| (key, tensor, TensorKind::Parameter, true));
-        let buffers = module.buffers.iter().map(|(key, tensor)| {
-            (key, tensor, TensorKind::Buffer, !module.non_persistent.contains(key))
-        });
+        let buffers = module
+            .buffers
+            .iter()
+            .map(|(key, tensor)| (key, tensor, TensorKind::Buffer, !module.non_persistent.contains(key)));
         for (key, tensor, kind, persistent) in parameters.chain(buffers) {
             let Some(tensor) = *tensor else { continue };
             if !self.take_place() {

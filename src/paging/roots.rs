@@ -143,8 +143,7 @@ impl<'a> Tables<'a> {
         let mut tables = Self { memory, mmu, by_level: HashMap::new(), frames: classes.len() };
         let top = DEPTHS.into_iter().max().unwrap_or_default();
         for level in 2..=top {
-            let frames: Vec<PhysAddr> =
-                classes.with(1 << (level - 1)).map(|(frame, _)| frame).collect();
+            let frames: Vec<PhysAddr> = classes.with(1 << (level - 1)).map(|(frame, _)| frame).collect();
             let kept = frames.into_par_iter().filter(|frame| tables.stays(classes, *frame, level)).collect();
             tables.by_level.insert(level, kept);
         }

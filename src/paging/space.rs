@@ -247,13 +247,16 @@ impl<'a> AddressSpace<'a> {
             };
             if is_leaf(self.mmu, rules, entry) {
                 let pa = PhysAddr(page_address(self.mmu, rules, entry));
-                let is_new = push(out, Mapping {
-                    va: VirtAddr(va),
-                    pa,
-                    len: 1 << rules.shift,
-                    writable: rights.writable,
-                    executable: rights.executable,
-                });
+                let is_new = push(
+                    out,
+                    Mapping {
+                        va: VirtAddr(va),
+                        pa,
+                        len: 1 << rules.shift,
+                        writable: rights.writable,
+                        executable: rights.executable,
+                    },
+                );
                 *budget = budget.checked_sub(u64::from(is_new))?;
             } else {
                 let next = PhysAddr(entry & self.mmu.address);

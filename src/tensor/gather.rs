@@ -123,7 +123,11 @@ impl<E, S: FnMut(&[u8]) -> Result<(), E>> Gatherer<'_, S> {
                         (self.sink)(&self.buffer)?;
                         self.buffer.clear();
                     }
-                    if bytes.len() > BUFFER { (self.sink)(bytes)? } else { self.buffer.extend_from_slice(bytes) }
+                    if bytes.len() > BUFFER {
+                        (self.sink)(bytes)?
+                    } else {
+                        self.buffer.extend_from_slice(bytes)
+                    }
                     count
                 }
                 Err(fault) => {
@@ -165,10 +169,11 @@ impl<E, S: FnMut(&[u8]) -> Result<(), E>> Gatherer<'_, S> {
 /// Whether two pages are missing for the same reason, so that one hole can name both.
 fn same_cause(a: Fault, b: Fault) -> bool {
     match (a, b) {
-        (Fault::NotPresent { level: a, entry: x, .. }, Fault::NotPresent { level: b, entry: y, .. }) => (a, x) == (b, y),
-        (Fault::NotInDump { .. }, Fault::NotInDump { .. }) | (Fault::NonCanonical { .. }, Fault::NonCanonical { .. }) => {
-            true
+        (Fault::NotPresent { level: a, entry: x, .. }, Fault::NotPresent { level: b, entry: y, .. }) => {
+            (a, x) == (b, y)
         }
+        (Fault::NotInDump { .. }, Fault::NotInDump { .. })
+        | (Fault::NonCanonical { .. }, Fault::NonCanonical { .. }) => true,
         _ => false,
     }
 }

@@ -107,10 +107,7 @@ impl Layout {
     }
 }
 
-fn table<T: for<'de> Deserialize<'de>>(
-    layout: &signature::Layout,
-    name: &'static str,
-) -> Result<Vec<T>, LayoutError> {
+fn table<T: for<'de> Deserialize<'de>>(layout: &signature::Layout, name: &'static str) -> Result<Vec<T>, LayoutError> {
     let error = |reason: String| LayoutError::Table { version: layout.version.clone(), table: name, reason };
     let value = layout.table(name).ok_or_else(|| error("it is missing".to_owned()))?;
     value.clone().try_into().map_err(|e: toml::de::Error| error(e.message().to_owned()))

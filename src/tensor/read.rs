@@ -150,9 +150,10 @@ impl Layout {
 
 /// Index of the last element that is reached, from the start of the storage.
 fn last_element(shape: &[u64], stride: &[u64], offset: u64) -> Option<u64> {
-    shape.iter().zip(stride).try_fold(offset, |last, (size, stride)| {
-        last.checked_add(size.saturating_sub(1).checked_mul(*stride)?)
-    })
+    shape
+        .iter()
+        .zip(stride)
+        .try_fold(offset, |last, (size, stride)| last.checked_add(size.saturating_sub(1).checked_mul(*stride)?))
 }
 
 /// How many tensors a layout reads without contradiction.
