@@ -22,7 +22,7 @@ mod shipped;
 #[path = "hostile/tables.rs"]
 mod tables;
 
-use bounds::bounded;
+use bounds::{alone, bounded};
 use synthetic::{Random, dump_of, recover};
 
 /// Memory of frames whose words are given by frame and index, from address 0 on.
@@ -38,6 +38,7 @@ fn memory(frames: u64, mut word: impl FnMut(u64, u64) -> u64) -> tensorcarve::du
 
 #[test]
 fn noise_and_patterns_hold_nothing() {
+    let _alone = alone();
     let mut random = Random(7);
     let mut small = Random(8);
     let mut pointers = Random(9);

@@ -6,6 +6,7 @@ use tensorcarve::cpython::{self, Builtins, Objects, Value, attribute_str};
 use tensorcarve::paging::{Fault, VirtualMemory};
 use tensorcarve::tensor::{self, TooLarge, gather};
 
+use super::alone;
 use super::synthetic::SIGNATURES;
 
 const PAGE: u64 = 0x1000;
@@ -63,6 +64,7 @@ proptest! {
 
     #[test]
     fn objects_are_read_or_refused(memory in memory(), places in prop::collection::vec(word(), 64)) {
+        let _alone = alone();
         let layouts = cpython::layouts(&SIGNATURES).unwrap();
         let torch_layouts = tensor::layouts(&SIGNATURES).unwrap();
         for layout in &layouts {

@@ -2,7 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The most that a recovery from these small dumps may take; builds without optimisation are slow.
@@ -42,19 +42,21 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// One at a time, so that each is charged with its own.
 static ALONE: Mutex<()> = Mutex::new(());
+
+/// Every test of this file's crate holds this while it runs, so that each is charged with its own memory.
+pub fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Runs `work` and asserts that it took no more time and memory than it should.
 pub fn bounded<T>(name: &str, work: impl FnOnce() -> T) -> T {
-    let guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let before = USED.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
     let start = Instant::now();
     let result = work();
     let time = start.elapsed();
     let memory = PEAK.load(Ordering::Relaxed).saturating_sub(before);
-    drop(guard);
     eprintln!("{name}: {time:?}, {} KiB", memory >> 10);
     assert!(time <= TIME, "{name} took {time:?}");
     assert!(memory <= MEMORY, "{name} took {} MiB", memory >> 20);

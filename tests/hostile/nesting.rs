@@ -1,10 +1,11 @@
 //! Modules that nest deeply, or share on every level.
 
-use super::bounded;
 use super::synthetic::{ModuleSpec, Options, Torch, dump, recover, torch};
+use super::{alone, bounded};
 
 #[test]
 fn modules_that_share_on_every_level() {
+    let _alone = alone();
     let torch = torch("3.11", "2.6", Options { frames: 2048, ..Options::default() });
     let sequential = torch.layer("container", "Sequential");
     // Large, and hashed under each of its names?
@@ -39,6 +40,7 @@ fn chain(torch: &Torch, length: u64) -> u64 {
 
 #[test]
 fn modules_that_nest_deeply() {
+    let _alone = alone();
     let torch = torch("3.8", "2.6", Options { frames: 12_000, ..Options::default() });
     chain(&torch, 30_000);
     let dump = dump(&torch.python.process);
@@ -51,6 +53,7 @@ fn modules_that_nest_deeply() {
 
 #[test]
 fn many_models_that_share_one_large_module() {
+    let _alone = alone();
     // Each of the roots would list all modules below.
     let torch = torch("3.13", "2.6", Options { frames: 6000, ..Options::default() });
     let sequential = torch.layer("container", "Sequential");

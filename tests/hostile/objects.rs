@@ -6,10 +6,10 @@ use tensorcarve::cpython::Value;
 use tensorcarve::model::{NamedTensor, Status};
 use tensorcarve::recover::Recovery;
 
-use super::bounded;
 use super::synthetic::{
     CPYTHONS, ModuleSpec, Options, PYTORCHES, Placed, Python, Random, Tensor, Torch, dump, recover, sha256, torch,
 };
+use super::{alone, bounded};
 
 /// Values that break whoever trusts them.
 const LIES: [u64; 14] = [
@@ -122,6 +122,7 @@ fn victim(torch: &Torch) -> (Placed, Placed, Fields) {
 
 #[test]
 fn a_lie_in_one_object_harms_no_other() {
+    let _alone = alone();
     for (cpython, pytorch) in CPYTHONS.iter().zip(PYTORCHES.iter().cycle()) {
         let torch = torch(cpython, pytorch, Options { frames: 400, ..Options::default() });
         let (good, bad, fields) = victim(&torch);
@@ -157,6 +158,7 @@ fn a_lie_in_one_object_harms_no_other() {
 
 #[test]
 fn values_that_contain_themselves() {
+    let _alone = alone();
     for cpython in ["3.8", "3.13"] {
         let torch = torch(cpython, "2.6", Options::default());
         let python = &torch.python;
@@ -188,6 +190,7 @@ fn values_that_contain_themselves() {
 /// Wide lists in wide lists: no cycle, and yet 4096^3 values.
 #[test]
 fn values_that_share_on_every_level() {
+    let _alone = alone();
     let torch = torch("3.12", "2.6", Options::default());
     let python = &torch.python;
     let weight = torch.parameter(&[4]);
@@ -210,6 +213,7 @@ fn values_that_share_on_every_level() {
 
 #[test]
 fn tensors_that_claim_too_much() {
+    let _alone = alone();
     let torch = torch("3.11", "2.6", Options::default());
     let huge = |shape: &[u64], stride: &[u64]| {
         let placed = torch.tensor(&Tensor::f32(&[4]));
@@ -258,6 +262,7 @@ fn tensors_that_claim_too_much() {
 
 #[test]
 fn random_words_anywhere_in_the_heap() {
+    let _alone = alone();
     let rounds = if cfg!(debug_assertions) { 60 } else { 400 };
     for (seed, cpython) in (0..).zip(CPYTHONS) {
         let torch = torch(cpython, PYTORCHES[seed as usize % 5], Options { frames: 400, seed, ..Options::default() });

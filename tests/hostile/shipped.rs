@@ -9,6 +9,7 @@ use tensorcarve::model::{NamedTensor, Status};
 use tensorcarve::paging::AddressSpace;
 use tensorcarve::recover::Recovery;
 
+use super::alone;
 use super::synthetic::{Random, SIGNATURES, dump_of, recover};
 
 const FRAME: usize = 0x1000;
@@ -84,6 +85,7 @@ fn whole_frames(range: &MemoryRange) -> impl Iterator<Item = u64> + use<> {
 
 #[test]
 fn a_damaged_dump_gives_what_is_left_and_nothing_wrong() {
+    let _alone = alone();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cifar10-pdb.lime.zst");
     let whole = dump::open(&path, &OpenOptions::default(), &|_, _| ()).unwrap();
     // The same memory at its physical addresses, in a buffer that can be changed.

@@ -3,12 +3,13 @@
 use tensorcarve::model::Status;
 
 use super::synthetic::{Machine, Options, Process, Python, Random, Torch, dump, recover, sha256, torch};
-use super::{bounded, memory};
+use super::{alone, bounded, memory};
 
 const TABLE: u64 = 0x67;
 
 #[test]
 fn tables_that_contain_themselves() {
+    let _alone = alone();
     let mut random = Random(3);
     let dumps = [
         // One table whose entries all lead to itself, a root of any depth.
@@ -30,6 +31,7 @@ fn tables_that_contain_themselves() {
 
 #[test]
 fn thousands_of_roots_with_one_kernel_half() {
+    let _alone = alone();
     // Frames 1 to 3 are the kernel's: a direct map of 1 GB. Frames 4 to 1023 are tables that lead to each other
     // and to no user page. All others are roots that lead there.
     let dump = memory(4096, |frame, index| match (frame, index) {
@@ -73,6 +75,7 @@ fn repeat(python: &Python, whole: bool) {
 
 #[test]
 fn a_frame_that_is_mapped_everywhere_costs_little_and_hides_no_one_else() {
+    let _alone = alone();
     for whole in [true, false] {
         // Roots come in any order: the hostile process first, or last.
         for seed in 0..4 {
@@ -95,6 +98,7 @@ fn a_frame_that_is_mapped_everywhere_costs_little_and_hides_no_one_else() {
 
 #[test]
 fn a_shadow_of_zeros_at_millions_of_addresses_does_no_harm() {
+    let _alone = alone();
     // As KASAN maps its zero page, in the kernel half and in the user half; one level after the other.
     let torch = torch("3.13", "2.6", Options::default());
     let (_, weight) = torch.small_model("Net", &[30]);

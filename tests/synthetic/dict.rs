@@ -1,4 +1,4 @@
-//! Dictionaries and the attributes of instances.
+//! Dictionaries, sets and the attributes of instances.
 
 use super::python::{Keeping, Python};
 
@@ -38,6 +38,24 @@ impl Python {
         }
         self.put(keys.at, "dict_keys.dk_nentries", items.len() as u64 + 1);
         self.dict_object(items.len() as u64, keys.at, 0)
+    }
+
+    /// A set of these objects, with the traces of a removed one.
+    pub fn set(&self, items: &[u64]) -> u64 {
+        let slots = (items.len() as u64 * 2 + 2).next_power_of_two().max(8);
+        let size = self.at("set_entry.sizeof");
+        let table = self.process.alloc(slots * size);
+        let removed = [(self.builtin.none, u64::MAX)];
+        let entries = removed.into_iter().chain(items.iter().map(|item| (*item, item >> 4)));
+        for (entry, (key, hash)) in (table..).step_by(2 * size as usize).zip(entries) {
+            self.put(entry, "set_entry.key", key);
+            self.put(entry, "set_entry.hash", hash);
+        }
+        let at = self.object(self.builtin.set, 200);
+        self.put(at, "set.used", items.len() as u64);
+        self.put(at, "set.mask", slots - 1);
+        self.put(at, "set.table", table);
+        at
     }
 
     fn dict_object(&self, used: u64, keys: u64, values: u64) -> u64 {

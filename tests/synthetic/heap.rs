@@ -3,7 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::machine::{FRAME, Machine};
+use super::machine::Machine;
+use super::memory::FRAME;
 
 /// Where small allocations begin, and large ones.
 const HEAP: u64 = 0x5566_7788_9000;

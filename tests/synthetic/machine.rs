@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use tensorcarve::addr::{FileOffset, PhysAddr};
-use tensorcarve::dump::{Dump, Format, MemoryRange, PhysicalMemory};
+use tensorcarve::addr::PhysAddr;
+use tensorcarve::dump::Dump;
 
-pub const FRAME: u64 = 0x1000;
+use super::memory::{FRAME, Random, dump_of};
+
 pub const HUGE: u64 = 0x20_0000;
 const NX: u64 = 1 << 63;
 /// Present, writable, user, accessed, dirty.
@@ -19,22 +20,6 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Below 1 MB a PC has a hole; the rest of the memory follows it.
 const LOW: std::ops::Range<u64> = 0x1000..0x9f000;
 const HIGH: u64 = 0x10_0000;
-
-/// Numbers from a seed (splitmix64).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}
 
 /// How the kernel maps all memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -320,29 +305,4 @@ impl Machine {
 /// The frames of memory, the hole left out.
 fn ram(end: u64) -> impl Iterator<Item = u64> {
     LOW.step_by(FRAME as usize).chain((HIGH..end).step_by(FRAME as usize))
-}
-
-/// A dump that holds some frames, in rising order, of a memory whose bytes lie at their physical address.
-pub fn dump_of(bytes: Vec<u8>, frames: impl Iterator<Item = u64>) -> Dump {
-    let mut ranges: Vec<MemoryRange> = Vec::new();
-    for start in frames {
-        match ranges.last_mut() {
-            Some(last) if last.end.0 == start => last.end = PhysAddr(start + FRAME),
-            _ => ranges.push(MemoryRange {
-                start: PhysAddr(start),
-                end: PhysAddr(start + FRAME),
-                offset: FileOffset(start),
-            }),
-        }
-    }
-    let size = bytes.len() as u64;
-    Dump {
-        memory: PhysicalMemory::owned(bytes, ranges).unwrap(),
-        format: Format::Raw,
-        compression: None,
-        file_size: size,
-        size,
-        warnings: Vec::new(),
-        damaged: false,
-    }
 }

@@ -8,6 +8,7 @@
 mod dict;
 mod heap;
 mod machine;
+mod memory;
 mod python;
 mod tensor;
 mod torch;
@@ -21,7 +22,8 @@ use tensorcarve::scan::Backend;
 use tensorcarve::signature::Signatures;
 
 pub use heap::Process;
-pub use machine::{DirectMap, Machine, Options, Random, dump_of};
+pub use machine::{DirectMap, Machine, Options};
+pub use memory::{Random, dump_of};
 pub use python::{Keeping, Python};
 pub use tensor::{Placed, Tensor, sha256};
 pub use torch::{ModuleSpec, Torch};

@@ -315,22 +315,4 @@ impl Python {
         self.put(at, "list.ob_item", place);
         at
     }
-
-    /// A set of these objects, with the traces of a removed one.
-    pub fn set(&self, items: &[u64]) -> u64 {
-        let slots = (items.len() as u64 * 2 + 2).next_power_of_two().max(8);
-        let size = self.at("set_entry.sizeof");
-        let table = self.process.alloc(slots * size);
-        let removed = [(self.builtin.none, u64::MAX)];
-        let entries = removed.into_iter().chain(items.iter().map(|item| (*item, item >> 4)));
-        for (entry, (key, hash)) in (table..).step_by(2 * size as usize).zip(entries) {
-            self.put(entry, "set_entry.key", key);
-            self.put(entry, "set_entry.hash", hash);
-        }
-        let at = self.object(self.builtin.set, 200);
-        self.put(at, "set.used", items.len() as u64);
-        self.put(at, "set.mask", slots - 1);
-        self.put(at, "set.table", table);
-        at
-    }
 }
