@@ -19,6 +19,8 @@ const TYPE_SIGNATURE: &str = "cpython.type";
 /// Page tables and mappings of a space per frame of the dump, and at least, before it is taken for hostile.
 const MAPPINGS_PER_FRAME: u64 = 4;
 const MIN_MAPPINGS: u64 = 1 << 16;
+/// `type` objects of one space that are followed.
+const MAX_TYPES_PER_SPACE: usize = 8;
 /// Roots that map themselves, at least, where file offsets are physical addresses: a machine runs some processes.
 const MIN_ROOTS: usize = 3;
 /// The device whose memory the dump holds, and the one that has none.
@@ -53,7 +55,7 @@ pub struct Process {
     pub type_count: usize,
     /// PyTorch's version as `torch.version` says; `None` if it is not imported, or can't be read.
     pub torch_version: Option<String>,
-    /// Whether PyTorch's module class was found in it.
+    /// Whether PyTorch is imported: its version or its module class was found.
     pub has_torch: bool,
     /// Layout that reads its tensors, with score and runner-up; `None` where no tensor was read.
     pub torch_layout: Option<(TensorScore, Option<TensorScore>)>,
@@ -249,6 +251,13 @@ fn candidates<'a>(hits: &[Hit], spaces: &[AddressSpace<'a>], layouts: &[cpython:
         .collect();
     candidates.sort_by_key(|candidate| (candidate.space.root(), candidate.type_object));
     candidates.dedup_by_key(|candidate| (candidate.space.root(), candidate.type_object));
+    // A real space holds one, or a few where programs embed Python; each costs a look at all its pages.
+    let mut in_space = (PhysAddr(0), 0);
+    candidates.retain(|candidate| {
+        let root = candidate.space.root();
+        in_space = if in_space.0 == root { (root, in_space.1 + 1) } else { (root, 1) };
+        in_space.1 <= MAX_TYPES_PER_SPACE
+    });
     candidates
 }
 
@@ -271,8 +280,8 @@ fn describe(interpreter: &Interpreter<'_>, instances: &Instances, torch_layouts:
         python_version: cpython::python_version(&objects, &modules),
         python_layout: interpreter.scores.clone(),
         type_count: interpreter.types.len(),
+        has_torch: torch_version.is_some() || !model::module_types(interpreter).is_empty(),
         torch_version,
-        has_torch: !model::module_types(interpreter).is_empty(),
         torch_layout: chosen.map(|(_, best, next)| (best, next)),
         module_count: graph.modules.len(),
         models,

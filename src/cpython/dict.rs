@@ -74,7 +74,7 @@ impl Objects<'_> {
         let table = self.pointer(object, layout.set_table)?;
         let mut elements = Vec::new();
         for slot in 0..=mask {
-            let entry = field(table, slot as i64 * layout.set_entry_size);
+            let entry = field(table, (slot as i64).wrapping_mul(layout.set_entry_size));
             let key = self.pointer(entry, layout.set_entry_key)?;
             let hash = self.word(entry, layout.set_entry_hash)?;
             // A removed element leaves a dummy with the hash -1 behind.
@@ -209,10 +209,12 @@ impl Objects<'_> {
         if count > size {
             return Err(implausible("dk_nentries", count));
         }
+        // A layout of the user may hold any number.
+        let entry_words = usize::try_from(entry_size / 8).ok().filter(|words| (1..=8).contains(words));
         Ok(Keys {
-            entries: field(keys, layout.keys_indices + index_bytes as i64),
+            entries: field(keys, layout.keys_indices.wrapping_add_unsigned(index_bytes)),
             count,
-            entry_words: (entry_size / 8) as usize,
+            entry_words: entry_words.ok_or_else(|| implausible("entry size", entry_size.cast_unsigned()))?,
             key: (key / 8) as usize,
             value: (value / 8) as usize,
         })

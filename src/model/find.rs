@@ -40,8 +40,9 @@ pub struct ModuleObject {
 pub struct Graph {
     /// By address.
     pub modules: BTreeMap<VirtAddr, ModuleObject>,
-    /// Objects of a module type that could not be read as one, with the reason.
-    pub unreadable: Vec<(VirtAddr, ObjectError)>,
+    /// Places that look like objects of a module type and can't be read as one, with the reason. Most are
+    /// no objects: any pointer to such a type after a small number looks like one.
+    pub unreadable: BTreeMap<VirtAddr, ObjectError>,
 }
 
 /// Reads all modules among the instances.
@@ -56,7 +57,9 @@ pub fn graph(interpreter: &Interpreter<'_>, builtins: &Builtins, instances: &Ins
                 Ok(module) => {
                     graph.modules.insert(object, module);
                 }
-                Err(error) => graph.unreadable.push((object, error)),
+                Err(error) => {
+                    graph.unreadable.insert(object, error);
+                }
             }
         }
     }

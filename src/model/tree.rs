@@ -81,7 +81,11 @@ impl Walk<'_> {
             return true;
         }
         let Some(module) = self.graph.modules.get(&object) else {
-            self.problems.push(format!("the module {name:?} at {object} could not be read"));
+            let reason = match self.graph.unreadable.get(&object) {
+                Some(reason) => reason.to_string(),
+                None => "there is no object of a module's type".to_owned(),
+            };
+            self.problems.push(format!("the module {name:?} at {object} could not be read: {reason}"));
             return true;
         };
         let own = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
