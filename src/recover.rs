@@ -10,6 +10,7 @@ use crate::cpython::{self, Builtins, Candidate, Instances, Interpreter, LayoutSc
 use crate::dump::{Dump, Format, PhysicalMemory};
 use crate::model::{self, Model, NamedTensor, Sighting, Status};
 use crate::paging::{self, AddressSpace, Discovery};
+use crate::report;
 use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
 use crate::signature::{Mmu, Signatures};
 use crate::tensor::{self, TensorScore, TooLarge};
@@ -318,8 +319,7 @@ fn digest(tensor: &mut NamedTensor, space: &AddressSpace<'_>, limit: u64, observ
                 _ => Status::Partial,
             };
             tensor.holes = holes;
-            let digest = hash.finalize();
-            tensor.sha256 = Some(digest.iter().map(|byte| format!("{byte:02x}")).collect());
+            tensor.sha256 = Some(report::hex(&hash.finalize()));
         }
         Err(error) => tensor.problem = Some(error.to_string()),
     }
