@@ -8,10 +8,35 @@ use crate::cpython::{Attributes, Builtins, Instances, Interpreter, ObjectError, 
 /// Where the base class of all modules is defined, in every PyTorch.
 const MODULE_CLASS: (&str, &str) = ("torch.nn.modules.module", "Module");
 
+/// Where PyTorch's own layers are defined.
+const LAYERS: &str = "torch.nn.modules.";
+/// Layers that derive from a class, at least, to take it for their common base; PyTorch has over a hundred.
+const MIN_HEIRS: usize = 3;
+
 /// The types whose instances are modules: `torch.nn.Module` and all that derive from it.
 pub fn module_types(interpreter: &Interpreter<'_>) -> BTreeSet<VirtAddr> {
-    let bases = interpreter.heap_type(MODULE_CLASS.0, MODULE_CLASS.1);
+    let mut bases = interpreter.heap_type(MODULE_CLASS.0, MODULE_CLASS.1);
+    if bases.is_empty() {
+        bases.extend(common_base(interpreter));
+    }
     bases.into_iter().flat_map(|base| interpreter.subtypes(base)).collect()
+}
+
+/// The class from which most of PyTorch's layers derive, next to `object`: the base class of all
+/// modules, known by its heirs where its own page is missing.
+fn common_base(interpreter: &Interpreter<'_>) -> Option<VirtAddr> {
+    let objects = interpreter.objects();
+    let mut heirs: BTreeMap<VirtAddr, usize> = BTreeMap::new();
+    for (address, info) in &interpreter.types {
+        let is_layer = || objects.heap_type_name(*address).is_ok_and(|(module, _)| module.starts_with(LAYERS));
+        if let [.., _, base, _] = *info.mro
+            && is_layer()
+        {
+            *heirs.entry(base).or_default() += 1;
+        }
+    }
+    let (base, heirs) = heirs.into_iter().max_by_key(|(_, heirs)| *heirs)?;
+    (heirs >= MIN_HEIRS).then_some(base)
 }
 
 /// A `torch.nn.Module` object.

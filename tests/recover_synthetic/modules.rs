@@ -186,3 +186,22 @@ fn close(python: &Python, dict: u64, value: u64) {
     let second = entries + python.at(&format!("{entry}.sizeof"));
     python.process.put(second + python.at(&format!("{entry}.me_value")), value);
 }
+
+#[test]
+fn modules_are_known_by_their_heirs_where_the_base_class_is_missing() {
+    for cpython in ["3.9", "3.11", "3.13"] {
+        let torch = torch(cpython, "2.6", Options::default());
+        for layer in ["Linear", "Bilinear", "Identity"] {
+            torch.layer("linear", layer);
+        }
+        let (root, truth) = torch.small_model("Net", &[3, 4]);
+        // As a page of other bytes would read: no live type.
+        torch.python.put(torch.module_class, "object.ob_refcnt", 0);
+        torch.python.put(torch.module_class, "type.tp_mro", 0);
+        let process = &torch.python.process;
+        let recovery = recover(&dump(process));
+        let model = only_model(&recovery);
+        assert_eq!(model.object.0, root, "{cpython}");
+        assert_whole(&torch, &model.tensors[0], &truth);
+    }
+}
