@@ -9,12 +9,15 @@ use crate::paging::VirtualMemory;
 /// The longest `tp_name` that is read, in bytes.
 const MAX_NAME: usize = 256;
 
+/// The longest chain of bases.
+const MAX_BASES: usize = 64;
+
 /// A type object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TypeInfo {
     /// `tp_flags`.
     pub flags: u64,
-    /// The method resolution order; the type itself comes first.
+    /// The method resolution order, or where that is missing the bases; the type itself comes first.
     pub mro: Vec<VirtAddr>,
 }
 
@@ -31,13 +34,41 @@ impl Objects<'_> {
         if !self.is_alive(type_object)? {
             return Err(not_a_type);
         }
-        let mro = self.mro(type_object)?;
+        let mro = match self.mro(type_object) {
+            Err(ObjectError::Fault(_)) => self.bases(type_object)?,
+            mro => mro?,
+        };
         let base = self.pointer(type_object, self.layout().tp_base)?;
         // Only `object` has no base; every base stands in the resolution order.
         if (base.0 == 0) != (mro.len() == 1) || (base.0 != 0 && !mro.contains(&base)) {
             return Err(not_a_type);
         }
         Ok(TypeInfo { flags: self.type_flags(type_object)?, mro })
+    }
+
+    /// A type and its bases as `tp_base` chains them: the resolution order, but for multiple inheritance.
+    /// The types hold it themselves, so that it is there where the tuple is not.
+    fn bases(&self, type_object: VirtAddr) -> Result<Vec<VirtAddr>, ObjectError> {
+        let not_a_type = ObjectError::WrongType { address: type_object, expected: "type with bases" };
+        let mut bases = vec![type_object];
+        let mut last = type_object;
+        loop {
+            let base = self.pointer(last, self.layout().tp_base)?;
+            if base.0 == 0 {
+                break;
+            }
+            if bases.len() >= MAX_BASES || bases.contains(&base) || !self.is_alive(base)? {
+                return Err(not_a_type);
+            }
+            bases.push(base);
+            last = base;
+        }
+        // The last one is `object`: its type is `type`, which is its own.
+        let metatype = self.type_of(last)?;
+        if bases.len() < 2 || self.type_of(metatype)? != metatype {
+            return Err(not_a_type);
+        }
+        Ok(bases)
     }
 
     /// `__module__` and `__qualname__` of a type made by a class statement.

@@ -8,6 +8,8 @@ use crate::cpython::{Attributes, Builtins, Instances, Interpreter, ObjectError, 
 /// Where the base class of all modules is defined, in every PyTorch.
 const MODULE_CLASS: (&str, &str) = ("torch.nn.modules.module", "Module");
 
+/// Stands for a part of a class's name that can't be read.
+const UNREADABLE: &str = "?";
 /// Where PyTorch's own layers are defined.
 const LAYERS: &str = "torch.nn.modules.";
 /// Layers that derive from a class, at least, to take it for their common base; PyTorch has over a hundred.
@@ -76,7 +78,7 @@ pub fn graph(interpreter: &Interpreter<'_>, builtins: &Builtins, instances: &Ins
     let types = module_types(interpreter);
     let mut graph = Graph::default();
     for (type_object, found) in instances.iter().filter(|(address, _)| types.contains(address)) {
-        let Ok((class, torch_class)) = class_names(&objects, *type_object) else { continue };
+        let (class, torch_class) = class_names(interpreter, *type_object);
         for &object in found {
             match read_module(&objects, builtins, object, &class, torch_class.as_ref()) {
                 Ok(module) => {
@@ -129,16 +131,20 @@ impl Graph {
 }
 
 /// Full name of a class, and of the nearest one in its resolution order that is part of PyTorch.
-fn class_names(objects: &Objects<'_>, type_object: VirtAddr) -> Result<(String, Option<String>), ObjectError> {
+/// A part of the name that can't be read is a question mark.
+fn class_names(interpreter: &Interpreter<'_>, type_object: VirtAddr) -> (String, Option<String>) {
+    let objects = interpreter.objects();
     let is_torch = |name: &str| name.starts_with("torch.");
-    let class = objects.type_name(type_object)?;
-    let torch_class = if is_torch(&class) {
-        None
-    } else {
-        let bases = objects.mro(type_object)?;
-        bases.into_iter().filter_map(|base| objects.type_name(base).ok()).find(|name| is_torch(name))
-    };
-    Ok((class, torch_class))
+    let class = objects.type_name(type_object).unwrap_or_else(|_| {
+        let qualname = objects.heap_type_qualname(type_object);
+        format!("{UNREADABLE}.{}", qualname.as_deref().unwrap_or(UNREADABLE))
+    });
+    if is_torch(&class) {
+        return (class, None);
+    }
+    let bases = interpreter.types.get(&type_object).map(|info| info.mro.as_slice()).unwrap_or_default();
+    let torch_class = bases.iter().filter_map(|base| objects.type_name(*base).ok()).find(|name| is_torch(name));
+    (class, torch_class)
 }
 
 fn read_module(
