@@ -139,7 +139,7 @@ pub fn recover(
     let is_headerless = dump.format == Format::Raw && discovery.tried.iter().all(|tried| tried.self_mapped < MIN_ROOTS);
     if is_headerless && let Some(range) = paging::place(&memory, signatures, backend) {
         warnings.push(format!(
-            "offsets in the file are not physical addresses: memory was written without its holes; by its page tables the file holds {} to {} from offset {} on; what lies before is left out",
+            "offsets in the file are not physical addresses: memory was written without its holes; by its page tables the file holds {} to {} from offset {} on; the rest is left out",
             range.start, range.end, range.offset
         ));
         if let Ok(placed) = memory.with_ranges(vec![range]) {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use tensorcarve::dump::Dump;
+use tensorcarve::dump::{Dump, Format};
 use tensorcarve::paging::SpaceKind;
 use tensorcarve::recover::{Recovery, recover};
 use tensorcarve::report::{self, OutputFolder, Run};
@@ -103,7 +103,7 @@ fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path,
             let partial = if report::is_whole(recovery) { "" } else { " --partial" };
             say(&format!("next: python3 {}{partial}", loader.display()));
         }
-        None => say_nothing_found(recovery, output_dir),
+        None => say_nothing_found(dump, recovery, output_dir),
     }
 }
 
@@ -124,7 +124,7 @@ fn say_layouts(process: &tensorcarve::recover::Process) {
 }
 
 /// How far the search came, and what to try.
-fn say_nothing_found(recovery: &Recovery, output_dir: &Path) {
+fn say_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
     let spaces = &recovery.discovery.spaces;
     let of_processes = spaces.iter().filter(|space| space.kind == SpaceKind::Process).count();
     let python = recovery.processes.len();
@@ -134,7 +134,10 @@ fn say_nothing_found(recovery: &Recovery, output_dir: &Path) {
          with PyTorch: {torch}",
         spaces.len()
     ));
-    let hint = if spaces.is_empty() {
+    let hint = if spaces.is_empty() && dump.format == Format::Raw {
+        "no page tables were found: is this a whole dump of an x86-64 machine? One of several gigabytes that was written \
+         without the holes in its memory can't be placed: take it in LiME or ELF format, or with the holes as zeros"
+    } else if spaces.is_empty() {
         "no page tables were found: check with `tensorcarve info` that this is a whole dump of an x86-64 machine"
     } else if python == 0 {
         "no Python interpreter was found; if one was running, its version may have no layout yet: see signatures/README.md"

@@ -10,12 +10,14 @@
 //! 4. What is left is tried: the roots must map themselves.
 //!
 //! One displacement is found, that of the piece that holds the page tables: enough for a PC with one
-//! range of memory above the legacy hole. What lies before that piece is left out.
+//! range of memory above the legacy hole. What lies before that piece, or behind the next hole in the
+//! memory that the kernel maps, is left out.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 
-use super::roots::discover;
+use super::roots::{discover, kernel_memory};
 use super::space::{ENTRIES, table_entries};
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 use crate::dump::{MemoryRange, PhysicalMemory};
@@ -33,6 +35,8 @@ const MIN_ROOTS: usize = 3;
 const MAX_GROUPS: usize = 16;
 /// Displacements of a group that are looked at; those with most votes come first.
 const MAX_VOTED: usize = 2048;
+/// Gaps up to this many bytes in the memory that a kernel maps are pages that it took out of its map; holes are larger.
+const CLOSED_GAP: u64 = 64 << 10;
 /// Displacements that are tried to the end.
 const MAX_TRIED: usize = 8;
 
@@ -61,12 +65,23 @@ pub fn place(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend)
         let range = moved(file, displacement)?;
         let view = memory.with_ranges(vec![range]).ok()?;
         let classes = scan(&view, &rules, backend, &|_| ()).frames;
-        let self_mapped = discover(&view, mmu, &classes).tried.iter().map(|tried| tried.self_mapped).max()?;
-        (self_mapped >= MIN_ROOTS).then_some((self_mapped, fits, Reverse(displacement)))
+        let found = discover(&view, mmu, &classes);
+        let self_mapped = found.tried.iter().map(|tried| tried.self_mapped).max()?;
+        let range = clipped(range, &kernel_memory(&view, mmu, found.spaces.first()?, CLOSED_GAP))?;
+        (self_mapped >= MIN_ROOTS).then_some(((self_mapped, fits, Reverse(displacement)), range))
     });
     // Frames that begin 1 KiB off still map each other, but fit less.
-    let (.., Reverse(displacement)) = tried.max()?;
-    (displacement != 0).then(|| moved(file, displacement)).flatten()
+    let ((.., Reverse(displacement)), range) = tried.max_by_key(|(score, _)| *score)?;
+    (displacement != 0).then_some(range)
+}
+
+/// The part of a placed range up to the next hole in the memory that the kernel maps, which is all
+/// memory: behind a hole the displacement is another one.
+fn clipped(range: MemoryRange, kernel_memory: &[Range<u64>]) -> Option<MemoryRange> {
+    let parts = kernel_memory.iter().map(|known| known.start.max(range.start.0)..known.end.min(range.end.0));
+    let part = parts.filter(|part| part.start < part.end).max_by_key(|part| part.end - part.start)?;
+    let offset = FileOffset(range.offset.0 + (part.start - range.start.0));
+    Some(MemoryRange { start: PhysAddr(part.start), end: PhysAddr(part.end), offset })
 }
 
 /// The file at that displacement, without what would then lie in or before the legacy hole.

@@ -10,6 +10,7 @@
 //!    (KPTI) loads in user mode.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -118,6 +119,25 @@ pub fn discover(memory: &PhysicalMemory, mmu: &Mmu, classes: &FrameClasses) -> D
     discovery
 }
 
+/// The physical memory that the kernel half of a space maps, as sorted ranges: all that the kernel knows as memory.
+///
+/// Gaps of up to `gap` bytes are closed.
+pub(super) fn kernel_memory(memory: &PhysicalMemory, mmu: &Mmu, space: &Space, gap: u64) -> Vec<Range<u64>> {
+    let tables = Tables { memory, mmu, by_level: HashMap::new(), frames: 0 };
+    let mut pages: Vec<Range<u64>> = Vec::new();
+    let mut budget = (memory.size() / FRAME_SIZE) as usize;
+    tables.kernel_pages(space.root, space.levels, &mut budget, |page| pages.push(page));
+    pages.sort_unstable_by_key(|page| page.start);
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for page in pages {
+        match ranges.last_mut() {
+            Some(last) if page.start <= last.end.saturating_add(gap) => last.end = last.end.max(page.end),
+            _ => ranges.push(page),
+        }
+    }
+    ranges
+}
+
 /// The tables of every level whose pointers all lead to tables of the level below.
 struct Tables<'a> {
     memory: &'a PhysicalMemory,
@@ -218,19 +238,15 @@ impl<'a> Tables<'a> {
         Space { root, levels, kind, kpti_user_root: is_twin.then_some(twin) }
     }
 
-    /// How often the kernel half of the first of `roots`, which are sorted, maps each of them.
+    /// Calls `visit` with the physical range of every page that the kernel half of `root` maps.
     ///
     /// `budget` bounds the number of tables that are read.
-    fn times_mapped(&self, roots: &[PhysAddr], levels: u8, budget: &mut usize) -> Vec<usize> {
-        let half = roots.first().map(|first| self.half(*first, true)).unwrap_or_default();
+    fn kernel_pages(&self, root: PhysAddr, levels: u8, budget: &mut usize, mut visit: impl FnMut(Range<u64>)) {
         // Every table once: kernels map some (the zero shadow of KASAN) at millions of addresses.
         let mut seen: HashSet<(PhysAddr, u8)> =
-            half.into_iter().map(|(_, table)| (PhysAddr(table), levels - 1)).collect();
+            self.half(root, true).into_iter().map(|(_, table)| (PhysAddr(table), levels - 1)).collect();
         let mut todo: Vec<(PhysAddr, u8)> = seen.iter().copied().collect();
         todo.sort_unstable();
-        // The differences from each root to the next: a large page maps many in a row.
-        let mut begun = vec![0usize; roots.len() + 1];
-        let mut ended = begun.clone();
         while let Some((table, level)) = todo.pop() {
             let Some(rest) = budget.checked_sub(1) else { break };
             *budget = rest;
@@ -240,10 +256,7 @@ impl<'a> Tables<'a> {
             for entry in table_entries(bytes).filter(|entry| entry & self.mmu.present != 0) {
                 if is_leaf(self.mmu, rules, entry) {
                     let page = page_address(self.mmu, rules, entry);
-                    let first = roots.partition_point(|root| root.0 < page);
-                    let end = roots.partition_point(|root| root.0 < page + (1 << rules.shift));
-                    begun.get_mut(first).into_iter().for_each(|count| *count += 1);
-                    ended.get_mut(end).into_iter().for_each(|count| *count += 1);
+                    visit(page..page + (1 << rules.shift));
                 } else {
                     let next = (PhysAddr(entry & self.mmu.address), level - 1);
                     if seen.insert(next) {
@@ -251,6 +264,21 @@ impl<'a> Tables<'a> {
                     }
                 }
             }
+        }
+    }
+
+    /// How often the kernel half of the first of `roots`, which are sorted, maps each of them.
+    fn times_mapped(&self, roots: &[PhysAddr], levels: u8, budget: &mut usize) -> Vec<usize> {
+        // The differences from each root to the next: a large page maps many in a row.
+        let mut begun = vec![0usize; roots.len() + 1];
+        let mut ended = begun.clone();
+        if let Some(first) = roots.first() {
+            self.kernel_pages(*first, levels, budget, |page| {
+                let first = roots.partition_point(|root| root.0 < page.start);
+                let end = roots.partition_point(|root| root.0 < page.end);
+                begun.get_mut(first).into_iter().for_each(|count| *count += 1);
+                ended.get_mut(end).into_iter().for_each(|count| *count += 1);
+            });
         }
         let mut mapped = 0;
         let changes = begun.iter().zip(&ended).take(roots.len());
