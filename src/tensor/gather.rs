@@ -8,8 +8,11 @@ use crate::paging::{Fault, VirtualMemory};
 
 /// Bytes that are collected before they are handed on.
 const BUFFER: usize = 1 << 16;
-/// Pages that a strided walk keeps at hand.
-const CACHED_PAGES: usize = 1024;
+/// The most pages that a strided walk keeps at hand: a column of a matrix comes back to each of its pages.
+const CACHED_PAGES: u64 = 1 << 14;
+
+/// An odd number whose multiples look like random ones: 2^64 over the golden ratio.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A run of a tensor's bytes that the dump does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -52,7 +55,7 @@ pub fn gather<E: From<TooLarge>>(
         return Err(TooLarge { bytes, limit }.into());
     }
     let mut gatherer = Gatherer {
-        pages: Pages { memory, cached: vec![None; CACHED_PAGES] },
+        pages: Pages::new(memory, tensor),
         sink,
         buffer: Vec::with_capacity(BUFFER),
         done: 0,
@@ -60,11 +63,16 @@ pub fn gather<E: From<TooLarge>>(
         last_fault: None,
     };
     if tensor.numel() > 0 {
-        let (outer, run) = runs(tensor);
+        let (mut outer, run) = runs(tensor);
+        // The innermost of the strided dimensions in a loop of its own: most of the time goes there.
+        let (inner_size, inner_stride) = outer.pop().unwrap_or((1, 0));
         let mut index = vec![0u64; outer.len()];
         loop {
             let elements: u64 = index.iter().zip(&outer).map(|(i, (_, stride))| i * stride).sum();
-            gatherer.run(VirtAddr(tensor.data.0.wrapping_add(elements * tensor.dtype.size)), run)?;
+            let first = tensor.data.0.wrapping_add(elements * tensor.dtype.size);
+            for i in 0..inner_size {
+                gatherer.run(VirtAddr(first.wrapping_add(i * inner_stride * tensor.dtype.size)), run)?;
+            }
             if !advance(&mut index, &outer) {
                 break;
             }
@@ -185,9 +193,18 @@ struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
+    /// Slots for the pages of a tensor's storage, as far as that helps.
+    fn new(memory: &'a dyn VirtualMemory, tensor: &TensorInfo) -> Self {
+        let pages = (tensor.storage_bytes / FRAME_SIZE).clamp(1, CACHED_PAGES / 2);
+        Self { memory, cached: vec![None; 2 * pages as usize] }
+    }
+
     fn bytes_at(&mut self, va: VirtAddr) -> Result<&'a [u8], Fault> {
         let page = va.frame().0;
-        let slot = self.cached.get_mut((page / FRAME_SIZE) as usize % CACHED_PAGES);
+        // Multiplied, so that pages at regular distances do not share a few slots.
+        let hash = (page / FRAME_SIZE).wrapping_mul(SPREAD) >> 32;
+        let slots = self.cached.len().max(1);
+        let slot = self.cached.get_mut(hash as usize % slots);
         if let Some(Some((cached, bytes))) = slot.as_deref()
             && *cached == page
             && let Some(rest) = bytes.get(va.in_frame() as usize..).filter(|rest| !rest.is_empty())
