@@ -162,15 +162,12 @@ pub fn recover(
         warnings.push(format!("the page tables under {} map more than the dump can hold: left out", space.root()));
     }
     let interpreters = cpython::interpreters(&candidates, &python_layouts, &sweeper);
-    let instances = cpython::instances(&interpreters, &sweeper, |interpreter| {
-        let mut wanted = model::module_types(interpreter);
-        wanted.extend(interpreter.module_types());
-        wanted
-    });
-    let mut processes: Vec<Process> = interpreters
-        .iter()
-        .zip(&instances)
-        .map(|(interpreter, instances)| describe(interpreter, instances, &torch_layouts))
+    let types: Vec<ModuleTypes> = interpreters.iter().map(ModuleTypes::new).collect();
+    let wanted = types.iter().map(|types| types.python.union(&types.torch).copied().collect());
+    let instances = cpython::instances(&interpreters, &sweeper, wanted);
+    let found = interpreters.iter().zip(&types).zip(&instances);
+    let mut processes: Vec<Process> = found
+        .map(|((interpreter, types), instances)| describe(interpreter, types, instances, &torch_layouts))
         .collect();
 
     // Each tensor once, however many names it has.
@@ -262,12 +259,31 @@ fn candidates<'a>(hits: &[Hit], spaces: &[AddressSpace<'a>], layouts: &[cpython:
     candidates
 }
 
+/// The types of an interpreter whose instances are looked for.
+struct ModuleTypes {
+    /// Those that could be `module`, what `import` makes.
+    python: BTreeSet<VirtAddr>,
+    /// `torch.nn.Module` and all that derive from it.
+    torch: BTreeSet<VirtAddr>,
+}
+
+impl ModuleTypes {
+    fn new(interpreter: &Interpreter<'_>) -> Self {
+        Self { python: interpreter.module_types(), torch: model::module_types(interpreter) }
+    }
+}
+
 /// What one interpreter holds; the bytes of tensors are not looked at yet.
-fn describe(interpreter: &Interpreter<'_>, instances: &Instances, torch_layouts: &[tensor::Layout]) -> Process {
+fn describe(
+    interpreter: &Interpreter<'_>,
+    types: &ModuleTypes,
+    instances: &Instances,
+    torch_layouts: &[tensor::Layout],
+) -> Process {
     let objects = interpreter.objects();
-    let modules = interpreter.modules(instances);
+    let modules = interpreter.modules(&types.python, instances);
     let builtins = Builtins::new(&objects, &modules);
-    let graph = model::graph(interpreter, &builtins, instances);
+    let graph = model::graph(interpreter, &builtins, &types.torch, instances);
     let tensors: Vec<VirtAddr> = graph.tensors().into_iter().collect();
     let chosen = tensor::choose(torch_layouts, &objects, &tensors);
     let models = model::models(&graph, &objects, chosen.as_ref().map(|(layout, ..)| *layout));
@@ -281,7 +297,7 @@ fn describe(interpreter: &Interpreter<'_>, instances: &Instances, torch_layouts:
         python_version: cpython::python_version(&objects, &modules),
         python_layout: interpreter.scores.clone(),
         type_count: interpreter.types.len(),
-        has_torch: torch_version.is_some() || !model::module_types(interpreter).is_empty(),
+        has_torch: torch_version.is_some() || !types.torch.is_empty(),
         torch_version,
         torch_layout: chosen.map(|(_, best, next)| (best, next)),
         module_count: graph.modules.len(),

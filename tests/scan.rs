@@ -5,13 +5,15 @@
 
 #[path = "scan/memory.rs"]
 mod memory;
+mod random;
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use memory::{Builder, Random};
+use memory::Builder;
 use proptest::prelude::*;
+use random::Random;
 use tensorcarve::addr::{FileOffset, PhysAddr};
 use tensorcarve::dump::{MemoryRange, PhysicalMemory};
 use tensorcarve::scan::{ABSENT_FRAME, Backend, BackendChoice, Hit, PointerSet, ScanResult, ZERO_FRAME, scan, sweep};

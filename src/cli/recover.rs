@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use tensorcarve::dump::{Dump, Format};
 use tensorcarve::paging::SpaceKind;
-use tensorcarve::recover::{Recovery, recover};
+use tensorcarve::recover::{RecoverError, Recovery, recover};
 use tensorcarve::report::{self, OutputFolder, Run};
 use tensorcarve::signature::Signatures;
 
@@ -21,7 +21,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     // Whatever can be refused is refused before the long work.
     let backend = args.work.backend.resolve()?;
     let signatures = Signatures::load(args.work.signatures.as_deref())?;
-    let mmu = signatures.mmu().ok_or_else(|| Failure::new("the signatures have no [mmu]; add one"))?;
+    let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
     let output_dir = args.output_dir.clone().unwrap_or_else(|| default_output_dir(&args.input.dump));
     let folder = OutputFolder::create(&output_dir, args.overwrite)?;
     interrupt::undo_by(Some(folder.cleanup()));

@@ -2,8 +2,8 @@
 
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
-use tensorcarve::paging::{self, Discovery, Space, SpaceKind};
-use tensorcarve::recover::{Observer, Phase};
+use tensorcarve::paging::{self, Attempt, Discovery, Space, SpaceKind};
+use tensorcarve::recover::{Observer, Phase, RecoverError};
 use tensorcarve::report::columns;
 use tensorcarve::scan;
 use tensorcarve::signature::Signatures;
@@ -16,22 +16,14 @@ use super::{Failure, Outcome, say, stdout};
 #[derive(Serialize)]
 struct Document<'a> {
     spaces: &'a [Space],
-    tried: Vec<Attempt>,
+    tried: &'a [Attempt],
     warnings: &'a [String],
-}
-
-#[derive(Serialize)]
-struct Attempt {
-    levels: u8,
-    candidates: usize,
-    cluster: usize,
-    self_mapped: usize,
 }
 
 pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     let backend = args.work.backend.resolve()?;
     let signatures = Signatures::load(args.work.signatures.as_deref())?;
-    let mmu = signatures.mmu().ok_or_else(|| Failure::new("the signatures have no [mmu]; add one"))?;
+    let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
     let progress = Progress::new(&args.talk);
     let dump = open(&args.input, &progress)?;
     let discovery = in_pool(&args.work, || {
@@ -72,15 +64,7 @@ pub(super) fn in_pool<T: Send>(args: &WorkArgs, work: impl FnOnce() -> T + Send)
 }
 
 fn document(discovery: &Discovery) -> Document<'_> {
-    let attempt = |tried: &paging::Attempt| {
-        let paging::Attempt { levels, candidates, cluster, self_mapped } = *tried;
-        Attempt { levels, candidates, cluster, self_mapped }
-    };
-    Document {
-        spaces: &discovery.spaces,
-        tried: discovery.tried.iter().map(attempt).collect(),
-        warnings: &discovery.warnings,
-    }
+    Document { spaces: &discovery.spaces, tried: &discovery.tried, warnings: &discovery.warnings }
 }
 
 fn table(discovery: &Discovery) -> String {

@@ -23,11 +23,10 @@ impl Interpreter<'_> {
         types.filter(is_module_type).map(|(address, _)| address).collect()
     }
 
-    /// The modules among instances of [`Interpreter::module_types`].
-    pub fn modules(&self, instances: &Instances) -> Modules {
+    /// The modules among the instances of `types`, which are those of [`Interpreter::module_types`].
+    pub fn modules(&self, types: &BTreeSet<VirtAddr>, instances: &Instances) -> Modules {
         let objects = self.objects();
-        let types = self.module_types();
-        let candidates = instances.iter().filter(|(address, _)| types.contains(address)).flat_map(|(_, found)| found);
+        let candidates = types.iter().filter_map(|address| instances.get(address)).flatten();
         let module = |object: &VirtAddr| {
             let dict = objects.pointer(*object, self.layout.module_dict).ok()?;
             let name = objects.dict_item(dict, "__name__").ok()??;

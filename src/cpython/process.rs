@@ -9,7 +9,7 @@ use super::object::{ObjectError, Objects, field};
 use super::types::Types;
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
-use crate::paging::{AddressSpace, ReverseMap, VirtualMemory};
+use crate::paging::{AddressSpace, ReverseMap};
 use crate::scan::{Backend, PointerSet, sweep};
 
 /// Heap types that are read to score a layout.
@@ -22,7 +22,7 @@ const SPACES_AT_LIMIT: u64 = 16;
 const MAX_ALIASES: usize = 16;
 
 /// How well a layout reads an interpreter's types.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayoutScore {
     /// Sampled types whose name, module and dictionary could be read.
     pub readable: usize,
@@ -142,15 +142,17 @@ impl<'a> Sweeper<'a> {
     pub fn sweep(&self, wanted: &[BTreeSet<VirtAddr>]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
         let values: Vec<u64> = wanted.iter().flatten().map(|address| address.0).collect();
         let mut found = vec![Vec::new(); wanted.len()];
+        // The slot that a space was last asked about, and under how many addresses.
+        let mut aliases = vec![(PhysAddr(0), 0); wanted.len()];
         for (pa, value) in sweep(self.memory, &self.frames, &PointerSet::new(&values), self.backend, &|_| ()) {
-            let mut aliases = vec![0; wanted.len()];
             for (space, va) in self.reverse.lookup(pa).take(MAX_ALIASES * MAX_ALIASES.max(wanted.len())) {
                 let here = wanted.get(space).zip(found.get_mut(space)).zip(aliases.get_mut(space));
-                if let Some(((wanted, found), aliases)) = here
-                    && *aliases < MAX_ALIASES
+                if let Some(((wanted, found), (slot, aliases))) = here
+                    && (*slot != pa || *aliases < MAX_ALIASES)
                     && wanted.contains(&VirtAddr(value))
                 {
-                    *aliases += 1;
+                    *aliases = if *slot == pa { *aliases + 1 } else { 1 };
+                    *slot = pa;
                     found.push((va, VirtAddr(value)));
                 }
             }
@@ -259,20 +261,20 @@ fn score(objects: &Objects<'_>, type_object: VirtAddr, types: &Types) -> Option<
 /// Live objects by their type.
 pub type Instances = BTreeMap<VirtAddr, Vec<VirtAddr>>;
 
-/// The live instances of the types that `wanted` names for each interpreter, in the order of the interpreters.
-pub fn instances<'a>(
-    interpreters: &[Interpreter<'a>],
+/// The live instances of the types in `wanted`, a set for each interpreter, in the order of the interpreters.
+pub fn instances(
+    interpreters: &[Interpreter<'_>],
     sweeper: &Sweeper<'_>,
-    wanted: impl Fn(&Interpreter<'a>) -> BTreeSet<VirtAddr>,
+    wanted: impl IntoIterator<Item = BTreeSet<VirtAddr>>,
 ) -> Vec<Instances> {
     let mut types = vec![BTreeSet::new(); interpreters.iter().map(|i| i.index + 1).max().unwrap_or_default()];
-    for interpreter in interpreters {
+    for (interpreter, wanted) in interpreters.iter().zip(wanted) {
         if let Some(types) = types.get_mut(interpreter.index) {
-            *types = wanted(interpreter);
+            *types = wanted;
         }
     }
     let slots = sweeper.sweep(&types);
-    let by_type = |interpreter: &Interpreter<'a>| {
+    let by_type = |interpreter: &Interpreter<'_>| {
         let objects = interpreter.objects();
         let mut by_type = Instances::new();
         for (slot, type_object) in slots.get(interpreter.index).into_iter().flatten() {
@@ -294,6 +296,5 @@ pub fn confirm<'a>(
     ob_type: i64,
 ) -> Option<Candidate<'a>> {
     let found = space.translate(field(type_object, ob_type)).ok()?;
-    let is_readable = space.bytes_at(type_object).is_ok();
-    (found.pa == anchor && is_readable).then_some(Candidate { space, type_object })
+    (found.pa == anchor).then_some(Candidate { space, type_object })
 }

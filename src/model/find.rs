@@ -72,12 +72,16 @@ pub struct Graph {
     pub unreadable: BTreeMap<VirtAddr, ObjectError>,
 }
 
-/// Reads all modules among the instances.
-pub fn graph(interpreter: &Interpreter<'_>, builtins: &Builtins, instances: &Instances) -> Graph {
+/// Reads all modules among the instances of `types`, which are those of [`module_types`].
+pub fn graph(
+    interpreter: &Interpreter<'_>,
+    builtins: &Builtins,
+    types: &BTreeSet<VirtAddr>,
+    instances: &Instances,
+) -> Graph {
     let objects = interpreter.objects();
-    let types = module_types(interpreter);
     let mut graph = Graph::default();
-    for (type_object, found) in instances.iter().filter(|(address, _)| types.contains(address)) {
+    for (type_object, found) in types.iter().filter_map(|address| Some((address, instances.get(address)?))) {
         let (class, torch_class) = class_names(interpreter, *type_object);
         for &object in found {
             match read_module(&objects, builtins, object, &class, torch_class.as_ref()) {

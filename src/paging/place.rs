@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use super::roots::{discover, kernel_memory};
-use super::space::{ENTRIES, table_entries};
+use super::space::{ENTRIES, PresentEntries, present_entries};
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 use crate::dump::{MemoryRange, PhysicalMemory};
 use crate::scan::{ABSENT_FRAME, Backend, FrameClasses, ZERO_FRAME, scan};
@@ -97,14 +97,10 @@ fn moved(file: &MemoryRange, displacement: u64) -> Option<MemoryRange> {
 /// For each group of frames that look like roots, whatever their addresses: the targets of their pointers.
 fn root_targets(view: &PhysicalMemory, mmu: &Mmu, classes: &FrameClasses) -> Vec<BTreeSet<u64>> {
     let tops = mmu.levels.iter().filter(|level| level.level >= 4).fold(0, |mask, level| mask | 1 << (level.level - 1));
-    let pointers = |frame: PhysAddr| -> Vec<(u64, u64)> {
-        let bytes = view.bytes(frame, FRAME_SIZE).unwrap_or_default();
-        let present = (0..).zip(table_entries(bytes)).filter(|(_, entry)| entry & mmu.present != 0);
-        present.map(|(index, entry)| (index, entry & mmu.address)).collect()
-    };
-    let mut groups: BTreeMap<Vec<(u64, u64)>, Vec<PhysAddr>> = BTreeMap::new();
+    let mut groups: BTreeMap<PresentEntries, Vec<PhysAddr>> = BTreeMap::new();
     for (frame, _) in classes.with(tops) {
-        let upper: Vec<(u64, u64)> = pointers(frame).into_iter().filter(|(index, _)| *index >= ENTRIES / 2).collect();
+        let mut upper = present_entries(view, mmu, frame);
+        upper.retain(|(index, _)| *index >= ENTRIES / 2);
         if upper.len() > 1 {
             groups.entry(upper).or_default().push(frame);
         }
@@ -112,8 +108,8 @@ fn root_targets(view: &PhysicalMemory, mmu: &Mmu, classes: &FrameClasses) -> Vec
     let mut groups: Vec<Vec<PhysAddr>> = groups.into_values().filter(|frames| frames.len() >= MIN_ROOTS).collect();
     groups.sort_by_key(|frames| Reverse(frames.len()));
     let targets = |frames: Vec<PhysAddr>| {
-        let targets = frames.into_iter().flat_map(|frame| pointers(frame).into_iter().map(|(_, target)| target));
-        targets.filter(|target| *target != 0).collect()
+        let entries = frames.into_iter().flat_map(|frame| present_entries(view, mmu, frame));
+        entries.map(|(_, target)| target).filter(|target| *target != 0).collect()
     };
     groups.into_iter().take(MAX_GROUPS).map(targets).collect()
 }

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     fn mapping(va: u64, pa: u64, len: u64) -> Mapping {
-        Mapping { va: VirtAddr(va), pa: PhysAddr(pa), len, writable: true, executable: false }
+        Mapping { va: VirtAddr(va), pa: PhysAddr(pa), len, executable: false }
     }
 
     #[test]

@@ -15,7 +15,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::space::{AddressSpace, ENTRIES, UserTables, is_leaf, page_address, table_entries};
+use super::space::{
+    AddressSpace, ENTRIES, PresentEntries, UserTables, is_leaf, page_address, present_entries, table_entries,
+};
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
 use crate::scan::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
@@ -44,9 +46,6 @@ pub enum SpaceKind {
     Stale,
 }
 
-/// Index and target of the present entries of a half of a top table.
-type Half = Vec<(u64, u64)>;
-
 /// An address space that was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Space {
@@ -73,7 +72,7 @@ pub struct Discovery {
 }
 
 /// The figures of one number of levels.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Attempt {
     /// Levels of page tables.
     pub levels: u8,
@@ -213,13 +212,10 @@ impl<'a> Tables<'a> {
     }
 
     /// One half of a top table.
-    fn half(&self, root: PhysAddr, kernel: bool) -> Half {
-        let bytes = self.memory.bytes(root, FRAME_SIZE).unwrap_or_default();
-        let entries = (0..).zip(table_entries(bytes));
+    fn half(&self, root: PhysAddr, kernel: bool) -> PresentEntries {
+        let mut entries = present_entries(self.memory, self.mmu, root);
+        entries.retain(|(index, _)| (*index >= ENTRIES / 2) == kernel);
         entries
-            .filter(|(index, entry)| (*index >= ENTRIES / 2) == kernel && entry & self.mmu.present != 0)
-            .map(|(index, entry)| (index, entry & self.mmu.address))
-            .collect()
     }
 
     fn describe(&self, root: PhysAddr, levels: u8, mapped: usize, user_tables: &mut UserTables) -> Space {
@@ -307,7 +303,7 @@ struct Reading {
 
 impl Reading {
     fn new(tables: &Tables<'_>, levels: u8) -> Self {
-        let mut by_half: HashMap<Half, Vec<PhysAddr>> = HashMap::new();
+        let mut by_half: HashMap<PresentEntries, Vec<PhysAddr>> = HashMap::new();
         let roots = tables.by_level.get(&levels);
         for &root in roots.into_iter().flatten() {
             let half = tables.half(root, true);
@@ -315,12 +311,12 @@ impl Reading {
                 by_half.entry(half).or_default().push(root);
             }
         }
-        let mut groups: Vec<(Half, Vec<PhysAddr>)> = by_half.into_iter().collect();
+        let mut groups: Vec<(PresentEntries, Vec<PhysAddr>)> = by_half.into_iter().collect();
         for (_, roots) in &mut groups {
             roots.sort_unstable();
         }
         groups.sort_by(|(_, a), (_, b)| b.len().cmp(&a.len()).then(a.cmp(b)));
-        let mut clusters: Vec<(Half, Cluster)> = Vec::new();
+        let mut clusters: Vec<(PresentEntries, Cluster)> = Vec::new();
         for (half, roots) in groups.into_iter().take(MAX_CLUSTERS) {
             // Kernel halves differ in an entry or two, where a process has its own (the LDT) or an
             // entry was added after the process began.

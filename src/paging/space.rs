@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 
-use serde::Serialize;
-
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
 use crate::signature::{Leaf, Mmu, MmuLevel};
@@ -13,6 +11,9 @@ pub const ENTRIES: u64 = 512;
 
 /// Whether tables, by address and level, lead to a page that user mode may reach.
 pub(super) type UserTables = HashMap<(PhysAddr, u8), bool>;
+
+/// Present entries of a table, or of a half of one: index and target address, sorted.
+pub(super) type PresentEntries = Vec<(u64, u64)>;
 
 /// Why a virtual address could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,8 +102,8 @@ pub struct AddressSpace<'a> {
     levels: u8,
 }
 
-/// A run of pages with the same rights, contiguous in virtual and in physical addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// A run of pages of the same kind, contiguous in virtual and in physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
     /// First virtual address.
     pub va: VirtAddr,
@@ -110,17 +111,8 @@ pub struct Mapping {
     pub pa: PhysAddr,
     /// Bytes.
     pub len: u64,
-    /// Whether all levels allow writing.
-    pub writable: bool,
     /// Whether all levels allow execution.
     pub executable: bool,
-}
-
-/// Rights along a walk.
-#[derive(Clone, Copy)]
-struct Rights {
-    writable: bool,
-    executable: bool,
 }
 
 impl<'a> AddressSpace<'a> {
@@ -185,8 +177,7 @@ impl<'a> AddressSpace<'a> {
     /// can make four tables look like 2^36 pages; what is left of it is kept. `None` when it ran out.
     pub fn user_mappings(&self, budget: &mut u64) -> Option<Vec<Mapping>> {
         let mut mappings = Vec::new();
-        let rights = Rights { writable: true, executable: true };
-        self.collect(self.root, self.levels, 0, 0..ENTRIES / 2, rights, budget, &mut mappings)?;
+        self.collect(self.root, self.levels, 0, 0..ENTRIES / 2, true, budget, &mut mappings)?;
         Some(mappings)
     }
 
@@ -226,7 +217,7 @@ impl<'a> AddressSpace<'a> {
         level: u8,
         base: u64,
         entries: std::ops::Range<u64>,
-        rights: Rights,
+        executable: bool,
         budget: &mut u64,
         out: &mut Vec<Mapping>,
     ) -> Option<()> {
@@ -240,27 +231,15 @@ impl<'a> AddressSpace<'a> {
                 continue;
             }
             let va = base + (index << rules.shift);
-            let rights = Rights {
-                writable: rights.writable && entry & self.mmu.writable != 0,
-                // Isolated kernels (KPTI) forbid themselves the whole user half on the top level.
-                executable: rights.executable && (level == self.levels || entry & self.mmu.no_execute == 0),
-            };
+            // Isolated kernels (KPTI) forbid themselves the whole user half on the top level.
+            let executable = executable && (level == self.levels || entry & self.mmu.no_execute == 0);
             if is_leaf(self.mmu, rules, entry) {
                 let pa = PhysAddr(page_address(self.mmu, rules, entry));
-                let is_new = push(
-                    out,
-                    Mapping {
-                        va: VirtAddr(va),
-                        pa,
-                        len: 1 << rules.shift,
-                        writable: rights.writable,
-                        executable: rights.executable,
-                    },
-                );
+                let is_new = push(out, Mapping { va: VirtAddr(va), pa, len: 1 << rules.shift, executable });
                 *budget = budget.checked_sub(u64::from(is_new))?;
             } else {
                 let next = PhysAddr(entry & self.mmu.address);
-                self.collect(next, level - 1, va, 0..ENTRIES, rights, budget, out)?;
+                self.collect(next, level - 1, va, 0..ENTRIES, executable, budget, out)?;
             }
         }
         Some(())
@@ -283,6 +262,13 @@ pub(super) fn table_entries(frame: &[u8]) -> impl Iterator<Item = u64> {
     words.iter().map(|word| u64::from_le_bytes(*word))
 }
 
+/// Index and target address of the present entries of the table at `table`; none where it is not in the dump.
+pub(super) fn present_entries(memory: &PhysicalMemory, mmu: &Mmu, table: PhysAddr) -> PresentEntries {
+    let entries = (0..).zip(table_entries(memory.bytes(table, FRAME_SIZE).unwrap_or_default()));
+    let present = entries.filter(|(_, entry)| entry & mmu.present != 0);
+    present.map(|(index, entry)| (index, entry & mmu.address)).collect()
+}
+
 /// Whether a present entry maps a page.
 pub(super) fn is_leaf(mmu: &Mmu, rules: &MmuLevel, entry: u64) -> bool {
     match rules.leaf {
@@ -302,7 +288,7 @@ pub(super) fn page_address(mmu: &Mmu, rules: &MmuLevel, entry: u64) -> u64 {
 fn push(out: &mut Vec<Mapping>, page: Mapping) -> bool {
     if let Some(last) = out.last_mut() {
         let follows = last.va.0 + last.len == page.va.0 && last.pa.0 + last.len == page.pa.0;
-        if follows && last.writable == page.writable && last.executable == page.executable {
+        if follows && last.executable == page.executable {
             last.len += page.len;
             return false;
         }

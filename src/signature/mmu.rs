@@ -14,8 +14,6 @@ pub struct Mmu {
     pub source: String,
     /// The bit of an entry that makes it present, as a mask.
     pub present: u64,
-    /// The bit of an entry that allows writing, as a mask.
-    pub writable: u64,
     /// The bit of an entry that lets user mode in, as a mask.
     pub user: u64,
     /// The bit of an entry that forbids execution, as a mask.
@@ -71,7 +69,6 @@ pub(super) struct RawMmu {
     #[serde(default)]
     source: String,
     present: Spanned<u32>,
-    writable: Spanned<u32>,
     user: Spanned<u32>,
     no_execute: Spanned<u32>,
     leaf_bit: Spanned<u32>,
@@ -119,7 +116,6 @@ impl RawMmu {
             name: self.name.get_ref().clone(),
             source: self.source.clone(),
             present: bit(&self.present, text)?,
-            writable: bit(&self.writable, text)?,
             user: bit(&self.user, text)?,
             no_execute: bit(&self.no_execute, text)?,
             leaf_bit: bit(&self.leaf_bit, text)?,

@@ -6,6 +6,7 @@ use tensorcarve::addr::{FileOffset, PhysAddr};
 use tensorcarve::dump::{MemoryRange, PhysicalMemory};
 
 use super::FRAME;
+use super::random::Random;
 
 /// Bytes of the ranges, one after the other, behind an odd number of bytes that belong to none.
 pub struct Builder {
@@ -46,21 +47,7 @@ impl Builder {
     }
 }
 
-/// A small generator, so that a failing case is given by one number.
-pub struct Random(pub u64);
-
 impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
     /// Memory of the kinds that dumps hold, in a few ranges with ragged ends.
     pub fn memory(&mut self) -> PhysicalMemory {
         let mut ranges = Vec::new();

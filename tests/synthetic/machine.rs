@@ -7,7 +7,8 @@ use std::rc::Rc;
 use tensorcarve::addr::PhysAddr;
 use tensorcarve::dump::Dump;
 
-use super::memory::{FRAME, Random, dump_of};
+use super::memory::{FRAME, dump_of};
+use super::random::Random;
 
 pub const HUGE: u64 = 0x20_0000;
 const NX: u64 = 1 << 63;

@@ -10,6 +10,8 @@ mod heap;
 mod machine;
 mod memory;
 mod python;
+#[path = "../random/mod.rs"]
+mod random;
 mod tensor;
 mod torch;
 
@@ -23,8 +25,9 @@ use tensorcarve::signature::Signatures;
 
 pub use heap::Process;
 pub use machine::{DirectMap, Machine, Options};
-pub use memory::{Random, dump_of};
+pub use memory::dump_of;
 pub use python::{Keeping, Python};
+pub use random::Random;
 pub use tensor::{Placed, Tensor, sha256};
 pub use torch::{ModuleSpec, Torch};
 
