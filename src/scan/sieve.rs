@@ -83,7 +83,8 @@ pub(super) struct Neighbour {
 impl Sieve {
     /// Sieves for all entries; the numbers beside them are what [`Sieve::members`] gives back.
     pub(super) fn split(mut entries: Vec<(usize, Entry)>, sample: &Sample, shape: Shape) -> Vec<Self> {
-        entries.sort_by_key(|(_, entry)| entry.own.may_be_zero);
+        // Where there is more than one sieve, those that know their place go together: the others need fewer digits.
+        entries.sort_by_key(|(_, entry)| (entry.own.may_be_zero, !entry.own.knows_place()));
         let kinds = entries.chunk_by(|(_, a), (_, b)| a.own.may_be_zero == b.own.may_be_zero);
         kinds.flat_map(|kind| kind.chunks(shape.entries)).map(|part| Self::new(part, sample, shape)).collect()
     }

@@ -14,13 +14,13 @@ use super::vector::{Vector, Work};
 use crate::addr::{FRAME_SIZE, PhysAddr};
 
 const FRAME: usize = FRAME_SIZE as usize;
-/// Vectors whose matches are looked at together: most of the time there are none.
-const GROUP: usize = 4;
+/// The most vectors whose matches are looked at together.
+const MAX_GROUP: usize = 8;
 /// Bytes of a frame between two looks at whether it can still be a page table.
 const BLOCK: usize = 512;
 
 /// Neighbours of slots that are held against the tables before it is seen whether that left any.
-const AT_ONCE: usize = 2;
+const AT_ONCE: usize = 3;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 /// How far ahead memory is asked for. Operations that wait for a load fill the core's scheduler, so that it does not
@@ -88,8 +88,9 @@ unsafe fn scan_frames<V: Vector, const OWN: usize, const FEW: usize, const MANY:
                             let test = MaskedTest { mask: V::splat(mask), value: V::splat(value) };
                             V::isolate(Look { test, typing, frames, classes, found });
                         }
-                        Filter::MaskedOwn { mask, value } => {
-                            let test = OwnTest(MaskedTest { mask: V::splat(mask), value: V::splat(value) });
+                        Filter::MaskedOwn { mask, value, may_be_zero } => {
+                            let masked = MaskedTest { mask: V::splat(mask), value: V::splat(value) };
+                            let test = OwnTest { masked, zeros: V::splat(if may_be_zero { u64::MAX } else { 0 }) };
                             V::isolate(Look { test, typing, frames, classes, found });
                         }
                         Filter::Span(span) => {
@@ -306,7 +307,11 @@ impl<V: Vector> SlotTest<V> for MaskedTest<V> {
 
 /// [`Filter::MaskedOwn`] in every lane.
 #[derive(Clone, Copy)]
-struct OwnTest<V>(MaskedTest<V>);
+struct OwnTest<V> {
+    masked: MaskedTest<V>,
+    /// All bits where zeros may pass, else none: in a frame of zeros one slot would, and be checked.
+    zeros: V,
+}
 
 impl<V: Vector> SlotTest<V> for OwnTest<V> {
     type Known = ();
@@ -314,7 +319,11 @@ impl<V: Vector> SlotTest<V> for OwnTest<V> {
     #[inline(always)]
     unsafe fn test(&self, values: V, places: V) -> (V::Mask, ()) {
         // SAFETY: as for this function.
-        (unsafe { self.0.test(values.sub(places), places).0 }, ())
+        unsafe {
+            let passed = self.masked.test(values.sub(places), places).0;
+            let seen = values.or(self.zeros);
+            (V::both(passed, seen.has(seen)), ())
+        }
     }
 }
 
@@ -442,17 +451,17 @@ unsafe fn select<V: Vector, T: SlotTest<V>, W: Watch<V>>(
     found: &mut impl FnMut(usize, u64),
 ) -> usize {
     let looked_at = bytes.get(places.clone()).unwrap_or_default();
-    let groups = looked_at.chunks_exact(GROUP * V::BYTES);
+    let groups = looked_at.chunks_exact(V::GROUP * V::BYTES);
     let rest = groups.remainder().len();
-    // SAFETY: as for this function; a group holds GROUP vectors.
+    // SAFETY: as for this function; a group holds `V::GROUP` vectors, at most `MAX_GROUP`.
     unsafe {
         let step = V::splat(V::BYTES as u64);
         let mut slots = V::slots().add(V::splat(places.start as u64));
-        for (group, start) in groups.zip((places.start..).step_by(GROUP * V::BYTES)) {
+        for (group, start) in groups.zip((places.start..).step_by(V::GROUP * V::BYTES)) {
             // The first vector only fills the array, to be tested in its turn.
-            let mut tested = [test.test(V::splat(0), slots); GROUP];
+            let mut tested = [test.test(V::splat(0), slots); MAX_GROUP];
             let mut any = V::none();
-            for (n, tested) in tested.iter_mut().enumerate() {
+            for (n, tested) in tested.iter_mut().enumerate().take(V::GROUP) {
                 let vector = group.as_ptr().add(n * V::BYTES);
                 let v = V::load(vector);
                 if n * V::BYTES % LINE == 0 {
@@ -464,7 +473,7 @@ unsafe fn select<V: Vector, T: SlotTest<V>, W: Watch<V>>(
                 slots = slots.add(step);
             }
             if V::any(any) {
-                for (passed, place) in tested.into_iter().zip((start..).step_by(V::BYTES)) {
+                for (passed, place) in tested.into_iter().take(V::GROUP).zip((start..).step_by(V::BYTES)) {
                     if V::any(passed.0) {
                         test.survivors(passed, bytes, place, found);
                     }

@@ -77,6 +77,11 @@ impl SlotSet {
         Digit::all(self.bits).zip(self.digits.iter().copied())
     }
 
+    /// Whether it says anything of the value less its place.
+    pub(super) fn knows_place(&self) -> bool {
+        self.digits().any(|(digit, allowed)| digit.is_own && allowed != u16::MAX)
+    }
+
     /// All tests of a field that begins at bit `start` of the slot.
     fn restrict(&mut self, field: &Field, start: u32) {
         let width = u32::from(field.width) * 8;
@@ -137,7 +142,7 @@ fn masked_digits(mask: u64, value: u64, shift: u32, bits: u32) -> u16 {
 }
 
 /// Whether a field that is zero could pass.
-fn may_be_zero(test: &Test) -> bool {
+pub(super) fn may_be_zero(test: &Test) -> bool {
     match test {
         Test::Equal(value) | Test::Masked { value, .. } => *value == 0,
         Test::Range { min, .. } => *min == 0,
