@@ -17,8 +17,6 @@ mod filter;
 mod frames;
 mod needles;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
-mod slot_set;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod pointer_set;
 mod sample;
 mod scalar;
@@ -26,6 +24,8 @@ mod scalar;
 mod sieve;
 #[cfg(target_arch = "x86_64")]
 mod simd;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
+mod slot_set;
 mod structures;
 mod sweep;
 #[cfg(target_arch = "x86_64")]

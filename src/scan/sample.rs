@@ -34,7 +34,7 @@ impl Sample {
             for at in (first..range.len()).step_by(step as usize) {
                 let frame = PhysAddr(range.start.0 + at).frame();
                 for _ in 0..SLOTS {
-                    let place = next() % FRAME_SIZE & !7;
+                    let place = (next() % FRAME_SIZE) & !7;
                     slots.extend(memory.read_u64(PhysAddr(frame.0 | place)).map(|value| (value, place as usize)));
                 }
             }
@@ -45,9 +45,9 @@ impl Sample {
                 0 => next(),
                 1 => next() % 256,
                 2 => next() % (1 << 20),
-                _ => 0x7f00_0000_0000 | next() % (1 << 40) & !7,
+                _ => 0x7f00_0000_0000 | ((next() % (1 << 40)) & !7),
             };
-            slots.push((value, (next() % FRAME_SIZE & !7) as usize));
+            slots.push((value, ((next() % FRAME_SIZE) & !7) as usize));
         }
         Self { slots }
     }

@@ -19,14 +19,7 @@ impl Engine for Scalar {
         Shape { digit_bits: 4, entries: 64, own: 0, few: 0, many: 0 }
     }
 
-    fn scan_frames(
-        &self,
-        plan: &Plan<'_>,
-        range: View<'_>,
-        frames: View<'_>,
-        classes: &mut [u8],
-        hits: &mut Vec<Hit>,
-    ) {
+    fn scan_frames(&self, plan: &Plan<'_>, range: View<'_>, frames: View<'_>, classes: &mut [u8], hits: &mut Vec<Hit>) {
         for (frame, class) in frames.frames().zip(classes) {
             *class = classify(plan.mmu, frame.bytes);
             match_view(plan, range, frame, hits);

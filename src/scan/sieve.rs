@@ -29,7 +29,6 @@ pub(super) const NEIGHBOUR_DIGITS: usize = 3;
 /// Slots beside an entry's own one that are looked at before the exact check, best first.
 const NEIGHBOURS: [isize; 6] = [-1, 1, 2, -2, 3, -3];
 /// A sieve that lets through less than one slot in so many needs no more digits.
-const LATER_DIGITS: usize = 3;
 const RARE: u64 = 4096;
 
 /// For each value of a digit the entries that allow it. With fewer than four bits a digit the first ones are used.
@@ -93,7 +92,7 @@ impl Sieve {
         let own_sets = entries.iter().map(|(_, entry)| Some(&entry.own));
         let skips_zeros = entries.iter().all(|(_, entry)| !entry.own.may_be_zero);
         let zero = if skips_zeros { 0 } else { u64::MAX };
-        let digits = choose(&tables(own_sets, shape), sample, zero, shape.own, shape.many + LATER_DIGITS);
+        let digits = choose(&tables(own_sets, shape), sample, zero, shape.own, shape.many + NEIGHBOUR_DIGITS);
         let side = |own: bool| digits.iter().filter(move |(digit, _)| digit.is_own == own);
         let of_side = |own: bool| side(own).map(|(digit, table)| (digit.shift, *table)).collect::<Vec<_>>();
         let (mut own, mut value) = (of_side(true), of_side(false));
@@ -106,7 +105,7 @@ impl Sieve {
             let sets = entries.iter().map(|(_, entry)| entry.around.get(n));
             Neighbour::new(sets, distance * 8, sample, shape)
         });
-        let neighbours = later_self(&later).into_iter().chain(neighbours).collect();
+        let neighbours = Neighbour::itself(&later).into_iter().chain(neighbours).collect();
         Self { members: entries.iter().map(|(member, _)| *member).collect(), own, value, neighbours, skips_zeros }
     }
 
@@ -121,6 +120,15 @@ impl Sieve {
 }
 
 impl Neighbour {
+    /// An entry's own slot once more, with the digits for which the first look has no room.
+    fn itself(later: &[(u32, Table)]) -> Option<Self> {
+        let mut digits = [(0, [u64::MAX; 16]); NEIGHBOUR_DIGITS];
+        for (to, digit) in digits.iter_mut().zip(later) {
+            *to = *digit;
+        }
+        (!later.is_empty()).then_some(Self { distance: 0, digits, zero: u64::MAX })
+    }
+
     /// `None` if no entry says anything.
     fn new<'a>(
         sets: impl Iterator<Item = Option<&'a SlotSet>> + Clone,
@@ -141,14 +149,6 @@ impl Neighbour {
         }
         Some(Self { distance, digits, zero })
     }
-}
-
-fn later_self(later: &[(u32, Table)]) -> Option<Neighbour> {
-    let mut digits = [(0, [u64::MAX; 16]); NEIGHBOUR_DIGITS];
-    for (to, digit) in digits.iter_mut().zip(later) {
-        *to = *digit;
-    }
-    (!later.is_empty()).then_some(Neighbour { distance: 0, digits, zero: u64::MAX })
 }
 
 fn look_up(table: &Table, digit: Digit, value: u64, place: usize) -> u64 {

@@ -19,6 +19,8 @@ const MAX_GROUP: usize = 8;
 /// Bytes of a frame between two looks at whether it can still be a page table.
 const BLOCK: usize = 512;
 
+/// A sieve that needs no more digits of the value lets hardly anything through.
+const FEW_DIGITS: usize = 3;
 /// Neighbours of slots that are held against the tables before it is seen whether that left any.
 const AT_ONCE: usize = 3;
 /// Bytes of a cache line.
@@ -31,6 +33,9 @@ const AHEAD: usize = 2048;
 trait SlotTest<V: Vector>: Copy {
     /// What the test knows of the slots of a vector beside whether they pass.
     type Known: Copy;
+    /// Vectors that are looked at together: most of the time none of them passes. More of them mean fewer branches, where
+    /// a few slots of some frames always pass.
+    const GROUP: usize = 4;
 
     /// The lanes that may be what is looked for.
     ///
@@ -371,6 +376,7 @@ impl<V: Vector, const SKIP_ZEROS: bool, const OWN: usize, const VALUE: usize> Sl
 {
     /// The entries that each slot could be.
     type Known = V;
+    const GROUP: usize = if VALUE > FEW_DIGITS { V::SIEVE_GROUP } else { 4 };
 
     #[inline(always)]
     unsafe fn test(&self, values: V, places: V) -> (V::Mask, V) {
@@ -392,13 +398,7 @@ impl<V: Vector, const SKIP_ZEROS: bool, const OWN: usize, const VALUE: usize> Sl
     }
 
     #[inline(always)]
-    unsafe fn survivors(
-        &self,
-        passed: (V::Mask, V),
-        bytes: &[u8],
-        place: usize,
-        found: &mut impl FnMut(usize, u64),
-    ) {
+    unsafe fn survivors(&self, passed: (V::Mask, V), bytes: &[u8], place: usize, found: &mut impl FnMut(usize, u64)) {
         // SAFETY: as for this function; neighbours are loaded where all of them lie in the bytes.
         unsafe {
             let mut left = passed.1.keep(passed.0);
@@ -451,17 +451,17 @@ unsafe fn select<V: Vector, T: SlotTest<V>, W: Watch<V>>(
     found: &mut impl FnMut(usize, u64),
 ) -> usize {
     let looked_at = bytes.get(places.clone()).unwrap_or_default();
-    let groups = looked_at.chunks_exact(V::GROUP * V::BYTES);
+    let groups = looked_at.chunks_exact(T::GROUP * V::BYTES);
     let rest = groups.remainder().len();
-    // SAFETY: as for this function; a group holds `V::GROUP` vectors, at most `MAX_GROUP`.
+    // SAFETY: as for this function; a group holds `T::GROUP` vectors, at most `MAX_GROUP`.
     unsafe {
         let step = V::splat(V::BYTES as u64);
         let mut slots = V::slots().add(V::splat(places.start as u64));
-        for (group, start) in groups.zip((places.start..).step_by(V::GROUP * V::BYTES)) {
+        for (group, start) in groups.zip((places.start..).step_by(T::GROUP * V::BYTES)) {
             // The first vector only fills the array, to be tested in its turn.
             let mut tested = [test.test(V::splat(0), slots); MAX_GROUP];
             let mut any = V::none();
-            for (n, tested) in tested.iter_mut().enumerate().take(V::GROUP) {
+            for (n, tested) in tested.iter_mut().enumerate().take(T::GROUP) {
                 let vector = group.as_ptr().add(n * V::BYTES);
                 let v = V::load(vector);
                 if n * V::BYTES % LINE == 0 {
@@ -473,7 +473,7 @@ unsafe fn select<V: Vector, T: SlotTest<V>, W: Watch<V>>(
                 slots = slots.add(step);
             }
             if V::any(any) {
-                for (passed, place) in tested.into_iter().take(V::GROUP).zip((start..).step_by(V::BYTES)) {
+                for (passed, place) in tested.into_iter().take(T::GROUP).zip((start..).step_by(V::BYTES)) {
                     if V::any(passed.0) {
                         test.survivors(passed, bytes, place, found);
                     }
@@ -510,7 +510,6 @@ impl<V: Vector> VectorSpan<V> {
             }
         }
     }
-
 }
 
 impl<V: Vector> SlotTest<V> for VectorSpan<V> {

@@ -92,7 +92,9 @@ impl SlotSet {
                 Test::OneOf(values) => self.restrict_to(start, width, |shift, bits| {
                     values.iter().fold(0, |any, value| any | range_digits(*value, *value, shift, bits))
                 }),
-                Test::Masked { mask, value } => self.restrict_to(start, width, |s, n| masked_digits(*mask, *value, s, n)),
+                Test::Masked { mask, value } => {
+                    self.restrict_to(start, width, |s, n| masked_digits(*mask, *value, s, n))
+                }
                 Test::UserPointer { align } => {
                     self.restrict_to(start, width, |s, n| range_digits(USER_POINTER_MIN, USER_POINTER_MAX, s, n));
                     self.restrict_to(start, width, |s, n| masked_digits(align - 1, 0, s, n));

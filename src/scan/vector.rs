@@ -20,8 +20,8 @@ pub(super) trait Work {
 pub(super) trait Vector: Copy {
     /// Bytes in a vector.
     const BYTES: usize;
-    /// Vectors whose matches are looked at together: most of the time there are none.
-    const GROUP: usize;
+    /// Vectors that a sieve looks at together, at most eight: as many as measurement found best.
+    const SIEVE_GROUP: usize;
     /// What is added to both sides before `at_most`, where the instruction set compares signed only.
     const BIAS: u64;
     /// One truth value per lane.
@@ -107,7 +107,7 @@ mod x86_64 {
 
     impl Vector for __m256i {
         const BYTES: usize = 32;
-        const GROUP: usize = 4;
+        const SIEVE_GROUP: usize = 4;
         const BIAS: u64 = 1 << 63;
         type Mask = __m256i;
         // Eight entries of half a lane: the instruction looks up those.
@@ -174,7 +174,7 @@ mod x86_64 {
 
     impl Vector for __m512i {
         const BYTES: usize = 64;
-        const GROUP: usize = 8;
+        const SIEVE_GROUP: usize = 8;
         const BIAS: u64 = 0;
         type Mask = __mmask8;
         type Lookup = (__m512i, __m512i);
