@@ -4,6 +4,7 @@
 //! the byte's lowest and by its highest bits, that say in which buckets a needle has such a byte there. Where a bit
 //! is set in all look-ups, there may be a needle of that bucket. (The algorithm is known as Teddy.)
 
+use super::buckets::{self, fields};
 use super::window::{WINDOW, Window};
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::machine;
@@ -24,9 +25,7 @@ impl Tables {
 
     /// Lets a byte pass for the buckets in `bits`.
     fn admit(&mut self, byte: u8, bits: u8, field_bits: u32) {
-        let low = usize::from(byte) % (1 << field_bits);
-        let high = usize::from(byte) >> (u8::BITS - field_bits);
-        for (table, field) in [(&mut self.low, low), (&mut self.high, high)] {
+        for (table, field) in [&mut self.low, &mut self.high].into_iter().zip(fields(byte, field_bits)) {
             table.get_mut(field).into_iter().for_each(|entry| *entry |= bits);
         }
     }
@@ -91,15 +90,10 @@ impl Filter {
         let machine = machine(backend)?;
         let shape = (machine.shape)(windows.len())?;
         let mut filter = Self { machine, shape, groups: vec![[Tables::EMPTY; WINDOW]; shape.groups()] };
-        // Windows with like bytes go to the same bucket, which then lets few other bytes pass.
-        let mut sorted: Vec<&Window> = windows.iter().collect();
-        sorted.sort_by_key(|window| window.bytes.map(|byte| byte % (1 << machine.field_bits)));
-        let per_bucket = windows.len().div_ceil(filter.groups.len() * BUCKETS).max(1);
-        for (bucket, windows) in sorted.chunks(per_bucket).enumerate() {
-            let bits = 1 << (bucket % BUCKETS);
-            for (group, window) in filter.groups.get_mut(bucket / BUCKETS).into_iter().zip([windows]) {
-                window.iter().for_each(|window| admit(group, window, bits, machine.field_bits));
-            }
+        let buckets = buckets::assign(windows, filter.groups.len() * BUCKETS, machine.field_bits);
+        for (window, bucket) in windows.iter().zip(buckets) {
+            let group = filter.groups.get_mut(bucket / BUCKETS);
+            group.into_iter().for_each(|group| admit(group, window, 1 << (bucket % BUCKETS), machine.field_bits));
         }
         Some(filter)
     }
@@ -129,8 +123,8 @@ impl Filter {
 }
 
 fn admit(group: &mut Group, window: &Window, bits: u8, field_bits: u32) {
-    let (counting, behind) = group.split_at_mut_checked(window.len).unwrap_or_default();
-    counting.iter_mut().zip(window.bytes).for_each(|(tables, byte)| tables.admit(byte, bits, field_bits));
+    let (counting, behind) = group.split_at_mut_checked(window.counting().len()).unwrap_or_default();
+    counting.iter_mut().zip(window.counting()).for_each(|(tables, byte)| tables.admit(*byte, bits, field_bits));
     behind.iter_mut().for_each(|tables| tables.admit_all(bits));
 }
 

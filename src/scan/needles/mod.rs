@@ -4,6 +4,7 @@
 //! filtered for [`window`]s, the rarest few bytes of each needle: [`filter`] lets a place pass, [`verify`] knows
 //! which needles have that window, and then the needle itself is compared.
 
+mod buckets;
 mod filter;
 mod reference;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
@@ -79,14 +80,14 @@ impl<'a> Needles<'a> {
             if wasted / PATIENCE > chunk.bytes.len() {
                 return;
             }
-            for (offset, number) in windows.at(seen.get(place..).unwrap_or_default()) {
-                let Some(at) = place.checked_sub(offset).filter(|at| *at < chunk.bytes.len()) else { continue };
-                let (Some(needle), Some(here)) = (self.needles.get(number), seen.get(at..)) else { continue };
+            windows.at(seen.get(place..).unwrap_or_default(), |offset, number| {
+                let Some(at) = place.checked_sub(offset).filter(|at| *at < chunk.bytes.len()) else { return };
+                let (Some(needle), Some(here)) = (self.needles.get(number), seen.get(at..)) else { return };
                 match verify::compare(&needle.bytes, here) {
                     Ok(()) => hits.extend(self.hit(chunk, at, number)),
                     Err(blocks) => wasted += blocks,
                 }
-            }
+            });
         });
         wasted
     }
