@@ -66,13 +66,15 @@ pub(super) struct Machine {
     pub(super) step: usize,
     /// The shape that is fastest for a number of needles; none where something else is faster.
     pub(super) shape: fn(usize) -> Option<Shape>,
-    /// Calls back with every place that passes. The bytes are a multiple of the step, and the rest of the last window.
-    ///
-    /// # Safety
-    ///
-    /// The CPU has the instruction set.
-    pub(super) search: unsafe fn(Shape, &[Group], &[u8], &mut dyn FnMut(usize)),
+    pub(super) search: Search,
 }
+
+/// Calls back with every place that passes. The bytes are a multiple of the step, and the rest of the last window.
+///
+/// # Safety
+///
+/// The CPU has the instruction set.
+type Search = unsafe fn(Shape, &[Group], &[u8], &mut dyn FnMut(usize));
 
 /// The most places that a machine looks at together.
 const MAX_STEP: usize = 256;
