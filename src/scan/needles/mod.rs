@@ -5,6 +5,7 @@
 //! which needles have that window, and then the needle itself is compared.
 
 mod buckets;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod filter;
 mod reference;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
@@ -19,6 +20,7 @@ use std::sync::OnceLock;
 use super::Hit;
 use super::backend::Backend;
 use super::chunk::View;
+use super::engine::is_slot_needle;
 use crate::addr::PhysAddr;
 use crate::signature::{Needle, Signatures};
 
@@ -33,9 +35,8 @@ const PATIENCE: usize = 4;
 
 /// The needles, ready to be searched for.
 pub(super) struct Needles<'a> {
-    needles: &'a [Needle],
-    /// Index of the first needle's signature.
-    first_index: u16,
+    /// Those that the pass over slots does not find, each with the index of its signature.
+    needles: Vec<(u16, &'a Needle)>,
     filtered: Option<(Filter, Windows)>,
     /// Made when it is first needed.
     reference: OnceLock<Reference<'a>>,
@@ -43,11 +44,11 @@ pub(super) struct Needles<'a> {
 
 impl<'a> Needles<'a> {
     pub(super) fn new(signatures: &'a Signatures, backend: Backend) -> Self {
-        let needles = signatures.needles();
-        let first_index = u16::try_from(signatures.structures().len()).unwrap_or(u16::MAX);
-        let windows: Vec<_> = needles.iter().map(|needle| Window::of(&needle.bytes)).collect();
+        let first = u16::try_from(signatures.structures().len()).unwrap_or(u16::MAX);
+        let needles: Vec<_> = (first..).zip(signatures.needles()).filter(|(_, n)| !is_slot_needle(n)).collect();
+        let windows: Vec<_> = needles.iter().map(|(_, needle)| Window::of(&needle.bytes)).collect();
         let filtered = Filter::new(backend, &windows).map(|filter| (filter, Windows::new(windows)));
-        Self { needles, first_index, filtered, reference: OnceLock::new() }
+        Self { needles, filtered, reference: OnceLock::new() }
     }
 
     /// Adds the needles that begin in `chunk`; they may end after it, in the same range.
@@ -61,8 +62,8 @@ impl<'a> Needles<'a> {
             }
             hits.truncate(before);
         }
-        let reference = self.reference.get_or_init(|| Reference::new(self.needles));
-        reference.find(self.needles, seen, chunk.bytes.len(), |at, number| hits.extend(self.hit(chunk, at, number)));
+        let reference = self.reference.get_or_init(|| Reference::new(&self.needles));
+        reference.find(&self.needles, seen, chunk.bytes.len(), |at, number| hits.extend(self.hit(chunk, at, number)));
     }
 
     /// Returns how much was compared in vain.
@@ -82,7 +83,7 @@ impl<'a> Needles<'a> {
             }
             windows.at(seen.get(place..).unwrap_or_default(), |offset, number| {
                 let Some(at) = place.checked_sub(offset).filter(|at| *at < chunk.bytes.len()) else { return };
-                let (Some(needle), Some(here)) = (self.needles.get(number), seen.get(at..)) else { return };
+                let (Some((_, needle)), Some(here)) = (self.needles.get(number), seen.get(at..)) else { return };
                 match verify::compare(&needle.bytes, here) {
                     Ok(()) => hits.extend(self.hit(chunk, at, number)),
                     Err(blocks) => wasted += blocks,
@@ -94,9 +95,9 @@ impl<'a> Needles<'a> {
 
     /// The hit of a needle that stands at a place in `chunk`, where its alignment allows that.
     fn hit(&self, chunk: View<'_>, at: usize, number: usize) -> Option<Hit> {
+        let (signature, needle) = *self.needles.get(number)?;
         let address = PhysAddr(chunk.start.0 + at as u64);
-        let signature = self.first_index.checked_add(u16::try_from(number).ok()?)?;
-        let aligned = address.0.is_multiple_of(self.needles.get(number)?.align);
+        let aligned = address.0.is_multiple_of(needle.align);
         aligned.then_some(Hit { address, anchor: address, value: 0, signature, tested: 0, deferred: 0 })
     }
 }

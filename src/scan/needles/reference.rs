@@ -22,23 +22,29 @@ enum Searcher<'a> {
 }
 
 impl<'a> Reference<'a> {
-    pub(super) fn new(needles: &'a [Needle]) -> Self {
+    pub(super) fn new(needles: &[(u16, &'a Needle)]) -> Self {
         let searcher = match needles {
             [] => Searcher::None,
-            [one] => Searcher::One(Box::new(Finder::new(&one.bytes))),
+            [(_, one)] => Searcher::One(Box::new(Finder::new(&one.bytes))),
             many => AhoCorasick::builder()
                 .match_kind(MatchKind::LeftmostFirst)
-                .build(many.iter().map(|needle| &needle.bytes))
+                .build(many.iter().map(|(_, needle)| &needle.bytes))
                 .map_or_else(
-                    |_| Searcher::Each(many.iter().map(|needle| Finder::new(&needle.bytes)).collect()),
+                    |_| Searcher::Each(many.iter().map(|(_, needle)| Finder::new(&needle.bytes)).collect()),
                     Searcher::Many,
                 ),
         };
-        Self { searcher, longest: needles.iter().map(|needle| needle.bytes.len()).max().unwrap_or_default() }
+        Self { searcher, longest: needles.iter().map(|(_, needle)| needle.bytes.len()).max().unwrap_or_default() }
     }
 
     /// Calls `found` with every place before `places` where a needle stands in `bytes`, and the needle's number.
-    pub(super) fn find(&self, needles: &[Needle], bytes: &[u8], places: usize, mut found: impl FnMut(usize, usize)) {
+    pub(super) fn find(
+        &self,
+        needles: &[(u16, &Needle)],
+        bytes: &[u8],
+        places: usize,
+        mut found: impl FnMut(usize, usize),
+    ) {
         let end = places.saturating_add(self.longest.saturating_sub(1)).min(bytes.len());
         let bytes = bytes.get(..end).unwrap_or_default();
         let mut from = 0;
@@ -49,7 +55,7 @@ impl<'a> Reference<'a> {
             }
             // The automaton reports one of those that begin here; there may be others.
             let here = bytes.get(at..).unwrap_or_default();
-            let standing = needles.iter().enumerate().filter(|(_, needle)| here.starts_with(&needle.bytes));
+            let standing = needles.iter().enumerate().filter(|(_, (_, needle))| here.starts_with(&needle.bytes));
             standing.for_each(|(number, _)| found(at, number));
             from = at + 1;
         }
