@@ -103,7 +103,7 @@ pub fn scan(
 ) -> ScanResult {
     let engine = backend.engine();
     let plan = engine::Plan::new(signatures, &sample::Sample::new(memory), engine.shape());
-    let needles = Needles::new(signatures);
+    let needles = Needles::new(signatures, backend);
     let mut frames = FrameClasses::unclassified(memory);
     let chunks = chunk::split(memory, &mut frames);
     let hits: Vec<Vec<Hit>> = chunks
