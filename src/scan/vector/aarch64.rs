@@ -1,8 +1,9 @@
 //! The vector operations for ARM: two NEON registers at a time.
 
 use std::arch::aarch64::*;
+use std::arch::asm;
 
-use super::Vector;
+use super::{Table, Vector, Work};
 
 /// Two registers: as many lanes as AVX2 has, and as many vectors (16) in the register file.
 #[derive(Clone, Copy)]
@@ -27,8 +28,26 @@ impl Vector for Neon {
     const BIAS: u64 = 0;
     /// All bits of a lane, or none.
     type Mask = Self;
+    type Lookup = uint8x16_t;
+    // One byte of each lane: the instruction looks up bytes.
+    const LOOKED_UP: u64 = 0xff;
+
+    #[inline(always)]
+    unsafe fn isolate(work: impl Work) {
+        #[target_feature(enable = "neon")]
+        #[inline(never)]
+        fn isolated(work: impl Work) {
+            // SAFETY: this function is only called where the feature is there.
+            unsafe { work.run() }
+        }
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { isolated(work) }
+    }
 
     methods! { @static
+        prefetch(line: *const u8) -> () {
+            asm!("prfm pldl1keep, [{line}]", line = in(reg) line, options(nostack, preserves_flags, readonly))
+        }
         load(bytes: *const u8) -> Self {{
             let load = |bytes| vreinterpretq_u64_u8(vld1q_u8(bytes));
             Self(load(bytes), load(bytes.add(16)))
@@ -38,7 +57,8 @@ impl Vector for Neon {
             let low = vcombine_u64(vcreate_u64(0), vcreate_u64(8));
             Self(low, vaddq_u64(low, vdupq_n_u64(16)))
         }}
-        either(a: Self, b: Self) -> Self { a.zip(b, |a, b| vorrq_u64(a, b)) }
+        either(a: Self, b: Self) -> Self { a.or(b) }
+        both(a: Self, b: Self) -> Self { a.and(b) }
         any(mask: Self) -> bool { vmaxvq_u32(vreinterpretq_u32_u64(vorrq_u64(mask.0, mask.1))) != 0 }
         bits(mask: Self) -> u32 {{
             let lanes = vcombine_u32(vmovn_u64(mask.0), vmovn_u64(mask.1));
@@ -46,6 +66,10 @@ impl Vector for Neon {
             vaddvq_u32(vandq_u32(lanes, bit_of_lane))
         }}
         none() -> Self { Self::splat(0) }
+        lookup_table(table: &Table) -> uint8x16_t {{
+            let bytes = table.map(|entry| entry.to_le_bytes().into_iter().fold(0, |folded, byte| folded | byte));
+            vld1q_u8(bytes.as_ptr())
+        }}
     }
 
     methods! { @self
@@ -54,12 +78,17 @@ impl Vector for Neon {
         xor(self, b: Self) -> Self { self.zip(b, |a, b| veorq_u64(a, b)) }
         add(self, b: Self) -> Self { self.zip(b, |a, b| vaddq_u64(a, b)) }
         sub(self, b: Self) -> Self { self.zip(b, |a, b| vsubq_u64(a, b)) }
-        rotate(self, right: Self, left: Self) -> Self {{
-            // A shift to the left by less than nothing is one to the right.
-            let right = right.each(|by| vreinterpretq_u64_s64(vnegq_s64(vreinterpretq_s64_u64(by))));
-            let shift = |v, by| vshlq_u64(v, vreinterpretq_s64_u64(by));
-            self.zip(right, shift).or(self.zip(left, shift))
-        }}
+        // A shift to the left by less than nothing is one to the right.
+        shift_right(self, bits: Self) -> Self {
+            self.zip(bits, |v, by| vshlq_u64(v, vnegq_s64(vreinterpretq_s64_u64(by))))
+        }
+        rotate(self, right: Self, left: Self) -> Self {
+            self.shift_right(right).or(self.zip(left, |v, by| vshlq_u64(v, vreinterpretq_s64_u64(by))))
+        }
+        look_up(self, table: uint8x16_t) -> Self {
+            self.and(Self::splat(0xf)).each(|v| vreinterpretq_u64_u8(vqtbl1q_u8(table, vreinterpretq_u8_u64(v))))
+        }
+        has(self, bits: Self) -> Self { self.zip(bits, |v, bits| vtstq_u64(v, bits)) }
         equal(self, b: Self) -> Self { self.zip(b, |a, b| vceqq_u64(a, b)) }
         at_most(self, bound: Self) -> Self { self.zip(bound, |a, b| vcleq_u64(a, b)) }
         lacks(self, bits: Self) -> Self { self.and(bits).each(|v| vceqzq_u64(v)) }
