@@ -17,8 +17,6 @@ mod filter;
 mod frames;
 mod needles;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
-mod nibbles;
-#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod pointer_set;
 mod sample;
 mod scalar;
@@ -26,6 +24,8 @@ mod scalar;
 mod sieve;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod simd;
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
+mod slot_set;
 mod structures;
 mod sweep;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -102,7 +102,7 @@ pub fn scan(
     progress: &(dyn Fn(u64) + Sync),
 ) -> ScanResult {
     let engine = backend.engine();
-    let plan = engine::Plan::new(signatures, &sample::Sample::new(memory));
+    let plan = engine::Plan::new(signatures, &sample::Sample::new(memory), engine.shape());
     let needles = Needles::new(signatures);
     let mut frames = FrameClasses::unclassified(memory);
     let chunks = chunk::split(memory, &mut frames);

@@ -25,12 +25,13 @@ impl Neon {
 
 impl Vector for Neon {
     const BYTES: usize = 32;
+    const GROUP: usize = 4;
     const BIAS: u64 = 0;
     /// All bits of a lane, or none.
     type Mask = Self;
-    type Lookup = uint8x16_t;
-    // One byte of each lane: the instruction looks up bytes.
-    const LOOKED_UP: u64 = 0xff;
+    // Eight entries of half a lane: the instruction looks up bytes, in two registers.
+    type Lookup = uint8x16x2_t;
+    const LOOKED_UP: u64 = 0xffff_ffff;
 
     #[inline(always)]
     unsafe fn isolate(work: impl Work) {
@@ -66,9 +67,14 @@ impl Vector for Neon {
             vaddvq_u32(vandq_u32(lanes, bit_of_lane))
         }}
         none() -> Self { Self::splat(0) }
-        lookup_table(table: &Table) -> uint8x16_t {{
-            let bytes = table.map(|entry| entry.to_le_bytes().into_iter().fold(0, |folded, byte| folded | byte));
-            vld1q_u8(bytes.as_ptr())
+        lookup_table(table: &Table) -> uint8x16x2_t {{
+            let entries = table.map(|entries| entries as u32);
+            let half = |first: usize| vreinterpretq_u8_u32(vld1q_u32(entries.as_ptr().add(first)));
+            uint8x16x2_t(half(0), half(4))
+        }}
+        store(self_: Self, lanes: &mut [u64; 8]) -> () {{
+            vst1q_u64(lanes.as_mut_ptr(), self_.0);
+            vst1q_u64(lanes.as_mut_ptr().add(2), self_.1);
         }}
     }
 
@@ -79,14 +85,19 @@ impl Vector for Neon {
         add(self, b: Self) -> Self { self.zip(b, |a, b| vaddq_u64(a, b)) }
         sub(self, b: Self) -> Self { self.zip(b, |a, b| vsubq_u64(a, b)) }
         // A shift to the left by less than nothing is one to the right.
-        shift_right(self, bits: Self) -> Self {
-            self.zip(bits, |v, by| vshlq_u64(v, vnegq_s64(vreinterpretq_s64_u64(by))))
+        digit(self, bit: Self) -> Self {
+            self.zip(bit, |v, by| vshlq_u64(v, vnegq_s64(vreinterpretq_s64_u64(by))))
         }
         rotate(self, right: Self, left: Self) -> Self {
-            self.shift_right(right).or(self.zip(left, |v, by| vshlq_u64(v, vreinterpretq_s64_u64(by))))
+            self.digit(right).or(self.zip(left, |v, by| vshlq_u64(v, vreinterpretq_s64_u64(by))))
         }
-        look_up(self, table: uint8x16_t) -> Self {
-            self.and(Self::splat(0xf)).each(|v| vreinterpretq_u64_u8(vqtbl1q_u8(table, vreinterpretq_u8_u64(v))))
+        look_up(self, table: uint8x16x2_t) -> Self {
+            self.and(Self::splat(7)).each(|digit| {
+                // Where the four bytes of the digit's entry are.
+                let (first, bytes) = (vdupq_n_u32(0x0404_0404), vdupq_n_u32(0x0302_0100));
+                let at = vmlaq_u32(bytes, vreinterpretq_u32_u64(digit), first);
+                vreinterpretq_u64_u8(vqtbl2q_u8(table, vreinterpretq_u8_u32(at)))
+            })
         }
         has(self, bits: Self) -> Self { self.zip(bits, |v, bits| vtstq_u64(v, bits)) }
         equal(self, b: Self) -> Self { self.zip(b, |a, b| vceqq_u64(a, b)) }
