@@ -629,7 +629,7 @@ impl<V: Vector, const N: usize> SlotTest<V> for SpansTest<V, N> {
 
 /// An engine of the algorithm above for one instruction set.
 macro_rules! engine {
-    ($(#[$doc:meta])* $engine:ident, $vector:ty, $feature:tt, $shape:expr) => {
+    ($(#[$doc:meta])* $engine:ident, $vector:ty, $feature:tt, $detected:expr, $shape:expr) => {
         $(#[$doc])*
         pub(super) struct $engine(());
 
@@ -637,7 +637,7 @@ macro_rules! engine {
             /// The engine, where the CPU has the instruction set.
             pub(super) fn detect() -> Option<&'static dyn Engine> {
                 static ENGINE: $engine = $engine(());
-                std::is_x86_feature_detected!($feature).then_some(&ENGINE)
+                $detected.then_some(&ENGINE)
             }
         }
 
@@ -688,15 +688,26 @@ macro_rules! engine {
     };
 }
 
+#[cfg(target_arch = "aarch64")]
 engine!(
     /// Four slots at a time.
-    Avx2, std::arch::x86_64::__m256i, "avx2",
+    Neon, super::vector::Neon, "neon",
+    // A slot is little-endian, the lanes are as the computer is.
+    (cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon")),
+    // Eight entries of 32 bits in two registers.
+    Shape { digit_bits: 3, entries: 32, own: 4, few: 3, many: 6 }
+);
+#[cfg(target_arch = "x86_64")]
+engine!(
+    /// Four slots at a time.
+    Avx2, std::arch::x86_64::__m256i, "avx2", std::is_x86_feature_detected!("avx2"),
     // Eight entries of 32 bits in a register.
     Shape { digit_bits: 3, entries: 32, own: 4, few: 3, many: 6 }
 );
+#[cfg(target_arch = "x86_64")]
 engine!(
     /// Eight slots at a time.
-    Avx512, std::arch::x86_64::__m512i, "avx512f",
+    Avx512, std::arch::x86_64::__m512i, "avx512f", std::is_x86_feature_detected!("avx512f"),
     // Sixteen entries of 64 bits in two registers.
     Shape { digit_bits: 4, entries: 64, own: 3, few: 2, many: 4 }
 );

@@ -94,7 +94,7 @@ impl Text<'_> {
                 return key.map_or(header.to_owned(), |key| format!("{header}.{key}"));
             }
             if key.is_none() && !line.starts_with(['#', '{']) {
-                key = line.split_once('=').map(|(key, _)| key.trim().to_owned());
+                key = line.split_once('=').map(|(key, _)| key.trim().to_owned()).filter(|key| !key.is_empty());
             }
         }
         key.unwrap_or_else(|| "file".to_owned())
@@ -126,6 +126,8 @@ mod tests {
         assert_eq!(at("2,"), "a.toml:7:3: structure.field.one_of: bad");
         assert_eq!(at("[structure]]"), "a.toml:2:2: structure: bad");
         assert_eq!(at("# note"), "a.toml:1:1: file: bad");
+        let nameless = Text { file: "a.toml", text: "= 1\n" };
+        assert_eq!(nameless.error(0..1, "bad").to_string(), "a.toml:1:1: file: bad");
         assert_eq!(source.error(9999..10000, "bad").to_string(), "a.toml:9:1: structure.field.one_of: bad");
     }
 }
