@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::engine::Engine;
 use super::scalar::Scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::simd;
 
 /// A way to scan. All find the same; they differ in speed.
@@ -13,15 +13,17 @@ use super::simd;
 pub enum Backend {
     /// One slot at a time; the reference.
     Scalar,
-    /// Four slots at a time.
+    /// Four slots at a time, on ARM.
+    Neon,
+    /// Four slots at a time, on x86.
     Avx2,
-    /// Eight slots at a time.
+    /// Eight slots at a time, on x86.
     Avx512,
 }
 
 impl Backend {
     /// All backends, slowest first.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512];
 
     /// The fastest that this computer has.
     pub fn detect_best() -> Self {
@@ -37,6 +39,7 @@ impl Backend {
     pub fn needs(self) -> Option<&'static str> {
         match self {
             Self::Scalar => None,
+            Self::Neon => Some("neon"),
             Self::Avx2 => Some("avx2"),
             Self::Avx512 => Some("avx512f"),
         }
@@ -50,6 +53,10 @@ impl Backend {
     fn lookup(self) -> Option<&'static dyn Engine> {
         match self {
             Self::Scalar => Some(&Scalar),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => simd::Neon::detect(),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon => None,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => simd::Avx2::detect(),
             #[cfg(target_arch = "x86_64")]
@@ -64,6 +71,7 @@ impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Scalar => "scalar",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
         })
@@ -80,6 +88,8 @@ pub enum BackendChoice {
     Scalar,
     /// The best vector unit there is, and none other.
     Simd,
+    /// NEON.
+    Neon,
     /// AVX2.
     Avx2,
     /// AVX-512.
@@ -88,7 +98,7 @@ pub enum BackendChoice {
 
 impl BackendChoice {
     /// The names, as a user writes them.
-    pub const NAMES: [&str; 5] = ["auto", "scalar", "simd", "avx2", "avx512"];
+    pub const NAMES: [&str; 6] = ["auto", "scalar", "simd", "neon", "avx2", "avx512"];
 
     /// The backend for this choice on this computer.
     pub fn resolve(self) -> Result<Backend, BackendError> {
@@ -99,6 +109,7 @@ impl BackendChoice {
                 best => return Ok(best),
             },
             Self::Scalar => Backend::Scalar,
+            Self::Neon => Backend::Neon,
             Self::Avx2 => Backend::Avx2,
             Self::Avx512 => Backend::Avx512,
         };
@@ -117,6 +128,7 @@ impl FromStr for BackendChoice {
             "auto" => Ok(Self::Auto),
             "scalar" => Ok(Self::Scalar),
             "simd" => Ok(Self::Simd),
+            "neon" => Ok(Self::Neon),
             "avx2" => Ok(Self::Avx2),
             "avx512" => Ok(Self::Avx512),
             _ => Err(BackendError::Unknown(name.to_owned())),
@@ -139,6 +151,8 @@ pub enum BackendError {
         feature: &'static str,
     },
     /// The CPU has no vector unit that we use.
-    #[error("the backend simd needs the CPU feature avx2 or avx512f, and this computer has neither; use scalar")]
+    #[error(
+        "the backend simd needs the CPU feature avx2, avx512f or neon, and this computer has none of them; use scalar"
+    )]
     NoSimd,
 }

@@ -10,20 +10,20 @@
 
 mod backend;
 mod chunk;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod engine;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod filter;
 mod frames;
 mod needles;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod pointer_set;
 mod scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod simd;
 mod structures;
 mod sweep;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
 
 use rayon::prelude::*;

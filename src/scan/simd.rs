@@ -233,7 +233,7 @@ unsafe fn select_spans<V: Vector, const N: usize>(
 
 /// An engine of the algorithm above for one instruction set.
 macro_rules! engine {
-    ($(#[$doc:meta])* $engine:ident, $vector:ty, $feature:tt) => {
+    ($(#[$doc:meta])* $engine:ident, $vector:ty, $feature:tt, $detected:expr) => {
         $(#[$doc])*
         pub(super) struct $engine(());
 
@@ -241,7 +241,7 @@ macro_rules! engine {
             /// The engine, where the CPU has the instruction set.
             pub(super) fn detect() -> Option<&'static dyn Engine> {
                 static ENGINE: $engine = $engine(());
-                std::is_x86_feature_detected!($feature).then_some(&ENGINE)
+                $detected.then_some(&ENGINE)
             }
         }
 
@@ -269,11 +269,20 @@ macro_rules! engine {
     };
 }
 
+#[cfg(target_arch = "aarch64")]
 engine!(
     /// Four slots at a time.
-    Avx2, std::arch::x86_64::__m256i, "avx2"
+    Neon, super::vector::Neon, "neon",
+    // A slot is little-endian, the lanes are as the computer is.
+    (cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon"))
 );
+#[cfg(target_arch = "x86_64")]
+engine!(
+    /// Four slots at a time.
+    Avx2, std::arch::x86_64::__m256i, "avx2", std::is_x86_feature_detected!("avx2")
+);
+#[cfg(target_arch = "x86_64")]
 engine!(
     /// Eight slots at a time.
-    Avx512, std::arch::x86_64::__m512i, "avx512f"
+    Avx512, std::arch::x86_64::__m512i, "avx512f", std::is_x86_feature_detected!("avx512f")
 );

@@ -45,33 +45,39 @@ pub(super) trait Vector: Copy {
     unsafe fn fold(self) -> u64;
 }
 
+/// Functions of [`Vector`] whose bodies are intrinsics.
+macro_rules! methods {
+    (@static $($name:ident($($arg:ident: $of:ty),*) -> $result:ty { $body:expr })*) => {
+        $(
+            #[inline(always)]
+            #[allow(unused_unsafe, reason = "masks of AVX-512 are plain integers")]
+            unsafe fn $name($($arg: $of),*) -> $result {
+                // SAFETY: the caller vouches for the instruction set, and for the bytes of a load.
+                unsafe { $body }
+            }
+        )*
+    };
+    (@self $($name:ident($me:ident $(, $arg:ident: $of:ty)*) -> $result:ty { $body:expr })*) => {
+        $(
+            #[inline(always)]
+            unsafe fn $name($me $(, $arg: $of)*) -> $result {
+                // SAFETY: the caller vouches for the instruction set.
+                unsafe { $body }
+            }
+        )*
+    };
+}
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "aarch64")]
+pub(super) use aarch64::Neon;
+
+#[cfg(target_arch = "x86_64")]
 mod x86_64 {
     use std::arch::x86_64::*;
 
     use super::Vector;
-
-    /// Functions of [`Vector`] whose bodies are intrinsics.
-    macro_rules! methods {
-        (@static $($name:ident($($arg:ident: $of:ty),*) -> $result:ty { $body:expr })*) => {
-            $(
-                #[inline(always)]
-                #[allow(unused_unsafe, reason = "masks of AVX-512 are plain integers")]
-                unsafe fn $name($($arg: $of),*) -> $result {
-                    // SAFETY: the caller vouches for the instruction set, and for the bytes of a load.
-                    unsafe { $body }
-                }
-            )*
-        };
-        (@self $($name:ident($me:ident $(, $arg:ident: $of:ty)*) -> $result:ty { $body:expr })*) => {
-            $(
-                #[inline(always)]
-                unsafe fn $name($me $(, $arg: $of)*) -> $result {
-                    // SAFETY: the caller vouches for the instruction set.
-                    unsafe { $body }
-                }
-            )*
-        };
-    }
 
     impl Vector for __m256i {
         const BYTES: usize = 32;
