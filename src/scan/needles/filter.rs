@@ -6,6 +6,7 @@
 
 #[cfg(target_arch = "aarch64")]
 use super::aarch64::machine;
+use super::buckets::{self, fields};
 use super::window::{WINDOW, Window};
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::machine;
@@ -26,9 +27,7 @@ impl Tables {
 
     /// Lets a byte pass for the buckets in `bits`.
     fn admit(&mut self, byte: u8, bits: u8, field_bits: u32) {
-        let low = usize::from(byte) % (1 << field_bits);
-        let high = usize::from(byte) >> (u8::BITS - field_bits);
-        for (table, field) in [(&mut self.low, low), (&mut self.high, high)] {
+        for (table, field) in [&mut self.low, &mut self.high].into_iter().zip(fields(byte, field_bits)) {
             table.get_mut(field).into_iter().for_each(|entry| *entry |= bits);
         }
     }
@@ -70,13 +69,15 @@ pub(super) struct Machine {
     pub(super) step: usize,
     /// The shape that is fastest for a number of needles; none where something else is faster.
     pub(super) shape: fn(usize) -> Option<Shape>,
-    /// Calls back with every place that passes. The bytes are a multiple of the step, and the rest of the last window.
-    ///
-    /// # Safety
-    ///
-    /// The CPU has the instruction set.
-    pub(super) search: unsafe fn(Shape, &[Group], &[u8], &mut dyn FnMut(usize)),
+    pub(super) search: Search,
 }
+
+/// Calls back with every place that passes. The bytes are a multiple of the step, and the rest of the last window.
+///
+/// # Safety
+///
+/// The CPU has the instruction set.
+type Search = unsafe fn(Shape, &[Group], &[u8], &mut dyn FnMut(usize));
 
 /// The most places that a machine looks at together.
 const MAX_STEP: usize = 256;
@@ -94,15 +95,10 @@ impl Filter {
         let machine = machine(backend)?;
         let shape = (machine.shape)(windows.len())?;
         let mut filter = Self { machine, shape, groups: vec![[Tables::EMPTY; WINDOW]; shape.groups()] };
-        // Windows with like bytes go to the same bucket, which then lets few other bytes pass.
-        let mut sorted: Vec<&Window> = windows.iter().collect();
-        sorted.sort_by_key(|window| window.bytes.map(|byte| byte % (1 << machine.field_bits)));
-        let per_bucket = windows.len().div_ceil(filter.groups.len() * BUCKETS).max(1);
-        for (bucket, windows) in sorted.chunks(per_bucket).enumerate() {
-            let bits = 1 << (bucket % BUCKETS);
-            for (group, window) in filter.groups.get_mut(bucket / BUCKETS).into_iter().zip([windows]) {
-                window.iter().for_each(|window| admit(group, window, bits, machine.field_bits));
-            }
+        let buckets = buckets::assign(windows, filter.groups.len() * BUCKETS, machine.field_bits);
+        for (window, bucket) in windows.iter().zip(buckets) {
+            let group = filter.groups.get_mut(bucket / BUCKETS);
+            group.into_iter().for_each(|group| admit(group, window, 1 << (bucket % BUCKETS), machine.field_bits));
         }
         Some(filter)
     }
@@ -132,8 +128,8 @@ impl Filter {
 }
 
 fn admit(group: &mut Group, window: &Window, bits: u8, field_bits: u32) {
-    let (counting, behind) = group.split_at_mut_checked(window.len).unwrap_or_default();
-    counting.iter_mut().zip(window.bytes).for_each(|(tables, byte)| tables.admit(byte, bits, field_bits));
+    let (counting, behind) = group.split_at_mut_checked(window.counting().len()).unwrap_or_default();
+    counting.iter_mut().zip(window.counting()).for_each(|(tables, byte)| tables.admit(*byte, bits, field_bits));
     behind.iter_mut().for_each(|tables| tables.admit_all(bits));
 }
 

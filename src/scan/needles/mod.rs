@@ -6,6 +6,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+mod buckets;
 mod filter;
 mod reference;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
@@ -81,14 +82,14 @@ impl<'a> Needles<'a> {
             if wasted / PATIENCE > chunk.bytes.len() {
                 return;
             }
-            for (offset, number) in windows.at(seen.get(place..).unwrap_or_default()) {
-                let Some(at) = place.checked_sub(offset).filter(|at| *at < chunk.bytes.len()) else { continue };
-                let (Some(needle), Some(here)) = (self.needles.get(number), seen.get(at..)) else { continue };
+            windows.at(seen.get(place..).unwrap_or_default(), |offset, number| {
+                let Some(at) = place.checked_sub(offset).filter(|at| *at < chunk.bytes.len()) else { return };
+                let (Some(needle), Some(here)) = (self.needles.get(number), seen.get(at..)) else { return };
                 match verify::compare(&needle.bytes, here) {
                     Ok(()) => hits.extend(self.hit(chunk, at, number)),
                     Err(blocks) => wasted += blocks,
                 }
-            }
+            });
         });
         wasted
     }

@@ -45,11 +45,16 @@ impl Windows {
         self.largest_offset
     }
 
-    /// The offsets of the windows that `bytes` begin with, and the numbers of their needles.
+    /// Calls `found` with the offset of every window that `bytes` begin with, and the number of its needle.
     #[inline]
-    pub(super) fn at(&self, bytes: &[u8]) -> impl Iterator<Item = (usize, usize)> {
+    pub(super) fn at(&self, bytes: &[u8], mut found: impl FnMut(usize, usize)) {
         let window = bytes.first_chunk().map_or_else(|| before_the_end(bytes), |whole| u32::from_le_bytes(*whole));
-        self.by_length.iter().flat_map(move |table| table.at(window))
+        for table in &self.by_length {
+            let window = window & table.mask;
+            for entry in table.entries(window).iter().filter(|entry| entry.window == window) {
+                found(entry.offset as usize, entry.needle as usize);
+            }
+        }
     }
 }
 
@@ -69,16 +74,14 @@ impl Table {
         Some(Self { mask: u32::MAX >> (8 * (WINDOW - len)), shift, starts, entries })
     }
 
+    /// The entries with the hash of a window.
     #[inline]
-    fn at(&self, window: u32) -> impl Iterator<Item = (usize, usize)> {
-        let window = window & self.mask;
+    fn entries(&self, window: u32) -> &[Entry] {
         let index = hash(window, self.shift);
-        let entries = match self.starts.get(index..index + 2) {
+        match self.starts.get(index..index + 2) {
             Some([start, end]) => self.entries.get(*start as usize..*end as usize).unwrap_or_default(),
             _ => &[],
-        };
-        let equal = entries.iter().filter(move |entry| entry.window == window);
-        equal.map(|entry| (entry.offset as usize, entry.needle as usize))
+        }
     }
 }
 

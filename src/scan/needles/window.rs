@@ -25,6 +25,16 @@ impl Window {
         bytes.iter_mut().zip(found).for_each(|(to, from)| *to = *from);
         Self { offset, bytes, len }
     }
+
+    /// The bytes that count.
+    pub(super) fn counting(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&self.bytes)
+    }
+}
+
+/// The share of the memory that is this byte.
+pub(super) fn share(byte: u8) -> f32 {
+    (-f32::from(rarity(byte)) / 4.0).exp2()
 }
 
 /// How rare a byte is: four times the negative logarithm, to base 2, of its share of the memory.

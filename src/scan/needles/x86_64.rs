@@ -22,9 +22,9 @@ static AVX2: Machine = Machine {
     step: VECTORS * <__m256i as Vector>::BYTES,
     shape: |needles| match needles {
         // memmem is faster.
-        ..=1 => None,
-        ..=16 => Some(Shape::One),
-        ..=64 => Some(Shape::Two),
+        0 | 1 => None,
+        2..=16 => Some(Shape::One),
+        17..=64 => Some(Shape::Two),
         _ => Some(Shape::Four),
     },
     search: avx2,
@@ -35,9 +35,9 @@ static AVX512: Machine = Machine {
     step: VECTORS * <__m512i as Vector>::BYTES,
     shape: |needles| match needles {
         0 => None,
-        ..=32 => Some(Shape::OneLow),
-        ..=100 => Some(Shape::One),
-        ..=300 => Some(Shape::Two),
+        1..=32 => Some(Shape::OneLow),
+        33..=100 => Some(Shape::One),
+        101..=300 => Some(Shape::Two),
         _ => Some(Shape::Four),
     },
     search: avx512,
