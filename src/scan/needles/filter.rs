@@ -4,6 +4,8 @@
 //! the byte's lowest and by its highest bits, that say in which buckets a needle has such a byte there. Where a bit
 //! is set in all look-ups, there may be a needle of that bucket. (The algorithm is known as Teddy.)
 
+#[cfg(target_arch = "aarch64")]
+use super::aarch64::machine;
 use super::buckets::{self, fields};
 use super::window::{WINDOW, Window};
 #[cfg(target_arch = "x86_64")]
@@ -42,6 +44,7 @@ pub(super) type Group = [Tables; WINDOW];
 /// How many groups, and whether both tables of each byte are used or only those of the lowest bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shape {
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "tables of 16 let too much pass for it"))]
     OneLow,
     One,
     Two,
@@ -131,7 +134,7 @@ fn admit(group: &mut Group, window: &Window, bits: u8, field_bits: u32) {
 }
 
 /// The machine for a backend, where this computer has it.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn machine(_: Backend) -> Option<&'static Machine> {
     None
 }

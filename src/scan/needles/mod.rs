@@ -4,11 +4,13 @@
 //! filtered for [`window`]s, the rarest few bytes of each needle: [`filter`] lets a place pass, [`verify`] knows
 //! which needles have that window, and then the needle itself is compared.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod buckets;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod filter;
 mod reference;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
+#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod vector;
 mod verify;
 mod window;

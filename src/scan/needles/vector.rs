@@ -1,6 +1,6 @@
 //! The search with vectors: one algorithm over the few operations that it needs, compiled once per instruction set.
 
-use super::filter::Group;
+use super::filter::{Group, Shape};
 use super::window::WINDOW;
 
 /// A vector of bytes.
@@ -32,6 +32,20 @@ pub(super) trait Vector: Copy {
     unsafe fn prefetch(line: *const u8);
 }
 
+/// Functions of [`Vector`] whose bodies are intrinsics.
+macro_rules! functions {
+    ($($name:ident($($arg:ident: $of:ty),*) $(-> $result:ty)? { $body:expr })*) => {
+        $(
+            #[inline(always)]
+            unsafe fn $name($($arg: $of),*) $(-> $result)? {
+                // SAFETY: the caller vouches for the instruction set, and for the bytes of a load.
+                unsafe { $body }
+            }
+        )*
+    };
+}
+pub(super) use functions;
+
 /// Vectors that are looked at together: most of the time nothing passes.
 pub(super) const VECTORS: usize = 4;
 
@@ -40,6 +54,30 @@ pub(super) const VECTORS: usize = 4;
 const AHEAD: usize = 1536;
 const CACHE_LINE: usize = 64;
 
+/// The search in the shape that the groups were made for.
+///
+/// # Safety
+///
+/// The CPU has the instruction set of `V`.
+#[inline(always)]
+pub(super) unsafe fn search_shape<V: Vector>(
+    shape: Shape,
+    groups: &[Group],
+    bytes: &[u8],
+    candidate: &mut dyn FnMut(usize),
+) {
+    // SAFETY: as for this function.
+    unsafe {
+        match (shape, groups) {
+            (Shape::OneLow, [a]) => search::<V, 1, false>(&[*a], bytes, candidate),
+            (_, [a]) => search::<V, 1, true>(&[*a], bytes, candidate),
+            (_, [a, b]) => search::<V, 2, true>(&[*a, *b], bytes, candidate),
+            (_, [a, b, c, d]) => search::<V, 4, true>(&[*a, *b, *c, *d], bytes, candidate),
+            _ => {}
+        }
+    }
+}
+
 /// Calls `candidate` with every place where the look-ups of some group leave a bit. `bytes` are a multiple of
 /// [`VECTORS`] vectors, and the rest of the last window. With `BOTH`, the tables of the high bits are used, too.
 ///
@@ -47,7 +85,7 @@ const CACHE_LINE: usize = 64;
 ///
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
-pub(super) unsafe fn search<V: Vector, const GROUPS: usize, const BOTH: bool>(
+unsafe fn search<V: Vector, const GROUPS: usize, const BOTH: bool>(
     groups: &[Group; GROUPS],
     bytes: &[u8],
     candidate: &mut dyn FnMut(usize),

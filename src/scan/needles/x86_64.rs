@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::filter::{Group, Machine, Shape};
-use super::vector::{VECTORS, Vector, search};
+use super::vector::{VECTORS, Vector, functions, search_shape};
 use crate::scan::Backend;
 
 /// The machine for a backend, where this computer has it.
@@ -42,19 +42,6 @@ static AVX512: Machine = Machine {
     },
     search: avx512,
 };
-
-/// Functions of [`Vector`] whose bodies are intrinsics.
-macro_rules! functions {
-    ($($name:ident($($arg:ident: $of:ty),*) $(-> $result:ty)? { $body:expr })*) => {
-        $(
-            #[inline(always)]
-            unsafe fn $name($($arg: $of),*) $(-> $result)? {
-                // SAFETY: the caller vouches for the instruction set, and for the bytes of a load.
-                unsafe { $body }
-            }
-        )*
-    };
-}
 
 /// Tables of 16, looked up by halves of bytes.
 impl Vector for __m256i {
@@ -102,21 +89,13 @@ impl Vector for __m512i {
     }
 }
 
-/// The search for one instruction set, in all shapes.
+/// The search for one instruction set.
 macro_rules! compiled {
     ($name:ident, $vector:ty, $features:tt) => {
         #[target_feature(enable = $features)]
         fn $name(shape: Shape, groups: &[Group], bytes: &[u8], candidate: &mut dyn FnMut(usize)) {
             // SAFETY: this function is only called where the features are there.
-            unsafe {
-                match (shape, groups) {
-                    (Shape::OneLow, [a]) => search::<$vector, 1, false>(&[*a], bytes, candidate),
-                    (_, [a]) => search::<$vector, 1, true>(&[*a], bytes, candidate),
-                    (_, [a, b]) => search::<$vector, 2, true>(&[*a, *b], bytes, candidate),
-                    (_, [a, b, c, d]) => search::<$vector, 4, true>(&[*a, *b, *c, *d], bytes, candidate),
-                    _ => {}
-                }
-            }
+            unsafe { search_shape::<$vector>(shape, groups, bytes, candidate) }
         }
     };
 }
