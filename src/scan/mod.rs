@@ -15,6 +15,7 @@ mod engine;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod filter;
 mod frames;
+pub mod gpu;
 mod needles;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod pointer_set;
