@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::engine::Engine;
+use super::gpu;
 use super::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use super::simd;
@@ -17,18 +18,20 @@ pub enum Backend {
     Avx2,
     /// Eight slots at a time.
     Avx512,
+    /// Frames at a time, on a GPU; what the GPU does not do, the best of the others does.
+    Gpu,
 }
 
 impl Backend {
-    /// All backends, slowest first.
+    /// All backends of the CPU, slowest first.
     pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
 
-    /// The fastest that this computer has.
+    /// The fastest that this computer's CPU has.
     pub fn detect_best() -> Self {
         Self::available().last().copied().unwrap_or(Self::Scalar)
     }
 
-    /// Those that this computer has, slowest first; the first is the scalar one.
+    /// Those that this computer's CPU has, slowest first; the first is the scalar one.
     pub fn available() -> Vec<Self> {
         Self::ALL.into_iter().filter(|backend| backend.lookup().is_some()).collect()
     }
@@ -36,7 +39,7 @@ impl Backend {
     /// The CPU feature that it needs.
     pub fn needs(self) -> Option<&'static str> {
         match self {
-            Self::Scalar => None,
+            Self::Scalar | Self::Gpu => None,
             Self::Avx2 => Some("avx2"),
             Self::Avx512 => Some("avx512f"),
         }
@@ -50,6 +53,7 @@ impl Backend {
     fn lookup(self) -> Option<&'static dyn Engine> {
         match self {
             Self::Scalar => Some(&Scalar),
+            Self::Gpu => Self::detect_best().lookup(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => simd::Avx2::detect(),
             #[cfg(target_arch = "x86_64")]
@@ -66,6 +70,7 @@ impl fmt::Display for Backend {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Gpu => "gpu",
         })
     }
 }
@@ -84,13 +89,18 @@ pub enum BackendChoice {
     Avx2,
     /// AVX-512.
     Avx512,
+    /// The GPU.
+    Gpu,
 }
 
 impl BackendChoice {
     /// The names, as a user writes them.
-    pub const NAMES: [&str; 5] = ["auto", "scalar", "simd", "avx2", "avx512"];
+    pub const NAMES: [&str; 6] = ["auto", "scalar", "simd", "avx2", "avx512", "gpu"];
 
-    /// The backend for this choice on this computer.
+    /// The backend for this choice on this computer; for `Auto` the best of the CPU, see [`super::choose`].
+    ///
+    /// # Errors
+    /// This computer lacks what was asked for.
     pub fn resolve(self) -> Result<Backend, BackendError> {
         let wanted = match self {
             Self::Auto => return Ok(Backend::detect_best()),
@@ -101,6 +111,7 @@ impl BackendChoice {
             Self::Scalar => Backend::Scalar,
             Self::Avx2 => Backend::Avx2,
             Self::Avx512 => Backend::Avx512,
+            Self::Gpu => return gpu::ready().map(|_| Backend::Gpu).map_err(BackendError::NoGpu),
         };
         match wanted.needs() {
             Some(feature) if wanted.lookup().is_none() => Err(BackendError::Missing { backend: wanted, feature }),
@@ -119,6 +130,7 @@ impl FromStr for BackendChoice {
             "simd" => Ok(Self::Simd),
             "avx2" => Ok(Self::Avx2),
             "avx512" => Ok(Self::Avx512),
+            "gpu" => Ok(Self::Gpu),
             _ => Err(BackendError::Unknown(name.to_owned())),
         }
     }
@@ -141,4 +153,9 @@ pub enum BackendError {
     /// The CPU has no vector unit that we use.
     #[error("the backend simd needs the CPU feature avx2 or avx512f, and this computer has neither; use scalar")]
     NoSimd,
+    /// No GPU can be used.
+    #[error(
+        "the backend gpu finds no GPU to use ({0}); install its Vulkan driver (on Debian: mesa-vulkan-drivers), or use auto"
+    )]
+    NoGpu(String),
 }

@@ -72,6 +72,7 @@ pub fn adapters() -> Vec<AdapterInfo> {
 #[cfg(feature = "gpu")]
 pub use with_gpu::adapters;
 #[cfg(feature = "gpu")]
+pub(super) use with_gpu::chosen;
 
 #[cfg(feature = "gpu")]
 mod with_gpu {
@@ -89,6 +90,14 @@ mod with_gpu {
             used.would_be_used = true;
         }
         infos
+    }
+
+    /// The adapter to use; what was looked for, and what to do, where there is none.
+    pub(in super::super) fn chosen() -> Result<(Adapter, AdapterInfo), String> {
+        let adapters = enumerate();
+        let infos: Vec<AdapterInfo> = adapters.iter().map(describe).collect();
+        let index = choose(&infos)?;
+        adapters.into_iter().zip(infos).nth(index).ok_or_else(none)
     }
 
     fn none() -> String {
