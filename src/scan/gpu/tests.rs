@@ -97,7 +97,7 @@ fn the_twin_of_scan_misses_nothing() {
     for (signatures, seeds) in [(many(), 0..20), (crowd(), 20..30), (Signatures::load(None).unwrap(), 30..40)] {
         let program = Program::new(&signatures);
         let plan = engine::Plan::new(&signatures);
-        let mut all = 0;
+        let (mut all, mut tried) = (0, 0);
         for seed in seeds {
             let memory = Random(seed).memory();
             let (addresses, bytes) = whole_frames(&memory);
@@ -121,11 +121,11 @@ fn the_twin_of_scan_misses_nothing() {
             hits.sort_unstable();
             expected.sort_unstable();
             assert!(hits == expected, "seed {seed}: {} hits, {} expected", hits.len(), expected.len());
-            // The filter is one: random memory holds far fewer candidates than slots.
-            assert!((candidates.count as usize) < bytes.len() / 8);
             all += hits.len();
+            tried += candidates.count as usize;
         }
-        assert!(all > 0);
+        // The filter is one: what it lets through in vain are lists and equal fields.
+        assert!(all > 0 && tried < all + all / 2, "{all} of {tried}");
     }
 }
 
@@ -195,10 +195,11 @@ fn the_shader_of_scan_does_what_its_twin_does() {
     }
 }
 
-/// Values of a memory itself, so that there is something to find.
+/// A value that our memories hold in many places, and others, most of which they hold.
 fn some_values(memory: &PhysicalMemory, random: &mut Random, count: usize) -> Vec<u64> {
     let end = memory.end().0;
-    (0..count).map(|_| memory.read_u64(PhysAddr(random.below(end) & !7)).unwrap_or_else(|| random.next())).collect()
+    let mut other = || memory.read_u64(PhysAddr(random.below(end) & !7)).filter(|v| *v != 0).unwrap_or(random.next());
+    std::iter::once(0x4242).chain((1..count).map(|_| other())).collect()
 }
 
 #[test]
@@ -206,7 +207,7 @@ fn the_shader_of_sweep_does_what_its_twin_does_and_the_twin_is_a_filter() {
     let gpu = open(|options| options);
     for (seed, count) in [1usize, 2, 7, 100, 5000].into_iter().enumerate() {
         let mut random = Random(seed as u64);
-        let memory = random.memory();
+        let memory = several_batches(seed as u64);
         let (addresses, bytes) = whole_frames(&memory);
         let values = PointerSet::new(&some_values(&memory, &mut random, count));
         let program = SweepProgram::new(&values);
@@ -381,6 +382,7 @@ fn check_sweep(gpu: &Gpu, memory: &PhysicalMemory, values: &PointerSet, look: im
     let mut found = gpu.sweep(memory, &views, values, &cpu, &progress);
     found.sort_unstable();
     assert!(found == expected, "{} found, {} expected", found.len(), expected.len());
+    assert!(!expected.is_empty());
     assert_eq!(seen.into_inner(), all);
     look(on_cpu.into_inner(), all);
 }
