@@ -52,9 +52,8 @@ impl Filter {
     /// The test of a slot that begins with these bytes; only the first eight count.
     pub(super) fn of_bytes(bytes: &[u8]) -> Self {
         let digits = bytes.iter().take(8).zip((0..).step_by(8));
-        let (mask, value) = digits.fold((0, 0), |(mask, value), (byte, shift)| {
-            (mask | 0xff << shift, value | u64::from(*byte) << shift)
-        });
+        let (mask, value) = digits
+            .fold((0, 0), |(mask, value), (byte, shift)| (mask | 0xff << shift, value | u64::from(*byte) << shift));
         Self::Masked { mask, value }
     }
 }

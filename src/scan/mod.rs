@@ -146,12 +146,12 @@ struct BesideGpu<'a> {
 #[cfg(feature = "gpu")]
 impl gpu::OnCpu for BesideGpu<'_> {
     fn beside(&self, chunk: &chunk::Chunk<'_>, hits: &mut Vec<Hit>) {
-        chunk.partial_frames().for_each(|view| scalar::match_view(self.plan, view, hits));
+        chunk.partial_frames().for_each(|view| scalar::match_view(self.plan, chunk.range, view, hits));
         self.needles.find(chunk.range, chunk.view, hits);
     }
 
     fn whole_frames(&self, chunk: &mut chunk::Chunk<'_>, hits: &mut Vec<Hit>) {
         let (whole, classes) = &mut chunk.whole_frames;
-        self.engine.scan_frames(self.plan, *whole, classes, hits);
+        self.engine.scan_frames(self.plan, chunk.range, *whole, classes, hits);
     }
 }

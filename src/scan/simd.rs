@@ -418,7 +418,6 @@ impl<V: Vector> VectorSpan<V> {
             }
         }
     }
-
 }
 
 impl<V: Vector> SlotTest<V> for VectorSpan<V> {

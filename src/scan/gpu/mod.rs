@@ -9,6 +9,8 @@ mod adapter;
 #[cfg(feature = "gpu")]
 mod device;
 #[cfg(feature = "gpu")]
+mod measure;
+#[cfg(feature = "gpu")]
 mod program;
 #[cfg(feature = "gpu")]
 mod resident;
@@ -24,6 +26,8 @@ mod tests;
 mod twin;
 
 pub use adapter::{ADAPTER_VARIABLE, AdapterInfo, AdapterKind, adapters};
+#[cfg(feature = "gpu")]
+pub use measure::{Measured, measure};
 #[cfg(feature = "gpu")]
 pub(super) use {device::Gpu, scan::OnCpu};
 

@@ -2,10 +2,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::super::engine::slot_needles;
 use super::super::pointer_set::PointerSet;
 use crate::addr::FRAME_SIZE;
 use crate::signature::{
-    KERNEL_POINTER_MIN, Leaf, Mmu, Signatures, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN,
+    KERNEL_POINTER_MIN, Leaf, Mmu, Needle, Signatures, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN,
 };
 
 /// A 64-bit number, lower half first: shaders need no 64-bit integers.
@@ -65,7 +66,7 @@ pub(super) const COLUMNS: usize = 16;
 const BYTES: u32 = 8;
 const OWN_BYTES: u32 = 2;
 
-/// All signatures but the needles, compiled.
+/// The signatures, compiled: structures, and the needles that stand in slots.
 pub(super) struct Program {
     /// With the numbers that do not change from batch to batch.
     pub(super) params: ScanParams,
@@ -78,10 +79,59 @@ pub(super) struct Program {
     pub(super) signatures: Vec<u16>,
 }
 
+/// A signature as the device sees it.
+struct Pattern {
+    signature: u16,
+    /// Whether every place of the anchor is an 8-byte slot.
+    in_slots: bool,
+    /// Where anchors stand in a frame: there, and every so many bytes after it.
+    phase: u64,
+    step: u64,
+    /// The anchor, then the other fields.
+    fields: Vec<PatternField>,
+}
+
+/// Bytes from the anchor, width, and tests of a field.
+struct PatternField {
+    position: i64,
+    width: u8,
+    tests: Vec<Test>,
+}
+
+impl Pattern {
+    fn of_structure(structure: &Structure, signature: u16) -> Self {
+        let anchor = structure.anchor();
+        let phase = anchor.offset % structure.align;
+        // The anchor first: where the tables let too much through, it rejects.
+        let others = structure.fields().iter().filter(|field| *field != anchor);
+        let fields = std::iter::once(anchor).chain(others).map(|field| PatternField {
+            position: field.offset.cast_signed() - anchor.offset.cast_signed(),
+            width: field.width,
+            tests: field.tests.clone(),
+        });
+        let in_slots = anchor.width == 8 && phase.is_multiple_of(8) && structure.align.is_multiple_of(8);
+        Self { signature, in_slots, phase, step: structure.align, fields: fields.collect() }
+    }
+
+    fn of_slot_needle(needle: &Needle, signature: u16) -> Self {
+        let fields = needle.bytes.chunks(8).zip((0..).step_by(8)).map(|(bytes, position)| {
+            let value = bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+            let mask = u64::MAX >> (64 - 8 * bytes.len());
+            PatternField { position, width: 8, tests: vec![Test::Masked { mask, value }] }
+        });
+        Self { signature, in_slots: true, phase: 0, step: needle.align, fields: fields.collect() }
+    }
+
+    fn anchor(&self) -> &[Test] {
+        self.fields.first().map_or(&[], |anchor| &anchor.tests)
+    }
+}
+
 impl Program {
     pub(super) fn new(signatures: &Signatures) -> Self {
-        let all = || signatures.structures().iter().zip(0u16..);
-        let (in_slots, loose): (Vec<_>, Vec<_>) = all().partition(|(structure, _)| stands_in_slots(structure));
+        let structures = signatures.structures().iter().zip(0..).map(|(s, index)| Pattern::of_structure(s, index));
+        let needles = slot_needles(signatures).map(|(index, needle)| Pattern::of_slot_needle(needle, index));
+        let (in_slots, loose): (Vec<_>, Vec<_>) = structures.chain(needles).partition(|pattern| pattern.in_slots);
         let mut program = Self {
             params: signatures.mmu().map(mmu_params).unwrap_or_default(),
             structures: Vec::new(),
@@ -89,15 +139,14 @@ impl Program {
             tables: Vec::new(),
             signatures: Vec::new(),
         };
-        let may_be_zero = all().any(|(structure, _)| structure.anchor().tests.iter().all(holds_zero));
-        program.params.zeros_may_match = u32::from(may_be_zero);
         program.params.slot_structures = in_slots.len() as u32;
         program.params.structures = (in_slots.len() + loose.len()) as u32;
         program.params.all_bits = u32::MAX.checked_shr(32 - in_slots.len().min(32) as u32).unwrap_or(0);
-        for (structure, signature) in in_slots.iter().chain(&loose) {
-            program.add(structure, *signature);
+        for pattern in in_slots.iter().chain(&loose) {
+            program.params.zeros_may_match |= u32::from(pattern.anchor().iter().all(holds_zero));
+            program.add(pattern);
         }
-        let anchors: Vec<&[Test]> = in_slots.iter().map(|(structure, _)| structure.anchor().tests.as_slice()).collect();
+        let anchors: Vec<&[Test]> = in_slots.iter().map(Pattern::anchor).collect();
         let columns = columns(&anchors, program.params.all_bits);
         program.params.column_count = columns.len() as u32;
         program.tables.extend(columns.iter().map(|column| column.looks_at));
@@ -108,30 +157,20 @@ impl Program {
         program
     }
 
-    fn add(&mut self, structure: &Structure, signature: u16) {
-        let anchor = structure.anchor();
+    fn add(&mut self, pattern: &Pattern) {
         let first_test = self.tests.len();
-        // The anchor first: where the tables let too much through, it rejects.
-        let others = structure.fields().iter().filter(|field| *field != anchor);
-        for field in std::iter::once(anchor).chain(others) {
-            let position = field.offset as i32 - anchor.offset as i32;
-            let place = DeviceTest { position, width: u32::from(field.width), ..DeviceTest::default() };
-            self.tests.extend(field.tests.iter().flat_map(|test| device_tests(test, place)));
+        for PatternField { position, width, tests } in &pattern.fields {
+            let place = DeviceTest { position: *position as i32, width: u32::from(*width), ..DeviceTest::default() };
+            self.tests.extend(tests.iter().flat_map(|test| device_tests(test, place)));
         }
         self.structures.push(DeviceStructure {
             first_test: first_test as u32,
             test_count: (self.tests.len() - first_test) as u32,
-            phase: (anchor.offset % structure.align) as u32,
-            step: structure.align as u32,
+            phase: pattern.phase as u32,
+            step: pattern.step as u32,
         });
-        self.signatures.push(signature);
+        self.signatures.push(pattern.signature);
     }
-}
-
-/// Whether every place of the anchor is an 8-byte slot.
-fn stands_in_slots(structure: &Structure) -> bool {
-    let anchor = structure.anchor();
-    anchor.width == 8 && anchor.offset.is_multiple_of(8) && structure.align.is_multiple_of(8)
 }
 
 fn halves(number: u64) -> Halves {

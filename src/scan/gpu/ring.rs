@@ -7,8 +7,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use wgpu::{Buffer, BufferUsages, ComputePipeline, MapMode, SubmissionIndex};
+use rayon::prelude::*;
+use wgpu::{Buffer, BufferUsages, CommandEncoder, ComputePipeline, MapMode, SubmissionIndex};
 
+use super::super::chunk::View;
 use super::device::Gpu;
 use crate::addr::FRAME_SIZE;
 
@@ -114,6 +116,34 @@ impl Ring {
     }
 }
 
+impl Ring {
+    /// Uploads all `views` in batches as a scan does, for the measure of what the link can do.
+    pub(super) fn upload(&self, gpu: &Gpu, views: &[View<'_>]) -> Result<(), String> {
+        let most = gpu.options.batch_frames as usize * FRAME_SIZE as usize;
+        let mut views = views.iter().peekable();
+        let batches = std::iter::from_fn(|| {
+            let mut batch = vec![(0, *views.next()?)];
+            let mut bytes = batch.iter().map(|(_, view)| view.bytes.len()).sum::<usize>();
+            while let Some(view) = views.next_if(|view| bytes + view.bytes.len() <= most) {
+                batch.push((bytes as u64, *view));
+                bytes += view.bytes.len();
+            }
+            Some((batch, bytes as u64))
+        });
+        let mut result = Ok(());
+        let start = |slot: &Slot, (batch, bytes): &mut (Vec<(u64, View<'_>)>, u64)| {
+            batch.par_iter().try_for_each(|(offset, view)| slot.write(*offset, view.bytes))?;
+            Ok((*bytes > 0).then(|| slot.launch_upload(gpu, *bytes)))
+        };
+        self.run(gpu, batches, start, |_, output| {
+            if let Err(error) = output {
+                result = Err(error);
+            }
+        });
+        result
+    }
+}
+
 impl Slot {
     fn new(gpu: &Gpu) -> Result<Self, String> {
         let bytes = u64::from(gpu.options.batch_frames) * FRAME_SIZE;
@@ -158,25 +188,42 @@ impl Slot {
         gpu.queue.write_buffer(&self.params, 0, launch.params);
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         if let Some((target, bytes)) = launch.upload {
-            self.staging_is_mapped.store(false, Ordering::Release);
-            self.staging.unmap();
-            encoder.copy_buffer_to_buffer(&self.staging, 0, target, 0, bytes);
+            self.take_staging(&mut encoder, target, bytes);
         }
         encoder.clear_buffer(&self.output, 0, Some(HEADER));
         gpu.dispatch(&mut encoder, launch.pipeline, launch.bindings, launch.frame_count, None);
-        let eager = HEADER + EAGER_ENTRIES.min(gpu.options.capacity.into()) * launch.entry_size;
         let class_bytes = if launch.reads_classes { u64::from(launch.frame_count) * 4 } else { 0 };
+        self.fly(gpu, encoder, launch.entry_size, class_bytes, launch.upload.is_some())
+    }
+
+    /// The same, without any work on what was uploaded.
+    fn launch_upload(&self, gpu: &Gpu, bytes: u64) -> Flight {
+        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        self.take_staging(&mut encoder, &self.input, bytes);
+        encoder.clear_buffer(&self.output, 0, Some(HEADER));
+        self.fly(gpu, encoder, 0, 0, true)
+    }
+
+    fn take_staging(&self, encoder: &mut CommandEncoder, target: &Buffer, bytes: u64) {
+        self.staging_is_mapped.store(false, Ordering::Release);
+        self.staging.unmap();
+        encoder.copy_buffer_to_buffer(&self.staging, 0, target, 0, bytes);
+    }
+
+    /// Adds what is read back, and hands all to the device.
+    fn fly(&self, gpu: &Gpu, mut encoder: CommandEncoder, entry_size: u64, class_bytes: u64, uploads: bool) -> Flight {
+        let eager = HEADER + EAGER_ENTRIES.min(gpu.options.capacity.into()) * entry_size;
         encoder.copy_buffer_to_buffer(&self.output, 0, &self.readback, 0, eager);
         if class_bytes > 0 {
             encoder.copy_buffer_to_buffer(&self.classes, 0, &self.readback, eager, class_bytes);
         }
         let submission = gpu.submit(encoder);
-        if launch.upload.is_some() {
+        if uploads {
             map(&self.staging, MapMode::Write, self.staging.size(), &self.staging_is_mapped);
         }
         let readback_is_mapped = Arc::default();
         map(&self.readback, MapMode::Read, eager + class_bytes, &readback_is_mapped);
-        Flight { submission, entry_size: launch.entry_size, class_bytes, readback_is_mapped }
+        Flight { submission, entry_size, class_bytes, readback_is_mapped }
     }
 
     /// Waits for a batch, and reads what came out.

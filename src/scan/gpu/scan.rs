@@ -2,9 +2,9 @@
 //!
 //! The shader tests every field that lies in a frame, so few candidates are left; it may let
 //! through too much, never too little, and [`structures::check`] makes the same hits of them as of
-//! any backend's. Needles cross the borders of frames and of batches, so the CPU looks for them,
-//! and for structures in parts of frames, while it copies the bytes: they are in its cache then,
-//! and it would only wait for the device.
+//! any backend's. So are needles that stand in slots found. Other needles may begin anywhere and cross the
+//! borders of frames and of batches: the CPU looks for them, and for what is in parts of frames, while
+//! it copies the bytes. They are in its cache then, and it would only wait for the device.
 
 use bytemuck::{bytes_of, cast_slice};
 use rayon::prelude::*;
@@ -12,6 +12,7 @@ use wgpu::BufferUsages;
 
 use super::super::Hit;
 use super::super::chunk::{Chunk, View};
+use super::super::engine::needle_at;
 use super::super::structures;
 use super::device::{Gpu, State};
 use super::program::{Program, ScanParams};
@@ -19,7 +20,7 @@ use super::resident::Run;
 use super::ring::{Flight, Launch, Output, Ring, Slot};
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
-use crate::signature::Signatures;
+use crate::signature::{Signature, Signatures};
 
 /// What the CPU does, beside the device or in its place.
 pub(in super::super) trait OnCpu: Sync {
@@ -162,13 +163,19 @@ impl Batch<'_> {
         let [a, b, c, d, e, f, g, h] = entry;
         let byte = u32::from_le_bytes([a, b, c, d]);
         let signature = *program.signatures.get(u32::from_le_bytes([e, f, g, h]) as usize)?;
-        let structure = signatures.structures().get(usize::from(signature))?;
         let frame = byte / FRAME_SIZE as u32;
         let chunk = self.firsts.partition_point(|first| *first <= frame).checked_sub(1)?;
-        let whole: View<'_> = self.chunks.get(chunk)?.whole_frames.0;
-        let start = whole.start.0 + u64::from(frame - self.firsts.get(chunk)?) * FRAME_SIZE;
-        let view = whole.part(PhysAddr(start)..PhysAddr(start + FRAME_SIZE));
-        structures::check(structure, signature, view, (byte % FRAME_SIZE as u32) as usize)
+        let (chunk, first) = self.chunks.get(chunk).zip(self.firsts.get(chunk))?;
+        let whole: View<'_> = chunk.whole_frames.0;
+        let start = PhysAddr(whole.start.0 + u64::from(frame - first) * FRAME_SIZE);
+        let at = u64::from(byte) % FRAME_SIZE;
+        match signatures.get(signature)? {
+            Signature::Structure(structure) => {
+                let view = whole.part(start..PhysAddr(start.0 + FRAME_SIZE));
+                structures::check(structure, signature, view, at as usize)
+            }
+            Signature::Needle(needle) => needle_at(needle, signature, chunk.range, PhysAddr(start.0 + at)),
+        }
     }
 
     fn on_cpu(&mut self, cpu: &dyn OnCpu) -> Vec<Hit> {

@@ -9,6 +9,7 @@ use bytemuck::{cast_slice, pod_collect_to_vec};
 
 use super::super::chunk::{Chunk, View};
 use super::super::frames::FrameClasses;
+use super::super::sample::Sample;
 use super::super::{Backend, BesideGpu, Hit, Needles, PointerSet, ScanResult, chunk, engine, scalar, structures};
 use super::device::{Gpu, Options};
 use super::program::{DeviceStructure, DeviceTest, Program, ScanParams, SweepParams, SweepProgram};
@@ -16,7 +17,7 @@ use super::scan::OnCpu;
 use super::twin::{self, List};
 use crate::addr::PhysAddr;
 use crate::dump::PhysicalMemory;
-use crate::signature::Signatures;
+use crate::signature::{Signature, Signatures};
 
 const FRAME: u64 = 4096;
 
@@ -96,16 +97,19 @@ fn run_twin(program: &Program, frames: u32, capacity: u32, bytes: &[u8]) -> (Vec
 fn the_twin_of_scan_misses_nothing() {
     for (signatures, seeds) in [(many(), 0..20), (crowd(), 20..30), (Signatures::load(None).unwrap(), 30..40)] {
         let program = Program::new(&signatures);
-        let plan = engine::Plan::new(&signatures);
         let (mut all, mut tried) = (0, 0);
         for seed in seeds {
             let memory = Random(seed).memory();
+            let plan = engine::Plan::new(&signatures, &Sample::new(&memory));
             let (addresses, bytes) = whole_frames(&memory);
             let (classes, candidates) = run_twin(&program, addresses.len() as u32, ROOM, &bytes);
             let mut expected = Vec::new();
             for ((frame, start), class) in bytes.chunks(FRAME as usize).zip(&addresses).zip(&classes) {
                 assert_eq!(*class, u32::from(scalar::classify(signatures.mmu(), frame)), "{start}");
-                scalar::match_view(&plan, View { start: *start, bytes: frame }, &mut expected);
+                let view = View { start: *start, bytes: frame };
+                let range = memory.range_of(*start).unwrap();
+                let range = View { start: range.start, bytes: memory.range_bytes(range) };
+                scalar::match_view(&plan, range, view, &mut expected);
             }
             let mut hits: Vec<Hit> = candidates
                 .list
@@ -114,8 +118,15 @@ fn the_twin_of_scan_misses_nothing() {
                     let frame = (byte / 4096) as usize;
                     let view = View { start: addresses[frame], bytes: &bytes[frame * 4096..][..4096] };
                     let signature = program.signatures[*index as usize];
-                    let structure = &signatures.structures()[usize::from(signature)];
-                    structures::check(structure, signature, view, (byte % 4096) as usize)
+                    let at = byte % 4096;
+                    match signatures.get(signature).unwrap() {
+                        Signature::Structure(structure) => structures::check(structure, signature, view, at as usize),
+                        Signature::Needle(needle) => {
+                            let range = memory.range_of(view.start).unwrap();
+                            let range = View { start: range.start, bytes: memory.range_bytes(range) };
+                            engine::needle_at(needle, signature, range, PhysAddr(view.start.0 + u64::from(at)))
+                        }
+                    }
                 })
                 .collect();
             hits.sort_unstable();
@@ -272,7 +283,7 @@ impl OnCpu for Counting<'_> {
 
 /// A scan with a device of the test's own; also how many bytes the CPU did in its place.
 fn scan_with(gpu: &Gpu, memory: &PhysicalMemory, signatures: &Signatures) -> (ScanResult, u64) {
-    let plan = engine::Plan::new(signatures);
+    let plan = engine::Plan::new(signatures, &Sample::new(memory));
     let needles = Needles::new(signatures);
     let mut frames = FrameClasses::unclassified(memory);
     let chunks = chunk::split(memory, &mut frames);
