@@ -34,11 +34,9 @@ const MARGIN: f64 = 0.9;
 pub fn choose(memory: &PhysicalMemory, signatures: &Signatures, choice: BackendChoice) -> Result<Choice, BackendError> {
     let backend = choice.resolve()?;
     if choice != BackendChoice::Auto {
-        let reason = match (backend, gpu::ready()) {
-            (Backend::Gpu, Ok(adapter)) => format!("asked for; {} ({})", adapter.name, adapter.kind),
-            _ => "asked for".to_owned(),
-        };
-        return Ok(Choice { backend, reason });
+        let adapter = if backend == Backend::Gpu { gpu::ready().ok() } else { None };
+        let which = adapter.map_or(String::new(), |adapter| format!("; {} ({})", adapter.name, adapter.kind));
+        return Ok(Choice { backend, reason: format!("asked for{which}") });
     }
     let on_cpu = |reason: String| Choice { backend, reason: format!("best of the CPU; {reason}") };
     let Some(sample) = sample(memory) else {

@@ -194,18 +194,13 @@ impl Gpu {
     /// Waits until a submission is done, and the buffers that were to be mapped after it are.
     pub(super) fn wait(&self, submission: SubmissionIndex) -> Result<(), String> {
         self.check()?;
-        let poll = |poll_type: PollType| {
-            // wgpu panics where a driver reports the loss of its device in a poll: the one such place.
-            let polled = catch_unwind(AssertUnwindSafe(|| self.device.poll(poll_type)));
-            polled.map_err(|_| "the device was lost".to_owned())?.map_err(|error| error.to_string())
-        };
         let patient = PollType::Wait { submission_index: Some(submission), timeout: Some(PATIENCE) };
-        if let Err(error) = poll(patient) {
-            // Why there is nothing to wait for may be told only now.
-            let _ = poll(PollType::Poll);
-            return Err(self.give_up(error));
+        // wgpu panics where a driver reports the loss of its device in a poll: the one such place.
+        match catch_unwind(AssertUnwindSafe(|| self.device.poll(patient))) {
+            Ok(Ok(_)) => self.check(),
+            Ok(Err(error)) => Err(self.give_up(format!("it does not finish its work: {error}"))),
+            Err(_) => Err(self.give_up("the device was lost".to_owned())),
         }
-        self.check()
     }
 }
 

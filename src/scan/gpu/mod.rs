@@ -20,9 +20,11 @@ mod ring;
 mod scan;
 #[cfg(feature = "gpu")]
 mod sweep;
-#[cfg(all(test, feature = "gpu"))]
+#[cfg(test)]
+#[cfg(feature = "gpu")]
 mod tests;
-#[cfg(all(test, feature = "gpu"))]
+#[cfg(test)]
+#[cfg(feature = "gpu")]
 mod twin;
 
 pub use adapter::{ADAPTER_VARIABLE, AdapterInfo, AdapterKind, adapters};
