@@ -170,7 +170,14 @@ impl FrameRules {
 pub(super) trait Engine: Sync {
     /// Classifies whole `frames` of `range`, one byte of `classes` each, and adds the hits of all structures and of
     /// the needles that stand in slots, in any order.
-    fn scan_frames(&self, plan: &Plan<'_>, range: View<'_>, frames: View<'_>, classes: &mut [u8], hits: &mut Vec<Hit>);
+    fn scan_frames(
+        &self,
+        plan: &Plan<'_>,
+        range: View<'_>,
+        frames: View<'_>,
+        classes: &mut [u8],
+        hits: &mut Vec<Hit>,
+    );
 
     /// Adds every 8-byte slot whose value is in the set, in the order of addresses.
     /// `slots` begins at a multiple of eight; its length is one.

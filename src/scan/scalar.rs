@@ -13,7 +13,14 @@ use crate::signature::{Leaf, Mmu, Structure};
 pub(super) struct Scalar;
 
 impl Engine for Scalar {
-    fn scan_frames(&self, plan: &Plan<'_>, range: View<'_>, frames: View<'_>, classes: &mut [u8], hits: &mut Vec<Hit>) {
+    fn scan_frames(
+        &self,
+        plan: &Plan<'_>,
+        range: View<'_>,
+        frames: View<'_>,
+        classes: &mut [u8],
+        hits: &mut Vec<Hit>,
+    ) {
         for (frame, class) in frames.frames().zip(classes) {
             *class = classify(plan.mmu, frame.bytes);
             match_view(plan, range, frame, hits);

@@ -418,6 +418,7 @@ impl<V: Vector> VectorSpan<V> {
             }
         }
     }
+
 }
 
 impl<V: Vector> SlotTest<V> for VectorSpan<V> {
