@@ -34,7 +34,7 @@ impl OnCpu for Counting<'_> {
 
 /// A scan with a device of the test's own; also how many bytes the CPU did in its place.
 fn scan_with(gpu: &Gpu, memory: &PhysicalMemory, signatures: &Signatures) -> (ScanResult, u64) {
-    let plan = engine::Plan::new(signatures, &Sample::new(memory));
+    let plan = engine::Plan::new(signatures, &Sample::new(memory), Backend::Scalar.engine().shape());
     let needles = Needles::new(signatures);
     let mut frames = FrameClasses::unclassified(memory);
     let chunks = chunk::split(memory, &mut frames);
@@ -160,7 +160,6 @@ fn sweeps_use_what_is_on_the_device_and_stream_the_rest() {
         assert_eq!(gpu.failure(), None);
     }
 }
-
 
 #[test]
 fn the_measure_has_all_its_times() {

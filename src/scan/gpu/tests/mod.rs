@@ -60,4 +60,3 @@ fn several_batches(seed: u64) -> PhysicalMemory {
     }
     builder.done()
 }
-
