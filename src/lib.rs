@@ -60,6 +60,9 @@
 //! undocumented `unsafe` are denied by lints; `unsafe` is in three files:
 //! the map of the input, and the vectors of the scan with their loads.
 
+#[cfg(test)]
+extern crate self as tensorcarve; // what tests/ and the tests here share names the crate
+
 pub mod addr;
 pub mod cpython;
 pub mod dump;

@@ -141,6 +141,24 @@ fn help_teaches_and_wrong_usage_is_an_error() {
     refused(&tensorcarve(["recover", SHIPPED, "--input-format", "elf", "-o", "/tmp/tensorcarve-none"]), &["ELF"]);
 }
 
+/// Before any work, with what was looked for and what to do.
+#[test]
+fn a_gpu_that_is_not_there_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = empty_dump(dir.path());
+    let out = dir.path().join("out");
+    for (variable, value, word) in [
+        ("VK_DRIVER_FILES", "/none", "Vulkan driver"),
+        ("TENSORCARVE_GPU", "no such card", if cfg!(feature = "gpu") { "`no such card`" } else { "feature `gpu`" }),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
+        command.args(["recover".as_ref(), dump.as_os_str(), "-o".as_ref(), out.as_os_str(), "--backend".as_ref()]);
+        let output = command.arg("gpu").env(variable, value).env("VK_ICD_FILENAMES", "/none").output().unwrap();
+        refused(&output, &["backend gpu", word, "auto"]);
+        assert!(!out.exists());
+    }
+}
+
 #[test]
 fn info_says_what_a_dump_is() {
     let dir = tempfile::tempdir().unwrap();

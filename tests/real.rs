@@ -114,6 +114,15 @@ fn the_output_is_the_same_however_it_is_made() {
     for backend in tensorcarve::scan::Backend::available() {
         ways.push(vec!["--backend".to_owned().leak(), backend.to_string().to_lowercase().replace('-', "").leak()]);
     }
+    for name in ["simd", "gpu"] {
+        match name.parse::<tensorcarve::scan::BackendChoice>().unwrap().resolve() {
+            Ok(_) => ways.push(vec!["--backend", name]),
+            Err(error) => {
+                assert!(std::env::var_os("TENSORCARVE_REQUIRE_GPU").is_none() || name != "gpu", "{error}");
+                eprintln!("skipped: {error}");
+            }
+        }
+    }
     for way in ways {
         let folder = recover(lime(), &way);
         let mut files = tree(folder.path());

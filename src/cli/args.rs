@@ -132,7 +132,8 @@ impl InputArgs {
 /// How the work is done.
 #[derive(Args)]
 pub(super) struct WorkArgs {
-    /// What searches memory; all find the same, at different speeds
+    /// What searches memory; all find the same, at different speeds. `auto` measures on large dumps whether a GPU is
+    /// worth it; the variable TENSORCARVE_GPU names the GPU, by its number or a part of its name
     #[arg(
         long,
         default_value = "auto",

@@ -7,19 +7,20 @@ use tensorcarve::dump::{Dump, Format};
 use tensorcarve::paging::SpaceKind;
 use tensorcarve::recover::{RecoverError, Recovery, recover};
 use tensorcarve::report::{self, OutputFolder, Run};
+use tensorcarve::scan::{self, Choice};
 use tensorcarve::signature::Signatures;
 
 use super::args::{RecoverArgs, RecoverFormat};
 use super::info::{open, say_warnings};
 use super::input_hash::InputHash;
 use super::progress::{PhaseTime, Progress, say_times};
-use super::spaces::in_pool;
+use super::spaces::{gpu_warning, in_pool, say_choice};
 use super::{Failure, Outcome, interrupt, say, stdout};
 
 pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let started = SystemTime::now();
     // Whatever can be refused is refused before the long work.
-    let backend = args.work.backend.resolve()?;
+    args.work.backend.resolve()?;
     let signatures = Signatures::load(args.work.signatures.as_deref())?;
     let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
     let output_dir = args.output_dir.clone().unwrap_or_else(|| default_output_dir(&args.input.dump));
@@ -29,8 +30,9 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let hash = (!args.no_hash && is_readable(&args.input.dump)).then(|| InputHash::start(&args.input.dump));
     let dump = open(&args.input, &progress)?;
     let mut times = Vec::new();
-    let recovery = in_pool(&args.work, || -> Result<Recovery, Failure> {
-        let recovery = recover(&dump, &signatures, backend, &progress)?;
+    let (recovery, choice) = in_pool(&args.work, || -> Result<(Recovery, Choice), Failure> {
+        let choice = scan::choose(&dump.memory, &signatures, args.work.backend)?;
+        let recovery = recover(&dump, &signatures, choice.backend, &progress)?;
         let threads = rayon::current_num_threads();
         report::write(folder, &dump, mmu, &recovery, &progress, || {
             let sha256 = hash.and_then(|hash| match hash.finish(dump.file_size, &progress) {
@@ -43,7 +45,9 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
             times = progress.finish();
             Run {
                 arguments: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
-                backend: backend.to_string(),
+                backend: choice.backend.to_string(),
+                backend_reason: choice.reason.clone(),
+                warnings: gpu_warning().into_iter().collect(),
                 threads,
                 input: args.input.dump.clone(),
                 sha256,
@@ -51,14 +55,14 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
                 phases: times.iter().map(|done| (done.name, done.time)).collect(),
             }
         })?;
-        Ok(recovery)
+        Ok((recovery, choice))
     })
     .flatten()
     .inspect_err(|_| drop(progress.finish()))?;
     interrupt::undo_by(None);
     print(args.format, &dump, &recovery)?;
     if !args.talk.quiet {
-        tell(args, &dump, &recovery, &output_dir, &times);
+        tell(args, &dump, &recovery, &output_dir, &times, &choice);
     }
     Ok(outcome(&dump, &recovery))
 }
@@ -87,9 +91,10 @@ fn print(format: RecoverFormat, dump: &Dump, recovery: &Recovery) -> Result<(), 
 }
 
 /// What the user should know beside the data, and what to do next.
-fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path, times: &[PhaseTime]) {
-    say_warnings(report::warnings(dump, recovery), &args.talk);
+fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path, times: &[PhaseTime], choice: &Choice) {
+    say_warnings(report::warnings(dump, recovery).chain(gpu_warning().as_deref()), &args.talk);
     if args.talk.verbose {
+        say_choice(choice);
         say_times(times);
         recovery.processes.iter().for_each(say_layouts);
         for model in recovery.processes.iter().flat_map(|process| &process.models) {

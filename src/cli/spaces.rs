@@ -5,7 +5,7 @@ use serde::Serialize;
 use tensorcarve::paging::{self, Attempt, Discovery, Space, SpaceKind};
 use tensorcarve::recover::{Observer, Phase, RecoverError};
 use tensorcarve::report::columns;
-use tensorcarve::scan;
+use tensorcarve::scan::{self, Choice};
 use tensorcarve::signature::Signatures;
 
 use super::args::{PlainFormat, SpacesArgs, WorkArgs};
@@ -21,17 +21,19 @@ struct Document<'a> {
 }
 
 pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
-    let backend = args.work.backend.resolve()?;
+    args.work.backend.resolve()?;
     let signatures = Signatures::load(args.work.signatures.as_deref())?;
     let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
     let progress = Progress::new(&args.talk);
     let dump = open(&args.input, &progress)?;
-    let discovery = in_pool(&args.work, || {
+    let (discovery, choice) = in_pool(&args.work, || -> Result<(Discovery, Choice), Failure> {
+        let choice = scan::choose(&dump.memory, &signatures, args.work.backend)?;
         progress.begin(Phase::Scan, dump.memory.size());
-        let found = scan::scan(&dump.memory, &signatures, backend, &|bytes| progress.advance(bytes));
+        let found = scan::scan(&dump.memory, &signatures, choice.backend, &|bytes| progress.advance(bytes));
         progress.begin(Phase::Paging, 0);
-        paging::discover(&dump.memory, mmu, &found.frames)
-    })?;
+        Ok((paging::discover(&dump.memory, mmu, &found.frames), choice))
+    })
+    .flatten()?;
     let times = progress.finish();
     stdout::print(|out| match args.format {
         PlainFormat::Json => {
@@ -40,8 +42,10 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
         }
         PlainFormat::Table => out.write_all(table(&discovery).as_bytes()),
     })?;
-    say_warnings(dump.warnings.iter().chain(&discovery.warnings).map(String::as_str), &args.talk);
+    let warnings = dump.warnings.iter().chain(&discovery.warnings).map(String::as_str);
+    say_warnings(warnings.chain(gpu_warning().as_deref()), &args.talk);
     if args.talk.verbose {
+        say_choice(&choice);
         say_times(&times);
     }
     Ok(match (discovery.spaces.is_empty(), dump.damaged) {
@@ -52,6 +56,16 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
         (false, true) => Outcome::Partly,
         (false, false) => Outcome::Found,
     })
+}
+
+/// Says which backend searched, and why.
+pub(super) fn say_choice(choice: &Choice) {
+    say(&format!("backend {}: {}", choice.backend, choice.reason));
+}
+
+/// That the GPU failed on the way, if it did.
+pub(super) fn gpu_warning() -> Option<String> {
+    scan::gpu::given_up().map(|reason| format!("{reason}; the CPU did the rest"))
 }
 
 /// Runs `work` on as many threads as the user wants.

@@ -55,6 +55,20 @@ pub enum RangeError {
     PastEnd(MemoryRange, u64),
 }
 
+/// Which memory something was made of. It does not keep the bytes, but no other memory can have the same key.
+#[cfg(feature = "gpu")]
+pub(crate) struct MemoryKey {
+    backing: std::sync::Weak<Backing>,
+    ranges: Vec<MemoryRange>,
+}
+
+#[cfg(feature = "gpu")]
+impl PartialEq for MemoryKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.backing.ptr_eq(&other.backing) && self.ranges == other.ranges
+    }
+}
+
 impl PhysicalMemory {
     /// The memory of a mapped file.
     pub fn mapped(map: Mmap, ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
@@ -90,6 +104,12 @@ impl PhysicalMemory {
             }
         }
         Ok(memory)
+    }
+
+    /// What tells this memory from any other, now and later.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn key(&self) -> MemoryKey {
+        MemoryKey { backing: Arc::downgrade(&self.backing), ranges: self.ranges.clone() }
     }
 
     fn backing_bytes(&self) -> &[u8] {

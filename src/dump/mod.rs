@@ -27,6 +27,8 @@ use serde::Serialize;
 
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 pub use error::{DumpError, DumpErrorKind};
+#[cfg(feature = "gpu")]
+pub(crate) use memory::MemoryKey;
 pub use memory::{MemoryRange, PhysicalMemory, RangeError};
 use sniff::Kind;
 

@@ -18,6 +18,10 @@ pub struct Run {
     pub arguments: Vec<String>,
     /// Name of the backend that scanned.
     pub backend: String,
+    /// Why that one.
+    pub backend_reason: String,
+    /// What went otherwise than asked for, and changed nothing in what was found.
+    pub warnings: Vec<String>,
     /// Threads that worked.
     pub threads: usize,
     /// The dump as it was named.
@@ -38,6 +42,7 @@ pub(super) struct Manifest<'a> {
     version: &'static str,
     arguments: &'a [String],
     backend: &'a str,
+    backend_reason: &'a str,
     threads: usize,
     host: Host,
     started: String,
@@ -91,6 +96,7 @@ impl<'a> Manifest<'a> {
             version: env!("CARGO_PKG_VERSION"),
             arguments: &run.arguments,
             backend: &run.backend,
+            backend_reason: &run.backend_reason,
             threads: run.threads,
             host: Host {
                 name: text(system.nodename()),
@@ -111,7 +117,7 @@ impl<'a> Manifest<'a> {
                 damaged: dump.damaged,
                 ranges: recovery.memory.ranges(),
             },
-            warnings: super::warnings(dump, recovery).collect(),
+            warnings: super::warnings(dump, recovery).chain(run.warnings.iter().map(String::as_str)).collect(),
         }
     }
 }

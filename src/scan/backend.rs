@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::engine::Engine;
+use super::gpu;
 use super::scalar::Scalar;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::simd;
@@ -19,18 +20,20 @@ pub enum Backend {
     Avx2,
     /// Eight slots at a time, on x86.
     Avx512,
+    /// Frames at a time, on a GPU; what the GPU does not do, the best of the others does.
+    Gpu,
 }
 
 impl Backend {
-    /// All backends, slowest first.
+    /// All backends of the CPU, slowest first.
     pub const ALL: [Self; 4] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512];
 
-    /// The fastest that this computer has.
+    /// The fastest that this computer's CPU has.
     pub fn detect_best() -> Self {
         Self::available().last().copied().unwrap_or(Self::Scalar)
     }
 
-    /// Those that this computer has, slowest first; the first is the scalar one.
+    /// Those that this computer's CPU has, slowest first; the first is the scalar one.
     pub fn available() -> Vec<Self> {
         Self::ALL.into_iter().filter(|backend| backend.lookup().is_some()).collect()
     }
@@ -38,7 +41,7 @@ impl Backend {
     /// The CPU feature that it needs.
     pub fn needs(self) -> Option<&'static str> {
         match self {
-            Self::Scalar => None,
+            Self::Scalar | Self::Gpu => None,
             Self::Neon => Some("neon"),
             Self::Avx2 => Some("avx2"),
             Self::Avx512 => Some("avx512f"),
@@ -53,6 +56,7 @@ impl Backend {
     fn lookup(self) -> Option<&'static dyn Engine> {
         match self {
             Self::Scalar => Some(&Scalar),
+            Self::Gpu => Self::detect_best().lookup(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => simd::Neon::detect(),
             #[cfg(not(target_arch = "aarch64"))]
@@ -74,6 +78,7 @@ impl fmt::Display for Backend {
             Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Gpu => "gpu",
         })
     }
 }
@@ -94,13 +99,18 @@ pub enum BackendChoice {
     Avx2,
     /// AVX-512.
     Avx512,
+    /// The GPU.
+    Gpu,
 }
 
 impl BackendChoice {
     /// The names, as a user writes them.
-    pub const NAMES: [&str; 6] = ["auto", "scalar", "simd", "neon", "avx2", "avx512"];
+    pub const NAMES: [&str; 7] = ["auto", "scalar", "simd", "neon", "avx2", "avx512", "gpu"];
 
-    /// The backend for this choice on this computer.
+    /// The backend for this choice on this computer; for `Auto` the best of the CPU, see [`super::choose`].
+    ///
+    /// # Errors
+    /// This computer lacks what was asked for.
     pub fn resolve(self) -> Result<Backend, BackendError> {
         let wanted = match self {
             Self::Auto => return Ok(Backend::detect_best()),
@@ -112,6 +122,7 @@ impl BackendChoice {
             Self::Neon => Backend::Neon,
             Self::Avx2 => Backend::Avx2,
             Self::Avx512 => Backend::Avx512,
+            Self::Gpu => return gpu::ready().map(|_| Backend::Gpu).map_err(BackendError::NoGpu),
         };
         match wanted.needs() {
             Some(feature) if wanted.lookup().is_none() => Err(BackendError::Missing { backend: wanted, feature }),
@@ -131,6 +142,7 @@ impl FromStr for BackendChoice {
             "neon" => Ok(Self::Neon),
             "avx2" => Ok(Self::Avx2),
             "avx512" => Ok(Self::Avx512),
+            "gpu" => Ok(Self::Gpu),
             _ => Err(BackendError::Unknown(name.to_owned())),
         }
     }
@@ -155,4 +167,9 @@ pub enum BackendError {
         "the backend simd needs the CPU feature avx2, avx512f or neon, and this computer has none of them; use scalar"
     )]
     NoSimd,
+    /// No GPU can be used.
+    #[error(
+        "the backend gpu finds no GPU to use ({0}); install its Vulkan driver (on Debian: mesa-vulkan-drivers), or use auto"
+    )]
+    NoGpu(String),
 }

@@ -9,12 +9,14 @@
 //! checked through the page tables. Needles are matched within a range, across frame borders.
 
 mod backend;
+mod choice;
 mod chunk;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod engine;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod filter;
 mod frames;
+pub mod gpu;
 mod needles;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod pointer_set;
@@ -38,6 +40,7 @@ use crate::dump::PhysicalMemory;
 use crate::signature::Signatures;
 
 pub use backend::{Backend, BackendChoice, BackendError};
+pub use choice::{Choice, choose};
 pub use frames::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
 pub use pointer_set::PointerSet;
 pub use sweep::sweep;
@@ -106,6 +109,15 @@ pub fn scan(
     let needles = Needles::new(signatures, backend);
     let mut frames = FrameClasses::unclassified(memory);
     let chunks = chunk::split(memory, &mut frames);
+    #[cfg(feature = "gpu")]
+    if backend == Backend::Gpu
+        && let Ok(gpu) = gpu::device()
+    {
+        let cpu = BesideGpu { engine, plan: &plan, needles: &needles };
+        let mut hits = gpu.scan(memory, signatures, chunks, &cpu, progress);
+        hits.par_sort_unstable();
+        return ScanResult { hits, frames };
+    }
     let hits: Vec<Vec<Hit>> = chunks
         .into_par_iter()
         .map(|chunk| {
@@ -121,4 +133,25 @@ pub fn scan(
     let mut hits: Vec<Hit> = hits.into_iter().flatten().collect();
     hits.par_sort_unstable();
     ScanResult { hits, frames }
+}
+
+/// What the CPU does while the GPU scans, and in its place where it fails.
+#[cfg(feature = "gpu")]
+struct BesideGpu<'a> {
+    engine: &'a dyn engine::Engine,
+    plan: &'a engine::Plan<'a>,
+    needles: &'a Needles<'a>,
+}
+
+#[cfg(feature = "gpu")]
+impl gpu::OnCpu for BesideGpu<'_> {
+    fn beside(&self, chunk: &chunk::Chunk<'_>, hits: &mut Vec<Hit>) {
+        chunk.partial_frames().for_each(|view| scalar::match_view(self.plan, chunk.range, view, hits));
+        self.needles.find(chunk.range, chunk.view, hits);
+    }
+
+    fn whole_frames(&self, chunk: &mut chunk::Chunk<'_>, hits: &mut Vec<Hit>) {
+        let (whole, classes) = &mut chunk.whole_frames;
+        self.engine.scan_frames(self.plan, chunk.range, *whole, classes, hits);
+    }
 }

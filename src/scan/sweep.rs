@@ -27,7 +27,17 @@ pub fn sweep(
         return Vec::new();
     }
     let engine = backend.engine();
-    let found: Vec<Vec<(PhysAddr, u64)>> = views(memory, frames)
+    let views = views(memory, frames);
+    #[cfg(feature = "gpu")]
+    if backend == Backend::Gpu
+        && let Ok(gpu) = super::gpu::device()
+    {
+        let on_cpu = |slots: View<'_>, found: &mut Vec<_>| engine.sweep(values, slots, found);
+        let mut found = gpu.sweep(memory, &views, values, &on_cpu, progress);
+        found.par_sort_unstable();
+        return found;
+    }
+    let found: Vec<Vec<(PhysAddr, u64)>> = views
         .into_par_iter()
         .map(|slots| {
             let mut found = Vec::new();
@@ -40,7 +50,7 @@ pub fn sweep(
 }
 
 /// The slots of the runs that the dump holds, in chunks, sorted by address.
-fn views<'a>(memory: &'a PhysicalMemory, frames: &[Range<PhysAddr>]) -> Vec<View<'a>> {
+pub(super) fn views<'a>(memory: &'a PhysicalMemory, frames: &[Range<PhysAddr>]) -> Vec<View<'a>> {
     let mut views = Vec::new();
     for run in frames {
         let first = memory.ranges().partition_point(|range| range.end <= run.start);

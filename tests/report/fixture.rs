@@ -225,6 +225,8 @@ pub fn run() -> Run {
     Run {
         arguments: vec!["tensorcarve".to_owned(), "recover".to_owned()],
         backend: "scalar".to_owned(),
+        backend_reason: "asked for".to_owned(),
+        warnings: vec!["the GPU failed".to_owned()],
         threads: 2,
         input: "memory.raw".into(),
         sha256: None,

@@ -140,7 +140,7 @@ fn documents_say_what_was_found() {
     let manifest = json(dir.path().join("manifest.json"));
     assert_eq!(manifest["started"], "1970-01-01T00:00:00Z");
     assert_eq!((&manifest["seconds"]["scan"], &manifest["input"]["sha256"]), (&json!(1.5), &Json::Null));
-    assert_eq!(manifest["warnings"], json!(["made by hand", "a \"warning\"\n"]));
+    assert_eq!(manifest["warnings"], json!(["made by hand", "a \"warning\"\n", "the GPU failed"]));
 }
 
 #[test]

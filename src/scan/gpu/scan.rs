@@ -1,0 +1,198 @@
+//! The scan: batches of frames go to the device, candidates come back and are checked exactly.
+//!
+//! The shader tests every field that lies in a frame, so few candidates are left; it may let
+//! through too much, never too little, and [`structures::check`] makes the same hits of them as of
+//! any backend's. So are needles that stand in slots found. Other needles may begin anywhere and cross the
+//! borders of frames and of batches: the CPU looks for them, and for what is in parts of frames, while
+//! it copies the bytes. They are in its cache then, and it would only wait for the device.
+
+use bytemuck::{bytes_of, cast_slice};
+use rayon::prelude::*;
+use wgpu::BufferUsages;
+
+use super::super::Hit;
+use super::super::chunk::{Chunk, View};
+use super::super::engine::needle_at;
+use super::super::structures;
+use super::device::{Gpu, State};
+use super::program::{Program, ScanParams};
+use super::resident::Run;
+use super::ring::{Flight, Launch, Output, Ring, Slot};
+use crate::addr::{FRAME_SIZE, PhysAddr};
+use crate::dump::PhysicalMemory;
+use crate::signature::{Signature, Signatures};
+
+/// What the CPU does, beside the device or in its place.
+pub(in super::super) trait OnCpu: Sync {
+    /// Looks for what is not the device's business: needles, and structures in parts of frames.
+    fn beside(&self, chunk: &Chunk<'_>, hits: &mut Vec<Hit>);
+    /// Does what the device could not: classes and structures of whole frames.
+    fn whole_frames(&self, chunk: &mut Chunk<'_>, hits: &mut Vec<Hit>);
+}
+
+/// Chunks that the device looks at in one go.
+struct Batch<'a> {
+    chunks: Vec<Chunk<'a>>,
+    /// The first frame of each chunk, and the number of all.
+    firsts: Vec<u32>,
+    frames: u32,
+    /// What the CPU found beside, once it has looked.
+    beside: Option<Vec<Hit>>,
+}
+
+impl Gpu {
+    /// The hits in all `chunks`, in any order, and their frames' classes.
+    pub(in super::super) fn scan(
+        &self,
+        memory: &PhysicalMemory,
+        signatures: &Signatures,
+        chunks: Vec<Chunk<'_>>,
+        cpu: &dyn OnCpu,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Vec<Hit> {
+        let mut hits = Vec::new();
+        let program = Program::new(signatures);
+        let batches = batches(chunks, self.options.batch_frames);
+        let mut land = |mut batch: Batch<'_>, output: Result<Output, String>| {
+            let bytes = batch.chunks.iter().map(|chunk| chunk.view.bytes.len() as u64).sum();
+            let found = output.ok().and_then(|output| batch.take(&output, signatures, &program));
+            hits.extend(found.unwrap_or_else(|| batch.on_cpu(cpu)));
+            hits.extend(batch.beside.take().unwrap_or_else(|| batch.beside(cpu)));
+            progress(bytes);
+        };
+        // Two scans at a time would wait for each other, with threads that the other one needs.
+        let Ok(mut state) = self.state.try_lock() else {
+            batches.for_each(|batch| land(batch, Err("the device is busy".to_owned())));
+            return hits;
+        };
+        let State { ring, resident } = &mut *state;
+        if ring.is_none() {
+            *ring = Ring::new(self).ok();
+        }
+        let Some(ring) = ring.as_ref().filter(|_| self.check().is_ok()) else {
+            batches.for_each(|batch| land(batch, Err("the device failed".to_owned())));
+            return hits;
+        };
+        resident.begin(memory);
+        let structures = self.buffer_with(cast_slice(&program.structures), BufferUsages::STORAGE);
+        let tests = self.buffer_with(cast_slice(&program.tests), BufferUsages::STORAGE);
+        let tables = self.buffer_with(cast_slice(&program.tables), BufferUsages::STORAGE);
+        let fixed = ScanParams { capacity: self.options.capacity, ..program.params };
+        let start = |slot: &Slot, batch: &mut Batch<'_>| -> Result<Option<Flight>, String> {
+            batch.fill(slot, cpu)?;
+            if batch.frames == 0 {
+                return Ok(None);
+            }
+            let block = resident.add_block(self, batch.frames);
+            let input = block.and_then(|block| resident.block(block)).unwrap_or(&slot.input);
+            let params = ScanParams { frame_count: batch.frames, ..fixed };
+            let flight = slot.launch(
+                self,
+                &Launch {
+                    pipeline: &self.pipelines.scan,
+                    bindings: &[&slot.params, &structures, &tests, &tables, input, &slot.classes, &slot.output],
+                    params: bytes_of(&params),
+                    upload: Some((input, u64::from(batch.frames) * FRAME_SIZE)),
+                    frame_count: batch.frames,
+                    entry_size: 8,
+                    reads_classes: true,
+                },
+            );
+            for (chunk, first) in batch.chunks.iter().zip(&batch.firsts) {
+                let frames = chunk.whole_frames.1.len() as u32;
+                if let Some(block) = block.filter(|_| frames > 0) {
+                    resident.add_run(chunk.whole_frames.0.start, Run { block, first: *first, frames });
+                }
+            }
+            Ok(Some(flight))
+        };
+        ring.run(self, batches, start, &mut land);
+        hits
+    }
+}
+
+/// The chunks in batches of at most so many frames.
+fn batches(chunks: Vec<Chunk<'_>>, most: u32) -> impl Iterator<Item = Batch<'_>> {
+    let mut chunks = chunks.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut batch = Batch { chunks: vec![chunks.next()?], firsts: vec![0], frames: 0, beside: None };
+        batch.frames = batch.chunks.first().map_or(0, |chunk| chunk.whole_frames.1.len()) as u32;
+        while let Some(chunk) =
+            chunks.next_if(|next| batch.frames as usize + next.whole_frames.1.len() <= most as usize)
+        {
+            batch.firsts.push(batch.frames);
+            batch.frames += chunk.whole_frames.1.len() as u32;
+            batch.chunks.push(chunk);
+        }
+        Some(batch)
+    })
+}
+
+impl Batch<'_> {
+    /// Copies the frames to the staging buffer, and looks for what the CPU is to find.
+    fn fill(&mut self, slot: &Slot, cpu: &dyn OnCpu) -> Result<(), String> {
+        let done: Vec<(Result<(), String>, Vec<Hit>)> = self
+            .chunks
+            .par_iter()
+            .zip(&self.firsts)
+            .map(|(chunk, first)| {
+                let mut hits = Vec::new();
+                let copied = slot.write(u64::from(*first) * FRAME_SIZE, chunk.whole_frames.0.bytes);
+                cpu.beside(chunk, &mut hits);
+                (copied, hits)
+            })
+            .collect();
+        let (copied, hits): (Vec<_>, Vec<_>) = done.into_iter().unzip();
+        self.beside = Some(hits.into_iter().flatten().collect());
+        copied.into_iter().collect()
+    }
+
+    /// What the device found, checked; `None` where it found more than fits.
+    fn take(&mut self, output: &Output, signatures: &Signatures, program: &Program) -> Option<Vec<Hit>> {
+        let entries = output.entries.as_ref()?;
+        let mut classes = output.classes.as_chunks::<4>().0.iter().map(|class| u32::from_le_bytes(*class) as u8);
+        for chunk in &mut self.chunks {
+            chunk.whole_frames.1.iter_mut().zip(&mut classes).for_each(|(to, class)| *to = class);
+        }
+        let candidates = entries.as_chunks::<8>().0;
+        Some(candidates.par_iter().filter_map(|entry| self.check(*entry, signatures, program)).collect())
+    }
+
+    /// The hit of one candidate, if it is one.
+    fn check(&self, entry: [u8; 8], signatures: &Signatures, program: &Program) -> Option<Hit> {
+        let [a, b, c, d, e, f, g, h] = entry;
+        let byte = u32::from_le_bytes([a, b, c, d]);
+        let signature = *program.signatures.get(u32::from_le_bytes([e, f, g, h]) as usize)?;
+        let frame = byte / FRAME_SIZE as u32;
+        let chunk = self.firsts.partition_point(|first| *first <= frame).checked_sub(1)?;
+        let (chunk, first) = self.chunks.get(chunk).zip(self.firsts.get(chunk))?;
+        let whole: View<'_> = chunk.whole_frames.0;
+        let start = PhysAddr(whole.start.0 + u64::from(frame - first) * FRAME_SIZE);
+        let at = u64::from(byte) % FRAME_SIZE;
+        match signatures.get(signature)? {
+            Signature::Structure(structure) => {
+                let view = whole.part(start..PhysAddr(start.0 + FRAME_SIZE));
+                structures::check(structure, signature, view, at as usize)
+            }
+            Signature::Needle(needle) => needle_at(needle, signature, chunk.range, PhysAddr(start.0 + at)),
+        }
+    }
+
+    fn on_cpu(&mut self, cpu: &dyn OnCpu) -> Vec<Hit> {
+        let look = |chunk: &mut Chunk<'_>| {
+            let mut hits = Vec::new();
+            cpu.whole_frames(chunk, &mut hits);
+            hits
+        };
+        self.chunks.par_iter_mut().flat_map_iter(look).collect()
+    }
+
+    fn beside(&self, cpu: &dyn OnCpu) -> Vec<Hit> {
+        let look = |chunk: &Chunk<'_>| {
+            let mut hits = Vec::new();
+            cpu.beside(chunk, &mut hits);
+            hits
+        };
+        self.chunks.par_iter().flat_map_iter(look).collect()
+    }
+}
