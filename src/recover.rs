@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
-use crate::cpython::{self, Builtins, Candidate, Instances, Interpreter, LayoutScore, Sweeper};
+use crate::cpython::{self, Builtins, Candidate, Interpreter, LayoutScore, Sweeper};
 use crate::dump::{Dump, Format, PhysicalMemory};
 use crate::model::{self, Model, NamedTensor, Sighting, Status};
 use crate::paging::{self, AddressSpace, Discovery};
@@ -155,20 +155,18 @@ pub fn recover(
         discovery.spaces.iter().map(|space| AddressSpace::new(memory, mmu, space.root, space.levels)).collect();
     let hits: Vec<Hit> = found.hits.iter().filter(|hit| hit.signature == type_signature).copied().collect();
     let candidates = candidates(&hits, &spaces, &python_layouts);
-    let candidate_spaces: Vec<AddressSpace<'_>> = candidates.iter().map(|candidate| candidate.space).collect();
     let limit = MAPPINGS_PER_FRAME * found.frames.len() as u64 + MIN_MAPPINGS;
-    let (sweeper, left_out) = Sweeper::new(memory, backend, &candidate_spaces, limit);
-    for space in left_out.into_iter().filter_map(|index| candidate_spaces.get(index)) {
-        warnings.push(format!("the page tables under {} map more than the dump can hold: left out", space.root()));
+    let (sweeper, left_out) = Sweeper::new(memory, backend, &candidates, &python_layouts, limit);
+    for candidate in left_out.into_iter().filter_map(|index| candidates.get(index)) {
+        let root = candidate.space.root();
+        warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
     }
-    let interpreters = cpython::interpreters(&candidates, &python_layouts, &sweeper);
-    let types: Vec<ModuleTypes> = interpreters.iter().map(ModuleTypes::new).collect();
-    let wanted = types.iter().map(|types| types.python.union(&types.torch).copied().collect());
-    let instances = cpython::instances(&interpreters, &sweeper, wanted);
-    let found = interpreters.iter().zip(&types).zip(&instances);
-    let mut processes: Vec<Process> = found
-        .map(|((interpreter, types), instances)| describe(interpreter, types, instances, &torch_layouts))
-        .collect();
+    let interpreters = cpython::interpreters(&candidates, &python_layouts, &sweeper, |interpreter| {
+        let types = ModuleTypes::new(interpreter);
+        types.python.union(&types.torch).copied().collect()
+    });
+    let mut processes: Vec<Process> =
+        interpreters.par_iter().map(|interpreter| describe(interpreter, &torch_layouts)).collect();
 
     // Each tensor once, however many names it has.
     let mut tensors: Vec<(Vec<&mut NamedTensor>, AddressSpace<'_>)> = Vec::new();
@@ -274,16 +272,12 @@ impl ModuleTypes {
 }
 
 /// What one interpreter holds; the bytes of tensors are not looked at yet.
-fn describe(
-    interpreter: &Interpreter<'_>,
-    types: &ModuleTypes,
-    instances: &Instances,
-    torch_layouts: &[tensor::Layout],
-) -> Process {
+fn describe(interpreter: &Interpreter<'_>, torch_layouts: &[tensor::Layout]) -> Process {
+    let types = ModuleTypes::new(interpreter);
     let objects = interpreter.objects();
-    let modules = interpreter.modules(&types.python, instances);
+    let modules = interpreter.modules(&types.python);
     let builtins = Builtins::new(&objects, &modules);
-    let graph = model::graph(interpreter, &builtins, &types.torch, instances);
+    let graph = model::graph(interpreter, &builtins, &types.torch);
     let tensors: Vec<VirtAddr> = graph.tensors().into_iter().collect();
     let chosen = tensor::choose(torch_layouts, &objects, &tensors);
     let models = model::models(&graph, &objects, chosen.as_ref().map(|(layout, ..)| *layout));
