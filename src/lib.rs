@@ -62,6 +62,7 @@
 
 pub mod addr;
 pub mod cpython;
+mod digest;
 pub mod dump;
 pub mod model;
 pub mod paging;

@@ -3,17 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::cpython::{self, Builtins, Candidate, Interpreter, LayoutScore, Sweeper};
+use crate::digest;
 use crate::dump::{Dump, Format, PhysicalMemory};
-use crate::model::{self, Model, NamedTensor, Sighting, Status};
+use crate::model::{self, Model, Sighting};
 use crate::paging::{self, AddressSpace, Discovery};
-use crate::report;
 use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
 use crate::signature::{Mmu, Signatures};
-use crate::tensor::{self, TensorScore, TooLarge};
+use crate::tensor::{self, TensorScore};
 
 /// The signature of CPython's `type` object.
 const TYPE_SIGNATURE: &str = "cpython.type";
@@ -24,9 +23,6 @@ const MIN_MAPPINGS: u64 = 1 << 16;
 const MAX_TYPES_PER_SPACE: usize = 8;
 /// Roots that map themselves, at least, where file offsets are physical addresses: a machine runs some processes.
 const MIN_ROOTS: usize = 3;
-/// The device whose memory the dump holds, and the one that has none.
-const CPU: &str = "cpu";
-const META: &str = "meta";
 
 /// Everything that was found in a dump.
 pub struct Recovery {
@@ -168,28 +164,8 @@ pub fn recover(
     let mut processes: Vec<Process> =
         interpreters.par_iter().map(|interpreter| describe(interpreter, &torch_layouts)).collect();
 
-    // Each tensor once, however many names it has.
-    let mut tensors: Vec<(Vec<&mut NamedTensor>, AddressSpace<'_>)> = Vec::new();
-    for (process, interpreter) in processes.iter_mut().zip(&interpreters) {
-        let mut by_object: BTreeMap<VirtAddr, Vec<&mut NamedTensor>> = BTreeMap::new();
-        for tensor in process.models.iter_mut().flat_map(|model| &mut model.tensors) {
-            by_object.entry(tensor.object).or_default().push(tensor);
-        }
-        tensors.extend(by_object.into_values().map(|names| (names, interpreter.space)));
-    }
-    let sizes = tensors.iter().filter_map(|(names, _)| Some(names.first()?.info.as_ref()?.byte_len()));
-    observer.begin(Phase::Tensors, sizes.fold(0, u64::saturating_add));
-    tensors.into_par_iter().for_each(|(mut names, space)| {
-        let Some((first, others)) = names.split_first_mut() else { return };
-        digest(first, &space, memory.size(), observer);
-        for other in others {
-            other.status = first.status;
-            other.holes.clone_from(&first.holes);
-            other.sha256.clone_from(&first.sha256);
-            other.problem.clone_from(&first.problem);
-        }
-    });
-
+    let models = processes.iter_mut().map(|process| process.models.as_mut_slice());
+    digest::tensors(models.zip(interpreters.iter().map(|interpreter| interpreter.space)), memory.size(), observer);
     join_sightings(&mut processes);
     Ok(Recovery { memory: memory.clone(), discovery, processes, warnings })
 }
@@ -297,41 +273,6 @@ fn describe(interpreter: &Interpreter<'_>, torch_layouts: &[tensor::Layout]) -> 
         module_count: graph.modules.len(),
         models,
         shared_models: Vec::new(),
-    }
-}
-
-/// Reads all bytes of a tensor once: its status, holes and hash.
-fn digest(tensor: &mut NamedTensor, space: &AddressSpace<'_>, limit: u64, observer: &dyn Observer) {
-    let Some(info) = &tensor.info else { return };
-    match info.device.split(':').next() {
-        Some(CPU) => {}
-        Some(META) => {
-            tensor.problem = Some("it is on the meta device: it has a shape and no data".to_owned());
-            return;
-        }
-        _ => {
-            tensor.status = Status::Device;
-            return;
-        }
-    }
-    let mut hash = Sha256::new();
-    let result = tensor::gather::<TooLarge>(space, info, limit, |bytes| {
-        hash.update(bytes);
-        observer.advance(bytes.len() as u64);
-        Ok(())
-    });
-    match result {
-        Ok(holes) => {
-            let missing: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
-            tensor.status = match missing {
-                0 => Status::Complete,
-                missing if missing == info.byte_len() => Status::Missing,
-                _ => Status::Partial,
-            };
-            tensor.holes = holes;
-            tensor.sha256 = Some(report::hex(&hash.finalize()));
-        }
-        Err(error) => tensor.problem = Some(error.to_string()),
     }
 }
 

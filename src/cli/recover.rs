@@ -11,8 +11,8 @@ use tensorcarve::signature::Signatures;
 
 use super::args::{RecoverArgs, RecoverFormat};
 use super::info::{open, say_warnings};
-use super::input_hash::InputHash;
-use super::progress::{PhaseTime, Progress, say_times};
+use super::input_hash::{Hashed, InputHash};
+use super::progress::{PhaseTime, Progress, rate, say_times};
 use super::spaces::in_pool;
 use super::{Failure, Outcome, interrupt, say, stdout};
 
@@ -28,12 +28,12 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let progress = Progress::new(&args.talk);
     let hash = (!args.no_hash && is_readable(&args.input.dump)).then(|| InputHash::start(&args.input.dump));
     let dump = open(&args.input, &progress)?;
-    let mut times = Vec::new();
+    let (mut times, mut hashed) = (Vec::new(), None);
     let recovery = in_pool(&args.work, || -> Result<Recovery, Failure> {
         let recovery = recover(&dump, &signatures, backend, &progress)?;
         let threads = rayon::current_num_threads();
         report::write(folder, &dump, mmu, &recovery, &progress, || {
-            let sha256 = hash.and_then(|hash| match hash.finish(dump.file_size, &progress) {
+            hashed = hash.and_then(|hash| match hash.finish(dump.file_size, &progress) {
                 Ok(hash) => Some(hash),
                 Err(error) => {
                     say(&format!("warning: the SHA-256 of the dump file is not known ({error})"));
@@ -46,7 +46,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
                 backend: backend.to_string(),
                 threads,
                 input: args.input.dump.clone(),
-                sha256,
+                sha256: hashed.as_ref().map(|hashed| hashed.sha256.clone()),
                 started,
                 phases: times.iter().map(|done| (done.name, done.time)).collect(),
             }
@@ -58,7 +58,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     interrupt::undo_by(None);
     print(args.format, &dump, &recovery)?;
     if !args.talk.quiet {
-        tell(args, &dump, &recovery, &output_dir, &times);
+        tell(args, &dump, &recovery, &output_dir, (&times, hashed.as_ref()));
     }
     Ok(outcome(&dump, &recovery))
 }
@@ -87,10 +87,21 @@ fn print(format: RecoverFormat, dump: &Dump, recovery: &Recovery) -> Result<(), 
 }
 
 /// What the user should know beside the data, and what to do next.
-fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path, times: &[PhaseTime]) {
+fn tell(
+    args: &RecoverArgs,
+    dump: &Dump,
+    recovery: &Recovery,
+    output_dir: &Path,
+    (times, hashed): (&[PhaseTime], Option<&Hashed>),
+) {
     say_warnings(report::warnings(dump, recovery), &args.talk);
     if args.talk.verbose {
         say_times(times);
+        if let Some(Hashed { bytes, time, .. }) = hashed {
+            let rate = rate(*bytes, *time).unwrap_or_default();
+            let seconds = time.as_secs_f64();
+            say(&format!("SHA-256 of the dump file: {seconds:.3} s on a thread beside the phases, {rate:.2} GB/s"));
+        }
         recovery.processes.iter().for_each(say_layouts);
         for model in recovery.processes.iter().flat_map(|process| &process.models) {
             model.problems.iter().for_each(|problem| say(&format!("{}: {}", model.id, report::printable(problem))));
