@@ -65,6 +65,7 @@ extern crate self as tensorcarve; // what tests/ and the tests here share names 
 
 pub mod addr;
 pub mod cpython;
+mod digest;
 pub mod dump;
 pub mod model;
 pub mod paging;

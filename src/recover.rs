@@ -3,17 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
-use crate::cpython::{self, Builtins, Candidate, Instances, Interpreter, LayoutScore, Sweeper};
+use crate::cpython::{self, Builtins, Candidate, Interpreter, LayoutScore, Sweeper};
+use crate::digest;
 use crate::dump::{Dump, Format, PhysicalMemory};
-use crate::model::{self, Model, NamedTensor, Sighting, Status};
+use crate::model::{self, Model, Sighting};
 use crate::paging::{self, AddressSpace, Discovery};
-use crate::report;
 use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
 use crate::signature::{Mmu, Signatures};
-use crate::tensor::{self, TensorScore, TooLarge};
+use crate::tensor::{self, TensorScore};
 
 /// The signature of CPython's `type` object.
 const TYPE_SIGNATURE: &str = "cpython.type";
@@ -24,9 +23,6 @@ const MIN_MAPPINGS: u64 = 1 << 16;
 const MAX_TYPES_PER_SPACE: usize = 8;
 /// Roots that map themselves, at least, where file offsets are physical addresses: a machine runs some processes.
 const MIN_ROOTS: usize = 3;
-/// The device whose memory the dump holds, and the one that has none.
-const CPU: &str = "cpu";
-const META: &str = "meta";
 
 /// Everything that was found in a dump.
 pub struct Recovery {
@@ -155,43 +151,21 @@ pub fn recover(
         discovery.spaces.iter().map(|space| AddressSpace::new(memory, mmu, space.root, space.levels)).collect();
     let hits: Vec<Hit> = found.hits.iter().filter(|hit| hit.signature == type_signature).copied().collect();
     let candidates = candidates(&hits, &spaces, &python_layouts);
-    let candidate_spaces: Vec<AddressSpace<'_>> = candidates.iter().map(|candidate| candidate.space).collect();
     let limit = MAPPINGS_PER_FRAME * found.frames.len() as u64 + MIN_MAPPINGS;
-    let (sweeper, left_out) = Sweeper::new(memory, backend, &candidate_spaces, limit);
-    for space in left_out.into_iter().filter_map(|index| candidate_spaces.get(index)) {
-        warnings.push(format!("the page tables under {} map more than the dump can hold: left out", space.root()));
+    let (sweeper, left_out) = Sweeper::new(memory, backend, &candidates, &python_layouts, limit);
+    for candidate in left_out.into_iter().filter_map(|index| candidates.get(index)) {
+        let root = candidate.space.root();
+        warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
     }
-    let interpreters = cpython::interpreters(&candidates, &python_layouts, &sweeper);
-    let types: Vec<ModuleTypes> = interpreters.iter().map(ModuleTypes::new).collect();
-    let wanted = types.iter().map(|types| types.python.union(&types.torch).copied().collect());
-    let instances = cpython::instances(&interpreters, &sweeper, wanted);
-    let found = interpreters.iter().zip(&types).zip(&instances);
-    let mut processes: Vec<Process> = found
-        .map(|((interpreter, types), instances)| describe(interpreter, types, instances, &torch_layouts))
-        .collect();
-
-    // Each tensor once, however many names it has.
-    let mut tensors: Vec<(Vec<&mut NamedTensor>, AddressSpace<'_>)> = Vec::new();
-    for (process, interpreter) in processes.iter_mut().zip(&interpreters) {
-        let mut by_object: BTreeMap<VirtAddr, Vec<&mut NamedTensor>> = BTreeMap::new();
-        for tensor in process.models.iter_mut().flat_map(|model| &mut model.tensors) {
-            by_object.entry(tensor.object).or_default().push(tensor);
-        }
-        tensors.extend(by_object.into_values().map(|names| (names, interpreter.space)));
-    }
-    let sizes = tensors.iter().filter_map(|(names, _)| Some(names.first()?.info.as_ref()?.byte_len()));
-    observer.begin(Phase::Tensors, sizes.fold(0, u64::saturating_add));
-    tensors.into_par_iter().for_each(|(mut names, space)| {
-        let Some((first, others)) = names.split_first_mut() else { return };
-        digest(first, &space, memory.size(), observer);
-        for other in others {
-            other.status = first.status;
-            other.holes.clone_from(&first.holes);
-            other.sha256.clone_from(&first.sha256);
-            other.problem.clone_from(&first.problem);
-        }
+    let interpreters = cpython::interpreters(&candidates, &python_layouts, &sweeper, |interpreter| {
+        let types = ModuleTypes::new(interpreter);
+        types.python.union(&types.torch).copied().collect()
     });
+    let mut processes: Vec<Process> =
+        interpreters.par_iter().map(|interpreter| describe(interpreter, &torch_layouts)).collect();
 
+    let models = processes.iter_mut().map(|process| process.models.as_mut_slice());
+    digest::tensors(models.zip(interpreters.iter().map(|interpreter| interpreter.space)), memory.size(), observer);
     join_sightings(&mut processes);
     Ok(Recovery { memory: memory.clone(), discovery, processes, warnings })
 }
@@ -274,16 +248,12 @@ impl ModuleTypes {
 }
 
 /// What one interpreter holds; the bytes of tensors are not looked at yet.
-fn describe(
-    interpreter: &Interpreter<'_>,
-    types: &ModuleTypes,
-    instances: &Instances,
-    torch_layouts: &[tensor::Layout],
-) -> Process {
+fn describe(interpreter: &Interpreter<'_>, torch_layouts: &[tensor::Layout]) -> Process {
+    let types = ModuleTypes::new(interpreter);
     let objects = interpreter.objects();
-    let modules = interpreter.modules(&types.python, instances);
+    let modules = interpreter.modules(&types.python);
     let builtins = Builtins::new(&objects, &modules);
-    let graph = model::graph(interpreter, &builtins, &types.torch, instances);
+    let graph = model::graph(interpreter, &builtins, &types.torch);
     let tensors: Vec<VirtAddr> = graph.tensors().into_iter().collect();
     let chosen = tensor::choose(torch_layouts, &objects, &tensors);
     let models = model::models(&graph, &objects, chosen.as_ref().map(|(layout, ..)| *layout));
@@ -303,41 +273,6 @@ fn describe(
         module_count: graph.modules.len(),
         models,
         shared_models: Vec::new(),
-    }
-}
-
-/// Reads all bytes of a tensor once: its status, holes and hash.
-fn digest(tensor: &mut NamedTensor, space: &AddressSpace<'_>, limit: u64, observer: &dyn Observer) {
-    let Some(info) = &tensor.info else { return };
-    match info.device.split(':').next() {
-        Some(CPU) => {}
-        Some(META) => {
-            tensor.problem = Some("it is on the meta device: it has a shape and no data".to_owned());
-            return;
-        }
-        _ => {
-            tensor.status = Status::Device;
-            return;
-        }
-    }
-    let mut hash = Sha256::new();
-    let result = tensor::gather::<TooLarge>(space, info, limit, |bytes| {
-        hash.update(bytes);
-        observer.advance(bytes.len() as u64);
-        Ok(())
-    });
-    match result {
-        Ok(holes) => {
-            let missing: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
-            tensor.status = match missing {
-                0 => Status::Complete,
-                missing if missing == info.byte_len() => Status::Missing,
-                _ => Status::Partial,
-            };
-            tensor.holes = holes;
-            tensor.sha256 = Some(report::hex(&hash.finalize()));
-        }
-        Err(error) => tensor.problem = Some(error.to_string()),
     }
 }
 

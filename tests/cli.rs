@@ -219,6 +219,29 @@ fn a_dump_without_models_is_exit_code_1_and_says_how_far_it_came() {
 }
 
 #[test]
+fn the_profile_has_every_phase_and_its_share_of_the_scan() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = stderr(&recover(Path::new(SHIPPED), &dir.path().join("out"), &["-v", "--threads", "1"]));
+    let line = |name: &str| -> Vec<&str> {
+        let lines = said.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        lines.into_iter().find(|words| words.first() == Some(&name)).unwrap_or_else(|| panic!("no {name} in: {said}"))
+    };
+    let number = |word: &str| word.trim_end_matches('%').parse::<f64>().unwrap();
+    let scan = line("scan");
+    let seconds = number(scan[1]);
+    // 255 MiB of memory; times are rounded to milliseconds.
+    assert!(scan[4] == "GB/s" && (number(scan[3]) * seconds / 0.2678 - 1.0).abs() < 0.1, "{said}");
+    for name in ["paging", "cpython", "tensors", "write"] {
+        let words = line(name);
+        let share = words.iter().position(|word| word.ends_with('%')).unwrap_or_else(|| panic!("no share: {said}"));
+        assert_eq!(words[share + 1..], ["of", "the", "scan"], "{said}");
+        let (expected, rounding) = (100.0 * number(words[1]) / seconds, 0.5 + 100.0 * 0.0011 / seconds);
+        assert!((number(words[share]) - expected).abs() < rounding, "{said}");
+    }
+    assert!(line("unpack").len() >= 3 && said.contains("SHA-256 of the dump file: "), "{said}");
+}
+
+#[test]
 fn a_reader_that_goes_is_no_error() {
     let dir = tempfile::tempdir().unwrap();
     let dump = empty_dump(dir.path());

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use tensorcarve::recover::Observer;
@@ -20,8 +20,18 @@ const TICK: Duration = Duration::from_millis(5);
 
 /// A hash that is being computed.
 pub(super) struct InputHash {
-    thread: JoinHandle<io::Result<String>>,
+    thread: JoinHandle<io::Result<Hashed>>,
     done: Arc<AtomicU64>,
+}
+
+/// A hash that has been computed.
+pub(super) struct Hashed {
+    /// In lower-case hex.
+    pub(super) sha256: String,
+    /// Bytes of the file.
+    pub(super) bytes: u64,
+    /// How long that took, beside the other work.
+    pub(super) time: Duration,
 }
 
 impl InputHash {
@@ -33,11 +43,11 @@ impl InputHash {
         Self { thread: thread::spawn(move || hash(&path, &counter)), done }
     }
 
-    /// Waits for the hash in lower-case hex; a phase of its own if it is not there yet.
-    pub(super) fn finish(self, size: u64, progress: &Progress) -> io::Result<String> {
+    /// Waits for the hash; a phase of its own, with what is left to do, if it is not there yet.
+    pub(super) fn finish(self, size: u64, progress: &Progress) -> io::Result<Hashed> {
         if !self.thread.is_finished() {
-            progress.begin_named("hash", size);
-            let mut shown = 0;
+            let mut shown = self.done.load(Ordering::Relaxed);
+            progress.begin_named("hash", size.saturating_sub(shown));
             while !self.thread.is_finished() {
                 let done = self.done.load(Ordering::Relaxed);
                 progress.advance(done - shown);
@@ -49,13 +59,17 @@ impl InputHash {
     }
 }
 
-fn hash(path: &Path, done: &AtomicU64) -> io::Result<String> {
+fn hash(path: &Path, done: &AtomicU64) -> io::Result<Hashed> {
+    let start = Instant::now();
     let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; BUFFER];
     loop {
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(hex(&hasher.finalize())),
+            Ok(0) => {
+                let bytes = done.load(Ordering::Relaxed);
+                return Ok(Hashed { sha256: hex(&hasher.finalize()), bytes, time: start.elapsed() });
+            }
             Ok(count) => {
                 hasher.update(buffer.get(..count).unwrap_or_default());
                 done.fetch_add(count as u64, Ordering::Relaxed);
@@ -76,7 +90,8 @@ mod tests {
         std::fs::write(file.path(), "abc").unwrap();
         let done = AtomicU64::new(0);
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        assert_eq!(hash(file.path(), &done).unwrap(), expected);
+        let hashed = hash(file.path(), &done).unwrap();
+        assert_eq!((hashed.sha256.as_str(), hashed.bytes), (expected, 3));
         assert_eq!(done.into_inner(), 3);
         assert!(hash(Path::new("/nonexistent"), &AtomicU64::new(0)).is_err());
     }

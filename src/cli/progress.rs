@@ -14,6 +14,9 @@ const WITH_TOTAL: &str =
     "{prefix:>9} {bar:28} {decimal_bytes:>9} of {decimal_total_bytes} {decimal_bytes_per_sec:>11} ETA {eta}";
 const WITHOUT_TOTAL: &str = "{prefix:>9} {spinner} {decimal_bytes} {elapsed}";
 
+/// Name of the phase that the others are compared with.
+const SCAN: &str = "scan";
+
 /// Watches the phases.
 pub(super) struct Progress {
     bar: ProgressBar,
@@ -106,7 +109,7 @@ impl Progress {
 fn name(phase: Phase) -> &'static str {
     match phase {
         Phase::Unpack => "unpack",
-        Phase::Scan => "scan",
+        Phase::Scan => SCAN,
         Phase::Paging => "paging",
         Phase::Cpython => "cpython",
         Phase::Tensors => "tensors",
@@ -114,14 +117,25 @@ fn name(phase: Phase) -> &'static str {
     }
 }
 
-/// Says how long each phase took.
+/// Says how long each phase took, how fast it went through its bytes, and how that compares with the scan.
 pub(super) fn say_times(times: &[PhaseTime]) {
-    for PhaseTime { name, time, bytes } in times {
-        let seconds = time.as_secs_f64();
-        let rate = match *bytes as f64 / 1e9 / seconds {
-            rate if *bytes > 0 && rate.is_finite() => format!("  {rate:.2} GB/s"),
+    let scan = times.iter().find(|phase| phase.name == SCAN).map(|phase| phase.time.as_secs_f64());
+    for phase in times {
+        let seconds = phase.time.as_secs_f64();
+        let rate = match rate(phase.bytes, phase.time) {
+            Some(rate) => format!("{rate:8.2} GB/s"),
+            None => " ".repeat(13),
+        };
+        let share = match scan.map(|scan| 100.0 * seconds / scan) {
+            Some(share) if phase.name != SCAN && share.is_finite() => format!("{share:6.0}% of the scan"),
             _ => String::new(),
         };
-        say(&format!("{name:>9} {seconds:8.3} s{rate}"));
+        say(format!("{:>9} {seconds:8.3} s {rate}{share}", phase.name).trim_end());
     }
+}
+
+/// Gigabytes per second; `None` where nothing is counted in bytes.
+pub(super) fn rate(bytes: u64, time: Duration) -> Option<f64> {
+    let rate = bytes as f64 / 1e9 / time.as_secs_f64();
+    (bytes > 0 && rate.is_finite()).then_some(rate)
 }

@@ -12,8 +12,8 @@ use tensorcarve::signature::Signatures;
 
 use super::args::{RecoverArgs, RecoverFormat};
 use super::info::{open, say_warnings};
-use super::input_hash::InputHash;
-use super::progress::{PhaseTime, Progress, say_times};
+use super::input_hash::{Hashed, InputHash};
+use super::progress::{PhaseTime, Progress, rate, say_times};
 use super::spaces::{gpu_warning, in_pool, say_choice};
 use super::{Failure, Outcome, interrupt, say, stdout};
 
@@ -29,13 +29,13 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let progress = Progress::new(&args.talk);
     let hash = (!args.no_hash && is_readable(&args.input.dump)).then(|| InputHash::start(&args.input.dump));
     let dump = open(&args.input, &progress)?;
-    let mut times = Vec::new();
+    let (mut times, mut hashed) = (Vec::new(), None);
     let (recovery, choice) = in_pool(&args.work, || -> Result<(Recovery, Choice), Failure> {
         let choice = scan::choose(&dump.memory, &signatures, args.work.backend)?;
         let recovery = recover(&dump, &signatures, choice.backend, &progress)?;
         let threads = rayon::current_num_threads();
         report::write(folder, &dump, mmu, &recovery, &progress, || {
-            let sha256 = hash.and_then(|hash| match hash.finish(dump.file_size, &progress) {
+            hashed = hash.and_then(|hash| match hash.finish(dump.file_size, &progress) {
                 Ok(hash) => Some(hash),
                 Err(error) => {
                     say(&format!("warning: the SHA-256 of the dump file is not known ({error})"));
@@ -50,7 +50,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
                 warnings: gpu_warning().into_iter().collect(),
                 threads,
                 input: args.input.dump.clone(),
-                sha256,
+                sha256: hashed.as_ref().map(|hashed| hashed.sha256.clone()),
                 started,
                 phases: times.iter().map(|done| (done.name, done.time)).collect(),
             }
@@ -62,7 +62,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     interrupt::undo_by(None);
     print(args.format, &dump, &recovery)?;
     if !args.talk.quiet {
-        tell(args, &dump, &recovery, &output_dir, &times, &choice);
+        tell(args, &dump, &recovery, &output_dir, &Work { times, hashed, choice });
     }
     Ok(outcome(&dump, &recovery))
 }
@@ -90,12 +90,24 @@ fn print(format: RecoverFormat, dump: &Dump, recovery: &Recovery) -> Result<(), 
     })
 }
 
+/// How the work went.
+struct Work {
+    times: Vec<PhaseTime>,
+    hashed: Option<Hashed>,
+    choice: Choice,
+}
+
 /// What the user should know beside the data, and what to do next.
-fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path, times: &[PhaseTime], choice: &Choice) {
+fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path, work: &Work) {
     say_warnings(report::warnings(dump, recovery).chain(gpu_warning().as_deref()), &args.talk);
     if args.talk.verbose {
-        say_choice(choice);
-        say_times(times);
+        say_choice(&work.choice);
+        say_times(&work.times);
+        if let Some(Hashed { bytes, time, .. }) = &work.hashed {
+            let rate = rate(*bytes, *time).unwrap_or_default();
+            let seconds = time.as_secs_f64();
+            say(&format!("SHA-256 of the dump file: {seconds:.3} s on a thread beside the phases, {rate:.2} GB/s"));
+        }
         recovery.processes.iter().for_each(say_layouts);
         for model in recovery.processes.iter().flat_map(|process| &process.models) {
             model.problems.iter().for_each(|problem| say(&format!("{}: {}", model.id, report::printable(problem))));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::object::Objects;
-use super::process::{Instances, Interpreter};
+use super::process::Interpreter;
 use crate::addr::VirtAddr;
 
 /// Imported modules: `__name__` and the dictionary that holds their names.
@@ -24,9 +24,9 @@ impl Interpreter<'_> {
     }
 
     /// The modules among the instances of `types`, which are those of [`Interpreter::module_types`].
-    pub fn modules(&self, types: &BTreeSet<VirtAddr>, instances: &Instances) -> Modules {
+    pub fn modules(&self, types: &BTreeSet<VirtAddr>) -> Modules {
         let objects = self.objects();
-        let candidates = types.iter().filter_map(|address| instances.get(address)).flatten();
+        let candidates = types.iter().filter_map(|address| self.instances.get(address)).flatten();
         let module = |object: &VirtAddr| {
             let dict = objects.pointer(*object, self.layout.module_dict).ok()?;
             let name = objects.dict_item(dict, "__name__").ok()??;

@@ -110,9 +110,7 @@ impl<'a> Objects<'a> {
     /// # Errors
     /// The object can't be read.
     pub fn is_alive(&self, object: VirtAddr) -> Result<bool, ObjectError> {
-        // The top 16 bits hold flags from 3.14 on. A freed object holds a pointer to the next one, or zero.
-        let count = self.word(object, self.layout.ob_refcnt)? << 16 >> 16;
-        Ok((1..=u64::from(u32::MAX)).contains(&count))
+        self.word(object, self.layout.ob_refcnt).map(is_live_count)
     }
 
     /// The flags of a type (`tp_flags`).
@@ -245,6 +243,12 @@ impl<'a> Objects<'a> {
     pub fn float(&self, object: VirtAddr) -> Result<f64, ObjectError> {
         self.word(object, self.layout.float_value).map(f64::from_bits)
     }
+}
+
+/// Whether a word is the reference count of a live object.
+pub(super) fn is_live_count(word: u64) -> bool {
+    // The top 16 bits hold flags from 3.14 on. A freed object holds a pointer to the next one, or zero.
+    (1..=u64::from(u32::MAX)).contains(&(word << 16 >> 16))
 }
 
 /// An address plus a signed offset; wraps, because what lies outside the space faults when read.

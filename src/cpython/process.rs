@@ -1,25 +1,25 @@
 //! Running interpreters: `type` objects confirmed through page tables, the layout that reads their
-//! types best, and the sweep that finds all instances of a type.
+//! types best, and all instances of a type.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::rc::Rc;
+
+use rayon::prelude::*;
 
 use super::layout::Layout;
 use super::object::{ObjectError, Objects, field};
+use super::sweeper::Sweeper;
 use super::types::Types;
 use crate::addr::{PhysAddr, VirtAddr};
-use crate::dump::PhysicalMemory;
-use crate::paging::{AddressSpace, ReverseMap};
-use crate::scan::{Backend, PointerSet, sweep};
+use crate::paging::AddressSpace;
 
 /// Heap types that are read to score a layout.
 const SAMPLE: usize = 256;
-/// Rounds of looking for types of newly found metaclasses.
-const METACLASS_ROUNDS: usize = 4;
-/// Spaces that may use up what is granted to each; real ones need a small part of it.
-const SPACES_AT_LIMIT: u64 = 16;
-/// Addresses of one space under which a slot is looked at: a hostile space maps a frame a million times.
-const MAX_ALIASES: usize = 16;
+/// Sweeps for what newly found types are the types of.
+const MAX_ROUNDS: usize = 5;
+
+/// Live objects by their type.
+pub type Instances = BTreeMap<VirtAddr, Vec<VirtAddr>>;
 
 /// How well a layout reads an interpreter's types.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub struct Interpreter<'a> {
     pub scores: (LayoutScore, Option<LayoutScore>),
     /// Its types.
     pub types: Types,
+    /// The instances of those that were wanted.
+    pub instances: Instances,
 }
 
 impl Interpreter<'_> {
@@ -99,92 +101,33 @@ pub fn is_type_type(candidate: &Candidate<'_>, layouts: &[Layout]) -> bool {
     })
 }
 
-/// The pages of several interpreters, ready to be swept for pointers.
-pub struct Sweeper<'a> {
-    memory: &'a PhysicalMemory,
-    backend: Backend,
-    reverse: ReverseMap,
-    frames: Vec<Range<PhysAddr>>,
-}
-
-impl<'a> Sweeper<'a> {
-    /// Collects the pages of the spaces; their positions are the indices of [`Sweeper::sweep`].
-    ///
-    /// `limit` bounds the page tables that are read and the mappings that are kept of each space, so that
-    /// a hostile one hides no other; spaces that exceed it are left out and named in the second value.
-    pub fn new(
-        memory: &'a PhysicalMemory,
-        backend: Backend,
-        spaces: &[AddressSpace<'_>],
-        limit: u64,
-    ) -> (Self, Vec<usize>) {
-        let mut left = limit.saturating_mul(SPACES_AT_LIMIT);
-        let mut mapped = Vec::new();
-        let mut left_out = Vec::new();
-        for (index, space) in spaces.iter().enumerate() {
-            let granted = limit.min(left);
-            let mut budget = granted;
-            let mappings = space.user_mappings(&mut budget);
-            left -= granted - budget;
-            match mappings {
-                // Objects are data; code is most of what a process maps.
-                Some(mappings) => mapped.push((index, mappings.into_iter().filter(|m| !m.executable).collect())),
-                None => left_out.push(index),
-            }
-        }
-        let reverse = ReverseMap::new(mapped);
-        let frames = reverse.frames();
-        (Self { memory, backend, reverse, frames }, left_out)
-    }
-
-    /// Every aligned slot that holds one of `wanted` of its space, as address of the slot and value,
-    /// for each space. Every frame is looked at once, however many spaces share it.
-    pub fn sweep(&self, wanted: &[BTreeSet<VirtAddr>]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
-        let values: Vec<u64> = wanted.iter().flatten().map(|address| address.0).collect();
-        let mut found = vec![Vec::new(); wanted.len()];
-        // The slot that a space was last asked about, and under how many addresses.
-        let mut aliases = vec![(PhysAddr(0), 0); wanted.len()];
-        for (pa, value) in sweep(self.memory, &self.frames, &PointerSet::new(&values), self.backend, &|_| ()) {
-            for (space, va) in self.reverse.lookup(pa).take(MAX_ALIASES * MAX_ALIASES.max(wanted.len())) {
-                let here = wanted.get(space).zip(found.get_mut(space)).zip(aliases.get_mut(space));
-                if let Some(((wanted, found), (slot, aliases))) = here
-                    && (*slot != pa || *aliases < MAX_ALIASES)
-                    && wanted.contains(&VirtAddr(value))
-                {
-                    *aliases = if *slot == pa { *aliases + 1 } else { 1 };
-                    *slot = pa;
-                    found.push((va, VirtAddr(value)));
-                }
-            }
-        }
-        for found in &mut found {
-            found.sort_unstable();
-        }
-        found
-    }
-}
-
-/// Finds the types of every candidate and chooses its layout.
+/// Finds the types of every candidate, chooses its layout, and finds the instances of the types that `wanted` picks.
 ///
 /// The candidates are those whose spaces the sweeper holds, in the same order; those in which no
-/// layout reads any type are dropped.
+/// layout reads any type are dropped. `wanted` is asked again when more types are known, and only adds to its answer.
 pub fn interpreters<'a>(
     candidates: &[Candidate<'a>],
     layouts: &'a [Layout],
     sweeper: &Sweeper<'_>,
+    wanted: impl Fn(&Interpreter<'a>) -> BTreeSet<VirtAddr> + Sync,
 ) -> Vec<Interpreter<'a>> {
-    let mut metaclasses: Vec<BTreeSet<VirtAddr>> =
+    let types: Vec<BTreeSet<VirtAddr>> =
         candidates.iter().map(|candidate| BTreeSet::from([candidate.type_object])).collect();
-    let slots = sweeper.sweep(&metaclasses);
-    let with_slots = candidates.iter().zip(slots).enumerate();
+    let slots = sweeper.sweep(&types);
+    let with_slots = candidates.par_iter().zip(slots).enumerate();
     let mut interpreters: Vec<Interpreter<'a>> =
         with_slots.filter_map(|(index, (candidate, slots))| choose_layout(index, candidate, &slots, layouts)).collect();
-    for _ in 0..METACLASS_ROUNDS {
-        let mut new = vec![BTreeSet::new(); metaclasses.len()];
-        for interpreter in &interpreters {
-            let slot = new.get_mut(interpreter.index).zip(metaclasses.get_mut(interpreter.index));
-            if let Some((new, known)) = slot {
-                *new = interpreter.metaclasses().difference(known).copied().collect();
+    // Every sweep is for what the one before has found: metaclasses, of which there may be more types, and types
+    // whose instances are wanted.
+    let mut swept_for = types;
+    for _ in 0..MAX_ROUNDS {
+        let mut new = vec![BTreeSet::new(); candidates.len()];
+        let asked = interpreters.par_iter().map(|interpreter| {
+            (interpreter.index, interpreter.metaclasses().union(&wanted(interpreter)).copied().collect())
+        });
+        for (index, types) in asked.collect::<Vec<(usize, BTreeSet<VirtAddr>)>>() {
+            if let Some((new, known)) = new.get_mut(index).zip(swept_for.get_mut(index)) {
+                *new = types.difference(known).copied().collect();
                 known.extend(new.iter());
             }
         }
@@ -192,10 +135,9 @@ pub fn interpreters<'a>(
             break;
         }
         let slots = sweeper.sweep(&new);
-        for interpreter in &mut interpreters {
-            let types = slots.get(interpreter.index).map(|slots| read_types(&interpreter.objects(), slots));
-            interpreter.types.extend(types.unwrap_or_default());
-        }
+        interpreters
+            .par_iter_mut()
+            .for_each(|interpreter| interpreter.learn(slots.get(interpreter.index).map_or(&[], Vec::as_slice)));
     }
     interpreters
 }
@@ -204,6 +146,20 @@ impl Interpreter<'_> {
     /// Types whose instances are types.
     fn metaclasses(&self) -> BTreeSet<VirtAddr> {
         self.subtypes(self.type_object)
+    }
+
+    /// Adds the objects whose types stand in the slots: to the types those of a metaclass, to the instances the others.
+    fn learn(&mut self, slots: &[(VirtAddr, VirtAddr)]) {
+        let metaclasses = self.metaclasses();
+        let (of_types, of_others): (Vec<_>, Vec<_>) = slots.iter().partition(|(_, found)| metaclasses.contains(found));
+        let types = read_types(&self.objects(), &of_types);
+        self.types.extend(types);
+        for (slot, type_object) in of_others {
+            let object = field(slot, -self.layout.ob_type);
+            if self.objects().is_alive(object).unwrap_or(false) {
+                self.instances.entry(type_object).or_default().push(object);
+            }
+        }
     }
 }
 
@@ -219,14 +175,16 @@ fn choose_layout<'a>(
     slots: &[(VirtAddr, VirtAddr)],
     layouts: &'a [Layout],
 ) -> Option<Interpreter<'a>> {
-    let mut scored: Vec<(LayoutScore, &'a Layout, Types)> = layouts
-        .iter()
-        .filter_map(|layout| {
-            let objects = Objects::new(&candidate.space, layout);
-            let types = read_types(&objects, slots);
-            score(&objects, candidate.type_object, &types).map(|score| (score, layout, types))
-        })
-        .collect();
+    // Most layouts differ elsewhere, and read the same types.
+    let mut readings: Vec<(&Layout, Rc<Types>)> = Vec::new();
+    let mut scored: Vec<(LayoutScore, &'a Layout, Rc<Types>)> = Vec::new();
+    for layout in layouts {
+        let objects = Objects::new(&candidate.space, layout);
+        let known = readings.iter().find(|(other, _)| layout.reads_types_like(other));
+        let types = known.map_or_else(|| Rc::new(read_types(&objects, slots)), |(_, types)| Rc::clone(types));
+        readings.push((layout, Rc::clone(&types)));
+        scored.extend(score(&objects, candidate.type_object, &types).map(|score| (score, layout, types)));
+    }
     scored.sort_by_key(|(score, ..)| (score.readable, score.size_matches));
     let (best, layout, types) = scored.pop()?;
     let next = scored.pop().map(|(score, ..)| score);
@@ -236,7 +194,8 @@ fn choose_layout<'a>(
         type_object: candidate.type_object,
         layout,
         scores: (best, next),
-        types,
+        types: Rc::unwrap_or_clone(types),
+        instances: Instances::new(),
     })
 }
 
@@ -256,36 +215,6 @@ fn score(objects: &Objects<'_>, type_object: VirtAddr, types: &Types) -> Option<
         size_matches: size == layout.heap_type_size as u64,
         version: layout.version.clone(),
     })
-}
-
-/// Live objects by their type.
-pub type Instances = BTreeMap<VirtAddr, Vec<VirtAddr>>;
-
-/// The live instances of the types in `wanted`, a set for each interpreter, in the order of the interpreters.
-pub fn instances(
-    interpreters: &[Interpreter<'_>],
-    sweeper: &Sweeper<'_>,
-    wanted: impl IntoIterator<Item = BTreeSet<VirtAddr>>,
-) -> Vec<Instances> {
-    let mut types = vec![BTreeSet::new(); interpreters.iter().map(|i| i.index + 1).max().unwrap_or_default()];
-    for (interpreter, wanted) in interpreters.iter().zip(wanted) {
-        if let Some(types) = types.get_mut(interpreter.index) {
-            *types = wanted;
-        }
-    }
-    let slots = sweeper.sweep(&types);
-    let by_type = |interpreter: &Interpreter<'_>| {
-        let objects = interpreter.objects();
-        let mut by_type = Instances::new();
-        for (slot, type_object) in slots.get(interpreter.index).into_iter().flatten() {
-            let object = field(*slot, -interpreter.layout.ob_type);
-            if objects.is_alive(object).unwrap_or(false) {
-                by_type.entry(*type_object).or_default().push(object);
-            }
-        }
-        by_type
-    };
-    interpreters.iter().map(by_type).collect()
 }
 
 /// Confirms a hit of the signature of `type` in a space.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::layout::Layout;
 use super::object::{ObjectError, Objects};
 use crate::addr::VirtAddr;
 use crate::paging::VirtualMemory;
@@ -23,6 +24,18 @@ pub struct TypeInfo {
 
 /// The types of an interpreter by address.
 pub type Types = BTreeMap<VirtAddr, TypeInfo>;
+
+impl Layout {
+    /// Whether [`Objects::type_info`] reads the same with both layouts: they agree in all that it looks at.
+    pub(super) fn reads_types_like(&self, other: &Self) -> bool {
+        let seen = |layout: &Self| {
+            let object = [layout.ob_refcnt, layout.ob_type];
+            let type_object = [layout.tp_flags, layout.tp_base, layout.tp_mro];
+            (object, type_object, [layout.flag_tuple, layout.tuple_size, layout.tuple_items])
+        };
+        seen(self) == seen(other)
+    }
+}
 
 impl Objects<'_> {
     /// Reads a candidate for a type object.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::addr::VirtAddr;
-use crate::cpython::{Attributes, Builtins, Instances, Interpreter, ObjectError, Objects, Value};
+use crate::cpython::{Attributes, Builtins, Interpreter, ObjectError, Objects, Value};
 
 /// Where the base class of all modules is defined, in every PyTorch.
 const MODULE_CLASS: (&str, &str) = ("torch.nn.modules.module", "Module");
@@ -73,15 +73,11 @@ pub struct Graph {
 }
 
 /// Reads all modules among the instances of `types`, which are those of [`module_types`].
-pub fn graph(
-    interpreter: &Interpreter<'_>,
-    builtins: &Builtins,
-    types: &BTreeSet<VirtAddr>,
-    instances: &Instances,
-) -> Graph {
+pub fn graph(interpreter: &Interpreter<'_>, builtins: &Builtins, types: &BTreeSet<VirtAddr>) -> Graph {
     let objects = interpreter.objects();
     let mut graph = Graph::default();
-    for (type_object, found) in types.iter().filter_map(|address| Some((address, instances.get(address)?))) {
+    for (type_object, found) in types.iter().filter_map(|address| Some((address, interpreter.instances.get(address)?)))
+    {
         let (class, torch_class) = class_names(interpreter, *type_object);
         for &object in found {
             match read_module(&objects, builtins, object, &class, torch_class.as_ref()) {

@@ -36,8 +36,13 @@ impl ReverseMap {
     /// Every space and virtual address at which the byte at `pa` is mapped.
     pub fn lookup(&self, pa: PhysAddr) -> impl Iterator<Item = (usize, VirtAddr)> {
         let after = self.entries.partition_point(|(_, mapping)| mapping.pa <= pa);
-        let before = self.entries.iter().zip(&self.reach).take(after).rev();
-        before
+        // Cut before they are paired: `take` on pairs would pass all the others one by one.
+        let entries = self.entries.get(..after).unwrap_or_default();
+        let reach = self.reach.get(..after).unwrap_or_default();
+        entries
+            .iter()
+            .zip(reach)
+            .rev()
             .take_while(move |(_, reach)| **reach > pa.0)
             .filter(move |((_, mapping), _)| pa.0 - mapping.pa.0 < mapping.len)
             .map(move |((space, mapping), _)| (*space, VirtAddr(mapping.va.0 + (pa.0 - mapping.pa.0))))

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -206,6 +207,12 @@ impl OutputFile {
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), OutputError> {
         self.writer.write_all(bytes).map_err(|e| OutputError::io(&self.path, "write the file", e))
+    }
+
+    /// Writes at a place of its own, counted from the start of the file; from any thread.
+    pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), OutputError> {
+        let file = self.writer.get_ref();
+        file.write_all_at(bytes, offset).map_err(|e| OutputError::io(&self.path, "write the file", e))
     }
 
     /// Writes what is still in memory; a file that is only dropped may lack its end.

@@ -1,8 +1,9 @@
-//! Files of weights: the header first, then each tensor in a stream from the dump, hashed on its way.
+//! Files of weights: the header first, then all tensors beside each other from the dump, hashed on their way.
 
 use std::collections::HashMap;
 use std::fmt::Write;
 
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo as Entry};
 use sha2::{Digest, Sha256};
 
@@ -63,13 +64,21 @@ fn write_file(
         .map_err(|reason| OutputError::Header { path: file.path().to_owned(), reason: reason.to_string() })?;
     file.write(&(header.len() as u64).to_le_bytes())?;
     file.write(&header)?;
-    for (tensor, info, _) in &tensors {
-        let (digest, is_whole) = copy(info, memory, &mut file, observer)?;
+    let mut next = (size_of::<u64>() + header.len()) as u64;
+    let places = tensors.iter().map(|(tensor, info, _)| {
+        let place = next;
+        next += info.byte_len();
+        (*tensor, *info, place)
+    });
+    let places: Vec<(&NamedTensor, &TensorInfo, u64)> = places.collect();
+    places.into_par_iter().try_for_each(|(tensor, info, place)| {
+        let (digest, is_whole) = copy(info, memory, &file, place, observer)?;
         let is_same = tensor.sha256.as_ref().is_none_or(|expected| *expected == digest);
-        if !is_same || is_whole != (tensor.status == Status::Complete) {
-            return Err(OutputError::Changed { model: model.id.clone(), tensor: tensor.name.clone() });
+        if is_same && is_whole == (tensor.status == Status::Complete) {
+            return Ok(());
         }
-    }
+        Err(OutputError::Changed { model: model.id.clone(), tensor: tensor.name.clone() })
+    })?;
     file.close()
 }
 
@@ -104,11 +113,12 @@ impl From<TooLarge> for Stop {
     }
 }
 
-/// Copies the bytes of a tensor; returns their hash, and whether there is no hole in them.
+/// Copies the bytes of a tensor to a place in the file; returns their hash, and whether there is no hole in them.
 fn copy(
     info: &TensorInfo,
     memory: &dyn VirtualMemory,
-    file: &mut OutputFile,
+    file: &OutputFile,
+    mut place: u64,
     observer: &dyn Observer,
 ) -> Result<(String, bool), OutputError> {
     let mut hasher = Sha256::new();
@@ -116,7 +126,9 @@ fn copy(
     let copied = gather(memory, info, u64::MAX, |bytes| {
         hasher.update(bytes);
         observer.advance(bytes.len() as u64);
-        file.write(bytes).map_err(Stop::Output)
+        file.write_at(bytes, place).map_err(Stop::Output)?;
+        place += bytes.len() as u64;
+        Ok(())
     });
     match copied {
         Ok(holes) => Ok((hex(&hasher.finalize()), holes.is_empty())),

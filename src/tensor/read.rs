@@ -44,6 +44,14 @@ impl TensorInfo {
     pub fn byte_len(&self) -> u64 {
         self.numel().saturating_mul(self.dtype.size)
     }
+
+    /// Bytes from the first element to the end of the last, where they lie; `None` past 64 bits.
+    pub fn extent(&self) -> Option<u64> {
+        if self.numel() == 0 {
+            return Some(0);
+        }
+        last_element(&self.shape, &self.stride, 0)?.checked_add(1)?.checked_mul(self.dtype.size)
+    }
 }
 
 /// Why an object is not a tensor, by a layout.

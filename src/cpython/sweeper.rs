@@ -1,0 +1,238 @@
+//! The pages of interpreters, swept for the objects of certain types.
+
+use std::collections::BTreeSet;
+use std::ops::{Range, RangeInclusive};
+
+use rayon::prelude::*;
+
+use super::layout::Layout;
+use super::object::is_live_count;
+use super::process::Candidate;
+use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
+use crate::dump::PhysicalMemory;
+use crate::paging::ReverseMap;
+use crate::scan::{Backend, PointerSet, sweep};
+
+/// Spaces that may use up what is granted to each; real ones need a small part of it.
+const SPACES_AT_LIMIT: u64 = 16;
+/// Addresses of one space under which a slot is looked at: a hostile space maps a frame a million times.
+const MAX_ALIASES: usize = 16;
+/// Bytes that one thread looks through for headers of objects at a time.
+const PIECE: u64 = 1 << 20;
+/// Words of a frame that are looked at together; a frame is a multiple of it.
+const BLOCK: usize = 32;
+/// What a C structure with pointers in it is aligned to.
+const ALIGNMENT: u64 = 8;
+
+/// The pages of several interpreters, ready to be swept for their objects.
+pub struct Sweeper<'a> {
+    memory: &'a PhysicalMemory,
+    backend: Backend,
+    reverse: ReverseMap,
+    frames: Vec<Range<PhysAddr>>,
+}
+
+impl<'a> Sweeper<'a> {
+    /// Collects the pages of the candidates' spaces; their positions are the indices of [`Sweeper::sweep`].
+    ///
+    /// `limit` bounds the page tables that are read and the mappings that are kept of each space, so that
+    /// a hostile one hides no other; spaces that exceed it are left out and named in the second value.
+    pub fn new(
+        memory: &'a PhysicalMemory,
+        backend: Backend,
+        candidates: &[Candidate<'_>],
+        layouts: &[Layout],
+        limit: u64,
+    ) -> (Self, Vec<usize>) {
+        let mut left = limit.saturating_mul(SPACES_AT_LIMIT);
+        let mut mapped = Vec::new();
+        let mut left_out = Vec::new();
+        let mut types = VirtAddr(u64::MAX)..=VirtAddr(0);
+        for (index, candidate) in candidates.iter().enumerate() {
+            let granted = limit.min(left);
+            let mut budget = granted;
+            let mappings = candidate.space.user_mappings(&mut budget);
+            left -= granted - budget;
+            let Some(mut mappings) = mappings else {
+                left_out.push(index);
+                continue;
+            };
+            // Objects are data; code is most of what a process maps.
+            mappings.retain(|mapping| !mapping.executable);
+            // Types are objects too: they lie where something is mapped.
+            let (first, last) = (mappings.first(), mappings.last());
+            let first = first.map_or(candidate.type_object, |first| candidate.type_object.min(first.va));
+            let last = last.map_or(candidate.type_object, |last| {
+                candidate.type_object.max(VirtAddr(last.va.0.saturating_add(last.len)))
+            });
+            // One can begin just before the page that its own type stands in.
+            let first = VirtAddr(first.0.saturating_sub(FRAME_SIZE));
+            types = first.min(*types.start())..=last.max(*types.end());
+            mapped.push((index, mappings));
+        }
+        let reverse = ReverseMap::new(mapped);
+        let frames = Headers::new(layouts, types).frames(memory, &reverse.frames());
+        (Self { memory, backend, reverse, frames }, left_out)
+    }
+
+    /// Aligned slots that hold one of `wanted` of their space, as address of the slot and value, for each space:
+    /// all those that are the type of a live object, and some others. Every frame is looked at once,
+    /// however many spaces share it.
+    pub fn sweep(&self, wanted: &[BTreeSet<VirtAddr>]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
+        let values: Vec<u64> = wanted.iter().flatten().map(|address| address.0).collect();
+        let mut found = vec![Vec::new(); wanted.len()];
+        // The slot that a space was last asked about, and under how many addresses.
+        let mut aliases = vec![(PhysAddr(0), 0); wanted.len()];
+        for (pa, value) in sweep(self.memory, &self.frames, &PointerSet::new(&values), self.backend, &|_| ()) {
+            for (space, va) in self.reverse.lookup(pa).take(MAX_ALIASES * MAX_ALIASES.max(wanted.len())) {
+                let here = wanted.get(space).zip(found.get_mut(space)).zip(aliases.get_mut(space));
+                if let Some(((wanted, found), (slot, aliases))) = here
+                    && (*slot != pa || *aliases < MAX_ALIASES)
+                    && wanted.contains(&VirtAddr(value))
+                {
+                    *aliases = if *slot == pa { *aliases + 1 } else { 1 };
+                    *slot = pa;
+                    found.push((va, VirtAddr(value)));
+                }
+            }
+        }
+        for found in &mut found {
+            found.sort_unstable();
+        }
+        found
+    }
+}
+
+/// What an object begins with: the count of references, and after it the type.
+///
+/// Numbers, text and weights hold next to nothing of that look: most of what a process keeps that computes
+/// needs to be looked at only once, to see that.
+struct Headers {
+    /// Words from the count to the type, once for each that a layout has; `None` where one has another order.
+    distances: Option<BTreeSet<usize>>,
+    /// Lowest address of a type, and how far the highest is above it.
+    types: (u64, u64),
+}
+
+impl Headers {
+    fn new(layouts: &[Layout], types: RangeInclusive<VirtAddr>) -> Self {
+        let distance = |layout: &Layout| {
+            let bytes = usize::try_from(layout.ob_type.checked_sub(layout.ob_refcnt)?).ok()?;
+            (bytes > 0 && bytes.is_multiple_of(8)).then_some(bytes / 8)
+        };
+        let (first, last) = (types.start().0, types.end().0);
+        Self { distances: layouts.iter().map(distance).collect(), types: (first, last.saturating_sub(first)) }
+    }
+
+    /// Whether the type of a live object could stand in one of the words of a frame.
+    fn may_stand_in(&self, frame: &[u8]) -> bool {
+        let Some(distances) = &self.distances else { return true };
+        let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
+        let (first, span) = self.types;
+        let above = u64::MAX.checked_shl(u64::BITS - first.saturating_add(span).leading_zeros()).unwrap_or_default();
+        let (words, _) = frame.as_chunks();
+        words.as_chunks::<BLOCK>().0.iter().zip((0..).step_by(BLOCK)).any(|(block, start)| {
+            // All at once, in a form that compiles to vectors: a weight has bits above those of any address.
+            if !block.iter().fold(false, |any, value| any | (word(value).wrapping_sub(1) & above == 0)) {
+                return false;
+            }
+            block.iter().zip(start..).any(|(value, at): (_, usize)| {
+                let value = word(value);
+                let may_be_type = value.wrapping_sub(first) <= span && value.is_multiple_of(ALIGNMENT);
+                // The count before the first words lies in another frame.
+                let has_count = |distance: &usize| {
+                    let count = at.checked_sub(*distance).and_then(|at| words.get(at));
+                    count.is_none_or(|count| is_live_count(word(count)))
+                };
+                may_be_type && distances.iter().any(has_count)
+            })
+        })
+    }
+
+    /// The frames among `frames` in which the type of a live object could stand, as far as the dump holds them.
+    fn frames(&self, memory: &PhysicalMemory, frames: &[Range<PhysAddr>]) -> Vec<Range<PhysAddr>> {
+        let mut pieces: Vec<Range<u64>> = Vec::new();
+        for run in frames {
+            let first = memory.ranges().partition_point(|range| range.end <= run.start);
+            // What a space maps and the dump does not hold may be without end.
+            for range in memory.ranges().iter().skip(first).take_while(|range| range.start < run.end) {
+                let (start, end) = (range.start.max(run.start).frame().0, range.end.min(run.end).0);
+                let starts = (start..end).step_by(PIECE as usize);
+                pieces.extend(starts.map(|start| start..end.min(start.saturating_add(PIECE))));
+            }
+        }
+        let in_piece = |piece: Range<u64>| {
+            let starts = piece.step_by(FRAME_SIZE as usize).map(PhysAddr);
+            // A frame that the dump holds in part is for the sweep to sort out.
+            let may_stand_in =
+                |frame: &PhysAddr| memory.bytes(*frame, FRAME_SIZE).is_none_or(|bytes| self.may_stand_in(bytes));
+            let kept = starts.filter(may_stand_in);
+            joined(kept.map(|frame| frame..PhysAddr(frame.0.saturating_add(FRAME_SIZE))))
+        };
+        let kept: Vec<Vec<Range<PhysAddr>>> = pieces.into_par_iter().map(in_piece).collect();
+        joined(kept.into_iter().flatten())
+    }
+}
+
+/// Sorted ranges, those that touch made one.
+fn joined(ranges: impl Iterator<Item = Range<PhysAddr>>) -> Vec<Range<PhysAddr>> {
+    let mut joined: Vec<Range<PhysAddr>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = range.end,
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::FileOffset;
+    use crate::dump::MemoryRange;
+
+    /// A frame with these words at these places, and weights elsewhere.
+    fn frame(words: &[(usize, u64)]) -> Vec<u8> {
+        let mut values = [0x3c23_d70a_bc23_d70au64; 512];
+        words.iter().for_each(|(at, word)| values[*at] = *word);
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn only_frames_that_could_hold_an_object_are_kept() {
+        let (low, high) = (0x40_0000, 0x7fff_ffff_f000);
+        let headers = Headers { distances: Some(BTreeSet::from([1])), types: (low, high - low) };
+        let holds = |words: &[(usize, u64)]| headers.may_stand_in(&frame(words));
+        assert!(!holds(&[]));
+        for at in [2, 31, 32, 33, 300, 511] {
+            for address in [low, 0x55_5555_5550, high] {
+                assert!(holds(&[(at - 1, 7), (at, address)]), "{at}");
+                // Flags above the count, as 3.14 has them.
+                assert!(holds(&[(at - 1, 0x8000_0000_0000_0001), (at, address)]));
+                assert!(!holds(&[(at - 1, 0x55_5555_5550), (at, address)]), "no count");
+                assert!(!holds(&[(at - 1, 7), (at, address + 4)]), "not aligned");
+            }
+            assert!(!holds(&[(at - 1, 7), (at, low - 8)]) && !holds(&[(at - 1, 7), (at, high + 8)]));
+        }
+        assert!(holds(&[(0, low)]), "the count is in the frame before");
+        assert!(!holds(&[(0, 0), (1, 0), (511, 0)]));
+        let unknown = Headers { distances: None, types: (low, high - low) };
+        assert!(unknown.may_stand_in(&frame(&[])));
+    }
+
+    #[test]
+    fn frames_are_cut_where_the_dump_ends_and_listed_once() {
+        let range =
+            |start, end, offset| MemoryRange { start: PhysAddr(start), end: PhysAddr(end), offset: FileOffset(offset) };
+        // Two ranges share a frame that neither holds whole; the first frame is zeros, the second holds an object.
+        let mut bytes = vec![0; 0x2000];
+        bytes.extend(frame(&[(8, 1), (9, 0x1000)]));
+        bytes.extend(vec![0; 0x1000]);
+        let ranges = vec![range(0x1000, 0x4800, 0x1000), range(0x4900, 0x5000, 0)];
+        let memory = PhysicalMemory::owned([bytes, vec![0; 0x4000]].concat(), ranges).unwrap();
+        let headers = Headers { distances: Some(BTreeSet::from([1])), types: (0x1000, 0x1000) };
+        let kept = headers.frames(&memory, &[PhysAddr(0x1000)..PhysAddr(1 << 50)]);
+        assert_eq!(kept, [PhysAddr(0x2000)..PhysAddr(0x3000), PhysAddr(0x4000)..PhysAddr(0x5000)]);
+    }
+}
