@@ -12,6 +12,7 @@ mod backend;
 mod chunk;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod engine;
+mod explain;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod filter;
 mod frames;
@@ -33,8 +34,10 @@ use crate::dump::PhysicalMemory;
 use crate::signature::Signatures;
 
 pub use backend::{Backend, BackendChoice, BackendError};
+pub use explain::{Explanation, RejectedCandidate, explain};
 pub use frames::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
 pub use pointer_set::PointerSet;
+pub use structures::Rejection;
 pub use sweep::sweep;
 
 use needles::Needles;
