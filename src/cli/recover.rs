@@ -9,7 +9,7 @@ use tensorcarve::recover::{RecoverError, Recovery, recover};
 use tensorcarve::report::{self, OutputFolder, Run};
 use tensorcarve::signature::Signatures;
 
-use super::args::{RecoverArgs, RecoverFormat};
+use super::args::{LineFormat, RecoverArgs};
 use super::info::{open, say_warnings};
 use super::input_hash::InputHash;
 use super::progress::{PhaseTime, Progress, say_times};
@@ -29,7 +29,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let hash = (!args.no_hash && is_readable(&args.input.dump)).then(|| InputHash::start(&args.input.dump));
     let dump = open(&args.input, &progress)?;
     let mut times = Vec::new();
-    let recovery = in_pool(&args.work, || -> Result<Recovery, Failure> {
+    let recovery = in_pool(args.work.threads, || -> Result<Recovery, Failure> {
         let recovery = recover(&dump, &signatures, backend, &progress)?;
         let threads = rayon::current_num_threads();
         report::write(folder, &dump, mmu, &recovery, &progress, || {
@@ -76,13 +76,13 @@ fn default_output_dir(dump: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn print(format: RecoverFormat, dump: &Dump, recovery: &Recovery) -> Result<(), Failure> {
+fn print(format: LineFormat, dump: &Dump, recovery: &Recovery) -> Result<(), Failure> {
     stdout::print(|out| match format {
-        RecoverFormat::Table if recovery.processes.is_empty() => Ok(()),
-        RecoverFormat::Table => out.write_all(report::models_table(recovery).as_bytes()),
-        RecoverFormat::Json => report::print_json(out, dump, recovery),
-        RecoverFormat::Jsonl => report::print_jsonl(out, recovery),
-        RecoverFormat::Csv => report::print_csv(out, recovery),
+        LineFormat::Table if recovery.processes.is_empty() => Ok(()),
+        LineFormat::Table => out.write_all(report::models_table(recovery).as_bytes()),
+        LineFormat::Json => report::print_json(out, dump, recovery),
+        LineFormat::Jsonl => report::print_jsonl(out, recovery),
+        LineFormat::Csv => report::print_csv(out, recovery),
     })
 }
 

@@ -8,7 +8,7 @@ use tensorcarve::report::columns;
 use tensorcarve::scan;
 use tensorcarve::signature::Signatures;
 
-use super::args::{PlainFormat, SpacesArgs, WorkArgs};
+use super::args::{PlainFormat, SpacesArgs};
 use super::info::{open, say_warnings};
 use super::progress::{Progress, say_times};
 use super::{Failure, Outcome, say, stdout};
@@ -26,7 +26,7 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
     let progress = Progress::new(&args.talk);
     let dump = open(&args.input, &progress)?;
-    let discovery = in_pool(&args.work, || {
+    let discovery = in_pool(args.work.threads, || {
         progress.begin(Phase::Scan, dump.memory.size());
         let found = scan::scan(&dump.memory, &signatures, backend, &|bytes| progress.advance(bytes));
         progress.begin(Phase::Paging, 0);
@@ -55,8 +55,8 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
 }
 
 /// Runs `work` on as many threads as the user wants.
-pub(super) fn in_pool<T: Send>(args: &WorkArgs, work: impl FnOnce() -> T + Send) -> Result<T, Failure> {
-    let builder = ThreadPoolBuilder::new().num_threads(args.threads.map_or(0, usize::from));
+pub(super) fn in_pool<T: Send>(threads: Option<u16>, work: impl FnOnce() -> T + Send) -> Result<T, Failure> {
+    let builder = ThreadPoolBuilder::new().num_threads(threads.map_or(0, usize::from));
     let pool = builder
         .build()
         .map_err(|error| Failure::new(format!("cannot start the threads ({error}); ask for fewer with --threads")))?;

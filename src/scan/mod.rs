@@ -19,6 +19,7 @@ mod frames;
 mod needles;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod pointer_set;
+mod read;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod simd;
@@ -37,6 +38,7 @@ pub use backend::{Backend, BackendChoice, BackendError};
 pub use explain::{Explanation, RejectedCandidate, explain};
 pub use frames::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
 pub use pointer_set::PointerSet;
+pub use read::read;
 pub use structures::Rejection;
 pub use sweep::sweep;
 
