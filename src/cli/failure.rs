@@ -61,7 +61,10 @@ impl From<tensorcarve::recover::RecoverError> for Failure {
 
 impl From<UnknownSignature> for Failure {
     fn from(error: UnknownSignature) -> Self {
-        Self { message: error.to_string(), hints: vec!["say one of these, or add your own with --signatures".to_owned()] }
+        Self {
+            message: error.to_string(),
+            hints: vec!["say one of these, or add your own with --signatures".to_owned()],
+        }
     }
 }
 

@@ -68,8 +68,10 @@ struct Candidate<'a> {
 
 pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
     if args.explain && matches!(args.format, LineFormat::Jsonl | LineFormat::Csv) {
-        return Err(Failure::new("hits and rejected candidates do not go into one list of lines; \
-                                 say --format table or json with --explain"));
+        return Err(Failure::new(
+            "hits and rejected candidates do not go into one list of lines; \
+                                 say --format table or json with --explain",
+        ));
     }
     let backend = args.work.backend.resolve()?;
     let mut signatures = Signatures::load(args.work.signatures.as_deref())?;
@@ -170,7 +172,8 @@ fn rejected<'a>(explanation: &Explanation, signatures: &'a Signatures) -> Reject
             Rejection::Field { index, value } => (Some(index), Some(format!("{value:#x}")), None),
             Rejection::TooFewTested { tested } => (None, None, Some(tested)),
         };
-        let field = field.and_then(|index| structure(signatures, candidate.signature)?.fields().get(usize::from(index)));
+        let field =
+            field.and_then(|index| structure(signatures, candidate.signature)?.fields().get(usize::from(index)));
         let field = field.map(|field| field.name.as_str());
         Candidate { anchor: candidate.anchor, signature: name(signatures, candidate.signature), field, value, tested }
     };
@@ -189,7 +192,9 @@ fn print_table<'a>(
             let numbers = [row.tested.to_string(), row.deferred.to_string()];
             [vec![row.address.to_string(), signature, row.anchor.to_string(), row.value], numbers.to_vec()].concat()
         });
-        out.write_all(columns(&["ADDRESS", "SIGNATURE", "ANCHOR", "VALUE", "TESTED", "DEFERRED"], &[4, 5], cells).as_bytes())?;
+        out.write_all(
+            columns(&["ADDRESS", "SIGNATURE", "ANCHOR", "VALUE", "TESTED", "DEFERRED"], &[4, 5], cells).as_bytes(),
+        )?;
     }
     let Some(rejected) = rejected else { return Ok(()) };
     let field = |field: Option<&str>| field.map_or("(too few)".to_owned(), printable);

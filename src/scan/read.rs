@@ -9,35 +9,30 @@ use crate::dump::PhysicalMemory;
 const LANES: usize = 32;
 
 /// The sum, modulo 2^64, of the 64-bit little-endian words of each chunk; bytes behind the last word of
-/// a chunk are left out. The chunks and the threads are those of [`super::scan`], with AVX2 where the CPU has it:
-/// that is how fast memory can be looked at.
+/// a chunk are left out. The chunks and the threads are those of [`super::scan`]: that is how fast memory can be
+/// looked at.
 pub fn read(memory: &PhysicalMemory) -> u64 {
-    let sum = sum_of_this_cpu();
     let ranges = memory.ranges().par_iter();
     let views = ranges.flat_map(|range| {
         let whole = View { start: range.start, bytes: memory.range_bytes(range) };
         let pieces: Vec<_> = pieces(range.start..range.end).collect();
         pieces.into_par_iter().map(move |piece| whole.part(piece))
     });
-    views.map(|view| sum(view.bytes)).reduce(|| 0, u64::wrapping_add)
+    views.map(|view| sum_words(view.bytes)).reduce(|| 0, u64::wrapping_add)
 }
 
-#[cfg(target_arch = "x86_64")]
-fn sum_of_this_cpu() -> fn(&[u8]) -> u64 {
-    #[target_feature(enable = "avx2")]
-    fn sum_avx2(bytes: &[u8]) -> u64 {
-        sum(bytes)
+/// The same of one piece of memory, with AVX2 where the CPU has it.
+pub fn sum_words(bytes: &[u8]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        #[target_feature(enable = "avx2")]
+        fn sum_avx2(bytes: &[u8]) -> u64 {
+            sum(bytes)
+        }
+        // SAFETY: the function is not unsafe but for AVX2, which this CPU has.
+        return unsafe { sum_avx2(bytes) };
     }
-    if !is_x86_feature_detected!("avx2") {
-        return sum;
-    }
-    // SAFETY: the function is not unsafe but for AVX2, which this CPU has.
-    |bytes| unsafe { sum_avx2(bytes) }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn sum_of_this_cpu() -> fn(&[u8]) -> u64 {
-    sum
+    sum(bytes)
 }
 
 /// Compiled for the features of its caller.
