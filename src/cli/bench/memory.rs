@@ -93,9 +93,14 @@ impl Tile {
         self.bytes.iter_mut().skip(at).zip(bytes).for_each(|(to, from)| *to = *from);
     }
 
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// How many aligned slots hold one of the values.
     pub fn count(&self, values: &[u64]) -> u64 {
-        let words = self.bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+        let words = self.bytes().as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
         words.filter(|word| values.binary_search(word).is_ok()).count() as u64
     }
 
