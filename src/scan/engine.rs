@@ -4,10 +4,9 @@ use super::Hit;
 use super::chunk::View;
 use super::filter::Filter;
 use super::frames::ABSENT_FRAME;
-use super::nibbles::SlotSet;
 use super::pointer_set::PointerSet;
 use super::sample::Sample;
-use super::sieve::Sieve;
+use super::sieve::{Entry, Shape, Sieve};
 use super::structures;
 use crate::addr::PhysAddr;
 use crate::signature::{Leaf, Mmu, Needle, Signatures, Structure};
@@ -48,10 +47,10 @@ enum SlotKind<'a> {
 
 impl<'a> Plan<'a> {
     /// The signatures, with tests in an order that is good for memory like the sample.
-    pub(super) fn new(signatures: &'a Signatures, sample: &Sample) -> Self {
+    pub(super) fn new(signatures: &'a Signatures, sample: &Sample, shape: Shape) -> Self {
         let structures = signatures.structures();
         let mut slots = Vec::new();
-        let mut sets = Vec::new();
+        let mut entries = Vec::new();
         let mut loose = Vec::new();
         for (structure, signature) in structures.iter().zip(0..) {
             let Some(starts) = starts_in_slot(structure) else {
@@ -60,13 +59,13 @@ impl<'a> Plan<'a> {
             };
             for start in starts {
                 let slot = structure.anchor().offset.cast_signed() - start as i64;
-                sets.push((slots.len(), SlotSet::of_structure(structure, slot)));
+                entries.push((slots.len(), Entry::of_structure(structure, slot, shape.digit_bits)));
                 slots.push(SlotSignature { signature, start, kind: SlotKind::Structure(structure) });
             }
         }
         let slot_needles: Vec<_> = slot_needles(signatures).collect();
         for &(signature, needle) in &slot_needles {
-            sets.push((slots.len(), SlotSet::of_bytes(&needle.bytes)));
+            entries.push((slots.len(), Entry::of_bytes(&needle.bytes, shape.digit_bits)));
             slots.push(SlotSignature { signature, start: 0, kind: SlotKind::Needle(needle) });
         }
         let one = match slots.as_slice() {
@@ -75,7 +74,7 @@ impl<'a> Plan<'a> {
         };
         let passes = match one {
             Some(filter) => vec![Pass::One(filter, 0)],
-            None => Sieve::split(sets, sample).into_iter().map(Pass::Many).collect(),
+            None => Sieve::split(entries, sample, shape).into_iter().map(Pass::Many).collect(),
         };
         let rules = signatures.mmu().map(FrameRules::new);
         Self { mmu: signatures.mmu(), rules, structures, slot_needles, slots, passes, loose }
@@ -168,9 +167,19 @@ impl FrameRules {
 
 /// A way to look at memory. All engines find the same, bit for bit; [`super::scalar`] says what.
 pub(super) trait Engine: Sync {
+    /// In which form it looks up many signatures at once.
+    fn shape(&self) -> Shape;
+
     /// Classifies whole `frames` of `range`, one byte of `classes` each, and adds the hits of all structures and of
     /// the needles that stand in slots, in any order.
-    fn scan_frames(&self, plan: &Plan<'_>, range: View<'_>, frames: View<'_>, classes: &mut [u8], hits: &mut Vec<Hit>);
+    fn scan_frames(
+        &self,
+        plan: &Plan<'_>,
+        range: View<'_>,
+        frames: View<'_>,
+        classes: &mut [u8],
+        hits: &mut Vec<Hit>,
+    );
 
     /// Adds every 8-byte slot whose value is in the set, in the order of addresses.
     /// `slots` begins at a multiple of eight; its length is one.

@@ -2,6 +2,7 @@
 //!
 //! A filter may let through too much, never too little: what it lets through is checked exactly.
 
+use super::slot_set::may_be_zero;
 use crate::addr::FRAME_SIZE;
 use crate::signature::{KERNEL_POINTER_MIN, Test, USER_POINTER_MAX, USER_POINTER_MIN};
 
@@ -10,8 +11,8 @@ use crate::signature::{KERNEL_POINTER_MIN, Test, USER_POINTER_MAX, USER_POINTER_
 pub(super) enum Filter {
     /// `(v ^ value) & mask == 0`.
     Masked { mask: u64, value: u64 },
-    /// The same, of `v - place`.
-    MaskedOwn { mask: u64, value: u64 },
+    /// The same, of `v - place`; unless it `may_be_zero`, `v` is not.
+    MaskedOwn { mask: u64, value: u64, may_be_zero: bool },
     /// `(v rotated right) - low <= span`: one comparison for a range and an alignment.
     Span(Span),
 }
@@ -39,7 +40,7 @@ const SELECTIVE_BITS: u32 = 8;
 impl Filter {
     /// The sharpest single test that follows from the tests of an 8-byte field that is the slot.
     pub(super) fn of_tests(tests: &[Test]) -> Self {
-        let masked = tests.iter().filter_map(masked).max_by_key(|(bits, _)| *bits);
+        let masked = tests.iter().filter_map(|test| masked(test, tests)).max_by_key(|(bits, _)| *bits);
         let span = span(tests);
         match (masked, span) {
             (Some((bits, filter)), span) if bits >= SELECTIVE_BITS || span.is_none() => filter,
@@ -52,20 +53,22 @@ impl Filter {
     /// The test of a slot that begins with these bytes; only the first eight count.
     pub(super) fn of_bytes(bytes: &[u8]) -> Self {
         let digits = bytes.iter().take(8).zip((0..).step_by(8));
-        let (mask, value) = digits
-            .fold((0, 0), |(mask, value), (byte, shift)| (mask | 0xff << shift, value | u64::from(*byte) << shift));
+        let (mask, value) = digits.fold((0, 0), |(mask, value), (byte, shift)| {
+            (mask | 0xff << shift, value | u64::from(*byte) << shift)
+        });
         Self::Masked { mask, value }
     }
 }
 
 /// Number of bits and filter of a test on bits.
-fn masked(test: &Test) -> Option<(u32, Filter)> {
+fn masked(test: &Test, all: &[Test]) -> Option<(u32, Filter)> {
     let (mask, value) = match test {
         Test::Equal(value) => (u64::MAX, *value),
         Test::Masked { mask, value } => (*mask, *value),
         Test::PageOffsetOfSelf(k) => {
             let mask = FRAME_SIZE - 1;
-            return Some((mask.count_ones(), Filter::MaskedOwn { mask, value: k.cast_unsigned() & mask }));
+            let (value, may_be_zero) = (k.cast_unsigned() & mask, all.iter().all(may_be_zero));
+            return Some((mask.count_ones(), Filter::MaskedOwn { mask, value, may_be_zero }));
         }
         _ => return None,
     };

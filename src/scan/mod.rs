@@ -18,7 +18,7 @@ mod filter;
 mod frames;
 mod needles;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
-mod nibbles;
+mod slot_set;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod pointer_set;
 mod read;
@@ -107,7 +107,7 @@ pub fn scan(
     progress: &(dyn Fn(u64) + Sync),
 ) -> ScanResult {
     let engine = backend.engine();
-    let plan = engine::Plan::new(signatures, &sample::Sample::new(memory));
+    let plan = engine::Plan::new(signatures, &sample::Sample::new(memory), engine.shape());
     let needles = Needles::new(signatures);
     let mut frames = FrameClasses::unclassified(memory);
     let chunks = chunk::split(memory, &mut frames);

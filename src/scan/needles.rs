@@ -70,9 +70,7 @@ impl<'a> Needles<'a> {
             }
             // The automaton reports one of those that begin here; there may be others.
             let address = PhysAddr(chunk.start.0 + at as u64);
-            hits.extend(
-                self.needles.iter().filter_map(|(signature, needle)| needle_at(needle, *signature, range, address)),
-            );
+            hits.extend(self.needles.iter().filter_map(|(signature, needle)| needle_at(needle, *signature, range, address)));
             from = at + 1;
         }
     }

@@ -5,6 +5,7 @@ use super::chunk::View;
 use super::engine::{Engine, Plan, needle_at};
 use super::frames::{ABSENT_FRAME, ZERO_FRAME};
 use super::pointer_set::PointerSet;
+use super::sieve::Shape;
 use super::structures;
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::signature::{Leaf, Mmu, Structure};
@@ -13,7 +14,19 @@ use crate::signature::{Leaf, Mmu, Structure};
 pub(super) struct Scalar;
 
 impl Engine for Scalar {
-    fn scan_frames(&self, plan: &Plan<'_>, range: View<'_>, frames: View<'_>, classes: &mut [u8], hits: &mut Vec<Hit>) {
+    fn shape(&self) -> Shape {
+        // It looks at signatures one after the other: any will do.
+        Shape { digit_bits: 4, entries: 64, own: 0, few: 0, many: 0 }
+    }
+
+    fn scan_frames(
+        &self,
+        plan: &Plan<'_>,
+        range: View<'_>,
+        frames: View<'_>,
+        classes: &mut [u8],
+        hits: &mut Vec<Hit>,
+    ) {
         for (frame, class) in frames.frames().zip(classes) {
             *class = classify(plan.mmu, frame.bytes);
             match_view(plan, range, frame, hits);

@@ -1,5 +1,7 @@
 //! Scanning with vectors: one algorithm, compiled once per instruction set, chosen at run time.
 
+use std::ops::Range;
+
 use super::Hit;
 use super::chunk::View;
 use super::engine::{Engine, FrameRules, Pass, Plan};
@@ -7,28 +9,57 @@ use super::filter::{Filter, Span};
 use super::frames::ZERO_FRAME;
 use super::pointer_set::{PointerSet, Search};
 use super::scalar::{Scalar, match_structure};
-use super::sieve::{self, FEW_VALUE_DIGITS, OWN_DIGITS, Sieve, VALUE_DIGITS};
+use super::sieve::{self, Neighbour, Shape, Sieve};
 use super::vector::{Vector, Work};
 use crate::addr::{FRAME_SIZE, PhysAddr};
 
 const FRAME: usize = FRAME_SIZE as usize;
-/// Vectors whose matches are looked at together: most of the time there are none.
-const GROUP: usize = 4;
+/// The most vectors whose matches are looked at together.
+const MAX_GROUP: usize = 8;
 /// Bytes of a frame between two looks at whether it can still be a page table.
 const BLOCK: usize = 512;
 
+/// Neighbours of slots that are held against the tables before it is seen whether that left any.
+const AT_ONCE: usize = 3;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 /// How far ahead memory is asked for. Operations that wait for a load fill the core's scheduler, so that it does not
 /// look far ahead by itself where there are many for each load.
 const AHEAD: usize = 2048;
 
-/// A test of slots: lanes that may be what is looked for.
+/// A test of slots.
 trait SlotTest<V: Vector>: Copy {
+    /// What the test knows of the slots of a vector beside whether they pass.
+    type Known: Copy;
+
+    /// The lanes that may be what is looked for.
+    ///
     /// # Safety
     ///
     /// The CPU has the instruction set of `V`.
-    unsafe fn passes(&self, values: V, places: V) -> V::Mask;
+    unsafe fn test(&self, values: V, places: V) -> (V::Mask, Self::Known);
+
+    /// Calls `found` with the place of every slot in the vector at `place` of `bytes` that passes, and with what it
+    /// could be as bits.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instruction set of `V`, and the vector lies in `bytes`.
+    #[inline(always)]
+    unsafe fn survivors(
+        &self,
+        passed: (V::Mask, Self::Known),
+        _bytes: &[u8],
+        place: usize,
+        found: &mut impl FnMut(usize, u64),
+    ) {
+        // SAFETY: as for this function.
+        let mut bits = unsafe { V::bits(passed.0) };
+        while bits != 0 {
+            found(place + bits.trailing_zeros() as usize * 8, u64::MAX);
+            bits &= bits - 1;
+        }
+    }
 }
 
 /// Classifies whole frames, and matches what stands in them.
@@ -37,7 +68,7 @@ trait SlotTest<V: Vector>: Copy {
 ///
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
-unsafe fn scan_frames<V: Vector>(
+unsafe fn scan_frames<V: Vector, const OWN: usize, const FEW: usize, const MANY: usize>(
     plan: &Plan<'_>,
     range: View<'_>,
     frames: View<'_>,
@@ -51,14 +82,15 @@ unsafe fn scan_frames<V: Vector>(
             let typing = typing.take();
             match pass {
                 Pass::One(filter, index) => {
-                    let found = &mut |frame: View<'_>, at: usize| plan.check(*index, range, frame, at, hits);
+                    let found = &mut |frame: View<'_>, at: usize, _| plan.check(*index, range, frame, at, hits);
                     match *filter {
                         Filter::Masked { mask, value } => {
                             let test = MaskedTest { mask: V::splat(mask), value: V::splat(value) };
                             V::isolate(Look { test, typing, frames, classes, found });
                         }
-                        Filter::MaskedOwn { mask, value } => {
-                            let test = OwnTest(MaskedTest { mask: V::splat(mask), value: V::splat(value) });
+                        Filter::MaskedOwn { mask, value, may_be_zero } => {
+                            let masked = MaskedTest { mask: V::splat(mask), value: V::splat(value) };
+                            let test = OwnTest { masked, zeros: V::splat(if may_be_zero { u64::MAX } else { 0 }) };
                             V::isolate(Look { test, typing, frames, classes, found });
                         }
                         Filter::Span(span) => {
@@ -67,31 +99,29 @@ unsafe fn scan_frames<V: Vector>(
                     }
                 }
                 Pass::Many(sieve) => {
-                    let found = &mut |frame: View<'_>, at: usize| {
-                        let value = frame.bytes.get(at..).and_then(<[u8]>::first_chunk).map(|b| u64::from_le_bytes(*b));
-                        for index in value.into_iter().flat_map(|value| sieve.passed(value, at)) {
-                            plan.check(index, range, frame, at, hits);
-                        }
+                    let found = &mut |frame: View<'_>, at: usize, bits: u64| {
+                        sieve.members(bits).for_each(|index| plan.check(index, range, frame, at, hits));
                     };
-                    match (sieve.skips_zeros, sieve.own.len(), sieve.value.len()) {
-                        (true, 0, FEW_VALUE_DIGITS) => {
-                            let test = SieveTest::<V, true, 0, FEW_VALUE_DIGITS>::new(sieve);
+                    let (own, few) = (!sieve.own.is_empty(), sieve.value.len() <= FEW);
+                    match (sieve.skips_zeros, own, few) {
+                        (true, false, true) => {
+                            let test = SieveTest::<V, true, 0, FEW>::new(sieve);
                             V::isolate(Look { test, typing, frames, classes, found });
                         }
-                        (true, 0, _) => {
-                            let test = SieveTest::<V, true, 0, VALUE_DIGITS>::new(sieve);
+                        (true, false, false) => {
+                            let test = SieveTest::<V, true, 0, MANY>::new(sieve);
                             V::isolate(Look { test, typing, frames, classes, found });
                         }
-                        (true, _, FEW_VALUE_DIGITS) => {
-                            let test = SieveTest::<V, true, OWN_DIGITS, FEW_VALUE_DIGITS>::new(sieve);
+                        (true, true, true) => {
+                            let test = SieveTest::<V, true, OWN, FEW>::new(sieve);
                             V::isolate(Look { test, typing, frames, classes, found });
                         }
-                        (true, ..) => {
-                            let test = SieveTest::<V, true, OWN_DIGITS, VALUE_DIGITS>::new(sieve);
+                        (true, true, false) => {
+                            let test = SieveTest::<V, true, OWN, MANY>::new(sieve);
                             V::isolate(Look { test, typing, frames, classes, found });
                         }
                         (false, ..) => {
-                            let test = SieveTest::<V, false, OWN_DIGITS, VALUE_DIGITS>::new(sieve);
+                            let test = SieveTest::<V, false, OWN, MANY>::new(sieve);
                             V::isolate(Look { test, typing, frames, classes, found });
                         }
                     }
@@ -99,7 +129,7 @@ unsafe fn scan_frames<V: Vector>(
             }
         }
         if let Some(typing) = typing {
-            V::isolate(Look { test: NoTest, typing: Some(typing), frames, classes, found: &mut |_, _| () });
+            V::isolate(Look { test: NoTest, typing: Some(typing), frames, classes, found: &mut |_, _, _| () });
         }
     }
     for (signature, structure) in &plan.loose {
@@ -113,7 +143,8 @@ struct Look<'a, V, T> {
     typing: Option<Typing<'a, V>>,
     frames: View<'a>,
     classes: &'a mut [u8],
-    found: &'a mut dyn FnMut(View<'_>, usize),
+    /// Gets the frame, the place in it, and bits that say what it could be.
+    found: &'a mut dyn FnMut(View<'_>, usize, u64),
 }
 
 impl<V: Vector, T: SlotTest<V>> Work for Look<'_, V, T> {
@@ -121,13 +152,13 @@ impl<V: Vector, T: SlotTest<V>> Work for Look<'_, V, T> {
     unsafe fn run(self) {
         let starts = (0..).map(|n: u64| PhysAddr(self.frames.start.0 + n * FRAME_SIZE));
         let frames = self.frames.bytes.as_chunks::<FRAME>().0;
-        for ((bytes, class), start) in frames.iter().zip(self.classes).zip(starts) {
-            let mut found = |at: usize| (self.found)(View { start, bytes }, at);
+        for ((frame, class), start) in frames.iter().zip(self.classes).zip(starts) {
+            let mut found = |at: usize, bits: u64| (self.found)(View { start, bytes: frame }, at, bits);
             // SAFETY: as for this function.
             unsafe {
                 match self.typing {
-                    Some(typing) => *class = look::<V, T>(&self.test, typing, bytes, &mut found),
-                    None => _ = select(bytes, &self.test, 0, &mut Unseen, &mut found),
+                    Some(typing) => *class = look::<V, T>(&self.test, typing, frame, &mut found),
+                    None => _ = select(frame, 0..FRAME, &self.test, &mut Unseen, &mut found),
                 }
             }
         }
@@ -144,18 +175,19 @@ unsafe fn look<V: Vector, T: SlotTest<V>>(
     test: &T,
     typing: Typing<'_, V>,
     frame: &[u8; FRAME],
-    found: &mut impl FnMut(usize),
+    found: &mut impl FnMut(usize, u64),
 ) -> u8 {
     // SAFETY: as for this function.
     unsafe {
         let mut table = Table { typing, seen: Seen(V::splat(0)), present: V::splat(0), leaves: V::splat(0) };
         let mut could_be_table = typing.rules.is_some();
-        for (block, at) in frame.as_chunks::<BLOCK>().0.iter().zip((0..).step_by(BLOCK)) {
+        for start in (0..FRAME).step_by(BLOCK) {
+            let block = start..start + BLOCK;
             if could_be_table {
-                select(block, test, at, &mut table, found);
+                select(frame, block, test, &mut table, found);
                 could_be_table = !table.present.has_any(typing.reserved);
             } else {
-                select(block, test, at, &mut table.seen, found);
+                select(frame, block, test, &mut table.seen, found);
             }
         }
         match typing.rules {
@@ -247,10 +279,12 @@ impl<'a, V: Vector> Typing<'a, V> {
 struct NoTest;
 
 impl<V: Vector> SlotTest<V> for NoTest {
+    type Known = ();
+
     #[inline(always)]
-    unsafe fn passes(&self, _values: V, _places: V) -> V::Mask {
+    unsafe fn test(&self, _values: V, _places: V) -> (V::Mask, ()) {
         // SAFETY: as for this function.
-        unsafe { V::none() }
+        (unsafe { V::none() }, ())
     }
 }
 
@@ -262,40 +296,56 @@ struct MaskedTest<V> {
 }
 
 impl<V: Vector> SlotTest<V> for MaskedTest<V> {
+    type Known = ();
+
     #[inline(always)]
-    unsafe fn passes(&self, values: V, _places: V) -> V::Mask {
+    unsafe fn test(&self, values: V, _places: V) -> (V::Mask, ()) {
         // SAFETY: as for this function.
-        unsafe { values.xor(self.value).lacks(self.mask) }
+        (unsafe { values.xor(self.value).lacks(self.mask) }, ())
     }
 }
 
 /// [`Filter::MaskedOwn`] in every lane.
 #[derive(Clone, Copy)]
-struct OwnTest<V>(MaskedTest<V>);
+struct OwnTest<V> {
+    masked: MaskedTest<V>,
+    /// All bits where zeros may pass, else none: in a frame of zeros one slot would, and be checked.
+    zeros: V,
+}
 
 impl<V: Vector> SlotTest<V> for OwnTest<V> {
+    type Known = ();
+
     #[inline(always)]
-    unsafe fn passes(&self, values: V, places: V) -> V::Mask {
+    unsafe fn test(&self, values: V, places: V) -> (V::Mask, ()) {
         // SAFETY: as for this function.
-        unsafe { self.0.passes(values.sub(places), places) }
+        unsafe {
+            let passed = self.masked.test(values.sub(places), places).0;
+            let seen = values.or(self.zeros);
+            (V::both(passed, seen.has(seen)), ())
+        }
     }
 }
 
 /// The tables of a [`Sieve`] in registers: `OWN` digits of the value less its place, `VALUE` of the value.
 #[derive(Clone, Copy)]
-struct SieveTest<V: Vector, const SKIP_ZEROS: bool, const OWN: usize, const VALUE: usize> {
+struct SieveTest<'a, V: Vector, const SKIP_ZEROS: bool, const OWN: usize, const VALUE: usize> {
     own: [(V, V::Lookup); OWN],
     value: [(V, V::Lookup); VALUE],
+    neighbours: &'a [Neighbour],
 }
 
-impl<V: Vector, const SKIP_ZEROS: bool, const OWN: usize, const VALUE: usize> SieveTest<V, SKIP_ZEROS, OWN, VALUE> {
+impl<'a, V: Vector, const SKIP_ZEROS: bool, const OWN: usize, const VALUE: usize>
+    SieveTest<'a, V, SKIP_ZEROS, OWN, VALUE>
+{
     /// # Safety
     ///
     /// The CPU has the instruction set of `V`.
     #[inline(always)]
-    unsafe fn new(sieve: &Sieve) -> Self {
+    unsafe fn new(sieve: &'a Sieve) -> Self {
+        let neighbours = &sieve.neighbours;
         // SAFETY: as for this function.
-        unsafe { Self { own: digits::<V, OWN>(&sieve.own), value: digits::<V, VALUE>(&sieve.value) } }
+        unsafe { Self { own: digits::<V, OWN>(&sieve.own), value: digits::<V, VALUE>(&sieve.value), neighbours } }
     }
 }
 
@@ -317,29 +367,73 @@ unsafe fn digits<V: Vector, const N: usize>(digits: &[(u32, sieve::Table)]) -> [
 }
 
 impl<V: Vector, const SKIP_ZEROS: bool, const OWN: usize, const VALUE: usize> SlotTest<V>
-    for SieveTest<V, SKIP_ZEROS, OWN, VALUE>
+    for SieveTest<'_, V, SKIP_ZEROS, OWN, VALUE>
 {
+    /// The entries that each slot could be.
+    type Known = V;
+
     #[inline(always)]
-    unsafe fn passes(&self, values: V, places: V) -> V::Mask {
+    unsafe fn test(&self, values: V, places: V) -> (V::Mask, V) {
         // SAFETY: as for this function.
         unsafe {
             let mut left = V::splat(V::LOOKED_UP);
             for (shift, table) in &self.value {
-                left = left.and(values.shift_right(*shift).look_up(*table));
+                left = left.and(values.digit(*shift).look_up(*table));
             }
             if OWN > 0 {
                 let own = values.sub(places);
                 for (shift, table) in &self.own {
-                    left = left.and(own.shift_right(*shift).look_up(*table));
+                    left = left.and(own.digit(*shift).look_up(*table));
                 }
             }
             let passed = left.has(left);
-            if SKIP_ZEROS { V::both(passed, values.has(values)) } else { passed }
+            (if SKIP_ZEROS { V::both(passed, values.has(values)) } else { passed }, left)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn survivors(
+        &self,
+        passed: (V::Mask, V),
+        bytes: &[u8],
+        place: usize,
+        found: &mut impl FnMut(usize, u64),
+    ) {
+        // SAFETY: as for this function; neighbours are loaded where all of them lie in the bytes.
+        unsafe {
+            let mut left = passed.1.keep(passed.0);
+            for neighbours in self.neighbours.chunks(AT_ONCE) {
+                if !left.has_any(left) {
+                    return;
+                }
+                for neighbour in neighbours {
+                    // Where some lie in another frame, the exact check decides.
+                    let at = place.wrapping_add_signed(neighbour.distance);
+                    if at > bytes.len() - V::BYTES {
+                        continue;
+                    }
+                    let beside = V::load(bytes.as_ptr().add(at));
+                    let mut allowed = V::splat(neighbour.zero).or(V::splat(u64::MAX).keep(beside.has(beside)));
+                    for (shift, table) in &neighbour.digits {
+                        let digit = beside.digit(V::splat((*shift).into()));
+                        allowed = allowed.and(digit.look_up(V::lookup_table(table)));
+                    }
+                    left = left.and(allowed);
+                }
+            }
+            let mut bits = V::bits(left.has(left));
+            let mut lanes = [0; 8];
+            V::store(left, &mut lanes);
+            while bits != 0 {
+                let lane = bits.trailing_zeros() as usize;
+                found(place + lane * 8, lanes.get(lane).copied().unwrap_or_default());
+                bits &= bits - 1;
+            }
         }
     }
 }
 
-/// Calls `survivor` with the place of every slot that passes `test`, where `place` is that of the first one.
+/// Calls `found` for every slot of `places` that passes `test`, as [`SlotTest::survivors`] does.
 /// Bytes past the last whole group of vectors are not looked at; their number is returned.
 ///
 /// Tests and watches are traits, not closures: only functions can be told to be inlined, and one that is not
@@ -351,40 +445,38 @@ impl<V: Vector, const SKIP_ZEROS: bool, const OWN: usize, const VALUE: usize> Sl
 #[inline(always)]
 unsafe fn select<V: Vector, T: SlotTest<V>, W: Watch<V>>(
     bytes: &[u8],
+    places: Range<usize>,
     test: &T,
-    place: usize,
     watch: &mut W,
-    survivor: &mut impl FnMut(usize),
+    found: &mut impl FnMut(usize, u64),
 ) -> usize {
-    let groups = bytes.chunks_exact(GROUP * V::BYTES);
+    let looked_at = bytes.get(places.clone()).unwrap_or_default();
+    let groups = looked_at.chunks_exact(V::GROUP * V::BYTES);
     let rest = groups.remainder().len();
-    // SAFETY: as for this function; a group holds GROUP vectors.
+    // SAFETY: as for this function; a group holds `V::GROUP` vectors, at most `MAX_GROUP`.
     unsafe {
         let step = V::splat(V::BYTES as u64);
-        let mut places = V::slots().add(V::splat(place as u64));
-        for (group, start) in groups.zip((place..).step_by(GROUP * V::BYTES)) {
+        let mut slots = V::slots().add(V::splat(places.start as u64));
+        for (group, start) in groups.zip((places.start..).step_by(V::GROUP * V::BYTES)) {
+            // The first vector only fills the array, to be tested in its turn.
+            let mut tested = [test.test(V::splat(0), slots); MAX_GROUP];
             let mut any = V::none();
-            for n in 0..GROUP {
+            for (n, tested) in tested.iter_mut().enumerate().take(V::GROUP) {
                 let vector = group.as_ptr().add(n * V::BYTES);
                 let v = V::load(vector);
                 if n * V::BYTES % LINE == 0 {
                     V::prefetch(vector.wrapping_add(AHEAD));
                 }
                 watch.see(v);
-                any = V::either(any, test.passes(v, places));
-                places = places.add(step);
+                *tested = test.test(v, slots);
+                any = V::either(any, tested.0);
+                slots = slots.add(step);
             }
             if V::any(any) {
-                // Once more, which costs less than to keep the masks of all the groups that have none.
-                let mut places = V::slots().add(V::splat(start as u64));
-                for n in 0..GROUP {
-                    let v = V::load(group.as_ptr().add(n * V::BYTES));
-                    let mut bits = V::bits(test.passes(v, places));
-                    while bits != 0 {
-                        survivor(start + n * V::BYTES + bits.trailing_zeros() as usize * 8);
-                        bits &= bits - 1;
+                for (passed, place) in tested.into_iter().take(V::GROUP).zip((start..).step_by(V::BYTES)) {
+                    if V::any(passed.0) {
+                        test.survivors(passed, bytes, place, found);
                     }
-                    places = places.add(step);
                 }
             }
         }
@@ -418,13 +510,16 @@ impl<V: Vector> VectorSpan<V> {
             }
         }
     }
+
 }
 
 impl<V: Vector> SlotTest<V> for VectorSpan<V> {
+    type Known = ();
+
     #[inline(always)]
-    unsafe fn passes(&self, values: V, _places: V) -> V::Mask {
+    unsafe fn test(&self, values: V, _places: V) -> (V::Mask, ()) {
         // SAFETY: as for this function.
-        unsafe { values.rotate(self.right, self.left).sub(self.low).at_most(self.bound) }
+        (unsafe { values.rotate(self.right, self.left).sub(self.low).at_most(self.bound) }, ())
     }
 }
 
@@ -435,8 +530,9 @@ impl<V: Vector> SlotTest<V> for VectorSpan<V> {
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
 unsafe fn sweep<V: Vector>(values: &PointerSet, slots: View<'_>, found: &mut Vec<(PhysAddr, u64)>) {
-    let value_at = |at: usize| slots.bytes.get(at..).and_then(<[u8]>::first_chunk).map(|b| u64::from_le_bytes(*b));
-    let mut survivor = |at: usize| {
+    let (bytes, all) = (slots.bytes, 0..slots.bytes.len());
+    let value_at = |at: usize| bytes.get(at..).and_then(<[u8]>::first_chunk).map(|b| u64::from_le_bytes(*b));
+    let mut survivor = |at: usize, _| {
         if let Some(value) = value_at(at)
             && values.contains_quick(value)
         {
@@ -446,12 +542,12 @@ unsafe fn sweep<V: Vector>(values: &PointerSet, slots: View<'_>, found: &mut Vec
     // SAFETY: as for this function.
     let rest = unsafe {
         match values.search() {
-            Search::Few1(values) => select(slots.bytes, &EqualTest::<V, 1>::new(values), 0, &mut Unseen, &mut survivor),
-            Search::Few2(values) => select(slots.bytes, &EqualTest::<V, 2>::new(values), 0, &mut Unseen, &mut survivor),
-            Search::Few4(values) => select(slots.bytes, &EqualTest::<V, 4>::new(values), 0, &mut Unseen, &mut survivor),
-            Search::Few8(values) => select(slots.bytes, &EqualTest::<V, 8>::new(values), 0, &mut Unseen, &mut survivor),
-            Search::Spans1(spans) => select(slots.bytes, &SpansTest::<V, 1>::new(spans), 0, &mut Unseen, &mut survivor),
-            Search::Spans4(spans) => select(slots.bytes, &SpansTest::<V, 4>::new(spans), 0, &mut Unseen, &mut survivor),
+            Search::Few1(values) => select(bytes, all, &EqualTest::<V, 1>::new(values), &mut Unseen, &mut survivor),
+            Search::Few2(values) => select(bytes, all, &EqualTest::<V, 2>::new(values), &mut Unseen, &mut survivor),
+            Search::Few4(values) => select(bytes, all, &EqualTest::<V, 4>::new(values), &mut Unseen, &mut survivor),
+            Search::Few8(values) => select(bytes, all, &EqualTest::<V, 8>::new(values), &mut Unseen, &mut survivor),
+            Search::Spans1(spans) => select(bytes, all, &SpansTest::<V, 1>::new(spans), &mut Unseen, &mut survivor),
+            Search::Spans4(spans) => select(bytes, all, &SpansTest::<V, 4>::new(spans), &mut Unseen, &mut survivor),
         }
     };
     let tail = PhysAddr(slots.end().0 - rest as u64)..slots.end();
@@ -480,15 +576,17 @@ impl<V: Vector, const N: usize> EqualTest<V, N> {
 }
 
 impl<V: Vector, const N: usize> SlotTest<V> for EqualTest<V, N> {
+    type Known = ();
+
     #[inline(always)]
-    unsafe fn passes(&self, values: V, _places: V) -> V::Mask {
+    unsafe fn test(&self, values: V, _places: V) -> (V::Mask, ()) {
         // SAFETY: as for this function.
         unsafe {
             let mut mask = V::none();
             for value in &self.0 {
                 mask = V::either(mask, values.equal(*value));
             }
-            mask
+            (mask, ())
         }
     }
 }
@@ -515,22 +613,24 @@ impl<V: Vector, const N: usize> SpansTest<V, N> {
 }
 
 impl<V: Vector, const N: usize> SlotTest<V> for SpansTest<V, N> {
+    type Known = ();
+
     #[inline(always)]
-    unsafe fn passes(&self, values: V, places: V) -> V::Mask {
+    unsafe fn test(&self, values: V, places: V) -> (V::Mask, ()) {
         // SAFETY: as for this function.
         unsafe {
             let mut mask = V::none();
             for span in &self.0 {
-                mask = V::either(mask, span.passes(values, places));
+                mask = V::either(mask, span.test(values, places).0);
             }
-            mask
+            (mask, ())
         }
     }
 }
 
 /// An engine of the algorithm above for one instruction set.
 macro_rules! engine {
-    ($(#[$doc:meta])* $engine:ident, $vector:ty, $feature:tt) => {
+    ($(#[$doc:meta])* $engine:ident, $vector:ty, $feature:tt, $shape:expr) => {
         $(#[$doc])*
         pub(super) struct $engine(());
 
@@ -543,6 +643,10 @@ macro_rules! engine {
         }
 
         impl Engine for $engine {
+            fn shape(&self) -> Shape {
+                $shape
+            }
+
             fn scan_frames(
                 &self,
                 plan: &Plan<'_>,
@@ -560,7 +664,13 @@ macro_rules! engine {
                     hits: &mut Vec<Hit>,
                 ) {
                     // SAFETY: this function is only called where the feature is there.
-                    unsafe { scan_frames::<$vector>(plan, range, frames, classes, hits) }
+                    unsafe {
+                        const SHAPE: Shape = $shape;
+                        const { assert!(SHAPE.entries <= 64) };
+                        scan_frames::<$vector, { SHAPE.own }, { SHAPE.few }, { SHAPE.many }>(
+                            plan, range, frames, classes, hits,
+                        )
+                    }
                 }
                 // SAFETY: `detect`, the only constructor, has found the feature.
                 unsafe { compiled(plan, range, frames, classes, hits) }
@@ -581,9 +691,13 @@ macro_rules! engine {
 
 engine!(
     /// Four slots at a time.
-    Avx2, std::arch::x86_64::__m256i, "avx2"
+    Avx2, std::arch::x86_64::__m256i, "avx2",
+    // Eight entries of 32 bits in a register.
+    Shape { digit_bits: 3, entries: 32, own: 4, few: 3, many: 6 }
 );
 engine!(
     /// Eight slots at a time.
-    Avx512, std::arch::x86_64::__m512i, "avx512f"
+    Avx512, std::arch::x86_64::__m512i, "avx512f",
+    // Sixteen entries of 64 bits in two registers.
+    Shape { digit_bits: 4, entries: 64, own: 3, few: 2, many: 4 }
 );

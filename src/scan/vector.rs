@@ -20,6 +20,8 @@ pub(super) trait Work {
 pub(super) trait Vector: Copy {
     /// Bytes in a vector.
     const BYTES: usize;
+    /// Vectors whose matches are looked at together: most of the time there are none.
+    const GROUP: usize;
     /// What is added to both sides before `at_most`, where the instruction set compares signed only.
     const BIAS: u64;
     /// One truth value per lane.
@@ -34,6 +36,8 @@ pub(super) trait Vector: Copy {
     unsafe fn load(bytes: *const u8) -> Self;
     /// Asks for the cache line at any address, mapped or not.
     unsafe fn prefetch(line: *const u8);
+    /// The lanes, in the first places.
+    unsafe fn store(self_: Self, lanes: &mut [u64; 8]);
     unsafe fn splat(value: u64) -> Self;
     /// 0, 8, 16, …: where each lane's slot begins.
     unsafe fn slots() -> Self;
@@ -42,11 +46,11 @@ pub(super) trait Vector: Copy {
     unsafe fn xor(self, other: Self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
-    /// Shifts right, each lane by its own number of bits, below 64.
-    unsafe fn shift_right(self, bits: Self) -> Self;
-    /// The table, entries folded to as many bits as [`Vector::LOOKED_UP`] has.
+    /// Brings the digit at that bit of each lane down to the lowest bits; what comes above it may be anything.
+    unsafe fn digit(self, bit: Self) -> Self;
+    /// The table; only entries of the bits of [`Vector::LOOKED_UP`] count.
     unsafe fn lookup_table(table: &Table) -> Self::Lookup;
-    /// The table's entries for the lowest four bits of each lane.
+    /// The table's entries for the digit in the lowest bits of each lane.
     unsafe fn look_up(self, table: Self::Lookup) -> Self;
     /// Rotates right by `right` bits, where `left` is 64 minus that.
     unsafe fn rotate(self, right: Self, left: Self) -> Self;
@@ -103,11 +107,12 @@ mod x86_64 {
 
     impl Vector for __m256i {
         const BYTES: usize = 32;
+        const GROUP: usize = 4;
         const BIAS: u64 = 1 << 63;
         type Mask = __m256i;
+        // Eight entries of half a lane: the instruction looks up those.
         type Lookup = __m256i;
-        // One byte of each lane: the instruction looks up bytes.
-        const LOOKED_UP: u64 = 0xff;
+        const LOOKED_UP: u64 = 0xffff_ffff;
 
         #[inline(always)]
         unsafe fn isolate(work: impl Work) {
@@ -132,9 +137,10 @@ mod x86_64 {
             none() -> Self { _mm256_setzero_si256() }
             both(a: Self, b: Self) -> Self { _mm256_and_si256(a, b) }
             lookup_table(table: &Table) -> Self {{
-                let bytes = table.map(|entry| entry.to_le_bytes().into_iter().fold(0, |folded, byte| folded | byte));
-                _mm256_broadcastsi128_si256(_mm_loadu_si128(bytes.as_ptr().cast()))
+                let [a, b, c, d, e, f, g, h, ..] = table.map(|entries| (entries as u32).cast_signed());
+                _mm256_set_epi32(h, g, f, e, d, c, b, a)
             }}
+            store(self_: Self, lanes: &mut [u64; 8]) -> () { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), self_) }
         }
 
         methods! { @self
@@ -143,10 +149,8 @@ mod x86_64 {
             xor(self, b: Self) -> Self { _mm256_xor_si256(self, b) }
             add(self, b: Self) -> Self { _mm256_add_epi64(self, b) }
             sub(self, b: Self) -> Self { _mm256_sub_epi64(self, b) }
-            shift_right(self, bits: Self) -> Self { _mm256_srlv_epi64(self, bits) }
-            look_up(self, table: Self) -> Self {
-                _mm256_shuffle_epi8(table, _mm256_and_si256(self, _mm256_set1_epi64x(0xf)))
-            }
+            digit(self, bit: Self) -> Self { _mm256_srlv_epi64(self, bit) }
+            look_up(self, table: Self) -> Self { _mm256_permutevar8x32_epi32(table, self) }
             has(self, bits: Self) -> Self {{
                 let without = _mm256_cmpeq_epi64(_mm256_and_si256(self, bits), _mm256_setzero_si256());
                 _mm256_xor_si256(without, _mm256_set1_epi64x(-1))
@@ -170,6 +174,7 @@ mod x86_64 {
 
     impl Vector for __m512i {
         const BYTES: usize = 64;
+        const GROUP: usize = 8;
         const BIAS: u64 = 0;
         type Mask = __mmask8;
         type Lookup = (__m512i, __m512i);
@@ -197,6 +202,7 @@ mod x86_64 {
             bits(mask: __mmask8) -> u32 { u32::from(mask) }
             none() -> __mmask8 { 0 }
             both(a: __mmask8, b: __mmask8) -> __mmask8 { a & b }
+            store(self_: Self, lanes: &mut [u64; 8]) -> () { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), self_) }
             lookup_table(table: &Table) -> (__m512i, __m512i) {{
                 let entries = table.as_ptr();
                 (_mm512_loadu_si512(entries.cast()), _mm512_loadu_si512(entries.add(8).cast()))
@@ -209,7 +215,7 @@ mod x86_64 {
             xor(self, b: Self) -> Self { _mm512_xor_si512(self, b) }
             add(self, b: Self) -> Self { _mm512_add_epi64(self, b) }
             sub(self, b: Self) -> Self { _mm512_sub_epi64(self, b) }
-            shift_right(self, bits: Self) -> Self { _mm512_srlv_epi64(self, bits) }
+            digit(self, bit: Self) -> Self { _mm512_rorv_epi64(self, bit) }
             look_up(self, table: (__m512i, __m512i)) -> Self { _mm512_permutex2var_epi64(table.0, self, table.1) }
             has(self, bits: Self) -> __mmask8 { _mm512_test_epi64_mask(self, bits) }
             rotate(self, right: Self, _left: Self) -> Self { _mm512_rorv_epi64(self, right) }
