@@ -16,6 +16,7 @@ mod explain;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod filter;
 mod frames;
+pub mod gpu;
 mod needles;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod slot_set;

@@ -1,0 +1,5 @@
+//! The scan on a GPU.
+
+mod adapter;
+
+pub use adapter::{ADAPTER_VARIABLE, AdapterInfo, AdapterKind, adapters};
