@@ -187,7 +187,7 @@ pub(super) struct BenchArgs {
     /// What is looked for; may be said several times [default: all but input]
     #[arg(long = "set", value_name = "NAME", value_parser = PossibleValuesParser::new(bench::SETS))]
     pub(super) sets: Vec<String>,
-    /// What searches; may be said several times [default: all that this computer has]
+    /// What searches; may be said several times [default: all of the CPU, and a GPU that is none in software]
     #[arg(
         long = "backend",
         value_name = "NAME",

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 use tensorcarve::dump::{self, OpenOptions, PhysicalMemory};
 use tensorcarve::report::{columns, rfc3339};
-use tensorcarve::scan::{self, Backend};
+use tensorcarve::scan::{self, Backend, BackendChoice, gpu};
 
 use super::args::{BenchArgs, PlainFormat};
 use super::machine::{Machine, available_memory};
@@ -129,8 +129,10 @@ impl Samples {
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<Outcome, Failure> {
-    let backends = if args.backends.is_empty() {
-        Backend::available()
+    let backends: Vec<Backend> = if args.backends.is_empty() {
+        let gpu = gpu::adapters().iter().any(|adapter| adapter.would_be_used && !adapter.is_software);
+        let gpu = gpu.then(|| "gpu".parse().and_then(BackendChoice::resolve).ok()).flatten();
+        Backend::available().into_iter().chain(gpu).collect()
     } else {
         args.backends.iter().map(|choice| choice.resolve()).collect::<Result<_, _>>()?
     };
