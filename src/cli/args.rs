@@ -198,7 +198,7 @@ pub(super) struct BenchArgs {
     #[arg(short = 'j', long, value_name = "N", value_delimiter = ',',
           value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(super) threads: Vec<u16>,
-    /// MiB of made-up memory [default: 1024, or a quarter of what is free]
+    /// MiB of made-up memory [default: 512, or a quarter of what is free]
     #[arg(long, value_name = "MIB", conflicts_with = "dump", value_parser = clap::value_parser!(u32).range(16..))]
     pub(super) size: Option<u32>,
     /// Rounds; the middle one counts

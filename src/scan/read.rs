@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn every_word_is_read() {
-        let bytes: Vec<u8> = (0..0xa_0013u32).map(|n| (n * 31 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..0xa_0013u32).map(|n| ((n * 31) >> 3) as u8).collect();
         let (start, end) = (PhysAddr(0x1000), PhysAddr(0x1000 + 0xa_0010));
         let memory = PhysicalMemory::owned(bytes.clone(), vec![MemoryRange { start, end, offset: FileOffset(3) }]);
         let words = bytes[3..].chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
