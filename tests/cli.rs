@@ -126,6 +126,9 @@ fn help_teaches_and_wrong_usage_is_an_error() {
         (&["recover", "--help"], &["Examples:", "--output-dir", "--overwrite", "avx512", "recovery.json"]),
         (&["info", "--help"], &["Examples:"]),
         (&["spaces", "--help"], &["Examples:", "--threads"]),
+        (&["scan", "--help"], &["Examples:", "--explain", "START-END", "deferred"]),
+        (&["devices", "--help"], &["Examples:"]),
+        (&["bench", "--help"], &["Examples:", "needle-200", "OF READ"]),
         (&["--version"], &[env!("CARGO_PKG_VERSION")]),
     ] {
         let output = tensorcarve(arguments);

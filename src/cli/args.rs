@@ -1,11 +1,15 @@
 //! The arguments, and the help that teaches them.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tensorcarve::addr::PhysAddr;
 use tensorcarve::dump::{self, OpenOptions};
 use tensorcarve::scan::BackendChoice;
+
+use super::bench;
 
 const AFTER: &str = "\
 Examples:
@@ -13,6 +17,8 @@ Examples:
   python3 out/models/m0/load.py               rebuild the first one with stock PyTorch
   tensorcarve info memory.lime                what the dump is, which ranges it holds
   tensorcarve spaces memory.lime              the address spaces in it
+  tensorcarve scan memory.lime                where a signature matches, address by address
+  tensorcarve bench                           how fast this computer looks at memory
 
 Data go to stdout, everything else to stderr.
 Exit codes: 0 found, 1 nothing found, 2 error, 3 found but partly unreadable, 130 interrupted.";
@@ -37,6 +43,34 @@ Examples:
   tensorcarve spaces memory.lime
   tensorcarve spaces memory.raw --input-format raw --format json | jq '.spaces[] | select(.kind == \"process\")'";
 
+const SCAN_AFTER: &str = "\
+Examples:
+  tensorcarve scan memory.lime
+  tensorcarve scan memory.lime --signature cpython.type --explain
+  tensorcarve scan memory.lime --signatures my/ --range 0x100000-0x8000000 --format jsonl | jq .address
+
+A hit names the address of the structure, the place and the value of its anchor, and how many fields
+were tested; those outside the anchor's 4 KiB frame are deferred. signatures/README.md says how to
+write signatures of your own. All addresses are physical; file_offset, where the anchor lies in the
+(unpacked) file, is in the formats for programs.";
+
+const DEVICES_AFTER: &str = "\
+Examples:
+  tensorcarve devices
+  tensorcarve devices --format json | jq -r .chosen";
+
+const BENCH_AFTER: &str = "\
+Examples:
+  tensorcarve bench                           made-up memory, all sets and backends, one thread and all
+  tensorcarve bench --set default -j 1 --backend simd
+  tensorcarve bench memory.lime --set default --format json
+  tensorcarve bench memory.lime --set input   the file itself: mapped or read, cache warm or cold
+
+OF READ is the speed as a share of that of a plain sum over the same bytes on the same threads, taken in turn
+with it, round by round: the middle round, the lowest and the highest. Made-up memory holds hits whose
+number is known, and on a dump all backends must find the same; where they do not, the run fails.
+The set `input` throws the file out of the page cache.";
+
 /// Recovers the neural networks that ran on a machine from a dump of its physical memory.
 #[derive(Parser)]
 #[command(version, after_help = AFTER, arg_required_else_help = true, max_term_width = 100)]
@@ -56,6 +90,15 @@ pub(super) enum Verb {
     /// List the address spaces in a dump, by their page-table roots
     #[command(after_help = SPACES_AFTER)]
     Spaces(SpacesArgs),
+    /// List where signatures match in a dump
+    #[command(after_help = SCAN_AFTER)]
+    Scan(ScanArgs),
+    /// Say what of this computer can search memory, and what would be used
+    #[command(after_help = DEVICES_AFTER)]
+    Devices(DevicesArgs),
+    /// Measure how fast memory is searched, against reading it
+    #[command(after_help = BENCH_AFTER)]
+    Bench(BenchArgs),
 }
 
 #[derive(Args)]
@@ -75,7 +118,7 @@ pub(super) struct RecoverArgs {
     pub(super) no_hash: bool,
     /// What to print: a table, recovery.json's document, one model per line, one tensor per line
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
-    pub(super) format: RecoverFormat,
+    pub(super) format: LineFormat,
     #[command(flatten)]
     pub(super) talk: TalkArgs,
 }
@@ -97,6 +140,70 @@ pub(super) struct SpacesArgs {
     pub(super) input: InputArgs,
     #[command(flatten)]
     pub(super) work: WorkArgs,
+    /// What to print
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub(super) format: PlainFormat,
+    #[command(flatten)]
+    pub(super) talk: TalkArgs,
+}
+
+#[derive(Args)]
+pub(super) struct ScanArgs {
+    #[command(flatten)]
+    pub(super) input: InputArgs,
+    /// Look for this signature only; may be said several times [default: all]
+    #[arg(long = "signature", value_name = "NAME")]
+    pub(super) names: Vec<String>,
+    /// Look only at these physical addresses, END exclusive; may be said several times [default: all]
+    #[arg(long = "range", value_name = "START-END", value_parser = parse_range)]
+    pub(super) ranges: Vec<Range<PhysAddr>>,
+    /// Print only the first N hits, and as many rejected candidates
+    #[arg(long, value_name = "N")]
+    pub(super) limit: Option<usize>,
+    /// Say which candidates were rejected, places where a structure's anchor passes, and why
+    #[arg(long)]
+    pub(super) explain: bool,
+    #[command(flatten)]
+    pub(super) work: WorkArgs,
+    /// What to print; with --explain table or json
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub(super) format: LineFormat,
+    #[command(flatten)]
+    pub(super) talk: TalkArgs,
+}
+
+#[derive(Args)]
+pub(super) struct DevicesArgs {
+    /// What to print
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub(super) format: PlainFormat,
+}
+
+#[derive(Args)]
+pub(super) struct BenchArgs {
+    /// A dump to measure on [default: made-up memory]
+    #[arg(value_name = "DUMP")]
+    pub(super) dump: Option<PathBuf>,
+    /// What is looked for; may be said several times [default: all but input]
+    #[arg(long = "set", value_name = "NAME", value_parser = PossibleValuesParser::new(bench::SETS))]
+    pub(super) sets: Vec<String>,
+    /// What searches; may be said several times [default: all of the CPU, and a GPU that is none in software]
+    #[arg(
+        long = "backend",
+        value_name = "NAME",
+        value_parser = PossibleValuesParser::new(BackendChoice::NAMES).try_map(|name| name.parse::<BackendChoice>())
+    )]
+    pub(super) backends: Vec<BackendChoice>,
+    /// Threads to work with, as 1,2,4 [default: one, and one per core]
+    #[arg(short = 'j', long, value_name = "N", value_delimiter = ',',
+          value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(super) threads: Vec<u16>,
+    /// MiB of made-up memory [default: 512, or a quarter of what is free]
+    #[arg(long, value_name = "MIB", conflicts_with = "dump", value_parser = clap::value_parser!(u32).range(16..))]
+    pub(super) size: Option<u32>,
+    /// Rounds; the middle one counts
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) rounds: u16,
     /// What to print
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
     pub(super) format: PlainFormat,
@@ -171,7 +278,7 @@ enum InputFormat {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum RecoverFormat {
+pub(super) enum LineFormat {
     Table,
     Json,
     Jsonl,
@@ -182,6 +289,18 @@ pub(super) enum RecoverFormat {
 pub(super) enum PlainFormat {
     Table,
     Json,
+}
+
+/// `START-END`, each hexadecimal with `0x` or decimal.
+fn parse_range(text: &str) -> Result<Range<PhysAddr>, String> {
+    let number = |text: &str| match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    let (start, end) = text.split_once('-').ok_or("write it as START-END, such as 0x1000-0x9fc00")?;
+    let bound = |text: &str| number(text).map(PhysAddr).map_err(|error| format!("`{text}`: {error}"));
+    let range = bound(start)?..bound(end)?;
+    if range.is_empty() { Err("the end must be above the start".to_owned()) } else { Ok(range) }
 }
 
 #[cfg(test)]

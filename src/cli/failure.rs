@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, Write};
 
-use tensorcarve::signature::SignatureError;
+use tensorcarve::signature::{SignatureError, UnknownSignature};
 
 /// Why a run failed.
 #[derive(Debug)]
@@ -56,6 +56,15 @@ impl From<tensorcarve::scan::BackendError> for Failure {
 impl From<tensorcarve::recover::RecoverError> for Failure {
     fn from(error: tensorcarve::recover::RecoverError) -> Self {
         Self::new(error).hint("leave --signatures away to use those that are built in")
+    }
+}
+
+impl From<UnknownSignature> for Failure {
+    fn from(error: UnknownSignature) -> Self {
+        Self {
+            message: error.to_string(),
+            hints: vec!["say one of these, or add your own with --signatures".to_owned()],
+        }
     }
 }
 

@@ -1,12 +1,16 @@
 //! The command line: arguments, progress, tables on stdout, errors with hints, exit codes.
 
 mod args;
+mod bench;
+mod devices;
 mod failure;
 mod info;
 mod input_hash;
 mod interrupt;
+mod machine;
 mod progress;
 mod recover;
+mod scan;
 mod spaces;
 mod stdout;
 
@@ -48,5 +52,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
         Verb::Recover(recover) => recover::run(recover),
         Verb::Info(info) => info::run(info),
         Verb::Spaces(spaces) => spaces::run(spaces),
+        Verb::Scan(scan) => scan::run(scan),
+        Verb::Devices(devices) => devices::run(devices),
+        Verb::Bench(bench) => bench::run(bench),
     }
 }

@@ -10,7 +10,7 @@ use tensorcarve::report::{self, OutputFolder, Run};
 use tensorcarve::scan::{self, Choice};
 use tensorcarve::signature::Signatures;
 
-use super::args::{RecoverArgs, RecoverFormat};
+use super::args::{LineFormat, RecoverArgs};
 use super::info::{open, say_warnings};
 use super::input_hash::{Hashed, InputHash};
 use super::progress::{PhaseTime, Progress, rate, say_times};
@@ -30,7 +30,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let hash = (!args.no_hash && is_readable(&args.input.dump)).then(|| InputHash::start(&args.input.dump));
     let dump = open(&args.input, &progress)?;
     let (mut times, mut hashed) = (Vec::new(), None);
-    let (recovery, choice) = in_pool(&args.work, || -> Result<(Recovery, Choice), Failure> {
+    let (recovery, choice) = in_pool(args.work.threads, || -> Result<(Recovery, Choice), Failure> {
         let choice = scan::choose(&dump.memory, &signatures, args.work.backend)?;
         let recovery = recover(&dump, &signatures, choice.backend, &progress)?;
         let threads = rayon::current_num_threads();
@@ -80,13 +80,13 @@ fn default_output_dir(dump: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn print(format: RecoverFormat, dump: &Dump, recovery: &Recovery) -> Result<(), Failure> {
+fn print(format: LineFormat, dump: &Dump, recovery: &Recovery) -> Result<(), Failure> {
     stdout::print(|out| match format {
-        RecoverFormat::Table if recovery.processes.is_empty() => Ok(()),
-        RecoverFormat::Table => out.write_all(report::models_table(recovery).as_bytes()),
-        RecoverFormat::Json => report::print_json(out, dump, recovery),
-        RecoverFormat::Jsonl => report::print_jsonl(out, recovery),
-        RecoverFormat::Csv => report::print_csv(out, recovery),
+        LineFormat::Table if recovery.processes.is_empty() => Ok(()),
+        LineFormat::Table => out.write_all(report::models_table(recovery).as_bytes()),
+        LineFormat::Json => report::print_json(out, dump, recovery),
+        LineFormat::Jsonl => report::print_jsonl(out, recovery),
+        LineFormat::Csv => report::print_csv(out, recovery),
     })
 }
 

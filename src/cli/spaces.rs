@@ -8,7 +8,7 @@ use tensorcarve::report::columns;
 use tensorcarve::scan::{self, Choice};
 use tensorcarve::signature::Signatures;
 
-use super::args::{PlainFormat, SpacesArgs, WorkArgs};
+use super::args::{PlainFormat, SpacesArgs};
 use super::info::{open, say_warnings};
 use super::progress::{Progress, say_times};
 use super::{Failure, Outcome, say, stdout};
@@ -26,7 +26,7 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
     let progress = Progress::new(&args.talk);
     let dump = open(&args.input, &progress)?;
-    let (discovery, choice) = in_pool(&args.work, || -> Result<(Discovery, Choice), Failure> {
+    let (discovery, choice) = in_pool(args.work.threads, || -> Result<(Discovery, Choice), Failure> {
         let choice = scan::choose(&dump.memory, &signatures, args.work.backend)?;
         progress.begin(Phase::Scan, dump.memory.size());
         let found = scan::scan(&dump.memory, &signatures, choice.backend, &|bytes| progress.advance(bytes));
@@ -69,8 +69,8 @@ pub(super) fn gpu_warning() -> Option<String> {
 }
 
 /// Runs `work` on as many threads as the user wants.
-pub(super) fn in_pool<T: Send>(args: &WorkArgs, work: impl FnOnce() -> T + Send) -> Result<T, Failure> {
-    let builder = ThreadPoolBuilder::new().num_threads(args.threads.map_or(0, usize::from));
+pub(super) fn in_pool<T: Send>(threads: Option<u16>, work: impl FnOnce() -> T + Send) -> Result<T, Failure> {
+    let builder = ThreadPoolBuilder::new().num_threads(threads.map_or(0, usize::from));
     let pool = builder
         .build()
         .map_err(|error| Failure::new(format!("cannot start the threads ({error}); ask for fewer with --threads")))?;

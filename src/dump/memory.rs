@@ -88,6 +88,27 @@ impl PhysicalMemory {
         Self::new(Arc::clone(&self.backing), ranges)
     }
 
+    /// What of this memory lies in one of these ranges of addresses; ranges that touch are one.
+    pub fn only(&self, wanted: &[Range<PhysAddr>]) -> Self {
+        let mut sorted = wanted.to_vec();
+        sorted.sort_by_key(|part| part.start);
+        let mut parts: Vec<Range<PhysAddr>> = Vec::new();
+        for part in sorted {
+            match parts.last_mut() {
+                Some(last) if part.start <= last.end => last.end = last.end.max(part.end),
+                _ => parts.push(part),
+            }
+        }
+        let cut = |range: &MemoryRange, part: &Range<PhysAddr>| {
+            let start = range.start.max(part.start);
+            let offset = FileOffset(range.offset.0 + (start.0 - range.start.0));
+            let cut = MemoryRange { start, end: range.end.min(part.end), offset };
+            (cut.start < cut.end).then_some(cut)
+        };
+        let ranges = self.ranges.iter().flat_map(|range| parts.iter().filter_map(move |part| cut(range, part)));
+        Self { backing: Arc::clone(&self.backing), ranges: ranges.collect() }
+    }
+
     fn new(backing: Arc<Backing>, mut ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
         ranges.retain(|r| r.start < r.end);
         ranges.sort_by_key(|r| r.start);
@@ -163,6 +184,11 @@ impl PhysicalMemory {
         self.backing_bytes().get(start..start + len as usize)
     }
 
+    /// Where in the (unpacked) file the byte at `pa` lies.
+    pub fn file_offset(&self, pa: PhysAddr) -> Option<FileOffset> {
+        self.range_of(pa).map(|range| FileOffset(range.offset.0 + (pa.0 - range.start.0)))
+    }
+
     /// The little-endian 64-bit word at `pa`.
     pub fn read_u64(&self, pa: PhysAddr) -> Option<u64> {
         self.bytes(pa, 8).map(bytemuck::pod_read_unaligned).map(u64::from_le)
@@ -197,6 +223,18 @@ mod tests {
         assert_eq!(memory.bytes(PhysAddr(0x1000), u64::MAX), None);
         assert_eq!(memory.read_u64(PhysAddr(0x2008)), Some(0x2f2e_2d2c_2b2a_2928));
         assert_eq!(memory.read_u64(PhysAddr(0x2009)), None);
+    }
+
+    #[test]
+    fn a_part_is_cut_out_once_and_knows_its_offsets() {
+        let memory =
+            PhysicalMemory::owned(vec![0; 0x50], vec![range(0x1000, 0x1020, 0), range(0x2000, 0x2010, 0x30)]).unwrap();
+        let part = |start, end| PhysAddr(start)..PhysAddr(end);
+        let cut = memory.only(&[part(0x1018, 0x2004), part(0x1008, 0x1010), part(0x100c, 0x1014), part(0, 0x1000)]);
+        let expected = [range(0x1008, 0x1014, 0x8), range(0x1018, 0x1020, 0x18), range(0x2000, 0x2004, 0x30)];
+        assert_eq!(cut.ranges(), expected);
+        assert_eq!(memory.file_offset(PhysAddr(0x2008)), Some(FileOffset(0x38)));
+        assert_eq!(memory.file_offset(PhysAddr(0x2010)), None);
     }
 
     #[test]

@@ -121,10 +121,11 @@ struct Contents {
 /// a file made of headers alone from filling our memory.
 const MAX_RANGES: usize = 1 << 20;
 
-/// Opens the dump at `path`: maps it, or unpacks it first where it is compressed.
+/// Opens the dump at `path`: maps it, or unpacks it first where it is compressed. Where the file system
+/// cannot map, the file is copied first to where it would be unpacked.
 ///
-/// `progress` is called from this thread while a dump is unpacked, with the bytes of the file that
-/// are used up and the bytes it has; it is not called for a dump that is not compressed.
+/// `progress` is called from this thread while a dump is unpacked or copied, with the bytes of the file that
+/// are used up and the bytes it has; it is not called for a dump that is mapped as it is.
 ///
 /// # Errors
 ///
@@ -135,12 +136,22 @@ pub fn open(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> 
 }
 
 fn open_inner(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> Result<Dump, DumpErrorKind> {
-    let given = source::map_path(path)?;
+    let spool_dir = || options.spool_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let file = source::open(path)?;
+    let mut copied = None;
+    let given = match source::map_file(&file) {
+        Err(error) if source::is_unmappable(&error) => {
+            let dir = spool_dir();
+            let map = source::map_file(&spool::copy(&file, &dir, progress)?)?;
+            copied = Some(format!("the dump's file system cannot map files: it was copied to {} first", dir.display()));
+            map
+        }
+        mapped => mapped?,
+    };
     let file_size = given.len() as u64;
     let (map, compression, kind) = match sniff::sniff(&given) {
         Kind::Compressed(compression) => {
-            let dir = options.spool_dir.clone().unwrap_or_else(std::env::temp_dir);
-            let file = spool::unpack(compression, &given, &dir, progress)?;
+            let file = spool::unpack(compression, &given, &spool_dir(), progress)?;
             let map = source::map_file(&file)?;
             let kind = sniff::sniff(&map);
             (map, Some(compression), kind)
@@ -155,7 +166,8 @@ fn open_inner(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -
     };
     let size = map.len() as u64;
     let memory = PhysicalMemory::mapped(map, contents.ranges)?;
-    let Contents { warnings, damaged, .. } = contents;
+    let Contents { mut warnings, damaged, .. } = contents;
+    warnings.extend(copied);
     Ok(Dump { memory, format, compression, file_size, size, warnings, damaged })
 }
 

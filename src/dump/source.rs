@@ -5,21 +5,32 @@ use std::io::{self, Seek, SeekFrom};
 use std::path::Path;
 
 use memmap2::{Mmap, MmapOptions};
+use rustix::io::Errno;
 
 use super::DumpErrorKind;
 
-/// Maps the file that the user named. Fails where it is no file, has no bytes, or may not be read.
-pub(super) fn map_path(path: &Path) -> Result<Mmap, DumpErrorKind> {
+/// What failed, as a verb.
+const MAP: &str = "map";
+
+/// Opens the file that the user named. Fails where it is no file, or may not be read.
+pub(super) fn open(path: &Path) -> Result<File, DumpErrorKind> {
     // Looked at before it is opened: opening a pipe would wait for somebody to write into it.
     let metadata = fs::metadata(path).map_err(|e| explain("find", e))?;
     if let Some(refusal) = refuse_type(&metadata) {
         return Err(refusal);
     }
-    let file = File::open(path).map_err(|e| explain("open", e))?;
-    map_file(&file)
+    File::open(path).map_err(|e| explain("open", e))
+}
+
+/// Whether mapping failed because the file system has no way to do so, though it reads.
+pub(super) fn is_unmappable(error: &DumpErrorKind) -> bool {
+    let has_no_way = |source: &io::Error| source.raw_os_error() == Some(Errno::NODEV.raw_os_error());
+    matches!(error, DumpErrorKind::Io { doing: MAP, source } if has_no_way(source))
 }
 
 /// Maps the whole of an open file.
+///
+/// Private to us, because some file systems cannot share a map; as we only read, it is the same.
 pub(super) fn map_file(mut file: &File) -> Result<Mmap, DumpErrorKind> {
     // The end, not the metadata: a block device has a size only here.
     let size = file.seek(SeekFrom::End(0)).map_err(|e| explain("measure", e))?;
@@ -27,13 +38,13 @@ pub(super) fn map_file(mut file: &File) -> Result<Mmap, DumpErrorKind> {
         return Err(DumpErrorKind::Empty);
     }
     let len = usize::try_from(size)
-        .map_err(|_| explain("map", io::Error::new(io::ErrorKind::FileTooLarge, "larger than the address space")))?;
+        .map_err(|_| explain(MAP, io::Error::new(io::ErrorKind::FileTooLarge, "larger than the address space")))?;
     // SAFETY: a mapping is sound for as long as nobody changes or shortens the file. We do neither:
     // a dump is opened for reading alone, and a spool file has no name by which others could reach
     // it. A dump that another program changes meanwhile is a risk that we take, and document, as
     // all tools that map evidence do: evidence is kept from being written to, and the alternative,
     // a copy, is impossible for dumps larger than the memory of this machine.
-    unsafe { MmapOptions::new().len(len).map(file) }.map_err(|e| explain("map", e))
+    unsafe { MmapOptions::new().len(len).map_copy_read_only(file) }.map_err(|e| explain(MAP, e))
 }
 
 /// What is neither a file nor a block device cannot be mapped.

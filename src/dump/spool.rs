@@ -1,8 +1,8 @@
-//! Unpacks a compressed dump into a spool file, which is then mapped like any other.
+//! Unpacks a compressed dump, or copies one that can't be mapped, into a spool file, which is then mapped like any other.
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -36,11 +36,7 @@ pub(super) fn unpack(
     progress: &dyn Fn(u64, u64),
 ) -> Result<File, DumpErrorKind> {
     let expected = unpacked_size(compression, input).unwrap_or(0);
-    let free = free_space(dir).map_err(|source| spool_error(dir, source))?;
-    if expected > free {
-        return Err(DumpErrorKind::SpoolSpace { dir: dir.to_owned(), need: expected, free });
-    }
-    let file = tempfile::tempfile_in(dir).map_err(|source| spool_error(dir, source))?;
+    let (file, free) = create(dir, expected)?;
     let consumed = Cell::new(0);
     let meter = Meter { input, consumed: &consumed, progress };
     let mut decoder = decoder(compression, meter).map_err(|source| damaged(compression, 0, source))?;
@@ -50,11 +46,47 @@ pub(super) fn unpack(
             Err(DumpErrorKind::TruncatedCompression { compression, consumed: consumed.get(), unpacked })
         }
         Err(Failure::Decode { source, .. }) => Err(damaged(compression, consumed.get(), source)),
-        Err(Failure::Write { source, written }) if is_no_space(&source) => {
-            let need = expected.max(written);
-            Err(DumpErrorKind::SpoolSpace { dir: dir.to_owned(), need, free })
-        }
-        Err(Failure::Write { source, .. }) => Err(spool_error(dir, source)),
+        Err(Failure::Write { source, written }) => Err(write_error(dir, source, expected.max(written), free)),
+    }
+}
+
+/// Copies a file that the system reads, but does not map, into a new file in `dir`, as [`unpack`] makes one.
+pub(super) fn copy(mut input: &File, dir: &Path, progress: &dyn Fn(u64, u64)) -> Result<File, DumpErrorKind> {
+    let unreadable = |source| DumpErrorKind::Io { doing: "read", source };
+    let size = input.seek(SeekFrom::End(0)).map_err(unreadable)?;
+    input.rewind().map_err(unreadable)?;
+    let (file, free) = create(dir, size)?;
+    match pump(&mut Copied { input, done: 0, size, progress }, &file) {
+        Ok(_) => Ok(file),
+        Err(Failure::Decode { source, .. }) => Err(unreadable(source)),
+        Err(Failure::Write { source, written }) => Err(write_error(dir, source, size.max(written), free)),
+    }
+}
+
+/// A nameless file in `dir`, where there must be room for `need` bytes, and the bytes free there.
+fn create(dir: &Path, need: u64) -> Result<(File, u64), DumpErrorKind> {
+    let free = free_space(dir).map_err(|source| spool_error(dir, source))?;
+    if need > free {
+        return Err(DumpErrorKind::SpoolSpace { dir: dir.to_owned(), need, free });
+    }
+    let file = tempfile::tempfile_in(dir).map_err(|source| spool_error(dir, source))?;
+    Ok((file, free))
+}
+
+/// A file that is copied, and counted as it is read.
+struct Copied<'a> {
+    input: &'a File,
+    done: u64,
+    size: u64,
+    progress: &'a dyn Fn(u64, u64),
+}
+
+impl Read for Copied<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.input.read(buffer)?;
+        self.done += n as u64;
+        (self.progress)(self.done.min(self.size), self.size);
+        Ok(n)
     }
 }
 
@@ -185,7 +217,6 @@ fn write_all(
     to_write: &Receiver<Vec<u8>>,
     emptied: &SyncSender<Vec<u8>>,
 ) -> Result<u64, (io::Error, u64)> {
-    use std::io::{Seek, SeekFrom, Write};
     let mut position = 0u64;
     // Where the file's cursor is: behind `position` after zeros.
     let mut cursor = 0u64;
@@ -226,6 +257,13 @@ fn free_space(dir: &Path) -> io::Result<u64> {
 fn is_no_space(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+fn write_error(dir: &Path, source: io::Error, need: u64, free: u64) -> DumpErrorKind {
+    if is_no_space(&source) {
+        return DumpErrorKind::SpoolSpace { dir: dir.to_owned(), need, free };
+    }
+    spool_error(dir, source)
 }
 
 fn spool_error(dir: &Path, source: io::Error) -> DumpErrorKind {

@@ -33,6 +33,7 @@ pub use folder::{Cleanup, OutputFolder};
 pub use lines::{print_csv, print_jsonl};
 pub use manifest::Run;
 pub use table::{bytes_in_words, columns, models_table, printable};
+pub use time::rfc3339;
 pub use weights::hex;
 
 use crate::dump::Dump;

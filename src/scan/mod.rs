@@ -13,6 +13,7 @@ mod choice;
 mod chunk;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod engine;
+mod explain;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod filter;
 mod frames;
@@ -20,6 +21,7 @@ pub mod gpu;
 mod needles;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod pointer_set;
+mod read;
 mod sample;
 mod scalar;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
@@ -41,8 +43,11 @@ use crate::signature::Signatures;
 
 pub use backend::{Backend, BackendChoice, BackendError};
 pub use choice::{Choice, choose};
+pub use explain::{Explanation, RejectedCandidate, explain};
 pub use frames::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
 pub use pointer_set::PointerSet;
+pub use read::{read, sum_words};
+pub use structures::Rejection;
 pub use sweep::sweep;
 
 use needles::Needles;

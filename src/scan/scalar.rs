@@ -78,9 +78,13 @@ pub(super) fn match_view(plan: &Plan<'_>, range: View<'_>, frame: View<'_>, hits
 
 /// Tries one structure at every place in a frame or part of one.
 pub(super) fn match_structure(structure: &Structure, signature: u16, frame: View<'_>, hits: &mut Vec<Hit>) {
+    hits.extend(places(structure, frame).filter_map(|at| structures::check(structure, signature, frame, at)));
+}
+
+/// Where in a frame or part of one the anchor of an aligned structure may begin.
+pub(super) fn places(structure: &Structure, frame: View<'_>) -> impl Iterator<Item = usize> + use<> {
     // The first place whose base would be aligned, counted from the frame's own border.
     let phase = structure.anchor().offset % structure.align;
     let first = phase.wrapping_sub(frame.start.0) % structure.align;
-    let places = (first as usize..frame.bytes.len().min(FRAME_SIZE as usize)).step_by(structure.align as usize);
-    hits.extend(places.filter_map(|at| structures::check(structure, signature, frame, at)));
+    (first as usize..frame.bytes.len().min(FRAME_SIZE as usize)).step_by(structure.align as usize)
 }

@@ -5,8 +5,36 @@ use super::chunk::View;
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::signature::{Field, KERNEL_POINTER_MIN, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN};
 
+/// Why a candidate, a place whose anchor passes, is no hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rejection {
+    /// A field has a value that it must not have.
+    Field {
+        /// Its index in [`Structure::fields`]; the first one that fails.
+        index: u16,
+        /// The value.
+        value: u64,
+    },
+    /// All fields in the anchor's frame pass, but they are fewer than [`Structure::min_tested`].
+    TooFewTested {
+        /// How many they are.
+        tested: u16,
+    },
+}
+
 /// The hit of the structure whose anchor begins `at` bytes into `frame`, a frame or part of one.
 pub(super) fn check(structure: &Structure, signature: u16, frame: View<'_>, at: usize) -> Option<Hit> {
+    judge(structure, signature, frame, at)?.ok()
+}
+
+/// The same, with the reason where there is a candidate that is no hit.
+#[inline]
+pub(super) fn judge(
+    structure: &Structure,
+    signature: u16,
+    frame: View<'_>,
+    at: usize,
+) -> Option<Result<Hit, Rejection>> {
     let anchor = structure.anchor();
     let anchor_address = PhysAddr(frame.start.0 + at as u64);
     let address = PhysAddr(anchor_address.0.wrapping_sub(anchor.offset));
@@ -20,11 +48,11 @@ pub(super) fn check(structure: &Structure, signature: u16, frame: View<'_>, at: 
     }
     let mut tested = 0;
     let mut deferred = 0;
-    for field in structure.fields() {
+    for (field, index) in structure.fields().iter().zip(0..) {
         match candidate.value(field) {
             Some(value) if candidate.can_test(field) => {
                 if !candidate.holds(field, value) {
-                    return None;
+                    return Some(Err(Rejection::Field { index, value }));
                 }
                 tested += 1;
             }
@@ -32,7 +60,7 @@ pub(super) fn check(structure: &Structure, signature: u16, frame: View<'_>, at: 
         }
     }
     let hit = Hit { address, anchor: anchor_address, value, signature, tested, deferred };
-    (tested >= structure.min_tested).then_some(hit)
+    Some(if tested >= structure.min_tested { Ok(hit) } else { Err(Rejection::TooFewTested { tested }) })
 }
 
 /// A place where a structure may be.

@@ -33,6 +33,16 @@ pub enum SignatureError {
     },
 }
 
+/// A signature was asked for that there is not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no signature is named `{name}`; there are {}", known.join(", "))]
+pub struct UnknownSignature {
+    /// The name that was given.
+    pub name: String,
+    /// The names that there are.
+    pub known: Vec<String>,
+}
+
 /// A place in a signature file.
 #[derive(Clone, Debug)]
 pub(super) struct Location {

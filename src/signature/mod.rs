@@ -32,7 +32,7 @@ use mmu::RawMmu;
 use needle::RawNeedle;
 use structure::RawStructure;
 
-pub use error::SignatureError;
+pub use error::{SignatureError, UnknownSignature};
 pub use layout::{FieldEntry, Layout};
 pub use mmu::{Leaf, Mmu, MmuLevel};
 pub use needle::Needle;
@@ -102,6 +102,20 @@ impl Signatures {
     /// These signatures without all that is not a rule of page tables.
     pub fn mmu_only(&self) -> Self {
         Self { mmu: self.mmu.clone(), ..Self::default() }
+    }
+
+    /// These structures and needles without all others, and without the rules of page tables.
+    ///
+    /// # Errors
+    /// One of the names is none of ours.
+    pub fn only(&self, names: &[String]) -> Result<Self, UnknownSignature> {
+        if let Some(unknown) = names.iter().find(|name| self.index_of(name).is_none()) {
+            let known = (0..).map_while(|index| self.name(index)).map(str::to_owned).collect();
+            return Err(UnknownSignature { name: unknown.clone(), known });
+        }
+        let structures = self.structures.iter().filter(|structure| names.contains(&structure.name));
+        let needles = self.needles.iter().filter(|needle| names.contains(&needle.name));
+        Ok(Self { structures: structures.cloned().collect(), needles: needles.cloned().collect(), ..Self::default() })
     }
 
     /// The layouts of a family, sorted by version as text.

@@ -38,6 +38,23 @@ impl Structure {
         &self.fields
     }
 
+    /// What the value of a field must be, in the words of a signature file.
+    pub fn expectation(&self, field: &Field) -> String {
+        let words = field.tests.iter().map(|test| match test {
+            Test::Equal(value) => format!("equal = {value:#x}"),
+            Test::Masked { mask, value } => format!("mask = {mask:#x} with value = {value:#x}"),
+            Test::Range { min, max } => format!("range = [{min:#x}, {max:#x}]"),
+            Test::OneOf(values) => format!("one_of = {values:#x?}").split_whitespace().collect::<Vec<_>>().join(" "),
+            Test::UserPointer { align } => format!("user_pointer, a multiple of {align}"),
+            Test::KernelPointer { align } => format!("kernel_pointer, a multiple of {align}"),
+            Test::PageOffsetOfSelf(bytes) => format!("page_offset_of_self = {bytes}"),
+            Test::EqualField(index) => {
+                format!("equal_field = {:?}", self.fields.get(*index).map_or("?", |other| &other.name))
+            }
+        });
+        words.collect::<Vec<_>>().join(", ")
+    }
+
     /// The field whose place gives a candidate.
     pub fn anchor(&self) -> &Field {
         &self.anchor

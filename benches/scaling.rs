@@ -1,0 +1,145 @@
+//! Time and memory of `scan` and `recover` by the size of the dump, as a Markdown table.
+//!
+//! `cargo bench --bench scaling -- 0.25 1 4 16` takes sizes in GB (10^9 bytes). Each dump is the shipped one, a machine
+//! of 256 MB, with more memory added above 4 GiB: dense, or sparse with holes in the file for fifteen parts
+//! of sixteen. Files are made under `target/tmp`, one at a time, and are in the page cache when they are measured.
+//! Of each command the fastest of three runs counts, and the most memory of all of them. Memory is
+//! what the process has beside the mapped file: RssAnon and RssShmem of /proc/PID/status, looked at every millisecond.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a benchmark may simply fail")]
+
+#[allow(dead_code, reason = "other benchmarks use the rest")]
+#[path = "../src/cli/bench/memory.rs"]
+mod memory;
+
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use memory::{TILE, Tile};
+use tensorcarve::signature::Signatures;
+
+const RUNS: usize = 3;
+/// The first address of what is added.
+const ABOVE: u64 = 4 << 30;
+/// One tile in this many is in a sparse file.
+const SPARSE: usize = 16;
+
+fn main() {
+    let sizes: Vec<f64> = std::env::args().skip(1).filter_map(|size| size.parse().ok()).collect();
+    let sizes = if sizes.is_empty() { vec![0.25, 1.0] } else { sizes };
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut shipped = Vec::new();
+    let packed = File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cifar10-pdb.lime.zst")).unwrap();
+    io::copy(&mut zstd::Decoder::new(packed).unwrap(), &mut shipped).unwrap();
+    let mut tile = Tile::new();
+    let planted = tile.plant(&Signatures::load(None).unwrap()).len() as u64;
+    let tile = tile.bytes();
+    let path = dir.path().join("dump.lime");
+    let mut hits = None;
+    println!("| dump | on disk | scan | GB/s | memory | recover | memory |\n|---|---|---|---|---|---|---|");
+    for size in sizes {
+        for is_sparse in [false, true] {
+            let tiles = ((size * 1e9) as usize).saturating_sub(shipped.len()) / TILE;
+            if tiles == 0 && is_sparse {
+                continue;
+            }
+            let written = write(&path, &shipped, tile, tiles, is_sparse);
+            io::copy(&mut File::open(&path).unwrap(), &mut io::sink()).unwrap();
+            let dump = path.to_str().unwrap();
+            let scan = measure(&["scan", dump, "--format", "jsonl"]);
+            let own = scan.lines - written as u64 * planted;
+            assert_eq!(own, *hits.get_or_insert(own), "hits");
+            let out = dir.path().join("out");
+            let options = ["--overwrite", "--no-hash", "--format", "jsonl"];
+            let recover = measure(&[&["recover", dump, "-o", out.to_str().unwrap()], &options[..]].concat());
+            assert_eq!(recover.lines, 1, "models");
+            let bytes = fs::metadata(&path).unwrap().len() as f64;
+            let on_disk = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&path).unwrap()) as f64 * 512.0;
+            println!(
+                "| {size} GB, {} | {:.2} GB | {:.2} s | {:.1} | {} MB | {:.2} s | {} MB |",
+                if is_sparse { "sparse" } else { "dense" },
+                on_disk / 1e9,
+                scan.time.as_secs_f64(),
+                bytes / 1e9 / scan.time.as_secs_f64(),
+                scan.memory / 1000,
+                recover.time.as_secs_f64(),
+                recover.memory / 1000,
+            );
+        }
+    }
+}
+
+/// Writes the shipped dump and a range of `tiles` behind it; gives how many of them are not holes.
+fn write(path: &Path, shipped: &[u8], tile: &[u8], tiles: usize, is_sparse: bool) -> usize {
+    let mut file = File::create(path).unwrap();
+    file.write_all(shipped).unwrap();
+    if tiles == 0 {
+        return 0;
+    }
+    let last = ABOVE + (tiles * TILE) as u64 - 1;
+    file.write_all(&[b"EMiL\x01\0\0\0", &ABOVE.to_le_bytes()[..], &last.to_le_bytes(), &[0; 8]].concat()).unwrap();
+    let start = shipped.len() + 32;
+    file.set_len((start + tiles * TILE) as u64).unwrap();
+    let kept: Vec<usize> = (0..tiles).filter(|n| !is_sparse || n % SPARSE == 0).collect();
+    for n in &kept {
+        file.seek(SeekFrom::Start((start + n * TILE) as u64)).unwrap();
+        file.write_all(tile).unwrap();
+    }
+    file.sync_all().unwrap();
+    kept.len()
+}
+
+/// What a command took.
+struct Measured {
+    time: Duration,
+    /// 10^3 bytes beside the mapped file.
+    memory: u64,
+    /// Lines on stdout.
+    lines: u64,
+}
+
+fn measure(arguments: &[&str]) -> Measured {
+    let runs = (0..RUNS).map(|_| run(arguments));
+    runs.reduce(|best, next| {
+        assert_eq!(best.lines, next.lines);
+        Measured { time: best.time.min(next.time), memory: best.memory.max(next.memory), ..best }
+    })
+    .unwrap()
+}
+
+fn run(arguments: &[&str]) -> Measured {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
+    command.args(arguments).args(["-q", "--no-progress"]).stdout(Stdio::piped());
+    let start = Instant::now();
+    let mut child = command.spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut stdout = child.stdout.take().unwrap();
+    let watcher = thread::spawn(move || {
+        let mut most = 0;
+        // The lines are gone when the process has ended.
+        while let Some(now) = memory_of(&status) {
+            most = most.max(now);
+            thread::sleep(Duration::from_millis(1));
+        }
+        most
+    });
+    let mut text = String::new();
+    io::Read::read_to_string(&mut stdout, &mut text).unwrap();
+    let exit = child.wait().unwrap();
+    let time = start.elapsed();
+    assert!(exit.success(), "{arguments:?}: {exit}");
+    Measured { time, memory: watcher.join().unwrap(), lines: text.lines().count() as u64 }
+}
+
+/// Anonymous and shared memory of a process, in 10^3 bytes.
+fn memory_of(status: &str) -> Option<u64> {
+    let text = fs::read_to_string(status).ok()?;
+    let value = |key: &str| -> Option<u64> {
+        text.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_suffix(" kB")?.parse().ok())
+    };
+    Some((value("RssAnon:")? + value("RssShmem:")?) * 1024 / 1000)
+}

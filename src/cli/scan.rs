@@ -1,0 +1,245 @@
+//! `scan`: where signatures match, and with `--explain` where they nearly do.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use serde::Serialize;
+use tensorcarve::addr::{FileOffset, PhysAddr};
+use tensorcarve::dump::PhysicalMemory;
+use tensorcarve::recover::{Observer, Phase};
+use tensorcarve::report::{columns, printable};
+use tensorcarve::scan::{self, ABSENT_FRAME, Explanation, FrameClasses, Hit, RejectedCandidate, Rejection, ZERO_FRAME};
+use tensorcarve::signature::{Signature, Signatures, Structure};
+
+use super::args::{LineFormat, ScanArgs};
+use super::info::{open, say_warnings};
+use super::progress::{Progress, say_times};
+use super::spaces::in_pool;
+use super::{Failure, Outcome, say, stdout};
+
+/// Rejected candidates that are listed where the user sets no limit; all are counted.
+const LISTED: usize = 20;
+
+#[derive(Serialize)]
+struct Row<'a> {
+    address: PhysAddr,
+    signature: &'a str,
+    anchor: PhysAddr,
+    value: String,
+    tested: u16,
+    deferred: u16,
+    /// Of the anchor.
+    file_offset: Option<FileOffset>,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    /// Hits, of which a limit may have left some out.
+    total: usize,
+    hits: Vec<Row<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rejected: Option<Rejected<'a>>,
+}
+
+#[derive(Serialize)]
+struct Rejected<'a> {
+    counts: Vec<Count<'a>>,
+    candidates: Vec<Candidate<'a>>,
+}
+
+#[derive(Serialize)]
+struct Count<'a> {
+    signature: &'a str,
+    /// The field that failed first.
+    field: Option<&'a str>,
+    expected: String,
+    candidates: u64,
+}
+
+#[derive(Serialize)]
+struct Candidate<'a> {
+    anchor: PhysAddr,
+    signature: &'a str,
+    field: Option<&'a str>,
+    value: Option<String>,
+    /// Where `field` is null: how many fields could be tested.
+    tested: Option<u16>,
+}
+
+pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
+    if args.explain && matches!(args.format, LineFormat::Jsonl | LineFormat::Csv) {
+        return Err(Failure::new(
+            "hits and rejected candidates do not go into one list of lines; \
+                                 say --format table or json with --explain",
+        ));
+    }
+    let backend = args.work.backend.resolve()?;
+    let mut signatures = Signatures::load(args.work.signatures.as_deref())?;
+    if !args.names.is_empty() {
+        signatures = signatures.only(&args.names)?;
+    }
+    let progress = Progress::new(&args.talk);
+    let dump = open(&args.input, &progress)?;
+    let memory = if args.ranges.is_empty() { dump.memory.clone() } else { dump.memory.only(&args.ranges) };
+    if memory.ranges().is_empty() {
+        progress.finish();
+        return Err(Failure::new("the dump holds nothing at these addresses; `tensorcarve info` lists what it holds"));
+    }
+    let limit = args.limit.unwrap_or(usize::MAX);
+    let (found, explanation) = in_pool(args.work.threads, || {
+        let advance = |bytes| progress.advance(bytes);
+        progress.begin(Phase::Scan, memory.size());
+        let found = scan::scan(&memory, &signatures, backend, &advance);
+        let explanation = args.explain.then(|| {
+            progress.begin_named("explain", memory.size());
+            scan::explain(&memory, &signatures, args.limit.unwrap_or(LISTED), &advance)
+        });
+        (found, explanation)
+    })?;
+    let times = progress.finish();
+    let rows = || found.hits.iter().take(limit).map(|hit| row(hit, &signatures, &memory));
+    stdout::print(|out| match args.format {
+        LineFormat::Table => print_table(out, rows(), explanation.as_ref().map(|it| rejected(it, &signatures))),
+        LineFormat::Json => {
+            let rejected = explanation.as_ref().map(|it| rejected(it, &signatures));
+            let document = Document { total: found.hits.len(), hits: rows().collect(), rejected };
+            serde_json::to_writer_pretty(&mut *out, &document)?;
+            out.write_all(b"\n")
+        }
+        LineFormat::Jsonl => rows().try_for_each(|row| {
+            serde_json::to_writer(&mut *out, &row)?;
+            out.write_all(b"\n")
+        }),
+        LineFormat::Csv => print_csv(out, rows()),
+    })?;
+    say_warnings(dump.warnings.iter().map(String::as_str), &args.talk);
+    if args.talk.verbose {
+        say_times(&times);
+        say_counts(&found.hits, &signatures);
+        say_frames(&found.frames, &signatures);
+    }
+    if found.hits.len() > limit && !args.talk.quiet {
+        say(&format!("{limit} of {} hits are shown: --limit cut the rest", found.hits.len()));
+    }
+    Ok(match (found.hits.is_empty(), dump.damaged) {
+        (true, _) => {
+            if !args.talk.quiet {
+                say("no hit: --explain says which candidates were rejected, and why");
+            }
+            Outcome::Nothing
+        }
+        (false, true) => Outcome::Partly,
+        (false, false) => Outcome::Found,
+    })
+}
+
+fn name(signatures: &Signatures, index: u16) -> &str {
+    signatures.name(index).unwrap_or("?")
+}
+
+fn row<'a>(hit: &Hit, signatures: &'a Signatures, memory: &PhysicalMemory) -> Row<'a> {
+    Row {
+        address: hit.address,
+        signature: name(signatures, hit.signature),
+        anchor: hit.anchor,
+        value: format!("{:#x}", hit.value),
+        tested: hit.tested,
+        deferred: hit.deferred,
+        file_offset: memory.file_offset(hit.anchor),
+    }
+}
+
+fn structure(signatures: &Signatures, index: u16) -> Option<&Structure> {
+    match signatures.get(index)? {
+        Signature::Structure(structure) => Some(structure),
+        Signature::Needle(_) => None,
+    }
+}
+
+fn rejected<'a>(explanation: &Explanation, signatures: &'a Signatures) -> Rejected<'a> {
+    let counts = explanation.counts.iter().map(|(&(signature, index), &candidates)| {
+        let structure = structure(signatures, signature);
+        let field = index.and_then(|index| structure?.fields().get(usize::from(index)));
+        let expected = match (structure, field) {
+            (Some(structure), Some(field)) => structure.expectation(field),
+            (structure, _) => format!("{} fields or more in the frame", structure.map_or(0, |it| it.min_tested)),
+        };
+        let field = field.map(|field| field.name.as_str());
+        Count { signature: name(signatures, signature), field, expected, candidates }
+    });
+    let candidate = |candidate: &RejectedCandidate| {
+        let (field, value, tested) = match candidate.rejection {
+            Rejection::Field { index, value } => (Some(index), Some(format!("{value:#x}")), None),
+            Rejection::TooFewTested { tested } => (None, None, Some(tested)),
+        };
+        let field =
+            field.and_then(|index| structure(signatures, candidate.signature)?.fields().get(usize::from(index)));
+        let field = field.map(|field| field.name.as_str());
+        Candidate { anchor: candidate.anchor, signature: name(signatures, candidate.signature), field, value, tested }
+    };
+    Rejected { counts: counts.collect(), candidates: explanation.candidates.iter().map(candidate).collect() }
+}
+
+fn print_table<'a>(
+    out: &mut dyn Write,
+    rows: impl Iterator<Item = Row<'a>>,
+    rejected: Option<Rejected<'a>>,
+) -> io::Result<()> {
+    let mut rows = rows.peekable();
+    if rows.peek().is_some() {
+        let cells = rows.map(|row| {
+            let signature = printable(row.signature);
+            let numbers = [row.tested.to_string(), row.deferred.to_string()];
+            [vec![row.address.to_string(), signature, row.anchor.to_string(), row.value], numbers.to_vec()].concat()
+        });
+        out.write_all(
+            columns(&["ADDRESS", "SIGNATURE", "ANCHOR", "VALUE", "TESTED", "DEFERRED"], &[4, 5], cells).as_bytes(),
+        )?;
+    }
+    let Some(rejected) = rejected else { return Ok(()) };
+    let field = |field: Option<&str>| field.map_or("(too few)".to_owned(), printable);
+    let counts = rejected.counts.iter().map(|count| {
+        vec![count.candidates.to_string(), printable(count.signature), field(count.field), count.expected.clone()]
+    });
+    out.write_all(columns(&["REJECTED", "SIGNATURE", "FIELD", "EXPECTED"], &[0], counts).as_bytes())?;
+    let candidates = rejected.candidates.iter().map(|candidate| {
+        let value = candidate.value.clone().or(candidate.tested.map(|tested| format!("{tested} tested")));
+        let cells = [candidate.anchor.to_string(), printable(candidate.signature), field(candidate.field)];
+        cells.into_iter().chain(value).collect()
+    });
+    out.write_all(columns(&["ANCHOR", "SIGNATURE", "FIELD", "VALUE"], &[], candidates).as_bytes())
+}
+
+fn print_csv<'a>(out: &mut dyn Write, rows: impl Iterator<Item = Row<'a>>) -> io::Result<()> {
+    let mut writer = csv::Writer::from_writer(out);
+    for row in rows {
+        writer.serialize(row).map_err(|error| match error.into_kind() {
+            csv::ErrorKind::Io(error) => error,
+            other => io::Error::other(format!("{other:?}")),
+        })?;
+    }
+    writer.flush()
+}
+
+/// How many hits each signature has.
+fn say_counts(hits: &[Hit], signatures: &Signatures) {
+    let mut counts = BTreeMap::new();
+    for index in (0..).take_while(|index| signatures.get(*index).is_some()) {
+        counts.insert(index, 0u64);
+    }
+    hits.iter().for_each(|hit| *counts.entry(hit.signature).or_default() += 1);
+    for (index, count) in counts {
+        say(&format!("{count:>9} hits of {}", printable(name(signatures, index))));
+    }
+}
+
+/// How many frames could be page tables, and of which level.
+fn say_frames(frames: &FrameClasses, signatures: &Signatures) {
+    let count = |mask| frames.with(mask).count();
+    say(&format!("{:>9} frames, {} of them zero", frames.len(), count(ZERO_FRAME)));
+    let Some(mmu) = signatures.mmu() else { return };
+    say(&format!("{:>9} frames without a present entry", count(ABSENT_FRAME)));
+    for level in &mmu.levels {
+        say(&format!("{:>9} frames that could be a {}", count(1 << (level.level - 1)), printable(&level.name)));
+    }
+}

@@ -1,0 +1,203 @@
+//! The verbs `scan`, `devices` and `bench`: what they print, and what they refuse.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may simply fail")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn tensorcarve(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tensorcarve")).args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A LiME dump from 0x1000 to 0x9000 with a `type` object at 0x3100, one whose item size is wrong at
+/// 0x5200, one of which only three fields are in its frame at 0x6ff0, and the cookie at 0x7008.
+fn dump(folder: &Path) -> PathBuf {
+    let mut memory = vec![0u8; 0x8000];
+    let mut write = |at: usize, words: &[u64]| {
+        for (word, at) in words.iter().zip((at - 0x1000..).step_by(8)) {
+            memory[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        }
+    };
+    write(0x3100, &[1, 0x55_5555_5100, 0, 0x40_1001, 928, 40]);
+    write(0x5200, &[1, 0x55_5555_5200, 0, 0x40_1001, 928, 41]);
+    write(0x6ff0, &[0xffff_ffff, 0x55_5555_5ff0]);
+    memory[0x6008..0x6010].copy_from_slice(b"xdebugpy");
+    let header = [b"EMiL\x01\0\0\0", &0x1000u64.to_le_bytes()[..], &0x8fffu64.to_le_bytes(), &[0; 8]].concat();
+    let path = folder.join("memory.lime");
+    fs::write(&path, [header, memory].concat()).unwrap();
+    path
+}
+
+#[test]
+fn scan_lists_hits_in_every_format() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = dump(dir.path());
+    let scan = |more: &[&str]| tensorcarve(&[&["scan", dump.to_str().unwrap()], more].concat());
+    let expected = serde_json::json!([
+        {"address": "0x3100", "signature": "cpython.type", "anchor": "0x3108", "value": "0x5555555100",
+         "tested": 6, "deferred": 0, "file_offset": "0x2128"},
+        {"address": "0x6ff0", "signature": "cpython.type", "anchor": "0x6ff8", "value": "0x5555555ff0",
+         "tested": 2, "deferred": 4, "file_offset": "0x6018"},
+        {"address": "0x7008", "signature": "cpython.debug_offsets", "anchor": "0x7008", "value": "0x0",
+         "tested": 0, "deferred": 0, "file_offset": "0x6028"},
+    ]);
+    let output = scan(&["--format", "json"]);
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+    assert_eq!(json(&output), serde_json::json!({"total": 3, "hits": expected}));
+    let lines = stdout(&scan(&["--format", "jsonl"]));
+    assert_eq!(
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>(),
+        expected.as_array().unwrap()[..]
+    );
+    let csv = stdout(&scan(&["--format", "csv"]));
+    let csv: Vec<&str> = csv.lines().collect();
+    assert_eq!(csv[0], "address,signature,anchor,value,tested,deferred,file_offset");
+    assert_eq!(csv[2], "0x6ff0,cpython.type,0x6ff8,0x5555555ff0,2,4,0x6018");
+    let table = stdout(&scan(&["--backend", "scalar", "-j", "1"]));
+    assert_eq!(table.lines().count(), 4);
+    assert!(table.starts_with("ADDRESS") && table.contains("0x3108  0x5555555100       6"), "{table}");
+    let verbose = stderr(&scan(&["-v"]));
+    assert!(verbose.contains("2 hits of cpython.type") && verbose.contains("8 frames, 4 of them zero"), "{verbose}");
+}
+
+#[test]
+fn scan_looks_for_what_is_asked_where_it_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = dump(dir.path());
+    let scan = |more: &[&str]| tensorcarve(&[&["scan", dump.to_str().unwrap(), "--format", "json"], more].concat());
+    let addresses = |output: &Output| {
+        let hits = json(output)["hits"].as_array().unwrap().clone();
+        hits.iter().map(|hit| hit["address"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(addresses(&scan(&["--signature", "cpython.debug_offsets"])), ["0x7008"]);
+    assert_eq!(addresses(&scan(&["--range", "0x7000-0x7010", "--range", "12288-16384"])), ["0x3100", "0x7008"]);
+    let limited = scan(&["--limit", "1"]);
+    assert_eq!((addresses(&limited), json(&limited)["total"].as_u64()), (vec!["0x3100".to_owned()], Some(3)));
+    assert!(stderr(&limited).contains("1 of 3 hits"), "{}", stderr(&limited));
+    let nothing = scan(&["--range", "0x1000-0x3000"]);
+    assert_eq!((nothing.status.code(), addresses(&nothing).len()), (Some(1), 0));
+    // Cut off: found, but not all of the dump is there.
+    let bytes = fs::read(&dump).unwrap();
+    fs::write(&dump, &bytes[..bytes.len() - 0x1000]).unwrap();
+    assert_eq!(scan(&["-q"]).status.code(), Some(3));
+}
+
+#[test]
+fn scan_explains_what_was_rejected() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = dump(dir.path());
+    let explain = |more: &[&str]| tensorcarve(&[&["scan", dump.to_str().unwrap(), "--explain"], more].concat());
+    let rejected = json(&explain(&["--format", "json"]))["rejected"].clone();
+    let counts = serde_json::json!([
+        {"signature": "cpython.type", "field": "tp_itemsize", "expected": "equal = 0x28", "candidates": 1}]);
+    let candidates = serde_json::json!([
+        {"anchor": "0x5208", "signature": "cpython.type", "field": "tp_itemsize", "value": "0x29", "tested": null}]);
+    assert_eq!((&rejected["counts"], &rejected["candidates"]), (&counts, &candidates));
+    let table = stdout(&explain(&[]));
+    assert!(table.contains("0x5208  cpython.type  tp_itemsize  0x29"), "{table}");
+    // Of all candidates there is a count, whatever the limit.
+    let rejected = json(&explain(&["--format", "json", "--limit", "0"]))["rejected"].clone();
+    assert_eq!((&rejected["counts"], &rejected["candidates"]), (&counts, &serde_json::json!([])));
+    // A range that ends behind the reference count and the type leaves two fields to test; three are wanted here.
+    let signatures = dir.path().join("signatures");
+    fs::create_dir(&signatures).unwrap();
+    let stricter = include_str!("../signatures/cpython.toml").replace("min_tested = 2", "min_tested = 3");
+    fs::write(signatures.join("mine.toml"), stricter).unwrap();
+    let more = ["--signatures", signatures.to_str().unwrap(), "--range", "0x6000-0x7000", "--format", "json"];
+    let candidate = json(&explain(&more))["rejected"]["candidates"][0].clone();
+    assert_eq!((&candidate["field"], &candidate["tested"]), (&Value::Null, &2.into()));
+}
+
+#[test]
+fn wrong_usage_is_refused_and_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = dump(dir.path());
+    let dump = dump.to_str().unwrap();
+    for (arguments, words) in [
+        (
+            &["scan", dump, "--signature", "cpython.tpye"][..],
+            &["cpython.tpye", "cpython.type, cpython.debug_offsets"][..],
+        ),
+        (&["scan", dump, "--range", "0x2000-0x1000"], &["above the start"]),
+        (&["scan", dump, "--range", "0x2000"], &["START-END"]),
+        (&["scan", dump, "--range", "2x-0x3000"], &["`2x`"]),
+        (&["scan", dump, "--range", "0x100000-0x200000"], &["nothing at these addresses", "tensorcarve info"]),
+        (&["scan", dump, "--explain", "--format", "csv"], &["table or json"]),
+        (&["bench", "--set", "everything"], &["everything", "needle-200"]),
+        (&["bench", "--set", "input"], &["name a dump"]),
+        (&["bench", dump, "--size", "64"], &["--size"]),
+        (&["bench", "--rounds", "0"], &["0"]),
+    ] {
+        let output = tensorcarve(arguments);
+        let message = stderr(&output);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{message}");
+        words.iter().for_each(|word| assert!(message.contains(word), "no {word:?} in: {message}"));
+    }
+}
+
+#[test]
+fn devices_names_what_auto_takes() {
+    let output = tensorcarve(&["devices", "--format", "json"]);
+    let document = json(&output);
+    let chosen = document["chosen"].as_str().unwrap();
+    let backends = document["backends"].as_array().unwrap();
+    assert!(backends.iter().any(|backend| backend["name"] == chosen && backend["available"] == true), "{document}");
+    assert!(stdout(&tensorcarve(&["devices"])).contains("chosen by --backend auto"));
+}
+
+/// The counts of planted hits are checked by the program itself: that it succeeds is the test.
+#[test]
+fn bench_finds_what_it_planted() {
+    let arguments = ["bench", "--size", "32", "--rounds", "1", "-j", "2", "--format", "json"];
+    let output =
+        tensorcarve(&[&arguments[..], &["--set", "default", "--set", "needle-20", "--set", "sweep-16"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let document = json(&output);
+    let results = document["results"].as_array().unwrap();
+    let best = |set: &str| results.iter().rfind(|row| row["set"] == set).unwrap();
+    // Two tiles with one of each built-in signature, and of each needle.
+    assert_eq!((&best("default")["hits"], &best("needle-20")["hits"]), (&4.into(), &40.into()));
+    assert!(best("sweep-16")["hits"].as_u64().unwrap() >= 32);
+    assert!(results.iter().all(|row| row["threads"] == 2 && row["ratio_to_read"].as_f64().unwrap() > 0.0));
+}
+
+#[test]
+fn bench_measures_a_dump_and_how_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = dump(dir.path());
+    let arguments = ["--set", "default", "--set", "input", "--rounds", "1", "-j", "1", "--format", "json"];
+    let output = tensorcarve(&[&["bench", dump.to_str().unwrap()], &arguments[..]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let results = json(&output)["results"].as_array().unwrap().clone();
+    let rows = |set: &str| results.iter().filter(|row| row["set"] == set).collect::<Vec<_>>();
+    assert!(rows("default").iter().all(|row| row["hits"] == 3 && row["bytes"] == 0x8000));
+    assert_eq!((rows("input-warm").len(), rows("input-cold").len()), (2, 2));
+}
+
+/// sysfs reads, but does not map.
+#[test]
+fn a_file_that_cannot_be_mapped_is_copied_first() {
+    let path = "/sys/kernel/notes";
+    let Ok(bytes) = fs::read(path) else {
+        println!("skipped: there is no {path}");
+        return;
+    };
+    let output = tensorcarve(&["info", path, "--input-format", "raw", "--format", "json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(json(&output)["memory"], bytes.len());
+    assert!(stderr(&output).contains("cannot map files"), "{}", stderr(&output));
+}
