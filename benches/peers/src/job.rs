@@ -9,8 +9,14 @@ pub const FRAME: usize = 4096;
 /// Bytes of the six fields of `cpython.type`.
 pub const TYPE_SIZE: usize = 48;
 /// Its rarest field, `tp_itemsize` = 40, and where it lies: what searchers for bytes look for first.
-pub const ITEMSIZE: [u8; 8] = 40u64.to_le_bytes();
-pub const ITEMSIZE_AT: usize = 0x28;
+const ITEMSIZE: [u8; 8] = 40u64.to_le_bytes();
+const ITEMSIZE_AT: usize = 0x28;
+/// The structure from its second field on, as far as a regular expression over bytes can say it: neither where it
+/// lies in its frame nor that a field points to it.
+pub const TYPE_REGEX: &str = r".{7}\x00.[\x00-\x10]\x00{6}.{7}\x00.[\x02-\x10]\x00{6}\x28\x00{7}";
+/// Where a match of the expression begins in the structure, and how long it is.
+const REGEX_AT: usize = 8;
+pub const REGEX_LENGTH: usize = TYPE_SIZE - REGEX_AT;
 
 /// The structure of `cpython.toml`, without the needle that follows it there.
 pub fn type_signature() -> &'static str {
@@ -34,21 +40,24 @@ fn bytes_of_hex(digits: &str) -> Option<Vec<u8>> {
 pub enum Job {
     /// Every occurrence of these bytes.
     Needles(Vec<Vec<u8>>),
-    /// Every `type` object of CPython that lies in one frame.
-    Type,
+    /// Every `type` object of CPython that lies in one frame; peers get a pattern for all that a pattern can say.
+    TypeByRule,
+    /// The same hits, found by hand: peers get the eight bytes of the rarest field, and the program does the rest.
+    TypeByField,
 }
 
 impl Job {
     pub fn all() -> Vec<Self> {
         let list = needle_list();
         let needles = [1, 20, 200].map(|count| Self::Needles(list[..count].to_vec()));
-        needles.into_iter().chain([Self::Type]).collect()
+        needles.into_iter().chain([Self::TypeByRule, Self::TypeByField]).collect()
     }
 
     pub fn name(&self) -> String {
         match self {
             Self::Needles(needles) => format!("needles-{}", needles.len()),
-            Self::Type => "cpython.type".to_owned(),
+            Self::TypeByRule => "type-by-rule".to_owned(),
+            Self::TypeByField => "type-by-field".to_owned(),
         }
     }
 
@@ -56,30 +65,39 @@ impl Job {
     pub fn expected(&self, bytes: &[u8]) -> Vec<Hit> {
         let mut hits: Vec<Hit> = match self {
             Self::Needles(needles) => needles.iter().zip(0..).flat_map(|(n, id)| occurrences(bytes, n, id)).collect(),
-            Self::Type => (0..bytes.len()).step_by(8).filter(|&at| is_type(bytes, at)).map(|at| (at, 0)).collect(),
+            Self::TypeByRule | Self::TypeByField => (0..bytes.len()).step_by(8).filter(|&at| is_type(bytes, at)).map(|at| (at, 0)).collect(),
         };
         hits.sort_unstable();
         hits
     }
 
-    /// The patterns that begin at `at`, for peers that report one of them; or the structure that has its
-    /// `tp_itemsize` there.
+    /// The hits behind a match that begins at `at`: all needles there, or the structure around it, if it is one.
     pub fn hits_at<'a>(&'a self, bytes: &'a [u8], at: usize) -> impl Iterator<Item = Hit> + 'a {
         let (needles, base) = match self {
             Self::Needles(needles) => (needles.as_slice(), None),
-            Self::Type => (&[][..], at.checked_sub(ITEMSIZE_AT).filter(|&base| is_type(bytes, base))),
+            Self::TypeByRule => (&[][..], at.checked_sub(REGEX_AT)),
+            Self::TypeByField => (&[][..], at.checked_sub(ITEMSIZE_AT)),
         };
+        let base = base.filter(|&base| is_type(bytes, base));
         let here = move |needle: &[u8]| bytes[at..].starts_with(needle);
         let needles = needles.iter().zip(0..).filter(move |(needle, _)| here(needle));
         needles.map(move |(_, id)| (at, id)).chain(base.map(|base| (base, 0)))
     }
 
-    /// The byte strings to search for: the needles, or the structure's rarest field.
-    pub fn patterns(&self) -> Vec<&[u8]> {
+    /// The byte strings to search for; none where the job is a pattern.
+    pub fn literals(&self) -> Option<Vec<&[u8]>> {
         match self {
-            Self::Needles(needles) => needles.iter().map(Vec::as_slice).collect(),
-            Self::Type => vec![&ITEMSIZE],
+            Self::Needles(needles) => Some(needles.iter().map(Vec::as_slice).collect()),
+            Self::TypeByRule => None,
+            Self::TypeByField => Some(vec![&ITEMSIZE]),
         }
+    }
+
+    /// Regular expressions for the job; a dot is any byte.
+    pub fn expressions(&self) -> Vec<String> {
+        let escaped = |literal: &[u8]| literal.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+        let literals = self.literals().map(|literals| literals.into_iter().map(escaped).collect());
+        literals.unwrap_or_else(|| vec![TYPE_REGEX.to_owned()])
     }
 }
 

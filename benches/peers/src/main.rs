@@ -27,7 +27,7 @@ struct Args {
     /// Times that everyone searches, one after the other.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Only this job: needles-1, needles-20, needles-200 or cpython.type.
+    /// Only this job: needles-1, needles-20, needles-200, type-by-rule or type-by-field.
     #[arg(long)]
     job: Option<String>,
     /// Only tensorcarve and the peers whose name contains this.

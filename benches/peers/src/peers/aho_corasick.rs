@@ -22,7 +22,7 @@ impl Peer for Leftmost {
     }
 
     fn prepare<'a>(&self, job: &'a Job, input: &'a Input) -> Result<Option<Search<'a>>, String> {
-        let automaton = automaton(job, MatchKind::LeftmostFirst)?;
+        let Some(automaton) = automaton(job, MatchKind::LeftmostFirst)? else { return Ok(None) };
         let bytes = &input.bytes[..];
         Ok(Some(Box::new(move || {
             let mut from = 0;
@@ -47,7 +47,7 @@ impl Peer for Standard {
 
     fn prepare<'a>(&self, job: &'a Job, input: &'a Input) -> Result<Option<Search<'a>>, String> {
         let Job::Needles(_) = job else { return Ok(None) };
-        let automaton = automaton(job, MatchKind::Standard)?;
+        let Some(automaton) = automaton(job, MatchKind::Standard)? else { return Ok(None) };
         let bytes = &input.bytes[..];
         Ok(Some(Box::new(move || {
             let matches = automaton.find_overlapping_iter(bytes);
@@ -56,6 +56,7 @@ impl Peer for Standard {
     }
 }
 
-fn automaton(job: &Job, kind: MatchKind) -> Result<AhoCorasick, String> {
-    AhoCorasick::builder().match_kind(kind).build(job.patterns()).map_err(|error| error.to_string())
+fn automaton(job: &Job, kind: MatchKind) -> Result<Option<AhoCorasick>, String> {
+    let Some(literals) = job.literals() else { return Ok(None) };
+    AhoCorasick::builder().match_kind(kind).build(literals).map(Some).map_err(|error| error.to_string())
 }

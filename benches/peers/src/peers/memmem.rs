@@ -18,7 +18,8 @@ impl Peer for Memmem {
     }
 
     fn prepare<'a>(&self, job: &'a Job, input: &'a Input) -> Result<Option<Search<'a>>, String> {
-        let finders: Vec<Finder<'_>> = job.patterns().into_iter().map(Finder::new).collect();
+        let Some(literals) = job.literals() else { return Ok(None) };
+        let finders: Vec<Finder<'_>> = literals.into_iter().map(Finder::new).collect();
         let bytes = &input.bytes[..];
         Ok(Some(Box::new(move || {
             let mut hits = Vec::new();
@@ -28,7 +29,7 @@ impl Peer for Memmem {
                     let at = from + found;
                     match job {
                         Job::Needles(_) => hits.push((at, id)),
-                        Job::Type => hits.extend(job.hits_at(bytes, at)),
+                        Job::TypeByRule | Job::TypeByField => hits.extend(job.hits_at(bytes, at)),
                     }
                     from = at + 1;
                 }

@@ -25,7 +25,7 @@ impl Peer for Tensorcarve {
     fn prepare<'a>(&self, job: &'a Job, input: &'a Input) -> Result<Option<Search<'a>>, String> {
         let mut text = String::new();
         match job {
-            Job::Type => text.push_str(type_signature()),
+            Job::TypeByRule | Job::TypeByField => text.push_str(type_signature()),
             Job::Needles(needles) => {
                 for (needle, id) in needles.iter().zip(0..) {
                     let hex: String = needle.iter().map(|byte| format!("{byte:02x}")).collect();

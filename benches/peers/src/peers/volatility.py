@@ -5,14 +5,15 @@ import struct
 import sys
 import time
 
-from volatility3.framework import constants, contexts
+from volatility3.framework import contexts
 from volatility3.framework.layers import physical, scanners
 
 job = json.load(sys.stdin)
-patterns = [bytes.fromhex(pattern) for pattern in job["patterns"]]
+literals = [bytes.fromhex(literal) for literal in job["literals"] or []]
 context = contexts.Context()
 context.config["file.location"] = "file://" + job["path"]
 layer = physical.FileLayer(context, "file", "file")
+context.add_layer(layer)
 
 
 def is_type(base):
@@ -26,17 +27,20 @@ def is_type(base):
     return own in user and own % 4096 == base % 4096 and refcnt != 0
 
 
+def find(scanner):
+    """What the scanner finds in the section that the job names."""
+    return layer.scan(context, scanner, sections=[(job["start"], job["size"])])
+
+
 start = time.perf_counter()
-sections = [(job["start"], job["size"])]
-if len(patterns) == 1:
-    found = layer.scan(context, scanners.BytesScanner(patterns[0]), sections=sections)
-    if job["type"]:
-        hits = [(at - 40, 0) for at in found if is_type(at - 40)]
-    else:
-        hits = [(at, 0) for at in found]
+if job["job"] == "type-by-rule":
+    hits = [(at - 8, 0) for at in find(scanners.RegExScanner(job["regex"].encode())) if is_type(at - 8)]
+elif job["job"] == "type-by-field":
+    hits = [(at - 40, 0) for at in find(scanners.BytesScanner(literals[0])) if is_type(at - 40)]
+elif len(literals) == 1:
+    hits = [(at, 0) for at in find(scanners.BytesScanner(literals[0]))]
 else:
-    ids = {pattern: n for n, pattern in enumerate(patterns)}
-    found = layer.scan(context, scanners.MultiStringScanner(patterns), sections=sections)
-    hits = [(at, ids[pattern]) for at, pattern in found]
+    ids = {literal: n for n, literal in enumerate(literals)}
+    hits = [(at, ids[literal]) for at, literal in find(scanners.MultiStringScanner(literals))]
 seconds = time.perf_counter() - start
 print(json.dumps({"seconds": seconds, "hits": hits}))

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Found, Peer, Search};
 use crate::input::Input;
-use crate::job::{Hit, Job};
+use crate::job::{Hit, Job, TYPE_REGEX};
 
 /// Where `run` installs it.
 const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/venv/bin/python");
@@ -27,11 +27,11 @@ impl Peer for Volatility {
     }
 
     fn prepare<'a>(&self, job: &'a Job, input: &'a Input) -> Result<Option<Search<'a>>, String> {
-        let hex = |pattern: &[u8]| pattern.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let patterns: Vec<String> = job.patterns().into_iter().map(hex).collect();
+        let hex = |literal: &[u8]| literal.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let literals: Option<Vec<String>> = job.literals().map(|literals| literals.into_iter().map(hex).collect());
         let task = json!({
             "path": input.file.path(), "start": 0, "size": input.bytes.len(),
-            "patterns": patterns, "type": matches!(job, Job::Type),
+            "job": job.name(), "literals": literals, "regex": TYPE_REGEX,
         });
         Ok(Some(Box::new(move || {
             let text = python(&["-c", include_str!("volatility.py")], &task.to_string())?;
