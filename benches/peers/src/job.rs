@@ -65,7 +65,9 @@ impl Job {
     pub fn expected(&self, bytes: &[u8]) -> Vec<Hit> {
         let mut hits: Vec<Hit> = match self {
             Self::Needles(needles) => needles.iter().zip(0..).flat_map(|(n, id)| occurrences(bytes, n, id)).collect(),
-            Self::TypeByRule | Self::TypeByField => (0..bytes.len()).step_by(8).filter(|&at| is_type(bytes, at)).map(|at| (at, 0)).collect(),
+            Self::TypeByRule | Self::TypeByField => {
+                (0..bytes.len()).step_by(8).filter(|&at| is_type(bytes, at)).map(|at| (at, 0)).collect()
+            }
         };
         hits.sort_unstable();
         hits

@@ -17,7 +17,7 @@ use clap::Parser;
 use input::Input;
 use job::Job;
 use peers::{Peer, Search};
-use table::{Row, Table};
+use table::{Round, Row, Table};
 
 #[derive(Parser)]
 struct Args {
@@ -48,7 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let peers: Vec<_> = peers::all().into_iter().filter(|peer| wanted(peer.as_ref())).collect();
     let jobs = Job::all().into_iter().filter(|job| args.job.as_ref().is_none_or(|name| *name == job.name()));
-    let tables: Vec<Table> = jobs.map(|job| measure(&job, &input, &peers, args.rounds)).collect();
+    let tables: Vec<Table> = jobs.map(|job| measure(&job, &input, &peers, args.rounds)).collect::<Result<_, _>>()?;
     if tables.is_empty() {
         return Err("there is no such job".into());
     }
@@ -61,16 +61,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// All rounds of one job.
-fn measure(job: &Job, input: &Input, peers: &[Box<dyn Peer>], rounds: usize) -> Table {
+fn measure(job: &Job, input: &Input, peers: &[Box<dyn Peer>], rounds: usize) -> Result<Table, String> {
     let expected = job.expected(&input.bytes);
-    let mut table = Table { job: job.name(), hits: expected.len(), reads: Vec::new(), rows: Vec::new() };
+    let mut table = Table { job: job.name(), hits: expected.len(), rows: Vec::new() };
     let mut searches: Vec<Search<'_>> = Vec::new();
     for peer in peers {
         eprint!("{}: {} ... ", table.job, peer.name());
         match checked(peer.as_ref(), job, input, &expected) {
             Ok(Some((version, search))) => {
                 eprintln!("finds the {} that are there", expected.len());
-                table.rows.push(Row { peer: peer.name(), version, rates: Vec::new() });
+                table.rows.push(Row { peer: peer.name(), version, rounds: Vec::new() });
                 searches.push(search);
             }
             Ok(None) => eprintln!("not its job"),
@@ -79,18 +79,18 @@ fn measure(job: &Job, input: &Input, peers: &[Box<dyn Peer>], rounds: usize) -> 
     }
     let rate = |seconds: f64| input.bytes.len() as f64 / 1e9 / seconds;
     for _ in 0..rounds {
-        let clock = Instant::now();
-        black_box(read::sum(black_box(&input.bytes)));
-        table.reads.push(rate(clock.elapsed().as_secs_f64()));
         for (row, search) in table.rows.iter_mut().zip(&mut searches) {
+            // Right before each search, so that all find the caches as a plain reader leaves them.
             let clock = Instant::now();
-            match search() {
-                Ok(found) => row.rates.push(rate(found.time.unwrap_or(clock.elapsed()).as_secs_f64())),
-                Err(reason) => eprintln!("{}: {reason}", row.peer),
-            }
+            black_box(read::sum(black_box(&input.bytes)));
+            let read = rate(clock.elapsed().as_secs_f64());
+            let clock = Instant::now();
+            let found = search()?;
+            let search = rate(found.time.unwrap_or(clock.elapsed()).as_secs_f64());
+            row.rounds.push(Round { read, search });
         }
     }
-    table
+    Ok(table)
 }
 
 /// The search of a peer that found what is there.

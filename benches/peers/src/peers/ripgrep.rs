@@ -52,10 +52,12 @@ fn search(list: &NamedTempFile, file: &NamedTempFile) -> Result<(Duration, Vec<u
         return Err(String::from_utf8_lossy(&out.stderr).into_owned());
     }
     let lines = out.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    // A match that holds a line feed goes on in further lines: what begins them is no start, and is found to be none.
+    // A match that holds a line feed goes on in a further line, which begins with the same offset.
     let start = |line: &[u8]| {
         let digits = line.split(|byte| *byte == b':').next().and_then(|digits| std::str::from_utf8(digits).ok())?;
         digits.parse().ok()
     };
-    Ok((time, lines.filter_map(start).collect()))
+    let mut starts: Vec<usize> = lines.filter_map(start).collect();
+    starts.dedup();
+    Ok((time, starts))
 }

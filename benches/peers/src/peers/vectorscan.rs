@@ -81,7 +81,9 @@ impl Peer for Vectorscan {
             let starts = ends.into_iter().map(|(end, id)| (end - lengths[id], id));
             Ok(Found::from(match job {
                 Job::Needles(_) => starts.collect::<Vec<_>>(),
-                Job::TypeByRule | Job::TypeByField => starts.flat_map(|(at, _)| job.hits_at(&input.bytes, at)).collect(),
+                Job::TypeByRule | Job::TypeByField => {
+                    starts.flat_map(|(at, _)| job.hits_at(&input.bytes, at)).collect()
+                }
             }))
         })))
     }

@@ -1,8 +1,13 @@
 //! YARA, the library in C.
 
-use super::{Found, Peer, Search, rule};
+use super::{
+    Found, Peer, Search,
+    rule::{self, Form},
+};
 use crate::input::Input;
 use crate::job::Job;
+
+const FORM: Form = Form::LongCondition;
 
 pub struct Yara;
 
@@ -17,7 +22,7 @@ impl Peer for Yara {
     }
 
     fn prepare<'a>(&self, job: &'a Job, input: &'a Input) -> Result<Option<Search<'a>>, String> {
-        let compiler = yara::Compiler::new().and_then(|compiler| Ok(compiler.add_rules_str(&rule::text(job))));
+        let compiler = yara::Compiler::new().and_then(|compiler| Ok(compiler.add_rules_str(&rule::text(job, FORM))));
         let rules = compiler.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         let rules = rules.compile_rules().map_err(|error| error.to_string())?;
         let bytes = &input.bytes[..];
@@ -27,7 +32,7 @@ impl Peer for Yara {
             let matching = scanner.scan_mem(bytes).map_err(|error| error.to_string())?;
             let strings = matching.iter().flat_map(|rule| &rule.strings);
             let matches = strings.flat_map(|s| s.matches.iter().map(|m| (s.identifier, m.offset)));
-            let hits = matches.filter_map(|(name, at)| rule::hits(job, bytes, name, at));
+            let hits = matches.filter_map(|(name, at)| rule::hit(job, FORM, bytes, name, at));
             Ok(Found::from(hits.collect::<Vec<_>>()))
         })))
     }
