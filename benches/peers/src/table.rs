@@ -14,6 +14,8 @@ pub struct Table {
 pub struct Row {
     pub peer: &'static str,
     pub version: String,
+    /// How many bytes it searched.
+    pub bytes: usize,
     pub rounds: Vec<Round>,
 }
 
@@ -36,7 +38,7 @@ impl Table {
         self.rows.iter().map(|row| {
             let [least, middle, most] = spread(row.rounds.iter().map(|round| round.search));
             json!({
-                "job": self.job, "peer": row.peer, "version": row.version, "hits": self.hits, "threads": 1,
+                "job": self.job, "peer": row.peer, "version": row.version, "hits": self.hits, "bytes": row.bytes, "threads": 1,
                 "gb_per_s": middle, "gb_per_s_min": least, "gb_per_s_max": most, "ratio_to_read": row.share(),
             })
         })

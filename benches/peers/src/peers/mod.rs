@@ -12,6 +12,7 @@ mod volatility;
 mod yara;
 mod yara_x;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::input::Input;
@@ -38,6 +39,11 @@ pub trait Peer {
 
     /// Its version, or why it cannot be had here.
     fn version(&self) -> Result<String, String>;
+
+    /// What of the input it searches: all, unless that takes too long.
+    fn range(&self, input: &Input) -> Range<usize> {
+        0..input.bytes.len()
+    }
 
     /// Compiles what there is to compile, untimed; nothing where the peer is not made for the job.
     fn prepare<'a>(&self, job: &'a Job, input: &'a Input) -> Result<Option<Search<'a>>, String>;
