@@ -1,35 +1,132 @@
 //! The seam between what is looked for and the machine that looks: one trait, an implementation per backend.
-//!
-//! An engine gets a run of whole frames, so one that copies them elsewhere first (a GPU) can do so
-//! in pieces of its own choice.
 
 use super::Hit;
 use super::chunk::View;
-use super::filter::Anchor;
+use super::filter::Filter;
 use super::frames::ABSENT_FRAME;
 use super::pointer_set::PointerSet;
+use super::sample::Sample;
+use super::sieve::{Entry, Shape, Sieve};
+use super::structures;
 use crate::addr::PhysAddr;
-use crate::signature::{Leaf, Mmu, Signatures, Structure};
+use crate::signature::{Leaf, Mmu, Needle, Signatures, Structure};
 
 /// The signatures in the form that engines use.
 pub(super) struct Plan<'a> {
     pub(super) mmu: Option<&'a Mmu>,
     pub(super) rules: Option<FrameRules>,
     pub(super) structures: &'a [Structure],
-    /// One for each structure.
-    pub(super) anchors: Vec<Anchor>,
+    /// Needles that stand in slots, each with its index.
+    pub(super) slot_needles: Vec<(u16, &'a Needle)>,
+    /// Signatures that are looked for in 8-byte slots, by the passes below.
+    slots: Vec<SlotSignature<'a>>,
+    pub(super) passes: Vec<Pass>,
+    /// Structures whose anchors stand at other places than slots: index and structure.
+    pub(super) loose: Vec<(u16, &'a Structure)>,
+}
+
+/// Something to be looked for in the slots of frames; numbers are indices of slot signatures.
+pub(super) enum Pass {
+    One(Filter, usize),
+    Many(Sieve),
+}
+
+/// A signature that is given away by one slot.
+struct SlotSignature<'a> {
+    signature: u16,
+    /// Where the anchor begins in the slot.
+    start: usize,
+    kind: SlotKind<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum SlotKind<'a> {
+    Structure(&'a Structure),
+    Needle(&'a Needle),
 }
 
 impl<'a> Plan<'a> {
-    pub(super) fn new(signatures: &'a Signatures) -> Self {
+    /// The signatures, with tests in an order that is good for memory like the sample.
+    pub(super) fn new(signatures: &'a Signatures, sample: &Sample, shape: Shape) -> Self {
         let structures = signatures.structures();
-        Self {
-            mmu: signatures.mmu(),
-            rules: signatures.mmu().map(FrameRules::new),
-            structures,
-            anchors: structures.iter().map(Anchor::new).collect(),
+        let mut slots = Vec::new();
+        let mut entries = Vec::new();
+        let mut loose = Vec::new();
+        for (structure, signature) in structures.iter().zip(0..) {
+            let Some(starts) = starts_in_slot(structure) else {
+                loose.push((signature, structure));
+                continue;
+            };
+            for start in starts {
+                let slot = structure.anchor().offset.cast_signed() - start as i64;
+                entries.push((slots.len(), Entry::of_structure(structure, slot, shape.digit_bits)));
+                slots.push(SlotSignature { signature, start, kind: SlotKind::Structure(structure) });
+            }
+        }
+        let slot_needles: Vec<_> = slot_needles(signatures).collect();
+        for &(signature, needle) in &slot_needles {
+            entries.push((slots.len(), Entry::of_bytes(&needle.bytes, shape.digit_bits)));
+            slots.push(SlotSignature { signature, start: 0, kind: SlotKind::Needle(needle) });
+        }
+        let one = match slots.as_slice() {
+            [only] => only.filter(),
+            _ => None,
+        };
+        let passes = match one {
+            Some(filter) => vec![Pass::One(filter, 0)],
+            None => Sieve::split(entries, sample, shape).into_iter().map(Pass::Many).collect(),
+        };
+        let rules = signatures.mmu().map(FrameRules::new);
+        Self { mmu: signatures.mmu(), rules, structures, slot_needles, slots, passes, loose }
+    }
+
+    /// Adds the hit of a slot signature at byte `at` of `frame`, which lies in `range`, if there is one.
+    pub(super) fn check(&self, index: usize, range: View<'_>, frame: View<'_>, at: usize, hits: &mut Vec<Hit>) {
+        let Some(SlotSignature { signature, start, kind }) = self.slots.get(index) else { return };
+        hits.extend(match kind {
+            SlotKind::Structure(structure) => structures::check(structure, *signature, frame, at + start),
+            SlotKind::Needle(needle) => needle_at(needle, *signature, range, PhysAddr(frame.start.0 + at as u64)),
+        });
+    }
+}
+
+impl SlotSignature<'_> {
+    /// The single test for it, if its anchor is the slot.
+    fn filter(&self) -> Option<Filter> {
+        match self.kind {
+            SlotKind::Structure(structure) if structure.anchor().width == 8 => {
+                Some(Filter::of_tests(&structure.anchor().tests))
+            }
+            SlotKind::Structure(_) => None,
+            SlotKind::Needle(needle) => Some(Filter::of_bytes(&needle.bytes)),
         }
     }
+}
+
+/// The places in a slot at which an anchor can begin; `None` if it can reach over a slot's end.
+fn starts_in_slot(structure: &Structure) -> Option<Vec<usize>> {
+    let anchor = structure.anchor();
+    let starts = (0..8).filter(|start| (start + 8 - anchor.offset % 8).is_multiple_of(structure.align.min(8)));
+    let starts: Vec<usize> = starts.map(|start| start as usize).collect();
+    starts.iter().all(|start| start + usize::from(anchor.width) <= 8).then_some(starts)
+}
+
+/// The needles that stand in 8-byte slots and are found there, each with its index; the other ones stand anywhere.
+pub(super) fn slot_needles(signatures: &Signatures) -> impl Iterator<Item = (u16, &Needle)> {
+    let first = u16::try_from(signatures.structures().len()).unwrap_or(u16::MAX);
+    (first..).zip(signatures.needles()).filter(|(_, needle)| is_slot_needle(needle))
+}
+
+/// Whether a needle is found by its slots. With fewer bytes too many slots would have to be looked at twice.
+pub(super) fn is_slot_needle(needle: &Needle) -> bool {
+    needle.align.is_multiple_of(8) && needle.bytes.len() >= 4
+}
+
+/// The hit of a needle at an address of the range.
+pub(super) fn needle_at(needle: &Needle, signature: u16, range: View<'_>, address: PhysAddr) -> Option<Hit> {
+    let here = range.part(address..range.end()).bytes;
+    let found = here.starts_with(&needle.bytes) && address.0.is_multiple_of(needle.align);
+    found.then_some(Hit { address, anchor: address, value: 0, signature, tested: 0, deferred: 0 })
 }
 
 /// The rules of page-table frames, reduced to what can be told from entries or-ed together.
@@ -70,8 +167,19 @@ impl FrameRules {
 
 /// A way to look at memory. All engines find the same, bit for bit; [`super::scalar`] says what.
 pub(super) trait Engine: Sync {
-    /// Classifies whole `frames`, one byte of `classes` each, and adds the hits of all structures in any order.
-    fn scan_frames(&self, plan: &Plan<'_>, frames: View<'_>, classes: &mut [u8], hits: &mut Vec<Hit>);
+    /// In which form it looks up many signatures at once.
+    fn shape(&self) -> Shape;
+
+    /// Classifies whole `frames` of `range`, one byte of `classes` each, and adds the hits of all structures and of
+    /// the needles that stand in slots, in any order.
+    fn scan_frames(
+        &self,
+        plan: &Plan<'_>,
+        range: View<'_>,
+        frames: View<'_>,
+        classes: &mut [u8],
+        hits: &mut Vec<Hit>,
+    );
 
     /// Adds every 8-byte slot whose value is in the set, in the order of addresses.
     /// `slots` begins at a multiple of eight; its length is one.

@@ -1,19 +1,20 @@
-//! What vectors test of a structure: its anchor, in one or two operations per slot.
+//! A single test of a slot's value, in one or two vector operations: for scans that look for one thing.
 //!
 //! A filter may let through too much, never too little: what it lets through is checked exactly.
 
+use super::slot_set::may_be_zero;
 use crate::addr::FRAME_SIZE;
-use crate::signature::{KERNEL_POINTER_MIN, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN};
+use crate::signature::{KERNEL_POINTER_MIN, Test, USER_POINTER_MAX, USER_POINTER_MIN};
 
-/// The test of an anchor's value `v` at byte `slot` of its frame.
+/// The test of a value `v` at byte `place` of its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filter {
-    /// `(v ^ (value + slot_step * slot)) & mask == 0`; the step is 0 or 1.
-    Masked { mask: u64, value: u64, slot_step: u64 },
+    /// `(v ^ value) & mask == 0`.
+    Masked { mask: u64, value: u64 },
+    /// The same, of `v - place`; unless it `may_be_zero`, `v` is not.
+    MaskedOwn { mask: u64, value: u64, may_be_zero: bool },
     /// `(v rotated right) - low <= span`: one comparison for a range and an alignment.
     Span(Span),
-    /// The anchor does not stand in 8-byte slots: nothing for vectors.
-    None,
 }
 
 /// A range of multiples of a power of two.
@@ -33,47 +34,45 @@ impl Span {
     }
 }
 
-/// A structure's anchor, compiled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Anchor {
-    pub(super) filter: Filter,
-    /// Whether a slot of a frame of zeros could be the anchor.
-    pub(super) may_be_zero: bool,
-}
-
 /// With fewer bits than this a masked test lets more through than a range of pointers would.
 const SELECTIVE_BITS: u32 = 8;
 
-impl Anchor {
-    pub(super) fn new(structure: &Structure) -> Self {
-        let anchor = structure.anchor();
-        let in_slots = anchor.width == 8 && anchor.offset.is_multiple_of(8) && structure.align.is_multiple_of(8);
-        let filter = if in_slots { filter(&anchor.tests) } else { Filter::None };
-        Self { filter, may_be_zero: anchor.tests.iter().all(may_be_zero) }
-    }
-}
-
-fn filter(tests: &[Test]) -> Filter {
-    let masked = tests.iter().filter_map(masked).max_by_key(|(mask, ..)| mask.count_ones());
-    let span = span(tests);
-    match (masked, span) {
-        (Some((mask, value, slot_step)), span) if mask.count_ones() >= SELECTIVE_BITS || span.is_none() => {
-            Filter::Masked { mask, value, slot_step }
+impl Filter {
+    /// The sharpest single test that follows from the tests of an 8-byte field that is the slot.
+    pub(super) fn of_tests(tests: &[Test]) -> Self {
+        let masked = tests.iter().filter_map(|test| masked(test, tests)).max_by_key(|(bits, _)| *bits);
+        let span = span(tests);
+        match (masked, span) {
+            (Some((bits, filter)), span) if bits >= SELECTIVE_BITS || span.is_none() => filter,
+            (_, Some(span)) => Self::Span(span),
+            // Every field has a test, and an anchor one that needs no other field.
+            (_, None) => Self::Span(Span::new(0, u64::MAX, 0)),
         }
-        (_, Some(span)) => Filter::Span(span),
-        // Every field has a test, and an anchor one that needs no other field.
-        (_, None) => Filter::Span(Span::new(0, u64::MAX, 0)),
+    }
+
+    /// The test of a slot that begins with these bytes; only the first eight count.
+    pub(super) fn of_bytes(bytes: &[u8]) -> Self {
+        let digits = bytes.iter().take(8).zip((0..).step_by(8));
+        let (mask, value) = digits.fold((0, 0), |(mask, value), (byte, shift)| {
+            (mask | 0xff << shift, value | u64::from(*byte) << shift)
+        });
+        Self::Masked { mask, value }
     }
 }
 
-/// Mask, value and slot step of a test on bits.
-fn masked(test: &Test) -> Option<(u64, u64, u64)> {
-    match test {
-        Test::Equal(value) => Some((u64::MAX, *value, 0)),
-        Test::Masked { mask, value } => Some((*mask, *value, 0)),
-        Test::PageOffsetOfSelf(k) => Some((FRAME_SIZE - 1, k.cast_unsigned(), 1)),
-        _ => None,
-    }
+/// Number of bits and filter of a test on bits.
+fn masked(test: &Test, all: &[Test]) -> Option<(u32, Filter)> {
+    let (mask, value) = match test {
+        Test::Equal(value) => (u64::MAX, *value),
+        Test::Masked { mask, value } => (*mask, *value),
+        Test::PageOffsetOfSelf(k) => {
+            let mask = FRAME_SIZE - 1;
+            let (value, may_be_zero) = (k.cast_unsigned() & mask, all.iter().all(may_be_zero));
+            return Some((mask.count_ones(), Filter::MaskedOwn { mask, value, may_be_zero }));
+        }
+        _ => return None,
+    };
+    Some((mask.count_ones(), Filter::Masked { mask, value }))
 }
 
 /// What all tests on ranges allow together.
@@ -89,14 +88,4 @@ fn span(tests: &[Test]) -> Option<Span> {
     // Where nothing satisfies all tests, the exact check rejects what this lets through.
     let min = min.checked_next_multiple_of(align).unwrap_or(min & !(align - 1));
     Some(Span::new(min, max.max(min), align.trailing_zeros()))
-}
-
-fn may_be_zero(test: &Test) -> bool {
-    match test {
-        Test::Equal(value) | Test::Masked { value, .. } => *value == 0,
-        Test::Range { min, .. } => *min == 0,
-        Test::OneOf(values) => values.contains(&0),
-        Test::UserPointer { .. } | Test::KernelPointer { .. } => false,
-        Test::PageOffsetOfSelf(_) | Test::EqualField(_) => true,
-    }
 }

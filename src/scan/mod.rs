@@ -17,8 +17,13 @@ mod filter;
 mod frames;
 mod needles;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
+mod slot_set;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
 mod pointer_set;
+mod sample;
 mod scalar;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for vectors only"))]
+mod sieve;
 #[cfg(target_arch = "x86_64")]
 mod simd;
 mod structures;
@@ -97,7 +102,7 @@ pub fn scan(
     progress: &(dyn Fn(u64) + Sync),
 ) -> ScanResult {
     let engine = backend.engine();
-    let plan = engine::Plan::new(signatures);
+    let plan = engine::Plan::new(signatures, &sample::Sample::new(memory), engine.shape());
     let needles = Needles::new(signatures);
     let mut frames = FrameClasses::unclassified(memory);
     let chunks = chunk::split(memory, &mut frames);
@@ -105,9 +110,9 @@ pub fn scan(
         .into_par_iter()
         .map(|chunk| {
             let mut hits = Vec::new();
-            chunk.partial_frames().for_each(|view| scalar::match_view(&plan, view, &mut hits));
+            chunk.partial_frames().for_each(|view| scalar::match_view(&plan, chunk.range, view, &mut hits));
             let (whole, classes) = chunk.whole_frames;
-            engine.scan_frames(&plan, whole, classes, &mut hits);
+            engine.scan_frames(&plan, chunk.range, whole, classes, &mut hits);
             needles.find(chunk.range, chunk.view, &mut hits);
             progress(chunk.view.bytes.len() as u64);
             hits

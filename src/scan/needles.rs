@@ -5,14 +5,14 @@ use memchr::memmem::Finder;
 
 use super::Hit;
 use super::chunk::View;
+use super::engine::{is_slot_needle, needle_at};
 use crate::addr::PhysAddr;
 use crate::signature::{Needle, Signatures};
 
 /// The needles, ready to be searched for.
 pub(super) struct Needles<'a> {
-    needles: &'a [Needle],
-    /// Index of the first needle's signature.
-    first_index: u16,
+    /// Each with the index of its signature.
+    needles: Vec<(u16, &'a Needle)>,
     searcher: Searcher<'a>,
     /// Bytes that a search must see past the end of a chunk.
     overlap: usize,
@@ -41,21 +41,21 @@ impl Searcher<'_> {
 
 impl<'a> Needles<'a> {
     pub(super) fn new(signatures: &'a Signatures) -> Self {
-        let needles = signatures.needles();
-        let searcher = match needles {
+        let first = u16::try_from(signatures.structures().len()).unwrap_or(u16::MAX);
+        let needles: Vec<_> = (first..).zip(signatures.needles()).filter(|(_, n)| !is_slot_needle(n)).collect();
+        let searcher = match needles.as_slice() {
             [] => Searcher::None,
-            [one] => Searcher::One(Box::new(Finder::new(&one.bytes))),
+            [(_, one)] => Searcher::One(Box::new(Finder::new(&one.bytes))),
             many => AhoCorasick::builder()
                 .match_kind(MatchKind::LeftmostFirst)
-                .build(many.iter().map(|needle| &needle.bytes))
+                .build(many.iter().map(|(_, needle)| &needle.bytes))
                 .map_or_else(
-                    |_| Searcher::Each(many.iter().map(|needle| Finder::new(&needle.bytes)).collect()),
+                    |_| Searcher::Each(many.iter().map(|(_, needle)| Finder::new(&needle.bytes)).collect()),
                     Searcher::Many,
                 ),
         };
-        let longest = needles.iter().map(|needle| needle.bytes.len()).max();
-        let first_index = u16::try_from(signatures.structures().len()).unwrap_or(u16::MAX);
-        Self { needles, first_index, searcher, overlap: longest.map_or(0, |n| n - 1) }
+        let longest = needles.iter().map(|(_, needle)| needle.bytes.len()).max();
+        Self { needles, searcher, overlap: longest.map_or(0, |n| n - 1) }
     }
 
     /// Adds the needles that begin in `chunk`; they may end after it, in the same range.
@@ -69,13 +69,8 @@ impl<'a> Needles<'a> {
                 break;
             }
             // The automaton reports one of those that begin here; there may be others.
-            let here = seen.get(at..).unwrap_or_default();
             let address = PhysAddr(chunk.start.0 + at as u64);
-            for (needle, signature) in self.needles.iter().zip(self.first_index..) {
-                if here.starts_with(&needle.bytes) && address.0.is_multiple_of(needle.align) {
-                    hits.push(Hit { address, anchor: address, value: 0, signature, tested: 0, deferred: 0 });
-                }
-            }
+            hits.extend(self.needles.iter().filter_map(|(signature, needle)| needle_at(needle, *signature, range, address)));
             from = at + 1;
         }
     }

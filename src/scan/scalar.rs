@@ -2,9 +2,10 @@
 
 use super::Hit;
 use super::chunk::View;
-use super::engine::{Engine, Plan};
+use super::engine::{Engine, Plan, needle_at};
 use super::frames::{ABSENT_FRAME, ZERO_FRAME};
 use super::pointer_set::PointerSet;
+use super::sieve::Shape;
 use super::structures;
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::signature::{Leaf, Mmu, Structure};
@@ -13,10 +14,22 @@ use crate::signature::{Leaf, Mmu, Structure};
 pub(super) struct Scalar;
 
 impl Engine for Scalar {
-    fn scan_frames(&self, plan: &Plan<'_>, frames: View<'_>, classes: &mut [u8], hits: &mut Vec<Hit>) {
+    fn shape(&self) -> Shape {
+        // It looks at signatures one after the other: any will do.
+        Shape { digit_bits: 4, entries: 64, own: 0, few: 0, many: 0 }
+    }
+
+    fn scan_frames(
+        &self,
+        plan: &Plan<'_>,
+        range: View<'_>,
+        frames: View<'_>,
+        classes: &mut [u8],
+        hits: &mut Vec<Hit>,
+    ) {
         for (frame, class) in frames.frames().zip(classes) {
             *class = classify(plan.mmu, frame.bytes);
-            match_view(plan, frame, hits);
+            match_view(plan, range, frame, hits);
         }
     }
 
@@ -58,10 +71,15 @@ pub(super) fn classify(mmu: Option<&Mmu>, frame: &[u8]) -> u8 {
     class
 }
 
-/// Tries all structures at every place in a frame or part of one.
-pub(super) fn match_view(plan: &Plan<'_>, frame: View<'_>, hits: &mut Vec<Hit>) {
+/// Tries all structures, and the needles that stand in slots, at every place in a frame or part of one.
+pub(super) fn match_view(plan: &Plan<'_>, range: View<'_>, frame: View<'_>, hits: &mut Vec<Hit>) {
     for (structure, signature) in plan.structures.iter().zip(0..) {
         match_structure(structure, signature, frame, hits);
+    }
+    for (signature, needle) in &plan.slot_needles {
+        let first = frame.start.0.checked_next_multiple_of(needle.align).unwrap_or(u64::MAX);
+        let places = (first..frame.end().0).step_by(needle.align as usize);
+        hits.extend(places.filter_map(|at| needle_at(needle, *signature, range, PhysAddr(at))));
     }
 }
 

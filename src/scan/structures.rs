@@ -51,11 +51,13 @@ impl Candidate<'_> {
 
     /// The value of a field that lies in the frame.
     fn value(&self, field: &Field) -> Option<u64> {
-        let start = self.position(field)?;
-        let field_bytes = self.frame.bytes.get(start..start + usize::from(field.width))?;
-        let mut bytes = [0; 8];
-        bytes.iter_mut().zip(field_bytes).for_each(|(to, from)| *to = *from);
-        Some(u64::from_le_bytes(bytes))
+        let here = self.frame.bytes.get(self.position(field)?..)?;
+        match field.width {
+            8 => here.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)),
+            4 => here.first_chunk().map(|bytes| u32::from_le_bytes(*bytes).into()),
+            2 => here.first_chunk().map(|bytes| u16::from_le_bytes(*bytes).into()),
+            _ => here.first().map(|byte| (*byte).into()),
+        }
     }
 
     /// The field that a test refers to.
