@@ -84,11 +84,11 @@ fn at_most(a: vec2<u32>, b: vec2<u32>) -> bool {
 }
 
 fn class_of(entries: u32, present: vec2<u32>, leaves: vec2<u32>) -> u32 {
-    if entries == 0 {
-        return ZERO_FRAME;
-    }
     if params.has_mmu == 0 {
         return 0;
+    }
+    if entries == 0 {
+        return ZERO_FRAME;
     }
     if !has_any(present) {
         return ABSENT_FRAME;

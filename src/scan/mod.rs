@@ -95,7 +95,7 @@ impl PartialOrd for Hit {
 pub struct ScanResult {
     /// Sorted by address, then by signature.
     pub hits: Vec<Hit>,
-    /// What each frame could be.
+    /// What each frame could be; all 0 if the signatures have no rules of page tables.
     pub frames: FrameClasses,
 }
 

@@ -5,9 +5,9 @@ use crate::dump::PhysicalMemory;
 
 /// Places in memory that are looked at, and slots at each. Few: each place may be a page that has to be read first.
 const PLACES: u64 = 128;
-const SLOTS: u64 = 16;
+const SLOTS: u64 = 8;
 /// Slots that are made up, for what memory holds elsewhere.
-const MADE_UP: u64 = 1024;
+const MADE_UP: u64 = 512;
 
 /// Values of slots, and at which byte of their frame each lies.
 #[derive(Clone, Debug, Default)]

@@ -36,13 +36,13 @@ impl Engine for Scalar {
     }
 }
 
-/// Which levels of page table the 4,096 bytes of a frame could be, or [`ZERO_FRAME`].
+/// Which levels of page table the 4,096 bytes of a frame could be, or [`ZERO_FRAME`]; 0 where there are no rules.
 pub(super) fn classify(mmu: Option<&Mmu>, frame: &[u8]) -> u8 {
+    let Some(mmu) = mmu else { return 0 };
     let entries = || frame.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
     if entries().all(|entry| entry == 0) {
         return ZERO_FRAME;
     }
-    let Some(mmu) = mmu else { return 0 };
     let present = || entries().filter(|entry| entry & mmu.present != 0);
     if present().count() == 0 {
         return ABSENT_FRAME;

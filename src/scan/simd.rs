@@ -82,7 +82,10 @@ unsafe fn scan_frames<V: Vector, const OWN: usize, const FEW: usize, const MANY:
 ) {
     // SAFETY: as for this function.
     unsafe {
-        let mut typing = Some(Typing::<V>::new(plan.rules.as_ref()));
+        let mut typing = match &plan.rules {
+            Some(rules) => Some(Typing::<V>::new(rules)),
+            None => None,
+        };
         for pass in &plan.passes {
             let typing = typing.take();
             match pass {
@@ -185,7 +188,7 @@ unsafe fn look<V: Vector, T: SlotTest<V>>(
     // SAFETY: as for this function.
     unsafe {
         let mut table = Table { typing, seen: Seen(V::splat(0)), present: V::splat(0), leaves: V::splat(0) };
-        let mut could_be_table = typing.rules.is_some();
+        let mut could_be_table = true;
         for start in (0..FRAME).step_by(BLOCK) {
             let block = start..start + BLOCK;
             if could_be_table {
@@ -195,11 +198,10 @@ unsafe fn look<V: Vector, T: SlotTest<V>>(
                 select(frame, block, test, &mut table.seen, found);
             }
         }
-        match typing.rules {
-            _ if !table.seen.0.has_any(table.seen.0) => ZERO_FRAME,
-            Some(rules) => rules.class(table.present.fold(), table.leaves.fold()),
-            None => 0,
+        if !table.seen.0.has_any(table.seen.0) {
+            return ZERO_FRAME;
         }
+        typing.rules.class(table.present.fold(), table.leaves.fold())
     }
 }
 
@@ -254,7 +256,7 @@ impl<V: Vector> Watch<V> for Table<'_, V> {
 /// The rules of page tables in every lane.
 #[derive(Clone, Copy)]
 struct Typing<'a, V> {
-    rules: Option<&'a FrameRules>,
+    rules: &'a FrameRules,
     present: V,
     leaf: V,
     reserved: V,
@@ -265,15 +267,14 @@ impl<'a, V: Vector> Typing<'a, V> {
     ///
     /// The CPU has the instruction set of `V`.
     #[inline(always)]
-    unsafe fn new(rules: Option<&'a FrameRules>) -> Self {
-        let of = |bits: fn(&FrameRules) -> u64| rules.map_or(0, bits);
+    unsafe fn new(rules: &'a FrameRules) -> Self {
         // SAFETY: as for this function.
         unsafe {
             Self {
                 rules,
-                present: V::splat(of(|rules| rules.present)),
-                leaf: V::splat(of(|rules| rules.leaf_bit)),
-                reserved: V::splat(of(|rules| rules.reserved)),
+                present: V::splat(rules.present),
+                leaf: V::splat(rules.leaf_bit),
+                reserved: V::splat(rules.reserved),
             }
         }
     }

@@ -20,11 +20,11 @@ fn or(a: [u32; 2], b: [u32; 2]) -> [u32; 2] {
 }
 
 fn class_of(params: &ScanParams, entries: u32, present: [u32; 2], leaves: [u32; 2]) -> u32 {
-    if entries == 0 {
-        return ZERO_FRAME;
-    }
     if params.has_mmu == 0 {
         return 0;
+    }
+    if entries == 0 {
+        return ZERO_FRAME;
     }
     if !has_any(present) {
         return ABSENT_FRAME;
