@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Instant;
 
 use rayon::prelude::*;
 use rustix::fs::{Advice, fadvise};
@@ -18,7 +17,7 @@ use crate::cli::spaces::in_pool;
 /// Bytes that a thread reads at once: more costs cache misses, less costs system calls.
 const BUFFER: usize = 2 << 20;
 
-/// Measures the ways in turn, `rounds` times.
+/// Measures the ways in turn, `rounds` times, against a mapping whose pages have been touched.
 pub(super) fn measure(path: &Path, threads: u16, rounds: u16) -> Result<Vec<Row>, Failure> {
     in_pool(Some(threads), || {
         let failed = |error: io::Error| Failure::new(format!("cannot read {} ({error})", path.display()));
@@ -29,44 +28,36 @@ pub(super) fn measure(path: &Path, threads: u16, rounds: u16) -> Result<Vec<Row>
         let same = |other: u64| {
             if other == sum { Ok(()) } else { Err(Failure::new("the file changed while it was measured")) }
         };
+        let pass = |way: &str| match way {
+            "map" => Ok(scan::read(&map(path)?)),
+            _ => read_all(&file, size).map_err(failed),
+        };
+        let mut rows = Vec::new();
+        let mut add = |way: &str, set: &str, speeds: &Samples, reads: &Samples| {
+            let ratios: Vec<f64> = speeds.iter().zip(reads.iter()).map(|(speed, read)| speed / read).collect();
+            rows.push(Row::new(way, threads, set.to_owned(), size, speeds, &ratios, reads.median(), 0));
+        };
         let mut reads = Samples::default();
-        let mut ways: [(&str, &str, Samples); 4] =
-            [("map", "warm"), ("pread", "warm"), ("map", "cold"), ("pread", "cold")]
-                .map(|(way, cache)| (way, cache, Samples::default()));
+        let mut warm = [("map", Samples::default()), ("pread", Samples::default())];
         for _ in 0..rounds {
             same(reads.add(size, || scan::read(&touched)))?;
-        }
-        let base = reads.median();
-        // Pages that a mapping holds do not leave the cache.
-        drop(touched);
-        for _ in 0..rounds {
-            for (way, cache, samples) in &mut ways {
-                if *cache == "cold" {
-                    fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| failed(error.into()))?;
-                }
-                let start = Instant::now();
-                same(match *way {
-                    "map" => scan::read(&map(path)?),
-                    _ => read_all(&file, size).map_err(failed)?,
-                })?;
-                samples.push(size, start.elapsed());
+            for (way, speeds) in &mut warm {
+                same(speeds.add(size, || pass(way))?)?;
             }
         }
-        let row = |way: &str, set: String, samples: &Samples| {
-            Row::new(
-                way,
-                threads,
-                set,
-                size,
-                samples,
-                &samples.iter().map(|speed| speed / base).collect::<Vec<_>>(),
-                base,
-                0,
-            )
-        };
-        let touched = row("map", "input-touched".to_owned(), &reads);
-        let rest = ways.iter().map(|(way, cache, samples)| row(way, format!("input-{cache}"), samples));
-        Ok(std::iter::once(touched).chain(rest).collect())
+        add("map", "input-touched", &reads, &reads);
+        warm.iter().for_each(|(way, speeds)| add(way, "input-warm", speeds, &reads));
+        // Pages that a mapping holds do not leave the cache.
+        drop(touched);
+        let mut cold = [("map", Samples::default()), ("pread", Samples::default())];
+        for _ in 0..rounds {
+            for (way, speeds) in &mut cold {
+                fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| failed(error.into()))?;
+                same(speeds.add(size, || pass(way))?)?;
+            }
+        }
+        cold.iter().for_each(|(way, speeds)| add(way, "input-cold", speeds, &reads));
+        Ok(rows)
     })
     .flatten()
 }

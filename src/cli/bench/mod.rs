@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
+use tensorcarve::addr::PhysAddr;
 use tensorcarve::dump::{self, OpenOptions, PhysicalMemory};
 use tensorcarve::report::{columns, rfc3339};
 use tensorcarve::scan::{self, Backend, BackendChoice, gpu};
@@ -226,9 +227,12 @@ fn measure_dump(
     }
     let dump = dump::open(path, &OpenOptions::default(), &|_, _| {})?;
     let memory = &dump.memory;
-    // What a slow backend is measured on: the end of the last range, where most of a machine's memory is.
-    let last = memory.ranges().last().map_or(0..0, |range| range.end.0.saturating_sub(TILE as u64)..range.end.0);
-    let part = memory.only(&[tensorcarve::addr::PhysAddr(last.start)..tensorcarve::addr::PhysAddr(last.end)]);
+    // What a slow backend is measured on: the end of the largest range.
+    let largest = memory.ranges().iter().max_by_key(|range| range.len());
+    let part = memory.only(&largest.map_or(Vec::new(), |range| {
+        let start = range.end.0.saturating_sub(TILE as u64).max(range.start.0);
+        vec![PhysAddr(start)..range.end]
+    }));
     for set in sets.iter().filter(|set| **set != INPUT) {
         progress.begin_named(set, 0);
         let work = Work::new(set)?;
