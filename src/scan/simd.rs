@@ -82,6 +82,7 @@ unsafe fn scan_frames<V: Vector, const OWN: usize, const FEW: usize, const MANY:
 ) {
     // SAFETY: as for this function.
     unsafe {
+        #[expect(clippy::manual_map, reason = "a closure may lack the instruction set")]
         let mut typing = match &plan.rules {
             Some(rules) => Some(Typing::<V>::new(rules)),
             None => None,
