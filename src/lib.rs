@@ -57,8 +57,8 @@
 //!
 //! Any byte of a dump may be anything. Counts, lengths and pointers are checked before they are
 //! used, arithmetic on them does not overflow, walks end. Panics, unchecked indexing and
-//! undocumented `unsafe` are denied by lints; `unsafe` is in three files:
-//! the map of the input, and the vectors of the scan with their loads.
+//! undocumented `unsafe` are denied by lints; `unsafe` is in the map of the input (`dump/source.rs`) and in the
+//! vectors of the scan with their loads (`scan/simd.rs`, `scan/vector*`, `scan/needles/`).
 
 #[cfg(test)]
 extern crate self as tensorcarve; // what tests/ and the tests here share names the crate
