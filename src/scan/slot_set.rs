@@ -53,7 +53,8 @@ impl SlotSet {
     /// The values of the 8 bytes at `slot` (counted from the structure's base) in which the structure has fields.
     pub(super) fn of_structure(structure: &Structure, slot: i64, bits: u32) -> Self {
         let mut set = Self::any(bits);
-        for field in structure.fields() {
+        // A field that is deferred with another one allows any value.
+        for field in structure.fields().iter().filter(|field| !field.needs_other()) {
             let start = field.offset.cast_signed() - slot;
             if (0..=8 - i64::from(field.width)).contains(&start) {
                 set.restrict(field, start as u32 * 8);

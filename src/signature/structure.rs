@@ -74,6 +74,13 @@ pub struct Field {
     pub tests: Vec<Test>,
 }
 
+impl Field {
+    /// Whether a test of it needs another field: where that one is out of sight, none of its tests is made.
+    pub(crate) fn needs_other(&self) -> bool {
+        self.tests.iter().any(|test| matches!(test, Test::EqualField(_)))
+    }
+}
+
 /// What the value of a field must be; compared unsigned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Test {
@@ -165,7 +172,7 @@ impl RawStructure {
             let reason = format!("structure `{name}` has no field named `{}`", self.anchor.get_ref());
             return Err(text.error(self.anchor.span(), reason));
         };
-        if anchor.tests.iter().any(|test| matches!(test, Test::EqualField(_))) {
+        if anchor.needs_other() {
             let reason = "the anchor is tested alone: put `equal_field` on the other field";
             return Err(text.error(self.anchor.span(), reason));
         }

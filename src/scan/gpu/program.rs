@@ -102,8 +102,9 @@ impl Pattern {
     fn of_structure(structure: &Structure, signature: u16) -> Self {
         let anchor = structure.anchor();
         let phase = anchor.offset % structure.align;
-        // The anchor first: where the tables let too much through, it rejects.
-        let others = structure.fields().iter().filter(|field| *field != anchor);
+        // The anchor first: where the tables let too much through, it rejects. A field that is deferred with another one
+        // allows any value.
+        let others = structure.fields().iter().filter(|field| *field != anchor && !field.needs_other());
         let fields = std::iter::once(anchor).chain(others).map(|field| PatternField {
             position: field.offset.cast_signed() - anchor.offset.cast_signed(),
             width: field.width,
