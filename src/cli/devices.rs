@@ -5,7 +5,7 @@ use tensorcarve::report::{bytes_in_words, columns, printable};
 use tensorcarve::scan::gpu::{self, AdapterInfo};
 use tensorcarve::scan::{Backend, BackendChoice};
 
-use super::args::{DevicesArgs, PlainFormat};
+use super::args::DevicesArgs;
 use super::machine::Machine;
 use super::{Failure, Outcome, stdout};
 
@@ -80,13 +80,7 @@ pub(super) fn run(args: &DevicesArgs) -> Result<Outcome, Failure> {
         chosen: BackendChoice::Auto.resolve()?.to_string(),
         adapters: gpu::adapters().into_iter().map(AdapterRow::from).collect(),
     };
-    stdout::print(|out| match args.format {
-        PlainFormat::Json => {
-            serde_json::to_writer_pretty(&mut *out, &document)?;
-            out.write_all(b"\n")
-        }
-        PlainFormat::Table => out.write_all(table(&document).as_bytes()),
-    })?;
+    stdout::print_document(args.format, &document, table)?;
     Ok(Outcome::Found)
 }
 

@@ -5,7 +5,7 @@ use tensorcarve::dump::{self, Compression, Format, MemoryRange};
 use tensorcarve::recover::{Observer, Phase};
 use tensorcarve::report::{bytes_in_words, columns, printable};
 
-use super::args::{InfoArgs, InputArgs, PlainFormat, TalkArgs};
+use super::args::{InfoArgs, InputArgs, TalkArgs};
 use super::progress::{Progress, say_times};
 use super::{Failure, Outcome, say, stdout};
 
@@ -37,13 +37,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
         ranges: dump.memory.ranges(),
         warnings: &dump.warnings,
     };
-    stdout::print(|out| match args.format {
-        PlainFormat::Json => {
-            serde_json::to_writer_pretty(&mut *out, &document)?;
-            out.write_all(b"\n")
-        }
-        PlainFormat::Table => out.write_all(table(&document).as_bytes()),
-    })?;
+    stdout::print_document(args.format, &document, table)?;
     say_warnings(dump.warnings.iter().map(String::as_str), &args.talk);
     if args.talk.verbose {
         say_times(&times);

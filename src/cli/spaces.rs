@@ -8,7 +8,7 @@ use tensorcarve::report::columns;
 use tensorcarve::scan::{self, Choice};
 use tensorcarve::signature::Signatures;
 
-use super::args::{PlainFormat, SpacesArgs};
+use super::args::SpacesArgs;
 use super::info::{open, say_warnings};
 use super::progress::{Progress, say_times};
 use super::{Failure, Outcome, say, stdout};
@@ -35,13 +35,7 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     })
     .flatten()?;
     let times = progress.finish();
-    stdout::print(|out| match args.format {
-        PlainFormat::Json => {
-            serde_json::to_writer_pretty(&mut *out, &document(&discovery))?;
-            out.write_all(b"\n")
-        }
-        PlainFormat::Table => out.write_all(table(&discovery).as_bytes()),
-    })?;
+    stdout::print_document(args.format, &document(&discovery), |_| table(&discovery))?;
     let warnings = dump.warnings.iter().chain(&discovery.warnings).map(String::as_str);
     say_warnings(warnings.chain(gpu_warning().as_deref()), &args.talk);
     if args.talk.verbose {

@@ -2,7 +2,10 @@
 
 use std::io::{self, BufWriter, ErrorKind, Write};
 
+use serde::Serialize;
+
 use super::Failure;
+use super::args::PlainFormat;
 
 /// Lets `print` write to stdout. A reader that has gone, like `head`, is no error.
 pub(super) fn print(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
@@ -13,4 +16,19 @@ pub(super) fn print(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Res
         }
         _ => Ok(()),
     }
+}
+
+/// Prints a document in the format that the user wants.
+pub(super) fn print_document<T: Serialize>(
+    format: PlainFormat,
+    document: &T,
+    table: impl FnOnce(&T) -> String,
+) -> Result<(), Failure> {
+    print(|out| match format {
+        PlainFormat::Json => {
+            serde_json::to_writer_pretty(&mut *out, document)?;
+            out.write_all(b"\n")
+        }
+        PlainFormat::Table => out.write_all(table(document).as_bytes()),
+    })
 }

@@ -43,7 +43,11 @@ pub fn choose(memory: &PhysicalMemory, signatures: &Signatures, choice: BackendC
         return Ok(on_cpu("the dump is too small to measure".to_owned()));
     };
     let rest = memory.size() as f64 / sample.size() as f64;
-    let cpu_time = time(&sample, signatures, backend).mul_f64(rest);
+    // The first run may have to read pages from disk: only if it takes long does a second one tell more.
+    let mut cpu_time = time(&sample, signatures, backend).mul_f64(rest);
+    if cpu_time >= WORTH_IT {
+        cpu_time = time(&sample, signatures, backend).mul_f64(rest);
+    }
     if cpu_time < WORTH_IT {
         return Ok(on_cpu(format!("it takes about {:.1} s, too little to start a GPU for", cpu_time.as_secs_f64())));
     }
@@ -61,6 +65,7 @@ pub fn choose(memory: &PhysicalMemory, signatures: &Signatures, choice: BackendC
     };
     // What opening the device took is spent, whatever is chosen now.
     let opened = start.elapsed();
+    time(&sample, signatures, Backend::Gpu);
     let gpu_time = time(&sample, signatures, Backend::Gpu).mul_f64(rest);
     let measured = format!(
         "by a sample of {} MiB the CPU ({backend}) needs {:.1} s and {} {:.1} s, {:.1} s to open it apart",
@@ -76,15 +81,11 @@ pub fn choose(memory: &PhysicalMemory, signatures: &Signatures, choice: BackendC
     Ok(Choice { backend, reason: measured })
 }
 
-/// The time of a scan whose pages are in memory: the second of two.
+/// The time of a scan.
 fn time(sample: &PhysicalMemory, signatures: &Signatures, backend: Backend) -> Duration {
-    let run = || {
-        let start = Instant::now();
-        scan(sample, signatures, backend, &|_| {});
-        start.elapsed()
-    };
-    run();
-    run()
+    let start = Instant::now();
+    scan(sample, signatures, backend, &|_| {});
+    start.elapsed()
 }
 
 /// Windows of the dump, spread evenly over its bytes; `None` where they would be most of it.

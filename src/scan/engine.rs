@@ -9,6 +9,7 @@ use super::sample::Sample;
 use super::sieve::{Entry, Shape, Sieve};
 use super::structures;
 use crate::addr::PhysAddr;
+use crate::dump::PhysicalMemory;
 use crate::signature::{Leaf, Mmu, Needle, Signatures, Structure};
 
 /// The signatures in the form that engines use.
@@ -46,38 +47,55 @@ enum SlotKind<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// The signatures, with tests in an order that is good for memory like the sample.
-    pub(super) fn new(signatures: &'a Signatures, sample: &Sample, shape: Shape) -> Self {
-        let structures = signatures.structures();
-        let mut slots = Vec::new();
+    /// The signatures, with tests in an order that is good for `memory`.
+    ///
+    /// An engine without a shape looks for one signature after the other; for it nothing is prepared.
+    pub(super) fn new(signatures: &'a Signatures, memory: &PhysicalMemory, shape: Option<Shape>) -> Self {
+        let slot_needles: Vec<_> = slot_needles(signatures).collect();
+        let mut plan = Self {
+            mmu: signatures.mmu(),
+            rules: signatures.mmu().map(FrameRules::new),
+            structures: signatures.structures(),
+            slot_needles,
+            slots: Vec::new(),
+            passes: Vec::new(),
+            loose: Vec::new(),
+        };
+        if let Some(shape) = shape {
+            plan.prepare(memory, shape);
+        }
+        plan
+    }
+
+    fn prepare(&mut self, memory: &PhysicalMemory, shape: Shape) {
         let mut entries = Vec::new();
-        let mut loose = Vec::new();
-        for (structure, signature) in structures.iter().zip(0..) {
+        for (structure, signature) in self.structures.iter().zip(0..) {
             let Some(starts) = starts_in_slot(structure) else {
-                loose.push((signature, structure));
+                self.loose.push((signature, structure));
                 continue;
             };
             for start in starts {
                 let slot = structure.anchor().offset.cast_signed() - start as i64;
-                entries.push((slots.len(), Entry::of_structure(structure, slot, shape.digit_bits)));
-                slots.push(SlotSignature { signature, start, kind: SlotKind::Structure(structure) });
+                entries.push((self.slots.len(), Entry::of_structure(structure, slot, shape.digit_bits)));
+                self.slots.push(SlotSignature { signature, start, kind: SlotKind::Structure(structure) });
             }
         }
-        let slot_needles: Vec<_> = slot_needles(signatures).collect();
-        for &(signature, needle) in &slot_needles {
-            entries.push((slots.len(), Entry::of_bytes(&needle.bytes, shape.digit_bits)));
-            slots.push(SlotSignature { signature, start: 0, kind: SlotKind::Needle(needle) });
+        for &(signature, needle) in &self.slot_needles {
+            entries.push((self.slots.len(), Entry::of_bytes(&needle.bytes, shape.digit_bits)));
+            self.slots.push(SlotSignature { signature, start: 0, kind: SlotKind::Needle(needle) });
         }
-        let one = match slots.as_slice() {
+        let one = match self.slots.as_slice() {
             [only] => only.filter(),
             _ => None,
         };
-        let passes = match one {
+        self.passes = match one {
             Some(filter) => vec![Pass::One(filter, 0)],
-            None => Sieve::split(entries, sample, shape).into_iter().map(Pass::Many).collect(),
+            None if entries.is_empty() => Vec::new(),
+            None => {
+                let sample = Sample::new(memory);
+                Sieve::split(entries, &sample, shape).into_iter().map(Pass::Many).collect()
+            }
         };
-        let rules = signatures.mmu().map(FrameRules::new);
-        Self { mmu: signatures.mmu(), rules, structures, slot_needles, slots, passes, loose }
     }
 
     /// Adds the hit of a slot signature at byte `at` of `frame`, which lies in `range`, if there is one.
@@ -111,22 +129,36 @@ fn starts_in_slot(structure: &Structure) -> Option<Vec<usize>> {
     starts.iter().all(|start| start + usize::from(anchor.width) <= 8).then_some(starts)
 }
 
-/// The needles that stand in 8-byte slots and are found there, each with its index; the other ones stand anywhere.
+/// The needles that stand in 8-byte slots and are found there, each with its index.
 pub(super) fn slot_needles(signatures: &Signatures) -> impl Iterator<Item = (u16, &Needle)> {
+    indexed_needles(signatures).filter(|(_, needle)| is_slot_needle(needle))
+}
+
+/// The other needles, which stand anywhere.
+pub(super) fn loose_needles(signatures: &Signatures) -> impl Iterator<Item = (u16, &Needle)> {
+    indexed_needles(signatures).filter(|(_, needle)| !is_slot_needle(needle))
+}
+
+fn indexed_needles(signatures: &Signatures) -> impl Iterator<Item = (u16, &Needle)> {
     let first = u16::try_from(signatures.structures().len()).unwrap_or(u16::MAX);
-    (first..).zip(signatures.needles()).filter(|(_, needle)| is_slot_needle(needle))
+    (first..).zip(signatures.needles())
 }
 
 /// Whether a needle is found by its slots. With fewer bytes too many slots would have to be looked at twice.
-pub(super) fn is_slot_needle(needle: &Needle) -> bool {
+fn is_slot_needle(needle: &Needle) -> bool {
     needle.align.is_multiple_of(8) && needle.bytes.len() >= 4
 }
 
 /// The hit of a needle at an address of the range.
 pub(super) fn needle_at(needle: &Needle, signature: u16, range: View<'_>, address: PhysAddr) -> Option<Hit> {
     let here = range.part(address..range.end()).bytes;
-    let found = here.starts_with(&needle.bytes) && address.0.is_multiple_of(needle.align);
-    found.then_some(Hit { address, anchor: address, value: 0, signature, tested: 0, deferred: 0 })
+    if here.starts_with(&needle.bytes) { needle_hit(needle, signature, address) } else { None }
+}
+
+/// The hit of a needle that stands at an address, if its alignment allows that.
+pub(super) fn needle_hit(needle: &Needle, signature: u16, address: PhysAddr) -> Option<Hit> {
+    let aligned = address.0.is_multiple_of(needle.align);
+    aligned.then_some(Hit { address, anchor: address, value: 0, signature, tested: 0, deferred: 0 })
 }
 
 /// The rules of page-table frames, reduced to what can be told from entries or-ed together.
@@ -136,11 +168,11 @@ pub(super) struct FrameRules {
     pub(super) leaf_bit: u64,
     pub(super) reserved: u64,
     /// The bit of a level in the class, and the bits that entries with the leaf bit must not have there.
-    levels: Vec<(u8, u64)>,
+    pub(super) levels: Vec<(u8, u64)>,
 }
 
 impl FrameRules {
-    fn new(mmu: &Mmu) -> Self {
+    pub(super) fn new(mmu: &Mmu) -> Self {
         let levels = mmu.levels.iter().map(|level| {
             let forbidden = match level.leaf {
                 Leaf::Always => 0,
@@ -167,8 +199,8 @@ impl FrameRules {
 
 /// A way to look at memory. All engines find the same, bit for bit; [`super::scalar`] says what.
 pub(super) trait Engine: Sync {
-    /// In which form it looks up many signatures at once.
-    fn shape(&self) -> Shape;
+    /// In which form it looks up many signatures at once, if it does.
+    fn shape(&self) -> Option<Shape>;
 
     /// Classifies whole `frames` of `range`, one byte of `classes` each, and adds the hits of all structures and of
     /// the needles that stand in slots, in any order.

@@ -2,9 +2,8 @@
 //!
 //! A filter may let through too much, never too little: what it lets through is checked exactly.
 
-use super::slot_set::may_be_zero;
 use crate::addr::FRAME_SIZE;
-use crate::signature::{KERNEL_POINTER_MIN, Test, USER_POINTER_MAX, USER_POINTER_MIN};
+use crate::signature::Test;
 
 /// The test of a value `v` at byte `place` of its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +65,7 @@ fn masked(test: &Test, all: &[Test]) -> Option<(u32, Filter)> {
         Test::Masked { mask, value } => (*mask, *value),
         Test::PageOffsetOfSelf(k) => {
             let mask = FRAME_SIZE - 1;
-            let (value, may_be_zero) = (k.cast_unsigned() & mask, all.iter().all(may_be_zero));
+            let (value, may_be_zero) = (k.cast_unsigned() & mask, all.iter().all(Test::may_be_zero));
             return Some((mask.count_ones(), Filter::MaskedOwn { mask, value, may_be_zero }));
         }
         _ => return None,
@@ -76,13 +75,7 @@ fn masked(test: &Test, all: &[Test]) -> Option<(u32, Filter)> {
 
 /// What all tests on ranges allow together.
 fn span(tests: &[Test]) -> Option<Span> {
-    let bounds = tests.iter().filter_map(|test| match test {
-        Test::Range { min, max } => Some((*min, *max, 1)),
-        Test::OneOf(values) => Some((*values.first()?, *values.last()?, 1)),
-        Test::UserPointer { align } => Some((USER_POINTER_MIN, USER_POINTER_MAX, *align)),
-        Test::KernelPointer { align } => Some((KERNEL_POINTER_MIN, u64::MAX, *align)),
-        _ => None,
-    });
+    let bounds = tests.iter().filter_map(Test::bounds);
     let (min, max, align) = bounds.reduce(|a, b| (a.0.max(b.0), a.1.min(b.1), a.2.max(b.2)))?;
     // Where nothing satisfies all tests, the exact check rejects what this lets through.
     let min = min.checked_next_multiple_of(align).unwrap_or(min & !(align - 1));

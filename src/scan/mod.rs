@@ -110,7 +110,7 @@ pub fn scan(
     progress: &(dyn Fn(u64) + Sync),
 ) -> ScanResult {
     let engine = backend.engine();
-    let plan = engine::Plan::new(signatures, &sample::Sample::new(memory), engine.shape());
+    let plan = engine::Plan::new(signatures, memory, engine.shape());
     let needles = Needles::new(signatures, backend);
     let mut frames = FrameClasses::unclassified(memory);
     let chunks = chunk::split(memory, &mut frames);

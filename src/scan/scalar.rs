@@ -14,9 +14,8 @@ use crate::signature::{Leaf, Mmu, Structure};
 pub(super) struct Scalar;
 
 impl Engine for Scalar {
-    fn shape(&self) -> Shape {
-        // It looks at signatures one after the other: any will do.
-        Shape { digit_bits: 4, entries: 64, own: 0, few: 0, many: 0 }
+    fn shape(&self) -> Option<Shape> {
+        None
     }
 
     fn scan_frames(&self, plan: &Plan<'_>, range: View<'_>, frames: View<'_>, classes: &mut [u8], hits: &mut Vec<Hit>) {

@@ -644,8 +644,8 @@ macro_rules! engine {
         }
 
         impl Engine for $engine {
-            fn shape(&self) -> Shape {
-                $shape
+            fn shape(&self) -> Option<Shape> {
+                Some($shape)
             }
 
             fn scan_frames(

@@ -113,7 +113,7 @@ impl SlotSet {
                 }
                 Test::PageOffsetOfSelf(_) | Test::EqualField(_) => {}
             }
-            self.may_be_zero &= may_be_zero(test);
+            self.may_be_zero &= test.may_be_zero();
         }
     }
 
@@ -142,15 +142,4 @@ fn range_digits(min: u64, max: u64, shift: u32, bits: u32) -> u16 {
 fn masked_digits(mask: u64, value: u64, shift: u32, bits: u32) -> u16 {
     let (mask, value) = (mask >> shift & ((1 << bits) - 1), value >> shift & ((1 << bits) - 1));
     (0..1 << bits).filter(|digit| digit & mask == value).fold(0, |any, digit| any | 1 << digit)
-}
-
-/// Whether a field that is zero could pass.
-pub(super) fn may_be_zero(test: &Test) -> bool {
-    match test {
-        Test::Equal(value) | Test::Masked { value, .. } => *value == 0,
-        Test::Range { min, .. } => *min == 0,
-        Test::OneOf(values) => values.contains(&0),
-        Test::UserPointer { .. } | Test::KernelPointer { .. } => false,
-        Test::PageOffsetOfSelf(_) | Test::EqualField(_) => true,
-    }
 }

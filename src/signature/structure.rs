@@ -118,6 +118,30 @@ pub enum Test {
     EqualField(usize),
 }
 
+impl Test {
+    /// Whether a field that is zero could pass.
+    pub(crate) fn may_be_zero(&self) -> bool {
+        match self {
+            Self::Equal(value) | Self::Masked { value, .. } => *value == 0,
+            Self::Range { min, .. } => *min == 0,
+            Self::OneOf(values) => values.contains(&0),
+            Self::UserPointer { .. } | Self::KernelPointer { .. } => false,
+            Self::PageOffsetOfSelf(_) | Self::EqualField(_) => true,
+        }
+    }
+
+    /// The smallest and the largest value, and the alignment, that a test on a range sets; of a list those of its range.
+    pub(crate) fn bounds(&self) -> Option<(u64, u64, u64)> {
+        match self {
+            Self::Range { min, max } => Some((*min, *max, 1)),
+            Self::OneOf(values) => Some((*values.first()?, *values.last()?, 1)),
+            Self::UserPointer { align } => Some((USER_POINTER_MIN, USER_POINTER_MAX, *align)),
+            Self::KernelPointer { align } => Some((KERNEL_POINTER_MIN, u64::MAX, *align)),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawStructure {

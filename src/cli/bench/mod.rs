@@ -14,7 +14,7 @@ use tensorcarve::dump::{self, OpenOptions, PhysicalMemory};
 use tensorcarve::report::{columns, rfc3339};
 use tensorcarve::scan::{self, Backend, BackendChoice, gpu};
 
-use super::args::{BenchArgs, PlainFormat};
+use super::args::BenchArgs;
 use super::machine::{Machine, available_memory};
 use super::progress::Progress;
 use super::spaces::in_pool;
@@ -164,13 +164,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<Outcome, Failure> {
         rounds: args.rounds,
         results,
     };
-    stdout::print(|out| match args.format {
-        PlainFormat::Json => {
-            serde_json::to_writer_pretty(&mut *out, &document)?;
-            out.write_all(b"\n")
-        }
-        PlainFormat::Table => out.write_all(table(&document).as_bytes()),
-    })?;
+    stdout::print_document(args.format, &document, table)?;
     Ok(Outcome::Found)
 }
 

@@ -2,12 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::super::engine::slot_needles;
+use super::super::engine::{FrameRules, slot_needles};
 use super::super::pointer_set::PointerSet;
 use crate::addr::FRAME_SIZE;
-use crate::signature::{
-    KERNEL_POINTER_MIN, Leaf, Mmu, Needle, Signatures, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN,
-};
+use crate::signature::{Mmu, Needle, Signatures, Structure, Test};
 
 /// A 64-bit number, lower half first: shaders need no 64-bit integers.
 type Halves = [u32; 2];
@@ -144,7 +142,7 @@ impl Program {
         program.params.structures = (in_slots.len() + loose.len()) as u32;
         program.params.all_bits = u32::MAX.checked_shr(32 - in_slots.len().min(32) as u32).unwrap_or(0);
         for pattern in in_slots.iter().chain(&loose) {
-            program.params.zeros_may_match |= u32::from(pattern.anchor().iter().all(holds_zero));
+            program.params.zeros_may_match |= u32::from(pattern.anchor().iter().all(Test::may_be_zero));
             program.add(pattern);
         }
         let anchors: Vec<&[Test]> = in_slots.iter().map(Pattern::anchor).collect();
@@ -179,35 +177,20 @@ fn halves(number: u64) -> Halves {
 }
 
 fn mmu_params(mmu: &Mmu) -> ScanParams {
+    let rules = FrameRules::new(mmu);
     let mut params = ScanParams {
         has_mmu: 1,
-        level_count: mmu.levels.len() as u32,
-        present: halves(mmu.present),
-        leaf_bit: halves(mmu.leaf_bit),
-        reserved: halves(mmu.reserved),
+        level_count: rules.levels.len() as u32,
+        present: halves(rules.present),
+        leaf_bit: halves(rules.leaf_bit),
+        reserved: halves(rules.reserved),
         ..ScanParams::default()
     };
-    for (level, out) in mmu.levels.iter().zip(&mut params.levels) {
-        let forbidden = match level.leaf {
-            Leaf::Always => 0,
-            Leaf::ByLeafBit => level.leaf_zero,
-            Leaf::Never => u64::MAX,
-        };
-        let [low, high] = halves(forbidden);
-        *out = [1 << (level.level - 1), 0, low, high];
+    for ((class, forbidden), out) in rules.levels.iter().zip(&mut params.levels) {
+        let [low, high] = halves(*forbidden);
+        *out = [(*class).into(), 0, low, high];
     }
     params
-}
-
-/// The bounds and the alignment that a test on a range sets.
-fn bounds(test: &Test) -> Option<(u64, u64, u64)> {
-    match test {
-        Test::Range { min, max } => Some((*min, *max, 1)),
-        Test::OneOf(values) => Some((*values.first()?, *values.last()?, 1)),
-        Test::UserPointer { align } => Some((USER_POINTER_MIN, USER_POINTER_MAX, *align)),
-        Test::KernelPointer { align } => Some((KERNEL_POINTER_MIN, u64::MAX, *align)),
-        _ => None,
-    }
 }
 
 /// Mask and value of a test on bits.
@@ -228,19 +211,9 @@ fn device_tests(test: &Test, place: DeviceTest) -> impl Iterator<Item = DeviceTe
         Test::PageOffsetOfSelf(k) => Some((FRAME_SIZE - 1, k.cast_unsigned() & (FRAME_SIZE - 1))),
         _ => None,
     };
-    let in_range = bounds(test).map(|(min, max, _)| of(RANGE, (min, max)));
+    let in_range = test.bounds().map(|(min, max, _)| of(RANGE, (min, max)));
     let in_bits = bits(test).filter(|(mask, _)| *mask != 0).map(|pair| of(BITS, pair));
     in_bits.into_iter().chain(in_range).chain(own.map(|pair| of(OWN_BITS, pair)))
-}
-
-fn holds_zero(test: &Test) -> bool {
-    match test {
-        Test::Equal(value) | Test::Masked { value, .. } => *value == 0,
-        Test::Range { min, .. } => *min == 0,
-        Test::OneOf(values) => values.contains(&0),
-        Test::UserPointer { .. } | Test::KernelPointer { .. } => false,
-        Test::PageOffsetOfSelf(_) | Test::EqualField(_) => true,
-    }
 }
 
 /// One byte of a slot, and for each of its values the structures whose anchor it allows.
@@ -286,7 +259,7 @@ fn allows(test: &Test, looks_at: u32, byte: u8) -> bool {
         return values.iter().any(|value| (value >> shift) as u8 == byte);
     }
     let by_bits = bits(test).is_none_or(|(mask, value)| (value >> shift) as u8 == byte & (mask >> shift) as u8);
-    let by_range = bounds(test).is_none_or(|(min, max, _)| {
+    let by_range = test.bounds().is_none_or(|(min, max, _)| {
         let (first, last) = (min >> shift, max >> shift);
         let distance = byte.wrapping_sub(first as u8);
         u64::from(distance) <= last - first

@@ -22,7 +22,7 @@ use std::sync::OnceLock;
 use super::Hit;
 use super::backend::Backend;
 use super::chunk::View;
-use super::engine::is_slot_needle;
+use super::engine::{loose_needles, needle_hit};
 use crate::addr::PhysAddr;
 use crate::signature::{Needle, Signatures};
 
@@ -46,8 +46,7 @@ pub(super) struct Needles<'a> {
 
 impl<'a> Needles<'a> {
     pub(super) fn new(signatures: &'a Signatures, backend: Backend) -> Self {
-        let first = u16::try_from(signatures.structures().len()).unwrap_or(u16::MAX);
-        let needles: Vec<_> = (first..).zip(signatures.needles()).filter(|(_, n)| !is_slot_needle(n)).collect();
+        let needles: Vec<_> = loose_needles(signatures).collect();
         let windows: Vec<_> = needles.iter().map(|(_, needle)| Window::of(&needle.bytes)).collect();
         let filtered = Filter::new(backend, &windows).map(|filter| (filter, Windows::new(windows)));
         Self { needles, filtered, reference: OnceLock::new() }
@@ -98,8 +97,6 @@ impl<'a> Needles<'a> {
     /// The hit of a needle that stands at a place in `chunk`, where its alignment allows that.
     fn hit(&self, chunk: View<'_>, at: usize, number: usize) -> Option<Hit> {
         let (signature, needle) = *self.needles.get(number)?;
-        let address = PhysAddr(chunk.start.0 + at as u64);
-        let aligned = address.0.is_multiple_of(needle.align);
-        aligned.then_some(Hit { address, anchor: address, value: 0, signature, tested: 0, deferred: 0 })
+        needle_hit(needle, signature, PhysAddr(chunk.start.0 + at as u64))
     }
 }

@@ -5,7 +5,6 @@ use std::mem::offset_of;
 use bytemuck::{cast_slice, pod_collect_to_vec};
 
 use super::super::super::chunk::View;
-use super::super::super::sample::Sample;
 use super::super::super::{Backend, Hit, PointerSet, engine, scalar, structures};
 use super::super::device::Gpu;
 use super::super::program::{DeviceStructure, DeviceTest, Program, ScanParams, SweepParams, SweepProgram};
@@ -67,7 +66,7 @@ fn the_twin_of_scan_misses_nothing() {
         let (mut all, mut tried) = (0, 0);
         for seed in seeds {
             let memory = Random(seed).memory();
-            let plan = engine::Plan::new(&signatures, &Sample::new(&memory), Backend::Scalar.engine().shape());
+            let plan = engine::Plan::new(&signatures, &memory, Backend::Scalar.engine().shape());
             let (addresses, bytes) = whole_frames(&memory);
             let (classes, candidates) = run_twin(&program, addresses.len() as u32, ROOM, &bytes);
             let mut expected = Vec::new();
