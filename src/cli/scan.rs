@@ -14,7 +14,7 @@ use tensorcarve::signature::{Signature, Signatures, Structure};
 use super::args::{LineFormat, ScanArgs};
 use super::info::{open, say_warnings};
 use super::progress::{Progress, say_times};
-use super::spaces::in_pool;
+use super::spaces::{gpu_warning, in_pool};
 use super::{Failure, Outcome, say, stdout};
 
 /// Rejected candidates that are listed where the user sets no limit; all are counted.
@@ -112,7 +112,7 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
         }),
         LineFormat::Csv => print_csv(out, rows()),
     })?;
-    say_warnings(dump.warnings.iter().map(String::as_str), &args.talk);
+    say_warnings(dump.warnings.iter().map(String::as_str).chain(gpu_warning().as_deref()), &args.talk);
     if args.talk.verbose {
         say_times(&times);
         say_counts(&found.hits, &signatures);
