@@ -22,7 +22,7 @@ impl Peer for Yara {
     }
 
     fn prepare<'a>(&self, job: &'a Job, input: &'a Input) -> Result<Option<Search<'a>>, String> {
-        let compiler = yara::Compiler::new().and_then(|compiler| Ok(compiler.add_rules_str(&rule::text(job, FORM))));
+        let compiler = yara::Compiler::new().map(|compiler| compiler.add_rules_str(&rule::text(job, FORM)));
         let rules = compiler.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         let rules = rules.compile_rules().map_err(|error| error.to_string())?;
         let bytes = &input.bytes[..];
