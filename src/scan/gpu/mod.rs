@@ -2,8 +2,9 @@
 //!
 //! Shaders stand in `shaders/`, one entry point in a file; each has a twin in `twin/`, the same
 //! algorithm for the CPU, that tests compare it with. The device is opened once in a process, when
-//! it is first asked for. When it fails, whatever the reason, it is given up for the rest of the
-//! process and the CPU does what is left: [`given_up`] says so.
+//! it is first asked for. One scan or sweep has it at a time; what runs beside it runs on the CPU,
+//! because to wait could deadlock with the pool's threads. When it fails, whatever the reason, it is
+//! given up for the rest of the process and the CPU does what is left: [`given_up`] says so.
 
 mod adapter;
 #[cfg(feature = "gpu")]
