@@ -51,8 +51,9 @@ fn distinct<'t, 'a>(
     let mut by_address: BTreeMap<(VirtAddr, VirtAddr), Vec<Tensor<'t, 'a>>> = BTreeMap::new();
     for (models, space) in models {
         let mut by_object: BTreeMap<VirtAddr, Vec<&mut NamedTensor>> = BTreeMap::new();
-        for tensor in models.iter_mut().flat_map(|model| &mut model.tensors) {
-            by_object.entry(tensor.object).or_default().push(tensor);
+        for tensor in models.iter_mut().flat_map(Model::all_tensors_mut) {
+            let object = tensor.info.as_ref().map_or(tensor.object, |info| info.tensor_impl);
+            by_object.entry(object).or_default().push(tensor);
         }
         for (object, names) in by_object {
             let data = names.first().and_then(|name| name.info.as_ref()).map(|info| info.data).unwrap_or_default();

@@ -159,7 +159,7 @@ pub fn recover(
     }
     let interpreters = cpython::interpreters(&candidates, &python_layouts, &sweeper, |interpreter| {
         let types = ModuleTypes::new(interpreter);
-        types.python.union(&types.torch).copied().collect()
+        types.python.union(&types.torch).chain(&types.optimizers).copied().collect()
     });
     let mut processes: Vec<Process> =
         interpreters.par_iter().map(|interpreter| describe(interpreter, &torch_layouts)).collect();
@@ -239,11 +239,17 @@ struct ModuleTypes {
     python: BTreeSet<VirtAddr>,
     /// `torch.nn.Module` and all that derive from it.
     torch: BTreeSet<VirtAddr>,
+    /// `torch.optim.Optimizer` and all that derive from it.
+    optimizers: BTreeSet<VirtAddr>,
 }
 
 impl ModuleTypes {
     fn new(interpreter: &Interpreter<'_>) -> Self {
-        Self { python: interpreter.module_types(), torch: model::module_types(interpreter) }
+        Self {
+            python: interpreter.module_types(),
+            torch: model::module_types(interpreter),
+            optimizers: model::optimizer_types(interpreter),
+        }
     }
 }
 
@@ -256,7 +262,9 @@ fn describe(interpreter: &Interpreter<'_>, torch_layouts: &[tensor::Layout]) -> 
     let graph = model::graph(interpreter, &builtins, &types.torch);
     let tensors: Vec<VirtAddr> = graph.tensors().into_iter().collect();
     let chosen = tensor::choose(torch_layouts, &objects, &tensors);
-    let models = model::models(&graph, &objects, chosen.as_ref().map(|(layout, ..)| *layout));
+    let layout = chosen.as_ref().map(|(layout, ..)| *layout);
+    let mut models = model::models(&graph, &objects, layout);
+    model::attach_optimizers(&mut models, interpreter, &builtins, layout, &types.optimizers);
     let type_at = interpreter.space.translate(interpreter.type_object).map(|found| found.pa);
     let torch_version =
         modules.get("torch.version").and_then(|dict| cpython::attribute_str(&objects, *dict, "__version__"));
@@ -287,7 +295,7 @@ fn join_sightings(processes: &mut [Process]) {
     for (index, process) in processes.iter_mut().enumerate() {
         let mut own: Vec<Model> = Vec::new();
         for model in std::mem::take(&mut process.models) {
-            let bytes = model.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.sha256.clone())).collect();
+            let bytes = model.all_tensors().map(|tensor| (tensor.name.clone(), tensor.sha256.clone())).collect();
             let here = (index, own.len());
             let first = *known.entry((model.object, model.class.clone(), bytes)).or_insert(here);
             sightings.entry(first).or_default().push(Sighting { root: process.root, object: model.object });

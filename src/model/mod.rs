@@ -5,6 +5,7 @@
 //! is a module that no other module holds, with at least one tensor somewhere in it.
 
 mod find;
+mod optimizer;
 mod tree;
 
 use serde::Serialize;
@@ -14,6 +15,7 @@ use crate::cpython::Value;
 use crate::tensor::{Hole, TensorInfo};
 
 pub use find::{Graph, ModuleObject, graph, module_types};
+pub use optimizer::{Optimizer, ParamGroup, attach_optimizers, optimizer_types};
 pub use tree::models;
 
 /// A neural network.
@@ -32,8 +34,24 @@ pub struct Model {
     pub modules: Vec<Module>,
     /// What `state_dict()` lists, in its order, and the buffers that it leaves out.
     pub tensors: Vec<NamedTensor>,
+    /// What training left: gradients under the parameter's name, and the optimizers' tensors under `<parameter>.<key>`.
+    pub training: Vec<NamedTensor>,
+    /// The optimizers that hold some of its parameters.
+    pub optimizers: Vec<Optimizer>,
     /// Parts of the model that could not be read, in words.
     pub problems: Vec<String>,
+}
+
+impl Model {
+    /// All tensors: those of the modules, and those that training left.
+    pub fn all_tensors(&self) -> impl Iterator<Item = &NamedTensor> {
+        self.tensors.iter().chain(&self.training)
+    }
+
+    /// The same, to fill in what their bytes tell.
+    pub(crate) fn all_tensors_mut(&mut self) -> impl Iterator<Item = &mut NamedTensor> {
+        self.tensors.iter_mut().chain(&mut self.training)
+    }
 }
 
 /// Where a model was seen.
@@ -70,14 +88,18 @@ pub struct Module {
     pub object: VirtAddr,
 }
 
-/// What a tensor is to its module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// What a tensor is to its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TensorKind {
     /// Learned.
     Parameter,
     /// Kept, not learned.
     Buffer,
+    /// The gradient of a parameter.
+    Gradient,
+    /// What an optimizer keeps for a parameter.
+    Optimizer,
 }
 
 /// How much of a tensor the dump holds.
@@ -99,11 +121,11 @@ pub enum Status {
 pub struct NamedTensor {
     /// Dotted name, as in `state_dict()`.
     pub name: String,
-    /// Parameter or buffer.
+    /// What it is.
     pub kind: TensorKind,
     /// Whether `state_dict()` lists it.
     pub persistent: bool,
-    /// The Python object.
+    /// The Python object; null for a gradient that Python has never seen.
     pub object: VirtAddr,
     /// The name under which the same tensor object came first (tied weights).
     pub same_as: Option<String>,
@@ -117,4 +139,26 @@ pub struct NamedTensor {
     pub sha256: Option<String>,
     /// Why it is not complete, where holes do not say it.
     pub problem: Option<String>,
+}
+
+impl NamedTensor {
+    /// A tensor of which the headers at most are known; `read` is what came of reading them.
+    fn new(name: String, kind: TensorKind, object: VirtAddr, read: Result<TensorInfo, String>) -> Self {
+        let (info, problem) = match read {
+            Ok(info) => (Some(info), None),
+            Err(problem) => (None, Some(problem)),
+        };
+        Self {
+            name,
+            kind,
+            persistent: false,
+            object,
+            same_as: None,
+            info,
+            status: Status::Missing,
+            holes: Vec::new(),
+            sha256: None,
+            problem,
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::find::{Graph, ModuleObject};
-use super::{Model, Module, NamedTensor, Status, TensorKind};
+use super::{Model, Module, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::Objects;
 use crate::tensor;
@@ -38,6 +38,7 @@ fn model(
         layout,
         modules: Vec::new(),
         tensors: Vec::new(),
+        training: Vec::new(),
         problems: Vec::new(),
         first_names: BTreeMap::new(),
         above: Vec::new(),
@@ -46,8 +47,18 @@ fn model(
     if !walk.visit(root, "") {
         walk.problems.push("more of it is left out: its modules or tensors have too many names".to_owned());
     }
-    let Walk { modules, tensors, problems, .. } = walk;
-    let model = Model { id: String::new(), class, object: root, sightings: Vec::new(), modules, tensors, problems };
+    let Walk { modules, tensors, training, problems, .. } = walk;
+    let model = Model {
+        id: String::new(),
+        class,
+        object: root,
+        sightings: Vec::new(),
+        modules,
+        tensors,
+        training,
+        optimizers: Vec::new(),
+        problems,
+    };
     (!model.tensors.is_empty()).then_some(model)
 }
 
@@ -57,6 +68,7 @@ struct Walk<'a> {
     layout: Option<&'a tensor::Layout>,
     modules: Vec<Module>,
     tensors: Vec<NamedTensor>,
+    training: Vec<NamedTensor>,
     problems: Vec<String>,
     /// The name under which each tensor came first.
     first_names: BTreeMap<VirtAddr, String>,
@@ -137,22 +149,15 @@ impl Walk<'_> {
             Some(layout) => layout.read(self.objects, object).map_err(|error| error.to_string()),
             None => Err("no known layout reads the tensors of this PyTorch".to_owned()),
         };
-        let (info, problem) = match read {
-            Ok(info) => (Some(info), None),
-            Err(problem) => (None, Some(problem)),
-        };
-        self.tensors.push(NamedTensor {
-            name,
-            kind,
-            persistent,
-            object,
-            same_as,
-            info,
-            status: Status::Missing,
-            holes: Vec::new(),
-            sha256: None,
-            problem,
-        });
+        // A gradient is of the tensor, not of its names.
+        if let (Some(layout), Ok(info), None) = (self.layout, &read, &same_as) {
+            let grad = layout.read_grad(self.objects, info).map_err(|error| error.to_string());
+            if let Some(grad) = grad.transpose() {
+                let object = grad.as_ref().map(|info| info.object).unwrap_or_default();
+                self.training.push(NamedTensor::new(name.clone(), TensorKind::Gradient, object, grad));
+            }
+        }
+        self.tensors.push(NamedTensor { persistent, same_as, ..NamedTensor::new(name, kind, object, read) });
     }
 }
 

@@ -68,7 +68,8 @@ pub fn print_csv(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
     writer.write_record(COLUMNS).map_err(io_error)?;
     for process in &recovery.processes {
         for model in &process.models {
-            for row in TensorRow::all(model) {
+            let (tensors, training) = TensorRow::all(model);
+            for row in tensors.into_iter().chain(training) {
                 let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
                 let record = writer.write_record([
                     process.root.to_string(),

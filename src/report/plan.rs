@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::{Error, StrDeserializer};
 
-use crate::model::{Model, NamedTensor, Status};
+use crate::model::{Model, NamedTensor, Status, TensorKind};
 use crate::tensor::ScalarType;
 
 /// The name that a safetensors file keeps for itself.
@@ -22,16 +22,36 @@ pub(super) enum WeightFile {
     Partial,
     /// Buffers that `state_dict()` leaves out.
     Buffers,
+    /// Gradients under their parameters' names.
+    Gradients,
+    /// Gradients with holes.
+    PartialGradients,
+    /// What optimizers keep, as `<parameter>.<key>`.
+    Optimizer,
+    /// The same with holes.
+    PartialOptimizer,
 }
 
 impl WeightFile {
-    pub(super) const ALL: [Self; 3] = [Self::Model, Self::Partial, Self::Buffers];
+    pub(super) const ALL: [Self; 7] = [
+        Self::Model,
+        Self::Partial,
+        Self::Buffers,
+        Self::Gradients,
+        Self::PartialGradients,
+        Self::Optimizer,
+        Self::PartialOptimizer,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Model => "model.safetensors",
             Self::Partial => "partial.safetensors",
             Self::Buffers => "buffers.safetensors",
+            Self::Gradients => "grads.safetensors",
+            Self::PartialGradients => "partial_grads.safetensors",
+            Self::Optimizer => "optimizer.safetensors",
+            Self::PartialOptimizer => "partial_optimizer.safetensors",
         }
     }
 }
@@ -44,18 +64,27 @@ pub(super) enum Placed {
     Nowhere(Option<&'static str>),
 }
 
-/// Where each tensor of a model goes, in their order.
-pub(super) fn plan(model: &Model) -> Vec<Placed> {
+/// All tensors of a model, in their order, and where each goes.
+pub(super) fn plan(model: &Model) -> Vec<(&NamedTensor, Placed)> {
     let mut names = HashSet::new();
-    model.tensors.iter().map(|tensor| place(tensor, names.insert(tensor.name.as_str()))).collect()
+    let mut is_first = |tensor: &NamedTensor| {
+        // Parameters and buffers share their names, whatever file they go to.
+        let kind = if tensor.kind == TensorKind::Buffer { TensorKind::Parameter } else { tensor.kind };
+        names.insert((kind, tensor.name.clone()))
+    };
+    model.all_tensors().map(|tensor| (tensor, place(tensor, is_first(tensor)))).collect()
 }
 
 fn place(tensor: &NamedTensor, is_first: bool) -> Placed {
-    let file = match (tensor.status, tensor.persistent) {
-        (Status::Complete, true) => WeightFile::Model,
-        (Status::Complete, false) => WeightFile::Buffers,
-        (Status::Partial, _) => WeightFile::Partial,
+    let file = match (tensor.status, tensor.kind) {
         (Status::Missing | Status::Device, _) => return Placed::Nowhere(None),
+        (Status::Complete, TensorKind::Gradient) => WeightFile::Gradients,
+        (Status::Partial, TensorKind::Gradient) => WeightFile::PartialGradients,
+        (Status::Complete, TensorKind::Optimizer) => WeightFile::Optimizer,
+        (Status::Partial, TensorKind::Optimizer) => WeightFile::PartialOptimizer,
+        (Status::Complete, _) if tensor.persistent => WeightFile::Model,
+        (Status::Complete, _) => WeightFile::Buffers,
+        (Status::Partial, _) => WeightFile::Partial,
     };
     match &tensor.info {
         None => Placed::Nowhere(None),

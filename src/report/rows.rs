@@ -61,8 +61,11 @@ impl<'a> TensorRow<'a> {
         }
     }
 
-    pub(super) fn all(model: &'a Model) -> Vec<Self> {
-        model.tensors.iter().zip(plan(model)).map(|(tensor, placed)| Self::new(tensor, placed)).collect()
+    /// Those of the modules, and those that training left.
+    pub(super) fn all(model: &'a Model) -> (Vec<Self>, Vec<Self>) {
+        let mut rows: Vec<Self> = plan(model).into_iter().map(|(tensor, placed)| Self::new(tensor, placed)).collect();
+        let training = rows.split_off(model.tensors.len());
+        (rows, training)
     }
 }
 
@@ -76,11 +79,20 @@ pub(super) struct Totals {
     pub(super) parameters: u64,
     /// Bytes of all tensors, shared ones counted once.
     pub(super) bytes: u64,
+    /// Gradients, and tensors of optimizers.
+    pub(super) gradients: usize,
+    pub(super) optimizer_tensors: usize,
 }
 
 impl Totals {
     pub(super) fn new(model: &Model) -> Self {
-        let mut totals = Self { tensors: model.tensors.len(), ..Self::default() };
+        let of = |kind| model.training.iter().filter(|tensor| tensor.kind == kind).count();
+        let mut totals = Self {
+            tensors: model.tensors.len(),
+            gradients: of(TensorKind::Gradient),
+            optimizer_tensors: of(TensorKind::Optimizer),
+            ..Self::default()
+        };
         for tensor in &model.tensors {
             totals.complete += usize::from(tensor.status == Status::Complete);
             if let (Some(info), None) = (&tensor.info, &tensor.same_as) {
@@ -96,7 +108,9 @@ impl Totals {
 
 /// Whether every tensor of the model and all of its tree could be read.
 pub(super) fn is_whole(model: &Model) -> bool {
-    model.problems.is_empty() && model.tensors.iter().all(|tensor| tensor.status == Status::Complete)
+    model.problems.is_empty()
+        && model.optimizers.iter().all(|optimizer| optimizer.problems.is_empty())
+        && model.all_tensors().all(|tensor| tensor.status == Status::Complete)
 }
 
 /// A model.
@@ -110,10 +124,12 @@ pub(super) struct ModelRow<'a> {
     totals: Totals,
     problems: &'a [String],
     tensors: Vec<TensorRow<'a>>,
+    training: Vec<TensorRow<'a>>,
 }
 
 impl<'a> ModelRow<'a> {
     pub(super) fn new(model: &'a Model) -> Self {
+        let (tensors, training) = TensorRow::all(model);
         Self {
             id: &model.id,
             class: &model.class,
@@ -122,7 +138,8 @@ impl<'a> ModelRow<'a> {
             sightings: &model.sightings,
             totals: Totals::new(model),
             problems: &model.problems,
-            tensors: TensorRow::all(model),
+            tensors,
+            training,
         }
     }
 }
@@ -225,5 +242,6 @@ impl<'a> ProcessRow<'a> {
 /// The files that hold weights of the model, in the order in which they are written.
 pub(super) fn weight_files(model: &Model) -> Vec<WeightFile> {
     let placed = plan(model);
-    WeightFile::ALL.into_iter().filter(|file| placed.contains(&Placed::In(*file))).collect()
+    let has = |file: &WeightFile| placed.iter().any(|(_, placed)| *placed == Placed::In(*file));
+    WeightFile::ALL.into_iter().filter(has).collect()
 }

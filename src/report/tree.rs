@@ -7,7 +7,7 @@ use super::SCHEMA_VERSION;
 use super::rows::TensorRow;
 use crate::addr::VirtAddr;
 use crate::cpython::Value;
-use crate::model::{Model, Module, Sighting};
+use crate::model::{Model, Module, Optimizer, ParamGroup, Sighting};
 
 /// The document.
 #[derive(Serialize)]
@@ -19,11 +19,15 @@ pub(super) struct TreeDocument<'a> {
     sightings: &'a [Sighting],
     modules: Vec<ModuleRow<'a>>,
     tensors: Vec<TensorRow<'a>>,
+    /// Gradients, and tensors of optimizers.
+    training: Vec<TensorRow<'a>>,
+    optimizers: Vec<OptimizerRow<'a>>,
     problems: &'a [String],
 }
 
 impl<'a> TreeDocument<'a> {
     pub(super) fn new(model: &'a Model) -> Self {
+        let (tensors, training) = TensorRow::all(model);
         Self {
             schema_version: SCHEMA_VERSION,
             id: &model.id,
@@ -31,8 +35,53 @@ impl<'a> TreeDocument<'a> {
             object: model.object,
             sightings: &model.sightings,
             modules: model.modules.iter().map(ModuleRow::new).collect(),
-            tensors: TensorRow::all(model),
+            tensors,
+            training,
+            optimizers: model.optimizers.iter().map(OptimizerRow::new).collect(),
             problems: &model.problems,
+        }
+    }
+}
+
+/// An optimizer; its tensors are among those of the document.
+#[derive(Serialize)]
+struct OptimizerRow<'a> {
+    class: &'a str,
+    object: VirtAddr,
+    groups: Vec<GroupRow<'a>>,
+    state: Vec<StateRow<'a>>,
+    problems: &'a [String],
+}
+
+#[derive(Serialize)]
+struct GroupRow<'a> {
+    settings: Pairs<'a, Value>,
+    parameters: &'a [String],
+    /// Parameters that are not this model's.
+    others: usize,
+}
+
+/// What an optimizer keeps for a parameter and is no tensor.
+#[derive(Serialize)]
+struct StateRow<'a> {
+    parameter: &'a str,
+    key: &'a str,
+    value: &'a Value,
+}
+
+impl<'a> OptimizerRow<'a> {
+    fn new(optimizer: &'a Optimizer) -> Self {
+        let group = |group: &'a ParamGroup| GroupRow {
+            settings: Pairs(&group.settings),
+            parameters: &group.parameters,
+            others: group.others,
+        };
+        Self {
+            class: &optimizer.class,
+            object: optimizer.object,
+            groups: optimizer.groups.iter().map(group).collect(),
+            state: optimizer.state.iter().map(|(parameter, key, value)| StateRow { parameter, key, value }).collect(),
+            problems: &optimizer.problems,
         }
     }
 }

@@ -21,7 +21,7 @@ const ALIGNMENT: usize = 8;
 
 /// Bytes that the files of weights of a model take, but for their headers.
 pub(super) fn size(model: &Model) -> u64 {
-    let placed = model.tensors.iter().zip(plan(model)).filter(|(_, placed)| matches!(placed, Placed::In(_)));
+    let placed = plan(model).into_iter().filter(|(_, placed)| matches!(placed, Placed::In(_)));
     let sizes = placed.filter_map(|(tensor, _)| tensor.info.as_ref().map(TensorInfo::byte_len));
     sizes.fold(0, u64::saturating_add)
 }
@@ -46,10 +46,8 @@ fn write_file(
     memory: &dyn VirtualMemory,
     observer: &dyn Observer,
 ) -> Result<(), OutputError> {
-    let mut tensors: Vec<(&NamedTensor, &TensorInfo, Dtype)> = model
-        .tensors
-        .iter()
-        .zip(plan(model))
+    let mut tensors: Vec<(&NamedTensor, &TensorInfo, Dtype)> = plan(model)
+        .into_iter()
         .filter(|(_, placed)| *placed == Placed::In(which))
         .filter_map(|(tensor, _)| {
             let info = tensor.info.as_ref()?;

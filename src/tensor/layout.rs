@@ -25,6 +25,7 @@ layout_struct! {
         device_type: "storage.device_type" as i64,
         device_index: "storage.device_index" as i64,
         requires_grad: "autograd.requires_grad" as i64,
+        grad: "autograd.grad" as i64,
         grad_fn: "autograd.grad_fn" as i64,
         name: "autograd.name" as i64,
         name_is_inline: "autograd.name_is_inline" as i64,

@@ -12,8 +12,10 @@ const STRING_INLINE_AT: u64 = 16;
 /// A tensor, as its own headers describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// The Python object.
+    /// The Python object; null for a tensor that Python has never seen, as a gradient may be.
     pub object: VirtAddr,
+    /// The C++ `TensorImpl`.
+    pub tensor_impl: VirtAddr,
     /// Type of the elements.
     pub dtype: ScalarType,
     /// Elements along each dimension, outermost first.
@@ -63,7 +65,7 @@ pub enum TensorError {
     /// Two fields contradict each other.
     #[error("the tensor at {object} contradicts itself: {reason}")]
     Contradiction {
-        /// The Python object.
+        /// The Python object, or the `TensorImpl` where there is none.
         object: VirtAddr,
         /// Which fields, and how.
         reason: String,
@@ -78,13 +80,39 @@ impl Layout {
     /// the `TensorImpl` names, sizes must multiply to the number of elements, and the elements must
     /// lie inside the storage.
     pub fn read(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<TensorInfo, TensorError> {
-        let at = &self.offsets;
-        let contradiction = |reason: String| TensorError::Contradiction { object, reason };
-        let tensor = objects.pointer(object, at.impl_pointer)?;
-        let named = objects.pointer(tensor, at.pyobj)?;
+        let tensor = objects.pointer(object, self.offsets.impl_pointer)?;
+        let named = objects.pointer(tensor, self.offsets.pyobj)?;
         if named != object {
-            return Err(contradiction(format!("its TensorImpl belongs to the object at {named}")));
+            let reason = format!("its TensorImpl belongs to the object at {named}");
+            return Err(TensorError::Contradiction { object, reason });
         }
+        self.read_impl(objects, tensor)
+    }
+
+    /// Reads the gradient of a tensor (`.grad`); `None` if it has none.
+    ///
+    /// # Errors
+    /// It has one, or may have, that can't be read.
+    pub fn read_grad(&self, objects: &Objects<'_>, of: &TensorInfo) -> Result<Option<TensorInfo>, TensorError> {
+        let meta = objects.pointer(of.tensor_impl, self.offsets.autograd_meta)?;
+        if meta.0 == 0 {
+            return Ok(None);
+        }
+        let grad = objects.pointer(meta, self.offsets.grad)?;
+        // No tensor is a pointer to the one `UndefinedTensorImpl`, which has neither elements nor a storage.
+        let is_undefined = grad.0 == 0
+            || (objects.pointer(grad, self.offsets.storage_pointer)?.0 == 0
+                && objects.word(grad, self.offsets.numel)? == 0);
+        if is_undefined { Ok(None) } else { self.read_impl(objects, grad).map(Some) }
+    }
+
+    fn read_impl(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
+        let at = &self.offsets;
+        let object = objects.pointer(tensor, at.pyobj)?;
+        let contradiction = |reason: String| {
+            let object = if object.0 == 0 { tensor } else { object };
+            TensorError::Contradiction { object, reason }
+        };
         let dims = objects.word(tensor, at.dim)?;
         if dims > MAX_DIMS {
             return Err(contradiction(format!("it has {dims} dimensions")));
@@ -119,6 +147,7 @@ impl Layout {
         let device = if index < 0 { device_name.to_owned() } else { format!("{device_name}:{index}") };
         Ok(TensorInfo {
             object,
+            tensor_impl: tensor,
             dtype: dtype.clone(),
             data: VirtAddr(if base.0 == 0 { 0 } else { base.0.wrapping_add(storage_offset.wrapping_mul(dtype.size)) }),
             shape,

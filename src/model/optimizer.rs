@@ -1,0 +1,205 @@
+//! Optimizers: found by what they are, joined to the models by the parameters that they hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Model, NamedTensor, TensorKind};
+use crate::addr::VirtAddr;
+use crate::cpython::{Builtins, Interpreter, ObjectError, Objects, Value};
+use crate::tensor;
+
+/// Where the base class of all optimizers is defined, in every PyTorch.
+const OPTIMIZER_CLASS: (&str, &str) = ("torch.optim.optimizer", "Optimizer");
+/// How deep lists and dictionaries of tensors may be nested in an optimizer's state.
+const MAX_DEPTH: u32 = 4;
+/// Values of one optimizer that are read, on all levels together.
+const MAX_VALUES: usize = 1 << 20;
+/// The longest name, in bytes.
+const MAX_NAME: usize = 4096;
+
+/// A `torch.optim.Optimizer` object, as far as it concerns one model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Optimizer {
+    /// `__module__.__qualname__` of its class.
+    pub class: String,
+    /// The Python object.
+    pub object: VirtAddr,
+    /// `param_groups`.
+    pub groups: Vec<ParamGroup>,
+    /// State that is no tensor, as `(parameter, key, value)`: `step` of older versions.
+    pub state: Vec<(String, String, Value)>,
+    /// Parts that could not be read, in words.
+    pub problems: Vec<String>,
+}
+
+/// A group of parameters with their settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamGroup {
+    /// Names of those parameters that are the model's.
+    pub parameters: Vec<String>,
+    /// How many are not.
+    pub others: usize,
+    /// Learning rate and other plain settings.
+    pub settings: Vec<(String, Value)>,
+}
+
+/// The types whose instances are optimizers.
+pub fn optimizer_types(interpreter: &Interpreter<'_>) -> BTreeSet<VirtAddr> {
+    let bases = interpreter.heap_type(OPTIMIZER_CLASS.0, OPTIMIZER_CLASS.1);
+    bases.into_iter().flat_map(|base| interpreter.subtypes(base)).collect()
+}
+
+/// Gives every model the optimizers that hold some of its parameters, and their tensors.
+///
+/// `types` are those of [`optimizer_types`].
+pub fn attach_optimizers(
+    models: &mut [Model],
+    interpreter: &Interpreter<'_>,
+    builtins: &Builtins,
+    layout: Option<&tensor::Layout>,
+    types: &BTreeSet<VirtAddr>,
+) {
+    let objects = interpreter.objects();
+    for type_object in types {
+        let instances = interpreter.instances.get(type_object).map(Vec::as_slice).unwrap_or_default();
+        // What is no optimizer after all, but a stale pointer to its type, is passed over.
+        for content in instances.iter().filter_map(|object| Content::read(&objects, *object).ok()) {
+            let class = objects.type_name(*type_object).unwrap_or_else(|_| "?".to_owned());
+            for model in models.iter_mut() {
+                attach(model, &content, &class, &objects, builtins, layout);
+            }
+        }
+    }
+}
+
+/// The two dictionaries that make an optimizer.
+struct Content {
+    object: VirtAddr,
+    groups: Vec<Group>,
+    /// The state of each parameter, or why it can't be read.
+    state: Result<Vec<(VirtAddr, VirtAddr)>, ObjectError>,
+}
+
+struct Group {
+    parameters: Vec<VirtAddr>,
+    settings: Vec<(String, VirtAddr)>,
+}
+
+impl Content {
+    fn read(objects: &Objects<'_>, object: VirtAddr) -> Result<Self, ObjectError> {
+        let attributes = objects.attributes(object)?;
+        let missing = ObjectError::WrongType { address: object, expected: "optimizer with its dictionaries" };
+        let attribute =
+            |name: &str| attributes.iter().find(|(key, _)| key == name).map(|(_, value)| *value).ok_or(missing);
+        let group = |dict: VirtAddr| -> Result<Group, ObjectError> {
+            let mut settings = objects.str_dict(dict)?;
+            let at = settings.iter().position(|(key, _)| key == "params").ok_or(missing)?;
+            let (_, parameters) = settings.remove(at);
+            Ok(Group { parameters: objects.list(parameters)?, settings })
+        };
+        let groups = objects.list(attribute("param_groups")?)?;
+        let groups = groups.into_iter().map(group).collect::<Result<_, _>>()?;
+        Ok(Self { object, groups, state: objects.dict(attribute("state")?) })
+    }
+}
+
+fn attach(
+    model: &mut Model,
+    content: &Content,
+    class: &str,
+    objects: &Objects<'_>,
+    builtins: &Builtins,
+    layout: Option<&tensor::Layout>,
+) {
+    let parameters = model.tensors.iter().filter(|tensor| tensor.kind == TensorKind::Parameter);
+    let mut names: BTreeMap<VirtAddr, String> = BTreeMap::new();
+    for tensor in parameters {
+        names.entry(tensor.object).or_insert_with(|| tensor.name.clone());
+    }
+    let plain = |value: VirtAddr| Value::read(objects, builtins, value);
+    let groups: Vec<ParamGroup> = content
+        .groups
+        .iter()
+        .map(|group| {
+            let parameters: Vec<String> =
+                group.parameters.iter().filter_map(|object| names.get(object).cloned()).collect();
+            let settings = group.settings.iter();
+            ParamGroup {
+                others: group.parameters.len() - parameters.len(),
+                parameters,
+                settings: settings.filter_map(|(key, value)| Some((key.clone(), plain(*value)?))).collect(),
+            }
+        })
+        .collect();
+    if groups.iter().all(|group| group.parameters.is_empty()) {
+        return;
+    }
+    let mut walk = State { objects, builtins, layout, tensors: Vec::new(), plain: Vec::new(), left: MAX_VALUES };
+    let mut problems = Vec::new();
+    match &content.state {
+        Err(error) => problems.push(format!("its state could not be read: {error}")),
+        Ok(state) => {
+            for (parameter, values) in state {
+                let Some(name) = names.get(parameter) else { continue };
+                match objects.str_dict(*values) {
+                    Err(error) => problems.push(format!("the state of {name:?} could not be read: {error}")),
+                    Ok(values) => {
+                        for (key, value) in values {
+                            walk.visit(*parameter, name, key, value, MAX_DEPTH);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    if walk.left == 0 {
+        problems.push("more of its state is left out: it has too many values".to_owned());
+    }
+    model.training.append(&mut walk.tensors);
+    let optimizer = Optimizer { class: class.to_owned(), object: content.object, groups, state: walk.plain, problems };
+    model.optimizers.push(optimizer);
+}
+
+/// The walk through an optimizer's state.
+struct State<'a> {
+    objects: &'a Objects<'a>,
+    builtins: &'a Builtins,
+    layout: Option<&'a tensor::Layout>,
+    tensors: Vec<NamedTensor>,
+    plain: Vec<(String, String, Value)>,
+    left: usize,
+}
+
+impl State<'_> {
+    /// Notes a value under its key; what is neither plain, a tensor, nor holds any is passed over.
+    fn visit(&mut self, parameter: VirtAddr, name: &str, key: String, value: VirtAddr, depth: u32) {
+        let (Some(left), Some(depth)) = (self.left.checked_sub(1), depth.checked_sub(1)) else { return };
+        self.left = left;
+        if name.len() + key.len() > MAX_NAME {
+            return;
+        }
+        if let Some(plain) = Value::read(self.objects, self.builtins, value) {
+            self.plain.push((name.to_owned(), key, plain));
+        } else if self.is_tensor_like(value, parameter) {
+            let read = match self.layout {
+                Some(layout) => layout.read(self.objects, value).map_err(|error| error.to_string()),
+                None => Err("no known layout reads the tensors of this PyTorch".to_owned()),
+            };
+            self.tensors.push(NamedTensor::new(format!("{name}.{key}"), TensorKind::Optimizer, value, read));
+        } else if let Ok(items) = self.objects.list(value).or_else(|_| self.objects.tuple(value)) {
+            for (index, item) in items.into_iter().enumerate() {
+                self.visit(parameter, name, format!("{key}.{index}"), item, depth);
+            }
+        } else if let Ok(items) = self.objects.str_dict(value) {
+            for (inner, item) in items {
+                self.visit(parameter, name, format!("{key}.{inner}"), item, depth);
+            }
+        }
+    }
+
+    /// Whether an object is a tensor: it and a parameter derive from something that is not `object`.
+    fn is_tensor_like(&self, value: VirtAddr, parameter: VirtAddr) -> bool {
+        let mro = |object| self.objects.type_of(object).and_then(|found| self.objects.mro(found));
+        let (Ok(own), Ok(known)) = (mro(value), mro(parameter)) else { return false };
+        own.iter().filter(|base| known.contains(base)).count() > 1
+    }
+}
