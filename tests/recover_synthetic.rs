@@ -15,6 +15,8 @@ mod machines;
 mod modules;
 #[path = "recover_synthetic/tensors.rs"]
 mod tensors;
+#[path = "recover_synthetic/training.rs"]
+mod training;
 
 use synthetic::{CPYTHONS, ModuleSpec, Options, PYTORCHES, Placed, Tensor, Torch, dump, recover, sha256, torch};
 use tensorcarve::addr::VirtAddr;

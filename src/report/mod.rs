@@ -6,6 +6,9 @@
 //!     models/m0/model.safetensors      complete tensors under their state_dict names
 //!               partial.safetensors    tensors with holes, which are zeros there; only if there are any
 //!               buffers.safetensors    buffers that state_dict leaves out; only if there are any
+//!               grads.safetensors      gradients under their parameters' names; only if there are any
+//!               optimizer.safetensors  what optimizers keep, as <parameter>.<key>; only if there is any
+//!               partial_grads.safetensors, partial_optimizer.safetensors    the same, with holes
 //!               model.json             the tree of modules
 //!               load.py                builds the modules with PyTorch's classes and loads the weights
 //! ```

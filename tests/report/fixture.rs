@@ -64,6 +64,8 @@ impl Victim {
             sightings: vec![Sighting { root: ROOT, object: VirtAddr(0x7f11_0000_0000) }],
             modules: Vec::new(),
             tensors: Vec::new(),
+            training: Vec::new(),
+            optimizers: Vec::new(),
             problems: Vec::new(),
         };
         Self { data: Vec::new(), missing: Vec::new(), model }
@@ -98,13 +100,16 @@ impl Victim {
         match kind {
             TensorKind::Parameter => module.parameters.push(full.clone()),
             TensorKind::Buffer => module.buffers.push(full.clone()),
+            TensorKind::Gradient | TensorKind::Optimizer => {}
         }
         // Like an allocator: aligned, never at the start of a page.
         self.data.resize(self.data.len().next_multiple_of(64) + 64, 0xcc);
         let data = VirtAddr(if bytes.is_empty() { 0 } else { BASE + self.data.len() as u64 });
         self.data.extend(bytes);
+        let number = self.model.all_tensors().count() as u64;
         let info = TensorInfo {
-            object: VirtAddr(0x7f12_0000_0000 + 0x100 * self.model.tensors.len() as u64),
+            object: VirtAddr(0x7f12_0000_0000 + 0x100 * number),
+            tensor_impl: VirtAddr(0x7f13_0000_0000 + 0x100 * number),
             dtype,
             shape: dims.0.to_vec(),
             stride: dims.1.to_vec(),
@@ -115,10 +120,14 @@ impl Victim {
             device: "cpu".to_owned(),
             requires_grad: kind == TensorKind::Parameter,
         };
-        self.model.tensors.push(NamedTensor {
+        let tensors = match kind {
+            TensorKind::Parameter | TensorKind::Buffer => &mut self.model.tensors,
+            TensorKind::Gradient | TensorKind::Optimizer => &mut self.model.training,
+        };
+        tensors.push(NamedTensor {
             name: full,
             kind,
-            persistent: true,
+            persistent: matches!(kind, TensorKind::Parameter | TensorKind::Buffer),
             object: info.object,
             same_as: None,
             info: Some(info),
@@ -171,7 +180,7 @@ impl Victim {
         let memory = PhysicalMemory::owned(bytes, vec![range]).unwrap();
         let signatures = Signatures::load(None).unwrap();
         let space = AddressSpace::new(&memory, signatures.mmu().unwrap(), ROOT, 4);
-        for tensor in &mut self.model.tensors {
+        for tensor in self.model.tensors.iter_mut().chain(&mut self.model.training) {
             let Some(info) = tensor.info.as_ref().filter(|_| tensor.status == Status::Complete) else { continue };
             let mut hasher = Sha256::new();
             tensor.holes = gather::<TooLarge>(&space, info, 1 << 30, |bytes| {
