@@ -11,7 +11,7 @@ use std::path::Path;
 use random::Random;
 use tensorcarve::addr::{FileOffset, PhysAddr};
 use tensorcarve::dump::{self, Dump, MemoryRange, PhysicalMemory};
-use tensorcarve::model::{NamedTensor, Status};
+use tensorcarve::model::{NamedTensor, Status, TensorKind};
 use tensorcarve::paging::AddressSpace;
 use tensorcarve::recover::{Process, Recovery, Silent, recover};
 use tensorcarve::scan::Backend;
@@ -130,8 +130,9 @@ impl Whole {
                     Some(info) => truth.info.as_ref().is_some_and(|truth| truth.tensor_impl == info.tensor_impl),
                     None => tensor.object.0 == 0 || truth.object == tensor.object,
                 };
-                // A name that can't be read is a question mark and an address.
-                let is_named = what.contains('?') || truth.name.ends_with(what);
+                // A name that can't be read is a question mark and an address; the gradient of a tied weight goes
+                // by the first name that is left.
+                let is_named = what.contains('?') || truth.name.ends_with(what) || truth.kind == TensorKind::Gradient;
                 is_same && holder.root == process.root && truth.kind == tensor.kind && is_named
             };
             let truth = tensors(&self.recovery).find(is_it).map(|(_, truth)| truth);
