@@ -43,6 +43,10 @@ fn tensors(recovery: &Recovery) -> impl Iterator<Item = (&Process, &NamedTensor)
     models.flat_map(|(process, model)| model.all_tensors().map(move |tensor| (process, tensor)))
 }
 
+fn is_training(kind: TensorKind) -> bool {
+    matches!(kind, TensorKind::Gradient | TensorKind::Optimizer)
+}
+
 /// An undamaged dump, and what is in it.
 struct Whole {
     dump: Dump,
@@ -130,9 +134,9 @@ impl Whole {
                     Some(info) => truth.info.as_ref().is_some_and(|truth| truth.tensor_impl == info.tensor_impl),
                     None => tensor.object.0 == 0 || truth.object == tensor.object,
                 };
-                // A name that can't be read is a question mark and an address; the gradient of a tied weight goes
-                // by the first name that is left.
-                let is_named = what.contains('?') || truth.name.ends_with(what) || truth.kind == TensorKind::Gradient;
+                // A name that can't be read is a question mark and an address; what training left of
+                // a tied weight goes by the first name that is left.
+                let is_named = what.contains('?') || truth.name.ends_with(what) || is_training(truth.kind);
                 is_same && holder.root == process.root && truth.kind == tensor.kind && is_named
             };
             let truth = tensors(&self.recovery).find(is_it).map(|(_, truth)| truth);
