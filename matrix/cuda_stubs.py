@@ -36,8 +36,8 @@ text: .asciz "no CUDA device (a stand-in for the library)"
 
 
 def readelf(option, path):
-    done = subprocess.run(["readelf", "-W", option, str(path)], stdout=subprocess.PIPE, universal_newlines=True, check=True)
-    return done.stdout
+    command = ["readelf", "-W", option, str(path)]
+    return subprocess.run(command, stdout=subprocess.PIPE, universal_newlines=True, check=True).stdout
 
 
 def needed(path):

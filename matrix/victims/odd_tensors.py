@@ -1,4 +1,4 @@
-"""Victim: a model whose buffers and parameters are complex, quantized, sparse, lazy, or have no memory at all (meta)."""
+"""Victim: a model whose buffers and parameters are complex, quantized, sparse, lazy, or have no memory (meta)."""
 import torch
 from torch import nn
 
