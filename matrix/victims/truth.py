@@ -1,0 +1,155 @@
+"""What a perfect recovery would find, said by the victim itself before its memory is taken.
+
+A victim prints one line `TRUTH {…}` for each of its models, a line `LEFT-OUT …` for each feature that its version of
+PyTorch lacks, and `READY` when nothing will change any more. Python 3.6 syntax; only PyTorch is needed.
+"""
+import ctypes
+import hashlib
+import json
+import os
+import sys
+import time
+
+import torch
+
+PLAIN = (int, float, bool, str, type(None))
+
+
+def value_bytes(tensor):
+    """The elements in row-major order, as state_dict() would save them."""
+    dense = tensor.detach().contiguous()
+    return ctypes.string_at(dense.data_ptr(), dense.numel() * dense.element_size()) if dense.numel() else b""
+
+
+def described(tensor):
+    """A strided tensor on the CPU."""
+    return {
+        "shape": list(tensor.shape),
+        "dtype": str(tensor.dtype).replace("torch.", ""),
+        "stride": list(tensor.stride()),
+        "offset": tensor.storage_offset(),
+        "sha256": hashlib.sha256(value_bytes(tensor)).hexdigest(),
+        "data_ptr": hex(tensor.data_ptr()),
+        "id": hex(id(tensor)),
+        "requires_grad": tensor.requires_grad,
+    }
+
+
+def form(tensor):
+    """`strided`, or what it is that safetensors has no entry for."""
+    if "Uninitialized" in type(tensor).__name__:
+        return "lazy"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.device.type != "cpu":
+        return tensor.device.type
+    if tensor.is_quantized:
+        return "quantized"
+    return "complex" if tensor.is_complex() else "strided"
+
+
+def described_odd(tensor):
+    """A tensor that safetensors has no entry for: what is still known of it, and the bytes of its parts."""
+    row = {"form": form(tensor), "class": class_name(tensor), "id": hex(id(tensor))}
+    if row["form"] == "lazy":
+        return row
+    row["shape"] = list(tensor.shape)
+    parts = []
+    if row["form"] == "sparse":
+        parts = [tensor._indices(), tensor._values()] if tensor.layout == torch.sparse_coo else []
+    elif row["form"] == "quantized":
+        parts = [tensor.int_repr()]
+        if tensor.qscheme() == torch.per_tensor_affine:
+            row.update(scale=tensor.q_scale(), zero_point=tensor.q_zero_point())
+    elif row["form"] == "complex":
+        parts = [tensor]
+    row["parts"] = [hashlib.sha256(value_bytes(part)).hexdigest() for part in parts]
+    return row
+
+
+def plain(value):
+    """Whether a hyper-parameter is of a kind that the recovery must give back."""
+    return isinstance(value, PLAIN) or isinstance(value, tuple) and all(plain(item) for item in value)
+
+
+def as_json(value):
+    """The same as JSON has it: tuples are lists."""
+    return [as_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+def class_name(thing):
+    return type(thing).__module__ + "." + type(thing).__qualname__
+
+
+def described_module(module):
+    own = vars(module)
+    hyper = {name: as_json(value) for name, value in own.items() if not name.startswith("_") and plain(value)}
+    return {"class": class_name(module), "id": hex(id(module)), "training": own.get("training"), "hyper": hyper}
+
+
+def described_optimizer(optimizer, net):
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    state = {
+        names[id(parameter)]: {key: described(kept) if torch.is_tensor(kept) else kept for key, kept in entry.items()}
+        for parameter, entry in optimizer.state.items()
+        if id(parameter) in names
+    }
+    groups = [
+        {key: as_json(value) for key, value in group.items() if key != "params" and plain(value)}
+        for group in optimizer.param_groups
+    ]
+    of_groups = [[names[id(p)] for p in group["params"] if id(p) in names] for group in optimizer.param_groups]
+    return {"class": class_name(optimizer), "state": state, "param_groups": groups, "parameters": of_groups}
+
+
+def tell(role, net, optimizer=None):
+    """Prints the truth of one model of this process, and returns it."""
+    truth = {
+        "role": role,
+        "pid": os.getpid(),
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),
+        "class": class_name(net),
+        "id": hex(id(net)),
+        "state_dict": {},
+        "odd": {},
+        "modules": {name: described_module(module) for name, module in net.named_modules()},
+        "grads": {name: described(p.grad) for name, p in net.named_parameters() if p.grad is not None},
+    }
+    for name, tensor in net.state_dict(keep_vars=True).items():
+        if form(tensor) == "strided":
+            truth["state_dict"][name] = described(tensor)
+        else:
+            truth["odd"][name] = described_odd(tensor)
+    if optimizer is not None:
+        truth["optimizer"] = described_optimizer(optimizer, net)
+    say(truth)
+    return truth
+
+
+def say(truth):
+    """Prints a truth that is known already, such as that of a forked worker's parent."""
+    sys.stdout.write("TRUTH " + json.dumps(truth) + "\n")
+    sys.stdout.flush()
+
+
+def attempt(feature, build):
+    """Calls `build`, or names the feature as left out where this version of PyTorch lacks it."""
+    try:
+        return build()
+    except (AttributeError, ImportError, NotImplementedError, RuntimeError, TypeError) as reason:
+        sys.stdout.write("LEFT-OUT %s: %s: %s\n" % (feature, type(reason).__name__, str(reason).split("\n")[0][:150]))
+        return None
+
+
+def stand():
+    """Stands still until the memory is taken."""
+    while True:
+        time.sleep(1000)
+
+
+def wait():
+    """The same for the last process of a victim: all that there is to say has been said."""
+    sys.stdout.write("READY\n")
+    sys.stdout.flush()
+    stand()
