@@ -203,14 +203,14 @@ fn open_inner(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -
         mapped => mapped?,
     };
     let file_size = given.len() as u64;
-    let (map, compression, kind) = match sniff::sniff(&given) {
+    let (file, map, compression, kind) = match sniff::sniff(&given) {
         Kind::Compressed(compression) => {
             let file = spool::unpack(compression, &given, &spool_dir(), progress)?;
             let map = source::map_file(&file)?;
             let kind = sniff::sniff(&map);
-            (map, Some(compression), kind)
+            (file, map, Some(compression), kind)
         }
-        kind => (given, None, kind),
+        kind => (file, given, None, kind),
     };
     let forced = if maps.is_some() { Some(Format::Raw) } else { options.format };
     let format = choose(forced, compression, kind, map.len() as u64)?;
@@ -221,11 +221,31 @@ fn open_inner(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -
         (Format::Elf, None) => elf::parse(&map)?,
     };
     let size = map.len() as u64;
-    let Contents { ranges, image, code, mut warnings, damaged } = contents;
-    let memory = PhysicalMemory::mapped(map, ranges)?.with_code(code);
+    let Contents { ranges, image, code: mut barren, mut warnings, damaged } = contents;
+    if image.is_some() {
+        barren.extend(unwritten(&ranges, &source::holes(&file, size)));
+    }
+    let memory = PhysicalMemory::mapped(map, ranges)?.with_barren(&barren);
     let addresses = image.map_or(Addresses::Physical, Addresses::Virtual);
     warnings.extend(copied);
     Ok(Dump { memory, addresses, format, compression, file_size, size, warnings, damaged })
+}
+
+/// The whole pages of the ranges that lie in these holes of the file: zeros that nobody wrote.
+fn unwritten(ranges: &[MemoryRange], holes: &[Range<u64>]) -> Vec<Range<PhysAddr>> {
+    let in_range = |range: &MemoryRange| {
+        let (offset, start, len) = (range.offset.0, range.start.0, range.len());
+        let first = holes.partition_point(|hole| hole.end <= offset);
+        let holes = holes.iter().skip(first).take_while(move |hole| hole.start < offset + len);
+        holes.map(move |hole| start + hole.start.saturating_sub(offset)..start + (hole.end - offset).min(len))
+    };
+    // Hostile ranges can all lie in the same holes: what is left out of this list is searched.
+    let unwritten = ranges.iter().flat_map(in_range).take(MAX_RANGES);
+    let pages = |bytes: Range<u64>| {
+        let first = bytes.start.checked_next_multiple_of(FRAME_SIZE).unwrap_or(bytes.end);
+        PhysAddr(first)..PhysAddr(bytes.end).frame()
+    };
+    unwritten.map(pages).filter(|pages| pages.start < pages.end).collect()
 }
 
 /// The text of a maps file; what is no UTF-8 in the names of files is replaced.
