@@ -146,7 +146,7 @@ pub fn recover(
     let view = match &dump.addresses {
         Addresses::Physical => of_machine(dump, mmu, signatures, backend, observer),
         Addresses::Virtual(_) => View {
-            found: one_pass(&dump.memory, signatures, backend, observer),
+            found: one_pass(&dump.memory.searchable(), signatures, backend, observer),
             memory: dump.memory.clone(),
             discovery: Discovery::default(),
             warnings: Vec::new(),

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use tensorcarve::addr::PhysAddr;
@@ -160,6 +160,36 @@ fn a_machine_core_is_read() {
     assert_eq!((dump.format, dump.addresses), (Format::Elf, Addresses::Physical));
     assert_eq!(dump.memory.bytes(PhysAddr(0xc_0000), 4096), Some(&[2; 4096][..]));
     assert_eq!(dump.memory.bytes(PhysAddr(0x1000), 1), None);
+}
+
+#[test]
+fn zeros_that_nobody_wrote_are_read_and_not_searched() {
+    // As in cores: a reservation of a process that the file has as a hole, between two pages, none at a page border.
+    const RESERVED: u64 = 64 << 20;
+    let head = elf(4, &[(0x40_0000, 0, &[1; 4096]), (0x1000_0000, 0, &[]), (0x7fff_0000_0000, 0, &[])], &[]);
+    let (_dir, path) = file(&head);
+    let mut bytes = head.clone();
+    for (segment, offset, len) in [(2, head.len() as u64, RESERVED), (3, head.len() as u64 + RESERVED, 4096)] {
+        let at = 64 + 56 * segment + 8;
+        bytes[at..at + 8].copy_from_slice(&offset.to_le_bytes());
+        bytes[at + 24..at + 32].copy_from_slice(&len.to_le_bytes());
+    }
+    let mut file = fs::File::create(&path).unwrap();
+    file.write_all(&bytes).unwrap();
+    file.seek(SeekFrom::Start(head.len() as u64 + RESERVED)).unwrap();
+    file.write_all(&[2; 4096]).unwrap();
+    drop(file);
+    for packed in [false, true] {
+        if packed {
+            fs::write(&path, zstd(&fs::read(&path).unwrap())).unwrap();
+        }
+        let memory = open(&path).unwrap().memory;
+        assert_eq!(memory.size(), RESERVED + 2 * 4096);
+        assert!(memory.bytes(PhysAddr(0x1000_0000), RESERVED).unwrap().iter().all(|byte| *byte == 0));
+        let searchable = memory.searchable();
+        assert!(searchable.size() < 1 << 20, "{}", searchable.size());
+        assert!(searchable.contains(PhysAddr(0x40_0fff)) && searchable.contains(PhysAddr(0x7fff_0000_0fff)));
+    }
 }
 
 #[test]

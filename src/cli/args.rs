@@ -28,6 +28,18 @@ Examples:
   tensorcarve recover memory.lime -o out
   tensorcarve recover memory.raw.zst -o out --spool-dir /big/disk
   tensorcarve recover memory.elf -o out --overwrite --format jsonl | jq .class
+  tensorcarve recover core.4321 -o out        the core of one process, by gcore or by the kernel
+  tensorcarve recover mem --maps maps -o out  a copy of /proc/4321/mem, made like this in bash:
+
+    kill -STOP 4321
+    cat /proc/4321/maps > maps
+    while IFS='- ' read -r start end access _; do
+      [[ $access == r* && $start != ffffffff* ]] && dd if=/proc/4321/mem bs=1M status=none \\
+        iflag=skip_bytes,count_bytes skip=$((0x$start)) count=$((0x$end - 0x$start))
+    done < maps > mem
+    kill -CONT 4321
+
+  dd complains of [vvar], which can't be read and is left out.
 
 DIR/recovery.json lists everything that was found, and is written last: a folder without it is not
 complete. DIR/models/m0/ holds the first model: model.safetensors, model.json, load.py. Nothing is
@@ -221,6 +233,9 @@ pub(super) struct InputArgs {
     /// What the dump is, whatever it looks like
     #[arg(long, value_enum, value_name = "FORMAT")]
     input_format: Option<InputFormat>,
+    /// A copy of /proc/PID/maps: the dump is a copy of /proc/PID/mem, the mappings one after another
+    #[arg(long, value_name = "MAPS", conflicts_with = "input_format")]
+    maps: Option<PathBuf>,
     /// Where a compressed dump is unpacked [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR")]
     spool_dir: Option<PathBuf>,
@@ -233,7 +248,7 @@ impl InputArgs {
             InputFormat::Lime => dump::Format::Lime,
             InputFormat::Elf => dump::Format::Elf,
         });
-        OpenOptions { spool_dir: self.spool_dir.clone(), format }
+        OpenOptions { spool_dir: self.spool_dir.clone(), format, maps: self.maps.clone() }
     }
 }
 

@@ -246,17 +246,23 @@ proptest! {
 
     #[test]
     fn sound_cores_come_back_as_they_were_written(
-        spec in prop::collection::vec((1u64..1000, 1usize..100), 1..20), identity: bool, cut in 0usize..200
+        spec in prop::collection::vec((1u64..1000, 1usize..100), 1..20),
+        identity: bool, of_process: bool, cut in 0usize..200
     ) {
         let (mut segments, mut want, mut at) = (Vec::new(), Vec::new(), 0u64);
         for (gap, len) in spec {
             at += gap;
             want.push((at, at + len as u64));
-            segments.push(load(if identity { at } else { 0 }, at, len));
+            let vaddr = if identity || of_process { at } else { 0 };
+            segments.push(load(vaddr, if of_process { 0 } else { at }, len));
             at += len as u64;
+        }
+        if of_process {
+            segments.insert(0, (NOTE, 0, 0, process_notes(), 0));
         }
         let file = core(&segments);
         let contents = parse(&file).unwrap();
+        prop_assert_eq!(contents.image.is_some(), of_process);
         prop_assert_eq!(ranges(&contents), want);
         prop_assert!(!contents.damaged && contents.warnings.is_empty());
         let left = &file[..file.len().saturating_sub(cut)];

@@ -196,7 +196,7 @@ pub enum DumpErrorKind {
     /// An ELF file that is no core.
     #[error(
         "is an ELF {0}, not a core (ELF type 4); take a dump of the machine with LiME, AVML or `virsh dump --memory-only`, \
-         or of one process with gdb's `gcore`"
+         or of one process with gdb's `gcore`; a copy of /proc/PID/mem, which begins with a program, needs --maps"
     )]
     ElfNotCore(&'static str),
     /// An ELF core of a machine that we do not read.
@@ -222,6 +222,47 @@ pub enum DumpErrorKind {
         start: PhysAddr,
         /// Bytes claimed.
         len: u64,
+    },
+    /// The maps file can't be read.
+    #[error("its maps file {} {reason}", path.display())]
+    MapsFile {
+        /// The file as it was given.
+        path: PathBuf,
+        /// Why not, as for a dump.
+        reason: Box<DumpErrorKind>,
+    },
+    /// A line of the maps file is none of /proc/PID/maps.
+    #[error("line {line} of its maps file is broken (`{text}`: {what}); copy /proc/PID/maps again")]
+    MapsLine {
+        /// From 1.
+        line: usize,
+        /// How it begins; control characters are escaped.
+        text: String,
+        /// What was expected.
+        what: &'static str,
+    },
+    /// No choice of mappings has the size of the copy.
+    #[error(
+        "holds {size} bytes, and by its maps file a copy of /proc/PID/mem holds {expected}, \
+         the least without what can't be read; stop the process, \
+         copy maps and mem again as `tensorcarve recover --help` shows, or take a core with `gcore`, which needs no --maps"
+    )]
+    MapsSize {
+        /// Bytes in the copy.
+        size: u64,
+        /// The sizes that could fit, in words: the least and the most.
+        expected: String,
+    },
+    /// The sizes fit, but other things are in the copy.
+    #[error(
+        "does not go with its maps file: {path} should begin at file offset {offset} and does not; \
+         the maps file is of another process or another time"
+    )]
+    MapsContent {
+        /// Where in the copy.
+        offset: FileOffset,
+        /// How the path of the file that should begin there begins.
+        path: String,
     },
     /// The container's ranges contradict each other or the file.
     #[error("{0}; the dump is damaged, take or copy it again")]

@@ -26,6 +26,28 @@ impl MemoryRange {
     pub fn len(&self) -> u64 {
         self.end.0 - self.start.0
     }
+
+    /// What of the range lies at these addresses, if anything does.
+    fn part(&self, addresses: Range<PhysAddr>) -> Option<Self> {
+        let start = self.start.max(addresses.start);
+        let end = self.end.min(addresses.end);
+        let offset = FileOffset(self.offset.0 + start.0.saturating_sub(self.start.0));
+        (start < end).then_some(Self { start, end, offset })
+    }
+}
+
+/// Ranges of addresses sorted; those that touch are one.
+fn joined(ranges: &[Range<PhysAddr>]) -> Vec<Range<PhysAddr>> {
+    let mut sorted: Vec<Range<PhysAddr>> = ranges.iter().filter(|range| range.start < range.end).cloned().collect();
+    sorted.sort_by_key(|range| range.start);
+    let mut joined: Vec<Range<PhysAddr>> = Vec::new();
+    for range in sorted {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
 }
 
 /// Where the bytes are kept.
@@ -45,8 +67,8 @@ enum Backing {
 pub struct PhysicalMemory {
     backing: Arc<Backing>,
     ranges: Vec<MemoryRange>,
-    /// Sorted, without overlap.
-    code: Vec<Range<PhysAddr>>,
+    /// What is known to hold no objects: sorted, without overlap.
+    barren: Vec<Range<PhysAddr>>,
 }
 
 /// Why a set of ranges is no physical memory.
@@ -85,20 +107,28 @@ impl PhysicalMemory {
         Self::new(Arc::new(Backing::Owned(bytes)), ranges)
     }
 
-    /// The same memory, of which these ranges are known to hold code: a process image says so, of a machine its page tables do.
-    pub fn with_code(mut self, mut code: Vec<Range<PhysAddr>>) -> Self {
-        code.sort_by_key(|range| range.start);
-        self.code = code;
+    /// The same memory, of which these ranges are known to hold no objects of a program.
+    pub fn with_barren(mut self, barren: &[Range<PhysAddr>]) -> Self {
+        self.barren = joined(barren);
         self
     }
 
-    /// Whether the byte at `pa` lies in a range that is known to hold code.
-    pub fn is_code(&self, pa: PhysAddr) -> bool {
-        let after = self.code.partition_point(|range| range.start <= pa);
-        after.checked_sub(1).and_then(|before| self.code.get(before)).is_some_and(|range| pa < range.end)
+    /// What of this memory is worth a search for objects: all but what is known to hold none.
+    pub fn searchable(&self) -> Self {
+        let mut ranges = Vec::new();
+        for range in &self.ranges {
+            let mut start = range.start;
+            let first = self.barren.partition_point(|barren| barren.end <= range.start);
+            for barren in self.barren.iter().skip(first).take_while(|barren| barren.start < range.end) {
+                ranges.extend(range.part(start..barren.start));
+                start = start.max(barren.end);
+            }
+            ranges.extend(range.part(start..range.end));
+        }
+        Self { backing: Arc::clone(&self.backing), ranges, barren: Vec::new() }
     }
 
-    /// The same bytes with other addresses; none of them is known to hold code.
+    /// The same bytes with other addresses.
     ///
     /// # Errors
     /// As for the other constructors.
@@ -108,23 +138,9 @@ impl PhysicalMemory {
 
     /// What of this memory lies in one of these ranges of addresses; ranges that touch are one.
     pub fn only(&self, wanted: &[Range<PhysAddr>]) -> Self {
-        let mut sorted = wanted.to_vec();
-        sorted.sort_by_key(|part| part.start);
-        let mut parts: Vec<Range<PhysAddr>> = Vec::new();
-        for part in sorted {
-            match parts.last_mut() {
-                Some(last) if part.start <= last.end => last.end = last.end.max(part.end),
-                _ => parts.push(part),
-            }
-        }
-        let cut = |range: &MemoryRange, part: &Range<PhysAddr>| {
-            let start = range.start.max(part.start);
-            let offset = FileOffset(range.offset.0 + (start.0 - range.start.0));
-            let cut = MemoryRange { start, end: range.end.min(part.end), offset };
-            (cut.start < cut.end).then_some(cut)
-        };
-        let ranges = self.ranges.iter().flat_map(|range| parts.iter().filter_map(move |part| cut(range, part)));
-        Self { backing: Arc::clone(&self.backing), ranges: ranges.collect(), code: self.code.clone() }
+        let parts = joined(wanted);
+        let ranges = self.ranges.iter().flat_map(|range| parts.iter().filter_map(move |part| range.part(part.clone())));
+        Self { backing: Arc::clone(&self.backing), ranges: ranges.collect(), barren: self.barren.clone() }
     }
 
     fn new(backing: Arc<Backing>, mut ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
@@ -135,7 +151,7 @@ impl PhysicalMemory {
                 return Err(RangeError::Overlap(*a, *b));
             }
         }
-        let memory = Self { backing, ranges, code: Vec::new() };
+        let memory = Self { backing, ranges, barren: Vec::new() };
         let size = memory.backing_bytes().len() as u64;
         for r in &memory.ranges {
             if r.offset.0.checked_add(r.len()).is_none_or(|end| end > size) {
@@ -253,6 +269,19 @@ mod tests {
         assert_eq!(cut.ranges(), expected);
         assert_eq!(memory.file_offset(PhysAddr(0x2008)), Some(FileOffset(0x38)));
         assert_eq!(memory.file_offset(PhysAddr(0x2010)), None);
+    }
+
+    #[test]
+    fn what_holds_no_objects_is_read_and_not_searched() {
+        let part = |start, end| PhysAddr(start)..PhysAddr(end);
+        let ranges = vec![range(0x1000, 0x1020, 0), range(0x2000, 0x2010, 0x30)];
+        let memory = PhysicalMemory::owned(vec![7; 0x50], ranges.clone()).unwrap();
+        assert_eq!(memory.searchable().ranges(), ranges);
+        let barren = [part(0x1f00, 0x2004), part(0x1008, 0x1010), part(0x100c, 0x1014), part(0x200c, 0x3000)];
+        let memory = memory.with_barren(&barren);
+        let expected = [range(0x1000, 0x1008, 0), range(0x1014, 0x1020, 0x14), range(0x2004, 0x200c, 0x34)];
+        assert_eq!(memory.searchable().ranges(), expected);
+        assert_eq!(memory.bytes(PhysAddr(0x1000), 0x20), Some(&[7; 0x20][..]));
     }
 
     #[test]

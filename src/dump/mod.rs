@@ -14,6 +14,7 @@ mod coverage;
 mod elf;
 mod error;
 mod lime;
+mod maps;
 mod memory;
 mod process_core;
 mod sniff;
@@ -22,6 +23,7 @@ mod spool;
 mod unpacked_size;
 
 use std::fmt;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -39,7 +41,8 @@ use sniff::Kind;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// No container: the offset in the file is the physical address.
+    /// No container: the offset in the file is the physical address; or, by a maps file, mappings of a process one after
+    /// another.
     Raw,
     /// LiME (also written by AVML 1): ranges back to back, each behind a 32-byte header.
     Lime,
@@ -128,6 +131,8 @@ pub struct OpenOptions {
     /// What the dump is, whatever its content looks like. A compressed file is unpacked all the
     /// same: this is the format of what is in it.
     pub format: Option<Format>,
+    /// A copy of /proc/PID/maps: the dump is a copy of /proc/PID/mem, the mappings one after another. It has no other format.
+    pub maps: Option<PathBuf>,
 }
 
 /// An opened dump.
@@ -166,6 +171,8 @@ struct Contents {
 /// Most ranges that a container may have. The largest machines have some hundreds; the limit keeps
 /// a file made of headers alone from filling our memory.
 const MAX_RANGES: usize = 1 << 20;
+/// Bytes of a maps file that are looked at: [`MAX_RANGES`] lines are shorter.
+const MAX_MAPS: u64 = (MAX_RANGES as u64) << 8;
 
 /// Opens the dump at `path`: maps it, or unpacks it first where it is compressed. Where the file system
 /// cannot map, the file is copied first to where it would be unpacked.
@@ -182,6 +189,7 @@ pub fn open(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> 
 }
 
 fn open_inner(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> Result<Dump, DumpErrorKind> {
+    let maps = options.maps.as_deref().map(read_maps).transpose()?;
     let spool_dir = || options.spool_dir.clone().unwrap_or_else(std::env::temp_dir);
     let file = source::open(path)?;
     let mut copied = None;
@@ -195,27 +203,60 @@ fn open_inner(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -
         mapped => mapped?,
     };
     let file_size = given.len() as u64;
-    let (map, compression, kind) = match sniff::sniff(&given) {
+    let (file, map, compression, kind) = match sniff::sniff(&given) {
         Kind::Compressed(compression) => {
             let file = spool::unpack(compression, &given, &spool_dir(), progress)?;
             let map = source::map_file(&file)?;
             let kind = sniff::sniff(&map);
-            (map, Some(compression), kind)
+            (file, map, Some(compression), kind)
         }
-        kind => (given, None, kind),
+        kind => (file, given, None, kind),
     };
-    let format = choose(options.format, compression, kind, map.len() as u64)?;
-    let contents = match format {
-        Format::Raw => raw(&map),
-        Format::Lime => lime::parse(&map)?,
-        Format::Elf => elf::parse(&map)?,
+    let forced = if maps.is_some() { Some(Format::Raw) } else { options.format };
+    let format = choose(forced, compression, kind, map.len() as u64)?;
+    let contents = match (format, maps) {
+        (_, Some(maps)) => maps::parse(&map, &maps)?,
+        (Format::Raw, None) => raw(&map),
+        (Format::Lime, None) => lime::parse(&map)?,
+        (Format::Elf, None) => elf::parse(&map)?,
     };
     let size = map.len() as u64;
-    let Contents { ranges, image, code, mut warnings, damaged } = contents;
-    let memory = PhysicalMemory::mapped(map, ranges)?.with_code(code);
+    let Contents { ranges, image, code: mut barren, mut warnings, damaged } = contents;
+    if image.is_some() {
+        barren.extend(unwritten(&ranges, &source::holes(&file, size)));
+    }
+    let memory = PhysicalMemory::mapped(map, ranges)?.with_barren(&barren);
     let addresses = image.map_or(Addresses::Physical, Addresses::Virtual);
     warnings.extend(copied);
     Ok(Dump { memory, addresses, format, compression, file_size, size, warnings, damaged })
+}
+
+/// The whole pages of the ranges that lie in these holes of the file: zeros that nobody wrote.
+fn unwritten(ranges: &[MemoryRange], holes: &[Range<u64>]) -> Vec<Range<PhysAddr>> {
+    let in_range = |range: &MemoryRange| {
+        let (offset, start, len) = (range.offset.0, range.start.0, range.len());
+        let first = holes.partition_point(|hole| hole.end <= offset);
+        let holes = holes.iter().skip(first).take_while(move |hole| hole.start < offset + len);
+        holes.map(move |hole| start + hole.start.saturating_sub(offset)..start + (hole.end - offset).min(len))
+    };
+    // Hostile ranges can all lie in the same holes: what is left out of this list is searched.
+    let unwritten = ranges.iter().flat_map(in_range).take(MAX_RANGES);
+    let pages = |bytes: Range<u64>| {
+        let first = bytes.start.checked_next_multiple_of(FRAME_SIZE).unwrap_or(bytes.end);
+        PhysAddr(first)..PhysAddr(bytes.end).frame()
+    };
+    unwritten.map(pages).filter(|pages| pages.start < pages.end).collect()
+}
+
+/// The text of a maps file; what is no UTF-8 in the names of files is replaced.
+fn read_maps(path: &Path) -> Result<String, DumpErrorKind> {
+    let read = || -> Result<String, DumpErrorKind> {
+        let mut text = Vec::new();
+        let mut file = source::open(path)?.take(MAX_MAPS);
+        file.read_to_end(&mut text).map_err(|source| DumpErrorKind::Io { doing: "read", source })?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    };
+    read().map_err(|reason| DumpErrorKind::MapsFile { path: path.to_owned(), reason: Box::new(reason) })
 }
 
 /// The format of the content: what the user says, or else what it looks like.

@@ -2,13 +2,16 @@
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
 use memmap2::{Mmap, MmapOptions};
 use rustix::io::Errno;
 
-use super::DumpErrorKind;
+use super::{DumpErrorKind, MAX_RANGES};
 
+/// Bytes of a hole that is worth to be known: each cuts memory in two.
+const MIN_HOLE: u64 = 1 << 20;
 /// What failed, as a verb.
 const MAP: &str = "map";
 
@@ -45,6 +48,29 @@ pub(super) fn map_file(mut file: &File) -> Result<Mmap, DumpErrorKind> {
     // all tools that map evidence do: evidence is kept from being written to, and the alternative,
     // a copy, is impossible for dumps larger than the memory of this machine.
     unsafe { MmapOptions::new().len(len).map_copy_read_only(file) }.map_err(|e| explain(MAP, e))
+}
+
+/// Long stretches of a file in which it has no bytes, as far as its file system tells them from written zeros: as zeros
+/// they are read. Sorted; `size` is that of the file.
+pub(super) fn holes(file: &File, size: u64) -> Vec<Range<u64>> {
+    let mut holes = Vec::new();
+    let mut at = 0;
+    while let Ok(hole) = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(at)) {
+        // The end of the file counts as one.
+        if hole >= size || holes.len() == MAX_RANGES {
+            break;
+        }
+        let data = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(hole)) {
+            Ok(data) => data.min(size),
+            Err(Errno::NXIO) => size,
+            Err(_) => break,
+        };
+        if data - hole.min(data) >= MIN_HOLE {
+            holes.push(hole..data);
+        }
+        at = data.max(hole + 1);
+    }
+    holes
 }
 
 /// What is neither a file nor a block device cannot be mapped.

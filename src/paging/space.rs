@@ -99,7 +99,7 @@ pub struct Mapping {
     pub pa: PhysAddr,
     /// Bytes.
     pub len: u64,
-    /// Whether it is code: all levels allow execution.
+    /// Whether all levels allow execution.
     pub executable: bool,
 }
 
@@ -164,17 +164,18 @@ impl<'a> AddressSpace<'a> {
     ///
     /// `budget` bounds the tables that are looked at and the mappings together, because a hostile dump
     /// can make four tables look like 2^36 pages; what is left of it is kept. `None` when it ran out.
-    /// An image has as many mappings as the dump has ranges, and needs no bound.
+    /// An image needs no bound: its mappings are the ranges of the dump, but for what is known to hold no objects.
     pub fn user_mappings(&self, budget: &mut u64) -> Option<Vec<Mapping>> {
         match self.translator {
             Translator::Tables(tables) => tables.user_mappings(budget),
             Translator::Image => {
-                let ranges = self.memory.ranges().iter();
+                let searchable = self.memory.searchable();
+                let ranges = searchable.ranges().iter();
                 let mappings = ranges.map(|range| Mapping {
                     va: VirtAddr(range.start.0),
                     pa: range.start,
                     len: range.len(),
-                    executable: self.memory.is_code(range.start),
+                    executable: false,
                 });
                 Some(mappings.collect())
             }

@@ -262,6 +262,21 @@ impl Machine {
         self.pieces(space, va, len).iter().flat_map(|(pa, len)| &self.bytes[*pa..pa + len]).copied().collect()
     }
 
+    /// What is mapped in a process and not left out: address and bytes of each run without a gap.
+    pub fn image(&self, space: usize) -> Vec<(u64, Vec<u8>)> {
+        let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
+        for (va, page) in &self.spaces[space].pages {
+            for at in (0..page.size).step_by(FRAME as usize).filter(|at| !self.missing.contains(&(page.pa + at))) {
+                let bytes = &self.bytes[(page.pa + at) as usize..(page.pa + at + FRAME) as usize];
+                match runs.last_mut() {
+                    Some((start, run)) if *start + run.len() as u64 == va + at => run.extend_from_slice(bytes),
+                    _ => runs.push((va + at, bytes.to_vec())),
+                }
+            }
+        }
+        runs
+    }
+
     /// Leaves the 4 KiB frame at `va` out of the dump.
     pub fn lose(&mut self, space: usize, va: u64) {
         self.missing.insert(self.physical(space, va) & !(FRAME - 1));
