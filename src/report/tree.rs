@@ -1,9 +1,12 @@
 //! `model.json`: the tree of a model's modules, which `load.py` builds again.
 
+use std::collections::HashMap;
+
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::SCHEMA_VERSION;
+use super::others::HeldRow;
 use super::rows::TensorRow;
 use crate::addr::VirtAddr;
 use crate::cpython::Value;
@@ -26,7 +29,8 @@ pub(super) struct TreeDocument<'a> {
 }
 
 impl<'a> TreeDocument<'a> {
-    pub(super) fn new(model: &'a Model) -> Self {
+    /// `held` are the tensors that modules hold beside their parameters and buffers.
+    pub(super) fn new(model: &'a Model, held: &'a HashMap<VirtAddr, Vec<HeldRow<'a>>>) -> Self {
         let (tensors, training) = TensorRow::all(model);
         Self {
             schema_version: SCHEMA_VERSION,
@@ -34,7 +38,7 @@ impl<'a> TreeDocument<'a> {
             class: &model.class,
             object: model.object,
             sightings: &model.sightings,
-            modules: model.modules.iter().map(ModuleRow::new).collect(),
+            modules: model.modules.iter().map(|module| ModuleRow::new(module, held)).collect(),
             tensors,
             training,
             optimizers: model.optimizers.iter().map(OptimizerRow::new).collect(),
@@ -99,11 +103,13 @@ struct ModuleRow<'a> {
     parameters: &'a [String],
     buffers: &'a [String],
     unset: Pairs<'a, crate::model::TensorKind>,
+    /// Tensors and arrays among its other attributes, which `state_dict()` leaves out.
+    other_tensors: &'a [HeldRow<'a>],
     object: VirtAddr,
 }
 
 impl<'a> ModuleRow<'a> {
-    fn new(module: &'a Module) -> Self {
+    fn new(module: &'a Module, held: &'a HashMap<VirtAddr, Vec<HeldRow<'a>>>) -> Self {
         let mut python_types = Vec::new();
         for (section, values) in [("hyper", &module.hyper), ("private", &module.private)] {
             for (name, value) in values {
@@ -121,6 +127,7 @@ impl<'a> ModuleRow<'a> {
             parameters: &module.parameters,
             buffers: &module.buffers,
             unset: Pairs(&module.unset),
+            other_tensors: held.get(&module.object).map_or(&[], Vec::as_slice),
             object: module.object,
         }
     }
