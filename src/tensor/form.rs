@@ -6,8 +6,8 @@ use crate::addr::VirtAddr;
 use crate::cpython::{Objects, field};
 
 /// Words after the type of a `TensorImpl` in which fields of a derived class are looked for. Nothing that was
-/// published has them further away than a dozen.
-const DERIVED_WORDS: u64 = 24;
+/// published has them further away than six.
+const DERIVED_WORDS: u64 = 16;
 
 /// How a tensor keeps its elements.
 #[derive(Clone, Debug, PartialEq)]

@@ -150,11 +150,3 @@ pub(super) fn table<T: for<'de> Deserialize<'de>>(
 pub fn layouts(signatures: &signature::Signatures) -> Result<Vec<Layout>, LayoutError> {
     signatures.layouts("pytorch").map(Layout::new).collect()
 }
-
-#[cfg(test)]
-impl ScalarType {
-    /// A type of that many bytes, for tests.
-    pub(super) fn of_size(size: u64) -> Self {
-        Self { index: 0, name: "Test".to_owned(), size, safetensors: None, raw: None }
-    }
-}

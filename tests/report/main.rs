@@ -172,8 +172,11 @@ fn documents_say_what_was_found() {
     assert_eq!((&row("fc.torn")["status"], &row("fc.torn")["sha256"]), (&json!("partial"), &Json::Null));
     assert_eq!(row("fc.torn")["holes"][0]["start"], 0xfc0);
     assert_eq!(row("fc.gone")["status"], "missing");
-    assert_eq!(row("fc.odd")["file"], Json::Null);
-    assert!(row("fc.odd")["problem"].as_str().unwrap().contains("dtype"));
+    let odd = row("fc.odd");
+    assert_eq!((&odd["file"], &odd["dtype"]), (&json!("parts.safetensors"), &json!("ComplexDouble")));
+    let part = &odd["parts"][0];
+    assert_eq!((&part["name"], &part["dtype"]), (&json!("fc.odd.bytes"), &json!("U8")));
+    assert_eq!((&part["shape"], &part["sha256"]), (&json!([1, 16]), &odd["sha256"]));
     let model = json(dir.path().join("models/m0/model.json"));
     assert_eq!(model["modules"][1]["hyper"]["kernel"], json!([2, 3]));
     assert_eq!(model["modules"][1]["python_types"], json!([["tuple", "hyper", "kernel"]]));
