@@ -13,7 +13,7 @@ mod sweeper;
 mod types;
 mod value;
 
-pub use dict::Attributes;
+pub use dict::{Attributes, UNREADABLE};
 pub(crate) use layout::layout_struct;
 pub use layout::{Layout, MissingField, layouts};
 pub use modules::{Builtins, Modules, attribute_str, python_version};

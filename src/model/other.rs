@@ -21,7 +21,8 @@ const SAMPLE: usize = 1 << 10;
 /// A tensor or an array that belongs to no model.
 #[derive(Clone, Debug)]
 pub struct Other {
-    /// Its bytes, and for a tensor its headers. The name is `<root of the process>.<address of the object>`.
+    /// Its bytes, and for a tensor its headers. The name is `<root of the process>.<address of the object>`,
+    /// in the image of a process the address alone.
     pub tensor: NamedTensor,
     /// The headers of an array.
     pub array: Option<ArrayInfo>,
@@ -102,7 +103,10 @@ pub fn others(
     let mut all = Others::default();
     let mut unreadable = Vec::new();
     let mut known = Known::new(models);
-    let name = |address: VirtAddr| format!("{}.{address}", interpreter.space.root());
+    let name = |address: VirtAddr| match interpreter.space.root() {
+        Some(root) => format!("{root}.{address}"),
+        None => address.to_string(),
+    };
     if let Some(layout) = layout {
         let objects = interpreter.objects();
         for (object, class) in instances(interpreter, tensors, "tensors", &mut all.warnings) {

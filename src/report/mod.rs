@@ -39,7 +39,7 @@ pub use error::OutputError;
 pub use folder::{Cleanup, OutputFolder};
 pub use lines::{print_csv, print_jsonl};
 pub use manifest::Run;
-pub use table::{bytes_in_words, columns, models_table, printable};
+pub use table::{bytes_in_words, columns, models_table, printable, process_name};
 pub use time::rfc3339;
 pub use weights::hex;
 
@@ -49,7 +49,7 @@ use weights::Place;
 use crate::dump::Dump;
 use crate::model::Model;
 use crate::paging::{AddressSpace, VirtualMemory};
-use crate::recover::{Observer, Phase, Process, Recovery};
+use crate::recover::{Observer, Phase, Recovery};
 use crate::signature::Mmu;
 
 /// Version of the form of our documents.
@@ -81,7 +81,7 @@ pub fn write(
     observer.begin(Phase::Write, total);
     folder.reserve(total)?;
     for (process, model) in models() {
-        let space = AddressSpace::new(&recovery.memory, mmu, process.root, process.levels);
+        let space = process.space(&recovery.memory, mmu);
         let planned = plan::plan(model);
         let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> =
             planned.iter().map(|planned| (planned, &space as _)).collect();
@@ -93,8 +93,8 @@ pub fn write(
         loader.close()?;
     }
     if !others.is_empty() {
-        let space = |process: &Process| AddressSpace::new(&recovery.memory, mmu, process.root, process.levels);
-        let spaces: Vec<AddressSpace<'_>> = others::all(recovery).map(|(process, _)| space(process)).collect();
+        let spaces = others::all(recovery).map(|(process, _)| process.space(&recovery.memory, mmu));
+        let spaces: Vec<AddressSpace<'_>> = spaces.collect();
         let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> =
             others.iter().zip(&spaces).map(|(planned, space)| (planned, space as _)).collect();
         weights::write(&folder, &Place::Top, &WeightFile::OF_OTHERS, &here, observer)?;

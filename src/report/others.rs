@@ -47,7 +47,7 @@ struct OtherRow<'a> {
 
 #[derive(Serialize)]
 struct PlaceRow<'a> {
-    root: PhysAddr,
+    root: Option<PhysAddr>,
     referrers: Vec<String>,
     sightings: &'a [Sighting],
 }
@@ -94,7 +94,7 @@ impl<'a> OthersDocument<'a> {
 }
 
 /// Names of the modules of all models, by the address space and the object.
-struct ModuleNames<'a>(HashMap<(PhysAddr, VirtAddr), (&'a str, &'a str)>);
+struct ModuleNames<'a>(HashMap<(Option<PhysAddr>, VirtAddr), (&'a str, &'a str)>);
 
 impl<'a> ModuleNames<'a> {
     fn new(recovery: &'a Recovery) -> Self {
@@ -110,7 +110,7 @@ impl<'a> ModuleNames<'a> {
     }
 
     /// A referrer in words: `m0: layer.cache[0]`, `__main__.batch`.
-    fn describe(&self, root: PhysAddr, referrer: &Referrer) -> String {
+    fn describe(&self, root: Option<PhysAddr>, referrer: &Referrer) -> String {
         match referrer {
             Referrer::Module { object, path } => match self.0.get(&(root, *object)) {
                 Some((model, "")) => format!("{model}: {path}"),

@@ -142,7 +142,7 @@ fn forked_processes_list_a_tensor_once_unless_it_changed() {
     let [first, second] = found[..] else { panic!("{found:#?}") };
     assert_ne!(first.tensor.sha256, second.tensor.sha256);
     assert_ne!(first.tensor.name, second.tensor.name);
-    let mut roots = [first, second].map(|other| other.sightings[0].root);
+    let mut roots = [first, second].map(|other| other.sightings[0].root.unwrap());
     roots.sort_unstable();
     let mut wanted = [python.process.space, child].map(|space| python.process.machine.borrow().root(space));
     wanted.sort_unstable();

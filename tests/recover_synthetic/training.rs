@@ -44,6 +44,8 @@ fn gradients_and_optimizer_state_of_every_version() {
         let weight_grad = torch.tensor(&Tensor::f32(&[70, 30]).strided(&[1, 70]));
         python.process.put(weight_grad.tensor_impl + torch.numbers.at("tensor.pyobj"), 0);
         let bias_grad = torch.tensor(&Tensor::f32(&[70]));
+        // The mark of a tensor that owns its Python object.
+        python.process.put(bias_grad.tensor_impl + torch.numbers.at("tensor.pyobj"), bias_grad.object | 1);
         torch.set_grad(&weight, weight_grad.tensor_impl);
         torch.set_grad(&bias, bias_grad.tensor_impl);
         torch.set_grad(&frozen, torch.undefined_tensor());
