@@ -148,13 +148,13 @@ fn read(
         read(part, part.elements().as_ref(), space, limit, observer);
     }
     let Some(elements) = elements else {
-        let form = tensor.info.as_ref().map(|info| &info.form);
-        match form {
+        match tensor.info.as_ref().map(|info| &info.form) {
             Some(Form::Sparse(_)) => tensor.status = joint_status(&tensor.parts),
-            Some(form) => {
-                tensor.problem = Some(format!("it is {}: how it keeps its elements is not known", form.name()))
+            Some(Form::Opaque) => {
+                tensor.problem = Some("it is opaque: how it keeps its elements is not known".to_owned())
             }
-            None => {}
+            // Left out, and it says why.
+            Some(Form::Strided | Form::Quantized(_)) | None => {}
         }
         return;
     };

@@ -12,8 +12,8 @@ use crate::model::{Model, Other, Referrer, Sighting};
 use crate::recover::{Process, Recovery};
 use crate::tensor::ArrayField;
 
-/// The document.
-pub(super) const FILE: &str = "tensors.json";
+/// Name of the document.
+pub const FILE: &str = "tensors.json";
 /// Nesting down to which it is indented: a tensor is one line.
 pub(super) const DEPTH: usize = 2;
 

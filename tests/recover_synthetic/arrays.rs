@@ -1,12 +1,22 @@
 //! NumPy arrays: types, strides, bases, and what is no array.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use tensorcarve::addr::VirtAddr;
 use tensorcarve::model::{Other, Referrer, Status};
 use tensorcarve::recover::Recovery;
 
-use super::synthetic::{Array, CPYTHONS, Machine, Numpy, Options, Process, Python, dump, recover, sha256};
+use super::synthetic::{Array, CPYTHONS, Keeping, Machine, Numpy, Options, Process, Python, dump, recover, sha256};
 
 const FLOAT: (char, char, u64) = ('<', 'f', 4);
+
+/// An interpreter with a class in it.
+fn python(machine: &Rc<RefCell<Machine>>, cpython: &str) -> Python {
+    let python = Python::new(Process::new(machine), cpython);
+    python.class(python.builtin.type_, "lab", "Class", python.builtin.object, Keeping::Dict);
+    python
+}
 
 fn array(recovery: &Recovery, object: u64) -> &Other {
     let mut arrays = recovery.processes.iter().flat_map(|process| &process.others.found);
@@ -21,7 +31,7 @@ fn spec<'a>(dtype: (char, char, u64), shape: &'a [u64], strides: &'a [i64], data
 fn arrays_of_every_python_and_numpy() {
     for (cpython, version) in CPYTHONS.iter().flat_map(|cpython| [(*cpython, "1"), (*cpython, "2")]) {
         let machine = Machine::new(Options::default());
-        let python = Python::new(Process::new(&machine), cpython);
+        let python = python(&machine, cpython);
         let numpy = Numpy::new(&python, version);
         let data = python.process.alloc_pages(0x4000);
         let noise: Vec<u8> = (0..0x4000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
@@ -94,7 +104,7 @@ fn arrays_of_every_python_and_numpy() {
 #[test]
 fn what_is_missing_of_an_array_is_a_hole() {
     let machine = Machine::new(Options::default());
-    let python = Python::new(Process::new(&machine), "3.12");
+    let python = python(&machine, "3.12");
     let numpy = Numpy::new(&python, "2");
     let data = python.process.alloc_pages(0x4000);
     let columns = spec(('<', 'f', 8), &[4, 512], &[8, 32], data);

@@ -90,7 +90,8 @@ fn tensors_of_a_process_without_modules() {
         python.process.put(gradient.tensor_impl + torch.numbers.at("tensor.pyobj"), 0);
         torch.set_grad(&tagged, gradient.tensor_impl);
         let recovery = recover(&dump(&python.process));
-        assert_eq!(recovery.processes[0].torch_layout.as_ref().unwrap().0.version, pytorch);
+        let (layout, next) = recovery.processes[0].torch_layout.as_ref().unwrap();
+        assert_eq!(layout.version, pytorch, "{layout:?}, {next:?}");
         assert!(recovery.processes[0].models.is_empty());
         let [first, second] = others(&recovery)[..] else { panic!("{:#?}", others(&recovery)) };
         assert_eq!(

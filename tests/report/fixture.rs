@@ -36,6 +36,12 @@ pub struct Victim {
     pub model: Model,
 }
 
+/// A type that safetensors has not, with PyTorch's method that gives what it consists of.
+pub fn raw(name: &str, size: u64, method: &str, safetensors: &str) -> ScalarType {
+    let raw = serde_json::json!({"name": method, "safetensors": safetensors});
+    serde_json::from_value(serde_json::json!({"index": 0, "name": name, "size": size, "raw": raw})).unwrap()
+}
+
 /// A type of elements by its name in safetensors, as a layout file declares it.
 pub fn scalar(name: &str, size: u64, safetensors: Option<&str>) -> ScalarType {
     let json = serde_json::json!({"index": 0, "name": name, "size": size, "safetensors": safetensors});
@@ -154,6 +160,20 @@ impl Victim {
 
     pub fn last(&mut self) -> &mut NamedTensor {
         self.model.tensors.last_mut().unwrap()
+    }
+
+    pub fn form(&mut self, form: Form) {
+        self.last().info.as_mut().unwrap().form = form;
+    }
+
+    /// Makes the last buffer a part of the one before it.
+    pub fn make_part(&mut self, name: &str) -> TensorInfo {
+        let mut part = self.model.tensors.pop().unwrap();
+        self.model.modules.last_mut().unwrap().buffers.pop();
+        part.name = format!("{}.{name}", self.last().name);
+        let info = part.info.clone().unwrap();
+        self.last().parts.push(part);
+        info
     }
 
     /// Starts a new page for the next tensor.

@@ -209,6 +209,8 @@ impl Numbers {
         let process = &python.process;
         if !keeps_storage {
             process.put(tensor.tensor_impl + self.at("tensor.storage_pointer"), 0);
+            let cpu = self.device_index("cpu") as u8;
+            process.write(tensor.tensor_impl + self.at("tensor.device_type"), &[cpu]);
         }
         // Behind type and flags lies the set of dispatch keys.
         let first = (tensor.tensor_impl + self.at("tensor.dtype_index")) / 8 * 8 + 16;
