@@ -328,8 +328,10 @@ fn describe(
     let graph = model::graph(interpreter, &builtins, &types.torch);
     let mut tensors: Vec<VirtAddr> = graph.tensors().into_iter().collect();
     if tensors.is_empty() {
-        let instances = types.tensors.iter().filter_map(|found| interpreter.instances.get(found));
-        tensors.extend(instances.flatten().take(TENSOR_SAMPLE));
+        let instances = types.tensors.iter().filter_map(|found| interpreter.instances.get(found)).flatten();
+        // Any pointer to the type looks like an instance; what no layout reads decides nothing.
+        let is_tensor = |at: &&VirtAddr| torch_layouts.iter().any(|layout| layout.read(&objects, **at).is_ok());
+        tensors.extend(instances.take(TENSOR_SAMPLE).filter(is_tensor));
     }
     let chosen = tensor::choose(torch_layouts, &objects, &tensors);
     let layout = chosen.as_ref().map(|(layout, ..)| *layout);
