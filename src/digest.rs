@@ -1,4 +1,4 @@
-//! The bytes of all tensors, each read once: how much of it is there, and its hash.
+//! The bytes of all tensors and arrays, each read once: how much of it is there, and its hash.
 
 use std::collections::BTreeMap;
 
@@ -6,72 +6,104 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::addr::{PhysAddr, VirtAddr};
-use crate::model::{Model, NamedTensor, Status};
+use crate::model::{Model, NamedTensor, Other, Status};
 use crate::paging::AddressSpace;
 use crate::recover::{Observer, Phase};
 use crate::report;
-use crate::tensor::{self, TensorInfo, TooLarge};
+use crate::tensor::{self, Elements, Form, TooLarge};
 
 /// The device whose memory the dump holds, and the one that has none.
 const CPU: &str = "cpu";
 const META: &str = "meta";
 
-/// A tensor under all its names.
-struct Tensor<'t, 'a> {
-    names: Vec<&'t mut NamedTensor>,
+/// One thing to read: where its elements lie, and what to fill in.
+pub(crate) struct Target<'t> {
+    tensor: &'t mut NamedTensor,
+    elements: Option<Elements>,
+}
+
+impl<'t> Target<'t> {
+    /// All tensors of a model.
+    pub(crate) fn of_model(model: &'t mut Model) -> impl Iterator<Item = Self> {
+        model.all_tensors_mut().map(|tensor| Self { elements: tensor.elements(), tensor })
+    }
+
+    /// A tensor or an array of no model.
+    pub(crate) fn other(other: &'t mut Other) -> Self {
+        Self { elements: other.elements(), tensor: &mut other.tensor }
+    }
+
+    fn object(&self) -> VirtAddr {
+        self.tensor.info.as_ref().map_or(self.tensor.object, |info| info.tensor_impl)
+    }
+
+    fn byte_len(&self) -> u64 {
+        self.elements.as_ref().map_or(0, Elements::byte_len)
+    }
+}
+
+/// What is to be read once: a tensor under all its names.
+struct Alike<'t, 'a> {
+    names: Vec<Target<'t>>,
     space: AddressSpace<'a>,
 }
 
-/// Reads the tensors of the models of each space. A tensor of more bytes than `limit` is not read.
+/// Reads the tensors and arrays of each space. One of more bytes than `limit` is not read.
 pub(crate) fn tensors<'t, 'a>(
-    models: impl IntoIterator<Item = (&'t mut [Model], AddressSpace<'a>)>,
+    spaces: impl IntoIterator<Item = (Vec<Target<'t>>, AddressSpace<'a>)>,
     limit: u64,
     observer: &dyn Observer,
 ) {
-    let tensors = distinct(models, limit);
-    let sizes = tensors.iter().filter_map(|tensor| Some(tensor.names.first()?.info.as_ref()?.byte_len()));
+    let tensors = distinct(spaces, limit);
+    let sizes = tensors.iter().filter_map(|alike| Some(alike.names.first()?.byte_len()));
     observer.begin(Phase::Tensors, sizes.fold(0, u64::saturating_add));
-    tensors.into_par_iter().for_each(|Tensor { mut names, space }| {
+    tensors.into_par_iter().for_each(|Alike { mut names, space }| {
         let Some((first, others)) = names.split_first_mut() else { return };
-        read(first, &space, limit, observer);
+        read(first.tensor, first.elements.as_ref(), &space, limit, observer);
         for other in others {
-            other.status = first.status;
-            other.holes.clone_from(&first.holes);
-            other.sha256.clone_from(&first.sha256);
-            other.problem.clone_from(&first.problem);
+            copy_findings(first.tensor, other.tensor);
         }
     });
 }
 
+fn copy_findings(from: &NamedTensor, to: &mut NamedTensor) {
+    to.status = from.status;
+    to.holes.clone_from(&from.holes);
+    to.sha256.clone_from(&from.sha256);
+    to.problem.clone_from(&from.problem);
+    for (from, to) in from.parts.iter().zip(&mut to.parts) {
+        copy_findings(from, to);
+    }
+}
+
 /// Each tensor once, however many names it has, and in however many forked processes it lies in the same frames.
 fn distinct<'t, 'a>(
-    models: impl IntoIterator<Item = (&'t mut [Model], AddressSpace<'a>)>,
+    spaces: impl IntoIterator<Item = (Vec<Target<'t>>, AddressSpace<'a>)>,
     limit: u64,
-) -> Vec<Tensor<'t, 'a>> {
-    let mut by_address: BTreeMap<(VirtAddr, VirtAddr), Vec<Tensor<'t, 'a>>> = BTreeMap::new();
-    for (models, space) in models {
-        let mut by_object: BTreeMap<VirtAddr, Vec<&mut NamedTensor>> = BTreeMap::new();
-        for tensor in models.iter_mut().flat_map(Model::all_tensors_mut) {
-            let object = tensor.info.as_ref().map_or(tensor.object, |info| info.tensor_impl);
-            by_object.entry(object).or_default().push(tensor);
+) -> Vec<Alike<'t, 'a>> {
+    let mut by_address: BTreeMap<(VirtAddr, VirtAddr), Vec<Alike<'t, 'a>>> = BTreeMap::new();
+    for (targets, space) in spaces {
+        let mut by_object: BTreeMap<VirtAddr, Vec<Target<'t>>> = BTreeMap::new();
+        for target in targets {
+            by_object.entry(target.object()).or_default().push(target);
         }
         for (object, names) in by_object {
-            let data = names.first().and_then(|name| name.info.as_ref()).map(|info| info.data).unwrap_or_default();
-            by_address.entry((object, data)).or_default().push(Tensor { names, space });
+            let data = names.first().and_then(|name| name.elements.as_ref()).map(|elements| elements.data);
+            by_address.entry((object, data.unwrap_or_default())).or_default().push(Alike { names, space });
         }
     }
     by_address.into_values().flat_map(|alike| if alike.len() > 1 { join(alike, limit) } else { alike }).collect()
 }
 
 /// Makes one of those tensors that have the same headers and lie in the same frames.
-fn join<'t, 'a>(alike: Vec<Tensor<'t, 'a>>, limit: u64) -> Vec<Tensor<'t, 'a>> {
-    let mut joined: Vec<(Option<Vec<PhysAddr>>, Tensor<'t, 'a>)> = Vec::new();
+fn join<'t, 'a>(alike: Vec<Alike<'t, 'a>>, limit: u64) -> Vec<Alike<'t, 'a>> {
+    let mut joined: Vec<(Option<Vec<PhysAddr>>, Alike<'t, 'a>)> = Vec::new();
     for tensor in alike {
-        let info = tensor.names.first().and_then(|name| name.info.as_ref());
-        let places = info.and_then(|info| places(info, &tensor.space, limit));
+        let first = tensor.names.first();
+        let places = first.and_then(|first| places(first.elements.as_ref()?, &tensor.space, limit));
         let same = joined.iter_mut().find(|(other_places, other)| {
-            let other = other.names.first().and_then(|name| name.info.as_ref());
-            places.is_some() && *other_places == places && other == info
+            let headers = |target: &Target<'t>| (target.tensor.info.clone(), target.elements.clone());
+            places.is_some() && *other_places == places && other.names.first().map(headers) == first.map(headers)
         });
         match same {
             Some((_, same)) => same.names.extend(tensor.names),
@@ -82,10 +114,9 @@ fn join<'t, 'a>(alike: Vec<Tensor<'t, 'a>>, limit: u64) -> Vec<Tensor<'t, 'a>> {
 }
 
 /// Where the pages of a tensor lie in physical memory; `None` if one of them is not there.
-fn places(info: &TensorInfo, space: &AddressSpace<'_>, limit: u64) -> Option<Vec<PhysAddr>> {
-    let end = info.data.checked_add(info.extent().filter(|bytes| *bytes <= limit)?)?;
+fn places(elements: &Elements, space: &AddressSpace<'_>, limit: u64) -> Option<Vec<PhysAddr>> {
+    let (mut at, end) = elements.span().filter(|(start, end)| end.0 - start.0 <= limit)?;
     let mut places = Vec::new();
-    let mut at = info.data;
     while at < end {
         let found = space.translate(at).ok()?;
         places.push(found.pa);
@@ -94,22 +125,41 @@ fn places(info: &TensorInfo, space: &AddressSpace<'_>, limit: u64) -> Option<Vec
     Some(places)
 }
 
-/// Reads all bytes of a tensor once: its status, holes and hash.
-fn read(tensor: &mut NamedTensor, space: &AddressSpace<'_>, limit: u64, observer: &dyn Observer) {
-    let Some(info) = &tensor.info else { return };
-    match info.device.split(':').next() {
-        Some(CPU) => {}
+/// Reads all bytes of a tensor and its parts once: status, holes and hash.
+fn read(
+    tensor: &mut NamedTensor,
+    elements: Option<&Elements>,
+    space: &AddressSpace<'_>,
+    limit: u64,
+    observer: &dyn Observer,
+) {
+    match tensor.info.as_ref().and_then(|info| info.device.split(':').next()) {
+        None | Some(CPU) => {}
         Some(META) => {
             tensor.problem = Some("it is on the meta device: it has a shape and no data".to_owned());
             return;
         }
-        _ => {
+        Some(_) => {
             tensor.status = Status::Device;
             return;
         }
     }
+    for part in &mut tensor.parts {
+        read(part, part.elements().as_ref(), space, limit, observer);
+    }
+    let Some(elements) = elements else {
+        match tensor.info.as_ref().map(|info| &info.form) {
+            Some(Form::Sparse(_)) => tensor.status = joint_status(&tensor.parts),
+            Some(Form::Opaque) => {
+                tensor.problem = Some("it is opaque: how it keeps its elements is not known".to_owned())
+            }
+            // Left out, and it says why.
+            Some(Form::Strided | Form::Quantized(_)) | None => {}
+        }
+        return;
+    };
     let mut hash = Sha256::new();
-    let result = tensor::gather::<TooLarge>(space, info, limit, |bytes| {
+    let result = tensor::gather::<TooLarge>(space, elements, limit, |bytes| {
         hash.update(bytes);
         observer.advance(bytes.len() as u64);
         Ok(())
@@ -119,12 +169,24 @@ fn read(tensor: &mut NamedTensor, space: &AddressSpace<'_>, limit: u64, observer
             let missing: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
             tensor.status = match missing {
                 0 => Status::Complete,
-                missing if missing == info.byte_len() => Status::Missing,
+                missing if missing == elements.byte_len() => Status::Missing,
                 _ => Status::Partial,
             };
             tensor.holes = holes;
             tensor.sha256 = Some(report::hex(&hash.finalize()));
         }
         Err(error) => tensor.problem = Some(error.to_string()),
+    }
+}
+
+/// How much of a tensor is there that consists of others.
+fn joint_status(parts: &[NamedTensor]) -> Status {
+    let all = |status| parts.iter().all(|part| part.status == status);
+    if all(Status::Complete) {
+        Status::Complete
+    } else if all(Status::Missing) {
+        Status::Missing
+    } else {
+        Status::Partial
     }
 }

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
-use crate::cpython::{self, Builtins, Candidate, Interpreter, LayoutScore, Sweeper};
-use crate::digest;
+use crate::cpython::{self, Builtins, Candidate, Interpreter, LayoutScore, Modules, Sweeper};
+use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, Format, PhysicalMemory, ProcessImage};
-use crate::model::{self, Model, Sighting};
+use crate::model::{self, Model, Others, Sighting};
 use crate::paging::{self, AddressSpace, Discovery};
 use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
 use crate::signature::{Mmu, Signatures};
@@ -21,6 +21,8 @@ const MAPPINGS_PER_FRAME: u64 = 4;
 const MIN_MAPPINGS: u64 = 1 << 16;
 /// `type` objects of one space that are followed.
 const MAX_TYPES_PER_SPACE: usize = 8;
+/// Tensors that choose the layout where there is no module.
+const TENSOR_SAMPLE: usize = 1 << 10;
 /// Roots that map themselves, at least, where file offsets are physical addresses: a machine runs some processes.
 const MIN_ROOTS: usize = 3;
 
@@ -66,6 +68,8 @@ pub struct Process {
     pub models: Vec<Model>,
     /// Models that are listed with another process and seen here as well.
     pub shared_models: Vec<String>,
+    /// Its tensors and arrays that belong to no model; one that several processes share is listed with the first.
+    pub others: Others,
 }
 
 impl Process {
@@ -142,6 +146,7 @@ pub fn recover(
     let type_signature = signatures.index_of(TYPE_SIGNATURE).ok_or(RecoverError::NoTypeSignature)?;
     let python_layouts = cpython::layouts(signatures)?;
     let torch_layouts = tensor::layouts(signatures)?;
+    let array_layouts = tensor::array_layouts(signatures)?;
 
     let view = match &dump.addresses {
         Addresses::Physical => of_machine(dump, mmu, signatures, backend, observer),
@@ -170,20 +175,28 @@ pub fn recover(
         warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
     }
     let interpreters = cpython::interpreters(&candidates, &python_layouts, &sweeper, |interpreter| {
-        let types = ModuleTypes::new(interpreter);
-        types.python.union(&types.torch).chain(&types.optimizers).copied().collect()
+        let types = WantedTypes::new(interpreter, &interpreter.modules(&interpreter.module_types()));
+        let all = [types.python, types.torch, types.optimizers, types.tensors, types.arrays];
+        all.into_iter().flatten().collect()
     });
     let mut processes: Vec<Process> =
-        interpreters.par_iter().map(|interpreter| describe(interpreter, &torch_layouts)).collect();
+        interpreters.par_iter().map(|interpreter| describe(interpreter, &torch_layouts, &array_layouts)).collect();
     if let Addresses::Virtual(ProcessImage { pid, comm }) = &dump.addresses {
         for process in &mut processes {
             (process.pid, process.comm) = (*pid, comm.clone());
         }
     }
+    let all_others = processes.iter_mut().flat_map(|process| &mut process.others.found);
+    warnings.extend(model::limit(all_others, memory.size()));
 
-    let models = processes.iter_mut().map(|process| process.models.as_mut_slice());
-    digest::tensors(models.zip(interpreters.iter().map(|interpreter| interpreter.space)), memory.size(), observer);
+    let targets = processes.iter_mut().map(|process| {
+        let models = process.models.iter_mut().flat_map(Target::of_model);
+        models.chain(process.others.found.iter_mut().map(Target::other)).collect()
+    });
+    digest::tensors(targets.zip(interpreters.iter().map(|interpreter| interpreter.space)), memory.size(), observer);
     join_sightings(&mut processes);
+    join_others(&mut processes);
+    warnings.extend(processes.iter_mut().flat_map(|process| std::mem::take(&mut process.others.warnings)));
     Ok(Recovery { memory: memory.clone(), discovery, processes, warnings })
 }
 
@@ -276,37 +289,60 @@ fn candidates<'a>(hits: &[Hit], spaces: &[AddressSpace<'a>], layouts: &[cpython:
 }
 
 /// The types of an interpreter whose instances are looked for.
-struct ModuleTypes {
+struct WantedTypes {
     /// Those that could be `module`, what `import` makes.
     python: BTreeSet<VirtAddr>,
     /// `torch.nn.Module` and all that derive from it.
     torch: BTreeSet<VirtAddr>,
     /// `torch.optim.Optimizer` and all that derive from it.
     optimizers: BTreeSet<VirtAddr>,
+    /// `torch.Tensor`, the class below it, and all that derive from that.
+    tensors: BTreeSet<VirtAddr>,
+    /// `numpy.ndarray` and all that derive from it.
+    arrays: BTreeSet<VirtAddr>,
 }
 
-impl ModuleTypes {
-    fn new(interpreter: &Interpreter<'_>) -> Self {
+impl WantedTypes {
+    /// Those that are known by now; `modules` are the imported ones.
+    fn new(interpreter: &Interpreter<'_>, modules: &Modules) -> Self {
         Self {
             python: interpreter.module_types(),
             torch: model::module_types(interpreter),
             optimizers: model::optimizer_types(interpreter),
+            tensors: model::tensor_types(interpreter, modules),
+            arrays: model::array_types(interpreter, modules),
         }
     }
 }
 
 /// What one interpreter holds; the bytes of tensors are not looked at yet.
-fn describe(interpreter: &Interpreter<'_>, torch_layouts: &[tensor::Layout]) -> Process {
-    let types = ModuleTypes::new(interpreter);
+fn describe(
+    interpreter: &Interpreter<'_>,
+    torch_layouts: &[tensor::Layout],
+    array_layouts: &[tensor::ArrayLayout],
+) -> Process {
     let objects = interpreter.objects();
-    let modules = interpreter.modules(&types.python);
+    let modules = interpreter.modules(&interpreter.module_types());
+    let types = WantedTypes::new(interpreter, &modules);
     let builtins = Builtins::new(&objects, &modules);
     let graph = model::graph(interpreter, &builtins, &types.torch);
-    let tensors: Vec<VirtAddr> = graph.tensors().into_iter().collect();
+    let mut tensors: Vec<VirtAddr> = graph.tensors().into_iter().collect();
+    if tensors.is_empty() {
+        let instances = types.tensors.iter().filter_map(|found| interpreter.instances.get(found)).flatten();
+        // Any pointer to the type looks like an instance; what no layout reads decides nothing.
+        let is_tensor = |at: &&VirtAddr| torch_layouts.iter().any(|layout| layout.read(&objects, **at).is_ok());
+        tensors.extend(instances.take(TENSOR_SAMPLE).filter(is_tensor));
+    }
     let chosen = tensor::choose(torch_layouts, &objects, &tensors);
     let layout = chosen.as_ref().map(|(layout, ..)| *layout);
     let mut models = model::models(&graph, &objects, layout);
     model::attach_optimizers(&mut models, interpreter, &builtins, layout, &types.optimizers);
+    let others = model::others(
+        interpreter,
+        (&graph, &models, &modules),
+        (&types.tensors, layout),
+        (&types.arrays, array_layouts),
+    );
     let type_at = interpreter.space.translate(interpreter.type_object).ok().map(|found| found.pa);
     let torch_version =
         modules.get("torch.version").and_then(|dict| cpython::attribute_str(&objects, *dict, "__version__"));
@@ -325,6 +361,7 @@ fn describe(interpreter: &Interpreter<'_>, torch_layouts: &[tensor::Layout]) -> 
         module_count: graph.modules.len(),
         models,
         shared_models: Vec::new(),
+        others,
     }
 }
 
@@ -365,5 +402,28 @@ fn join_sightings(processes: &mut [Process]) {
         if let (Some(process), Some(id)) = (processes.get_mut(index), ids.get(&first)) {
             process.shared_models.push(id.clone());
         }
+    }
+}
+
+/// Lists a tensor or an array that several processes hold in the same place with the same bytes once.
+fn join_others(processes: &mut [Process]) {
+    type Key = (VirtAddr, Option<VirtAddr>, Vec<u64>, Option<String>);
+    let mut known: BTreeMap<Key, Vec<Sighting>> = BTreeMap::new();
+    let key = |other: &model::Other| -> Key {
+        let info = other.tensor.info.as_ref();
+        let shape = info.map(|info| &info.shape).or(other.array.as_ref().map(|array| &array.shape));
+        let tensor_impl = info.map(|info| info.tensor_impl);
+        (other.tensor.object, tensor_impl, shape.cloned().unwrap_or_default(), other.tensor.sha256.clone())
+    };
+    for process in processes.iter_mut() {
+        process.others.found.retain(|other| {
+            let sighting = Sighting { root: process.root, object: other.tensor.object };
+            let sightings = known.entry(key(other)).or_default();
+            sightings.push(sighting);
+            sightings.len() == 1
+        });
+    }
+    for other in processes.iter_mut().flat_map(|process| &mut process.others.found) {
+        other.sightings = known.remove(&key(other)).unwrap_or_default();
     }
 }

@@ -112,7 +112,7 @@ impl Whole {
     fn bytes(&self, memory: &PhysicalMemory, process: &Process, info: &TensorInfo) -> Vec<u8> {
         let space = process.space(memory, self.signatures.mmu().unwrap());
         let mut bytes = Vec::new();
-        gather::<TooLarge>(&space, info, memory.size(), |piece| {
+        gather::<TooLarge>(&space, &info.elements().unwrap(), memory.size(), |piece| {
             bytes.extend_from_slice(piece);
             Ok(())
         })

@@ -11,10 +11,16 @@ mod synthetic;
 
 #[path = "recover_synthetic/images.rs"]
 mod images;
+#[path = "recover_synthetic/arrays.rs"]
+mod arrays;
+#[path = "recover_synthetic/forms.rs"]
+mod forms;
 #[path = "recover_synthetic/machines.rs"]
 mod machines;
 #[path = "recover_synthetic/modules.rs"]
 mod modules;
+#[path = "recover_synthetic/others.rs"]
+mod others;
 #[path = "recover_synthetic/tensors.rs"]
 mod tensors;
 #[path = "recover_synthetic/training.rs"]

@@ -113,6 +113,13 @@ fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path,
             model.problems.iter().for_each(|problem| say(&format!("{}: {}", model.id, report::printable(problem))));
         }
     }
+    let others = recovery.processes.iter().flat_map(|process| &process.others.found);
+    let (arrays, tensors): (Vec<_>, Vec<_>) = others.partition(|other| other.array.is_some());
+    if !(arrays.is_empty() && tensors.is_empty()) {
+        let list = output_dir.join(report::OTHERS);
+        let (tensors, arrays) = (tensors.len(), arrays.len());
+        say(&format!("of no model: {tensors} tensors, {arrays} NumPy arrays, see {}", list.display()));
+    }
     let mut models = recovery.processes.iter().flat_map(|process| &process.models);
     match models.next() {
         Some(first) => {

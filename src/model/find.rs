@@ -50,6 +50,8 @@ pub struct ModuleObject {
     pub training: Option<bool>,
     /// Plain attributes, in the order of definition.
     pub attributes: Vec<(String, Value)>,
+    /// The other attributes: objects, and containers of objects.
+    pub objects: Vec<(String, VirtAddr)>,
     /// `_parameters`; `None` for one that is registered but unset.
     pub parameters: Vec<(String, Option<VirtAddr>)>,
     /// `_buffers`, likewise.
@@ -163,10 +165,13 @@ fn read_module(
             .collect())
     };
     let non_persistent = attribute("_non_persistent_buffers_set").map(|set| objects.set(set)).transpose()?;
-    let plain: Vec<(String, Value)> = attributes
-        .iter()
-        .filter_map(|(name, value)| Some((name.clone(), Value::read(objects, builtins, *value)?)))
-        .collect();
+    let (mut plain, mut others) = (Vec::new(), Vec::new());
+    for (name, value) in &attributes {
+        match Value::read(objects, builtins, *value) {
+            Some(value) => plain.push((name.clone(), value)),
+            None => others.push((name.clone(), *value)),
+        }
+    }
     let training = plain.iter().find_map(|(name, value)| match value {
         Value::Bool(training) if name == "training" => Some(*training),
         _ => None,
@@ -176,6 +181,7 @@ fn read_module(
         torch_class: torch_class.cloned(),
         training,
         attributes: plain,
+        objects: others,
         parameters: registered("_parameters")?,
         buffers: registered("_buffers")?,
         non_persistent: non_persistent.into_iter().flatten().filter_map(|name| objects.str(name).ok()).collect(),

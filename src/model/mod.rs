@@ -6,16 +6,20 @@
 
 mod find;
 mod optimizer;
+mod other;
+mod referrers;
 mod tree;
 
 use serde::Serialize;
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::Value;
-use crate::tensor::{Hole, TensorInfo};
+use crate::tensor::{Elements, Hole, TensorInfo};
 
 pub use find::{Graph, ModuleObject, graph, module_types};
 pub use optimizer::{Optimizer, ParamGroup, attach_optimizers, optimizer_types};
+pub use other::{ArrayTypes, Other, Others, array_types, limit, others, tensor_types};
+pub use referrers::Referrer;
 pub use tree::models;
 
 /// A neural network.
@@ -100,6 +104,10 @@ pub enum TensorKind {
     Gradient,
     /// What an optimizer keeps for a parameter.
     Optimizer,
+    /// None of these: it belongs to no model.
+    Other,
+    /// A NumPy array.
+    Array,
 }
 
 /// How much of a tensor the dump holds.
@@ -129,8 +137,13 @@ pub struct NamedTensor {
     pub object: VirtAddr,
     /// The name under which the same tensor object came first (tied weights).
     pub same_as: Option<String>,
-    /// Its headers; `None` if they could not be read.
+    /// `__module__.__qualname__` of its own class; `None` if that can't be read, or Python has never seen it.
+    pub class: Option<String>,
+    /// Its headers; `None` if they could not be read, or it is no tensor but an array.
     pub info: Option<TensorInfo>,
+    /// Tensors that belong to it, under its name and theirs: indices and values of a sparse one, scales of a
+    /// quantized one.
+    pub parts: Vec<NamedTensor>,
     /// How much of it is there.
     pub status: Status,
     /// What is not.
@@ -148,17 +161,34 @@ impl NamedTensor {
             Ok(info) => (Some(info), None),
             Err(problem) => (None, Some(problem)),
         };
+        let parts = info.as_ref().map(|info| info.form.parts()).unwrap_or_default().into_iter();
+        let part = |(part, info): (&str, &TensorInfo)| {
+            Self::new(format!("{name}.{part}"), kind, info.object, Ok(info.clone()))
+        };
+        let parts = parts.map(part).collect();
         Self {
             name,
             kind,
             persistent: false,
             object,
             same_as: None,
+            class: None,
             info,
+            parts,
             status: Status::Missing,
             holes: Vec::new(),
             sha256: None,
             problem,
         }
+    }
+
+    /// An array, whose headers are kept beside it.
+    fn array(name: String, object: VirtAddr) -> Self {
+        Self { problem: None, ..Self::new(name, TensorKind::Array, object, Err(String::new())) }
+    }
+
+    /// Where its elements lie, if it has headers that say so.
+    pub(crate) fn elements(&self) -> Option<Elements> {
+        self.info.as_ref().and_then(TensorInfo::elements)
     }
 }

@@ -162,7 +162,8 @@ impl Walk<'_> {
                 self.training.push(NamedTensor::new(name.clone(), TensorKind::Gradient, object, grad));
             }
         }
-        self.tensors.push(NamedTensor { persistent, same_as, ..NamedTensor::new(name, kind, object, read) });
+        let class = self.objects.type_of(object).and_then(|found| self.objects.type_name(found)).ok();
+        self.tensors.push(NamedTensor { persistent, same_as, class, ..NamedTensor::new(name, kind, object, read) });
     }
 }
 

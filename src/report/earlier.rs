@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::OutputError;
 use super::folder::STAGING;
+use super::others;
 use super::plan::WeightFile;
 
 /// The document that says that the output is complete.
@@ -17,7 +18,7 @@ pub(super) const RECOVERY: &str = "recovery.json";
 /// The folder of the models.
 pub(super) const MODELS: &str = "models";
 /// Files that we write beside `recovery.json`.
-const FILES: [&str; 3] = ["manifest.json", "tensors.safetensors", "tensors.json"];
+const FILES: [&str; 2] = ["manifest.json", others::FILE];
 /// Files that we write per model, beside those of weights.
 const MODEL_FILES: [&str; 2] = ["model.json", "load.py"];
 /// What Python leaves when `load.py` is imported.
@@ -44,7 +45,8 @@ impl Earlier {
         }
         // The sign of completeness goes first.
         let mut earlier = Self { files: vec![folder.join(RECOVERY)], folders: Vec::new() };
-        for path in FILES.map(|name| folder.join(name)) {
+        let weights = WeightFile::OF_OTHERS.map(WeightFile::name);
+        for path in FILES.into_iter().chain(weights).map(|name| folder.join(name)) {
             match (is_file(&path), fs::symlink_metadata(&path).is_ok()) {
                 (true, _) => earlier.files.push(path),
                 (false, true) => return Err(OutputError::Foreign(path)),
@@ -69,7 +71,7 @@ impl Earlier {
         }
         for name in entries(folder)? {
             let path = folder.join(&name);
-            let weights = WeightFile::ALL.map(WeightFile::name);
+            let weights = WeightFile::OF_MODEL.map(WeightFile::name);
             if (MODEL_FILES.contains(&name.as_str()) || weights.contains(&name.as_str())) && is_file(&path) {
                 self.files.push(path);
             } else if name == PYCACHE && is_folder(&path) {

@@ -41,6 +41,8 @@ SAFETENSORS = {
     "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "ComplexHalf": "complex32", "ComplexDouble": "complex128",
+    # Such a tensor is made by its quantizer only.
+    "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32",
 }
 
 
@@ -70,6 +72,47 @@ def read(name):
             flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
             tensors[key] = flat.reshape(entry["shape"])
     return tensors
+
+
+def compressed_layout(row):
+    """How a sparse tensor with one compressed dimension is kept; None where its shapes allow several."""
+    shapes = {part["name"][len(row["name"]) + 1:]: part["shape"] for part in row["parts"]}
+    if len(row["shape"]) != 2 or len(shapes.get("values", [])) != 1:
+        return None
+    fits = [size == shapes["compressed_indices"][0] - 1 for size in row["shape"]]
+    return {(True, False): "csr", (False, True): "csc"}.get(tuple(fits))
+
+
+def can_join(row):
+    """Whether the parts that stand in the files for a tensor make it again."""
+    form = row.get("form", {}).get("name")
+    if form == "sparse_compressed":
+        return compressed_layout(row) is not None
+    if form in ("quantized_per_tensor", "quantized_per_channel", "sparse_coo"):
+        return dtype_of(row["dtype"]) is not None
+    return form is None and dtype_of(row["dtype"]) is not None
+
+
+def join(row, parts):
+    """The tensor that safetensors has no type or form for, from its parts."""
+    own = {part["name"][len(row["name"]) + 1:]: parts[part["name"]] for part in row["parts"]}
+    form = row.get("form", {"name": None})
+    if form["name"] == "quantized_per_tensor":
+        return torch._make_per_tensor_quantized_tensor(own["int_repr"], form["scale"], form["zero_point"])
+    if form["name"] == "quantized_per_channel":
+        scales, zero_points = own["q_per_channel_scales"], own["q_per_channel_zero_points"]
+        return torch._make_per_channel_quantized_tensor(own["int_repr"], scales, zero_points, form["axis"])
+    values = own.get("values", own.get("values.view_as_real"))
+    if form["name"] is not None and not values.dtype.is_complex and "values.view_as_real" in own:
+        values = torch.view_as_complex(values)
+    if form["name"] == "sparse_coo":
+        return torch.sparse_coo_tensor(own["indices"], values, row["shape"])
+    if form["name"] == "sparse_compressed":
+        make = getattr(torch, "sparse_%s_tensor" % compressed_layout(row))
+        return make(own["compressed_indices"], own["plain_indices"], values, row["shape"])
+    if "view_as_real" in own:
+        return torch.view_as_complex(own["view_as_real"])
+    return own["bytes"].view(dtype_of(row["dtype"])).reshape(row["shape"])
 
 
 def nn_class(name):
@@ -128,24 +171,25 @@ def python_values(row):
         place[path[-1]] = makers[kind](place[path[-1]])
 
 
-def new_tensor(row, made):
-    """The parameter or buffer of a row, without its values; None if that can't be."""
+def new_tensor(row, made, joined):
+    """The parameter or buffer of a row, without its values unless they were joined; None if that can't be."""
     is_parameter = row["kind"] == "parameter"
     shared = made.get(row["same_as"])
     if shared is not None and isinstance(shared, torch.nn.Parameter) == is_parameter:
         return shared
-    dtype = dtype_of(row["dtype"])
-    if dtype is None or row["shape"] is None:
-        return None
-    tensor = torch.empty(row["shape"], dtype=dtype)
+    tensor, dtype = joined.get(row["name"]), dtype_of(row["dtype"])
+    if tensor is None:
+        if dtype is None or row["shape"] is None or row.get("form"):
+            return None
+        tensor = torch.empty(row["shape"], dtype=dtype)
     if is_parameter:
         can_learn = tensor.is_floating_point() or tensor.is_complex()
         tensor = torch.nn.Parameter(tensor, requires_grad=bool(row["requires_grad"]) and can_learn)
     return tensor
 
 
-def build(tree):
-    """The network without its values, and {name: tensor} of all that has a place in it."""
+def build(tree, joined):
+    """The network without its values but those that were joined, and {name: tensor} of all that has a place in it."""
     modules, by_object, made = {}, {}, {}
     rows = {}
     for row in tree["tensors"]:
@@ -164,7 +208,7 @@ def build(tree):
             module_at(parent)._modules[own] = modules[name]
 
     def register(row, module, own):
-        tensor = new_tensor(row, made)
+        tensor = new_tensor(row, made, joined)
         made[row["name"]] = tensor
         if row["kind"] == "parameter":
             module._parameters[own] = tensor
@@ -222,8 +266,11 @@ def load(partial=False):
     """
     with open(os.path.join(HERE, "model.json"), encoding="utf-8") as file:
         tree = json.load(file)
-    net, made = build(tree)
+    parts = read("parts.safetensors")
     lost = lost_tensors(tree)
+    whole = [row for row in tree["tensors"] if row.get("parts") and row not in lost]
+    joined = {row["name"]: join(row, parts) for row in whole}
+    net, made = build(tree, joined)
     if lost and not partial:
         raise RuntimeError(
             "not all of this network could be recovered; load(partial=True) loads the rest. Not complete: "
@@ -231,7 +278,8 @@ def load(partial=False):
         )
     values = dict(read("model.safetensors"))
     if partial:
-        values.update(read("partial.safetensors"))
+        values.update((name, value) for name, value in read("partial.safetensors").items() if name in made)
+    values.update(joined)
     listed = {row["name"] for row in tree["tensors"] if row["persistent"]}
     net.load_state_dict({name: value for name, value in values.items() if name in listed}, strict=not lost)
     # load_state_dict() passes over the buffers that state_dict() leaves out.
@@ -248,8 +296,9 @@ def load(partial=False):
 
 
 def lost_tensors(tree):
-    """The rows of tensors of which not every byte is in the files."""
-    return [row for row in tree["tensors"] if row["file"] is None or row["status"] != "complete"]
+    """The rows of tensors of which not every byte is in the files, or that their parts do not make."""
+    rows = tree["tensors"]
+    return [row for row in rows if row["file"] is None or row["status"] != "complete" or (row.get("parts") and not can_join(row))]
 
 
 def shown(text):

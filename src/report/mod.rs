@@ -8,9 +8,12 @@
 //!               buffers.safetensors    buffers that state_dict leaves out; only if there are any
 //!               grads.safetensors      gradients under their parameters' names; only if there are any
 //!               optimizer.safetensors  what optimizers keep, as <parameter>.<key>; only if there is any
+//!               parts.safetensors      parts of tensors that safetensors has no type for; only if there are any
 //!               partial_grads.safetensors, partial_optimizer.safetensors    the same, with holes
 //!               model.json             the tree of modules
 //!               load.py                builds the modules with PyTorch's classes and loads the weights
+//!     tensors.json                     tensors and NumPy arrays that belong to no model, and what refers to them
+//!     tensors.safetensors              their bytes; partial_tensors.safetensors: with holes; only if there are any
 //! ```
 //!
 //! Nothing that a dump says becomes a path or code: models are numbered by us, names are data.
@@ -22,6 +25,7 @@ mod folder;
 mod json;
 mod lines;
 mod manifest;
+mod others;
 mod plan;
 mod rows;
 mod space;
@@ -35,12 +39,17 @@ pub use error::OutputError;
 pub use folder::{Cleanup, OutputFolder};
 pub use lines::{print_csv, print_jsonl};
 pub use manifest::Run;
+pub use others::FILE as OTHERS;
 pub use table::{bytes_in_words, columns, models_table, printable, process_name};
 pub use time::rfc3339;
 pub use weights::hex;
 
+use plan::{Planned, WeightFile};
+use weights::Place;
+
 use crate::dump::Dump;
 use crate::model::Model;
+use crate::paging::{AddressSpace, VirtualMemory};
 use crate::recover::{Observer, Phase, Recovery};
 use crate::signature::Mmu;
 
@@ -67,16 +76,30 @@ pub fn write(
 ) -> Result<(), OutputError> {
     let models =
         || recovery.processes.iter().flat_map(|process| process.models.iter().map(move |model| (process, model)));
-    let total = models().map(|(_, model)| weights::size(model)).fold(0, u64::saturating_add);
+    let others = others::plan(recovery);
+    let of_models = models().map(|(_, model)| weights::size(&plan::plan(model)));
+    let total = of_models.fold(weights::size(&others), u64::saturating_add);
     observer.begin(Phase::Write, total);
     folder.reserve(total)?;
     for (process, model) in models() {
         let space = process.space(&recovery.memory, mmu);
-        weights::write(&folder, model, &space, observer)?;
-        folder.json(&format!("{}/model.json", model_dir(model)), 3, &tree::TreeDocument::new(model))?;
+        let planned = plan::plan(model);
+        let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> =
+            planned.iter().map(|planned| (planned, &space as _)).collect();
+        weights::write(&folder, &Place::Model(&model.id), &WeightFile::OF_MODEL, &here, observer)?;
+        let held = others::held_by(recovery, model);
+        folder.json(&format!("{}/model.json", model_dir(model)), 3, &tree::TreeDocument::new(model, &held))?;
         let mut loader = folder.file(&format!("{}/load.py", model_dir(model)))?;
         loader.write(LOADER.as_bytes())?;
         loader.close()?;
+    }
+    if !others.is_empty() {
+        let spaces = others::all(recovery).map(|(process, _)| process.space(&recovery.memory, mmu));
+        let spaces: Vec<AddressSpace<'_>> = spaces.collect();
+        let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> =
+            others.iter().zip(&spaces).map(|(planned, space)| (planned, space as _)).collect();
+        weights::write(&folder, &Place::Top, &WeightFile::OF_OTHERS, &here, observer)?;
+        folder.json(others::FILE, others::DEPTH, &others::OthersDocument::new(recovery, &others))?;
     }
     folder.json(earlier::RECOVERY, document::DEPTH, &document::Document::new(dump, recovery))?;
     let run = run();
@@ -91,7 +114,11 @@ pub fn is_whole(recovery: &Recovery) -> bool {
 
 /// The folder of a model within the output folder.
 pub fn model_dir(model: &Model) -> String {
-    format!("{}/{}", earlier::MODELS, model.id)
+    model_folder(&model.id)
+}
+
+fn model_folder(id: &str) -> String {
+    format!("{}/{id}", earlier::MODELS)
 }
 
 /// All that an analyst should know, in words.

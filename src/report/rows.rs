@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-use super::plan::{Placed, WeightFile, plan};
+use super::plan::{Planned, plan};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::LayoutScore;
 use crate::model::{Model, NamedTensor, Sighting, Status, TensorKind};
 use crate::recover::Process;
-use crate::tensor::{Hole, TensorScore};
+use crate::tensor::{ArrayInfo, Form, Hole, Quantizer, TensorScore};
 
 /// A tensor.
 #[derive(Serialize)]
@@ -30,15 +30,77 @@ pub(super) struct TensorRow<'a> {
     pub(super) file: Option<&'static str>,
     pub(super) problem: Option<&'a str>,
     pub(super) object: VirtAddr,
+    pub(super) class: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    form: Option<FormRow>,
+    /// What the file has in its place, where safetensors has not its type or form.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<PartRow>,
+}
+
+/// What a tensor is that is not just elements at strides.
+#[derive(Serialize)]
+struct FormRow {
+    name: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scale: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zero_point: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    axis: Option<u64>,
+}
+
+/// An entry of a file that is a part of a tensor.
+#[derive(Serialize)]
+struct PartRow {
+    name: String,
+    dtype: String,
+    shape: Vec<u64>,
+    status: Status,
+    sha256: Option<String>,
+    file: &'static str,
+}
+
+impl FormRow {
+    fn new(form: &Form) -> Option<Self> {
+        let row = Self { name: form.name(), scale: None, zero_point: None, axis: None };
+        match *form {
+            Form::Strided => None,
+            Form::Quantized(Quantizer::PerTensor { scale, zero_point }) => {
+                Some(Self { scale: Some(scale), zero_point: Some(zero_point), ..row })
+            }
+            Form::Quantized(Quantizer::PerChannel { axis, .. }) => Some(Self { axis: Some(axis), ..row }),
+            Form::Quantized(Quantizer::Unknown) | Form::Sparse(_) | Form::Opaque => Some(row),
+        }
+    }
+}
+
+impl PartRow {
+    fn all(planned: &Planned<'_>) -> Vec<Self> {
+        if !planned.is_in_parts() {
+            return Vec::new();
+        }
+        let part = |entry: &super::plan::Entry<'_>| Self {
+            name: entry.name.clone(),
+            dtype: entry.dtype.to_string(),
+            shape: entry.shape.clone(),
+            status: entry.tensor.status,
+            sha256: whole_hash(entry.tensor).map(str::to_owned),
+            file: entry.file.name(),
+        };
+        planned.entries.iter().map(part).collect()
+    }
+}
+
+/// The hash of a tensor; that of bytes with made-up zeros among them would pass for one.
+fn whole_hash(tensor: &NamedTensor) -> Option<&str> {
+    tensor.sha256.as_deref().filter(|_| tensor.status == Status::Complete)
 }
 
 impl<'a> TensorRow<'a> {
-    fn new(tensor: &'a NamedTensor, placed: Placed) -> Self {
+    pub(super) fn new(planned: &Planned<'a>) -> Self {
+        let tensor = planned.tensor;
         let info = tensor.info.as_ref();
-        let (file, unwritten) = match placed {
-            Placed::In(file) => (Some(file.name()), None),
-            Placed::Nowhere(reason) => (None, reason),
-        };
         Self {
             name: &tensor.name,
             dtype: info.map(|info| info.dtype.label()),
@@ -52,18 +114,26 @@ impl<'a> TensorRow<'a> {
             status: tensor.status,
             device: info.map(|info| info.device.as_str()),
             holes: &tensor.holes,
-            // The hash of bytes with made-up zeros among them would pass for one of the tensor.
-            sha256: tensor.sha256.as_deref().filter(|_| tensor.status == Status::Complete),
+            sha256: whole_hash(tensor),
             same_as: tensor.same_as.as_deref(),
-            file,
-            problem: tensor.problem.as_deref().or(unwritten),
+            file: planned.file().map(super::plan::WeightFile::name),
+            problem: tensor.problem.as_deref().or(planned.unwritten),
             object: tensor.object,
+            class: tensor.class.as_deref(),
+            form: info.and_then(|info| FormRow::new(&info.form)),
+            parts: PartRow::all(planned),
         }
+    }
+
+    /// The same with what an array's own headers say; its strides are not in elements.
+    pub(super) fn of_array(self, array: &'a ArrayInfo) -> Self {
+        let data = Some(array.data).filter(|data| data.0 != 0);
+        Self { dtype: Some(array.dtype.label()), shape: Some(&array.shape), data, ..self }
     }
 
     /// Those of the modules, and those that training left.
     pub(super) fn all(model: &'a Model) -> (Vec<Self>, Vec<Self>) {
-        let mut rows: Vec<Self> = plan(model).into_iter().map(|(tensor, placed)| Self::new(tensor, placed)).collect();
+        let mut rows: Vec<Self> = plan(model).iter().map(Self::new).collect();
         let training = rows.split_off(model.tensors.len());
         (rows, training)
     }
@@ -157,6 +227,9 @@ pub(super) struct ProcessRow<'a> {
     modules: usize,
     models: Vec<ModelRow<'a>>,
     shared_models: &'a [String],
+    /// Tensors and arrays that belong to no model, which `tensors.json` lists.
+    other_tensors: usize,
+    arrays: usize,
 }
 
 #[derive(Serialize)]
@@ -217,6 +290,7 @@ impl<'a> ProcessRow<'a> {
             let runner_up = next.as_ref().map(TorchLayout::new).map(Box::new);
             TorchLayout { runner_up: Some(runner_up), ..TorchLayout::new(best) }
         });
+        let arrays = process.others.found.iter().filter(|other| other.array.is_some()).count();
         Self {
             root: process.root,
             levels: process.levels,
@@ -235,13 +309,8 @@ impl<'a> ProcessRow<'a> {
             modules: process.module_count,
             models: process.models.iter().map(ModelRow::new).collect(),
             shared_models: &process.shared_models,
+            other_tensors: process.others.found.len() - arrays,
+            arrays,
         }
     }
-}
-
-/// The files that hold weights of the model, in the order in which they are written.
-pub(super) fn weight_files(model: &Model) -> Vec<WeightFile> {
-    let placed = plan(model);
-    let has = |file: &WeightFile| placed.iter().any(|(_, placed)| *placed == Placed::In(*file));
-    WeightFile::ALL.into_iter().filter(has).collect()
 }

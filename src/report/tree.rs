@@ -1,9 +1,12 @@
 //! `model.json`: the tree of a model's modules, which `load.py` builds again.
 
+use std::collections::HashMap;
+
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::SCHEMA_VERSION;
+use super::others::HeldRow;
 use super::rows::TensorRow;
 use crate::addr::VirtAddr;
 use crate::cpython::Value;
@@ -26,7 +29,8 @@ pub(super) struct TreeDocument<'a> {
 }
 
 impl<'a> TreeDocument<'a> {
-    pub(super) fn new(model: &'a Model) -> Self {
+    /// `held` are the tensors that modules hold beside their parameters and buffers.
+    pub(super) fn new(model: &'a Model, held: &'a HashMap<VirtAddr, Vec<HeldRow<'a>>>) -> Self {
         let (tensors, training) = TensorRow::all(model);
         Self {
             schema_version: SCHEMA_VERSION,
@@ -34,7 +38,7 @@ impl<'a> TreeDocument<'a> {
             class: &model.class,
             object: model.object,
             sightings: &model.sightings,
-            modules: model.modules.iter().map(ModuleRow::new).collect(),
+            modules: model.modules.iter().map(|module| ModuleRow::new(module, held)).collect(),
             tensors,
             training,
             optimizers: model.optimizers.iter().map(OptimizerRow::new).collect(),
@@ -92,6 +96,8 @@ struct ModuleRow<'a> {
     class: &'a str,
     torch_class: Option<&'a str>,
     training: Option<bool>,
+    /// The public attributes in one line, as PyTorch's `extra_repr()` has some of them.
+    extra_repr: String,
     hyper: Pairs<'a, Value>,
     private: Pairs<'a, Value>,
     /// What the two above hold that JSON has no type for.
@@ -99,11 +105,13 @@ struct ModuleRow<'a> {
     parameters: &'a [String],
     buffers: &'a [String],
     unset: Pairs<'a, crate::model::TensorKind>,
+    /// Tensors and arrays among its other attributes, which `state_dict()` leaves out.
+    other_tensors: &'a [HeldRow<'a>],
     object: VirtAddr,
 }
 
 impl<'a> ModuleRow<'a> {
-    fn new(module: &'a Module) -> Self {
+    fn new(module: &'a Module, held: &'a HashMap<VirtAddr, Vec<HeldRow<'a>>>) -> Self {
         let mut python_types = Vec::new();
         for (section, values) in [("hyper", &module.hyper), ("private", &module.private)] {
             for (name, value) in values {
@@ -115,14 +123,40 @@ impl<'a> ModuleRow<'a> {
             class: &module.class,
             torch_class: module.torch_class.as_deref(),
             training: module.training,
+            extra_repr: extra_repr(&module.hyper),
             hyper: Pairs(&module.hyper),
             private: Pairs(&module.private),
             python_types,
             parameters: &module.parameters,
             buffers: &module.buffers,
             unset: Pairs(&module.unset),
+            other_tensors: held.get(&module.object).map_or(&[], Vec::as_slice),
             object: module.object,
         }
+    }
+}
+
+/// `name=value, …` as Python writes it; whether a module is in training mode stands elsewhere.
+fn extra_repr(attributes: &[(String, Value)]) -> String {
+    let shown = attributes.iter().filter(|(name, _)| name != "training");
+    let texts: Vec<String> = shown.map(|(name, value)| format!("{name}={}", repr(value))).collect();
+    texts.join(", ")
+}
+
+/// A value as Python writes it.
+fn repr(value: &Value) -> String {
+    let all = |values: &[Value]| values.iter().map(repr).collect::<Vec<_>>().join(", ");
+    match value {
+        Value::None => "None".to_owned(),
+        Value::Bool(true) => "True".to_owned(),
+        Value::Bool(false) => "False".to_owned(),
+        Value::Int(value) => value.to_string(),
+        Value::Float(value) if value.is_nan() => "nan".to_owned(),
+        Value::Float(value) => format!("{value:?}"),
+        Value::Str(text) => format!("'{}'", text.escape_debug()),
+        Value::Tuple(values) if values.len() == 1 => format!("({},)", all(values)),
+        Value::Tuple(values) => format!("({})", all(values)),
+        Value::List(values) => format!("[{}]", all(values)),
     }
 }
 
@@ -170,6 +204,19 @@ impl<T: Serialize> Serialize for Pairs<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn attributes_are_one_line() {
+        let named = |name: &str, value| (name.to_owned(), value);
+        let line = extra_repr(&[
+            named("training", Value::Bool(true)),
+            named("size", Value::Tuple(vec![Value::Int(5), Value::Bool(false)])),
+            named("one", Value::Tuple(vec![Value::Float(0.5)])),
+            named("mode", Value::Str("it's\n".to_owned())),
+            named("rest", Value::List(vec![Value::None, Value::Float(f64::NEG_INFINITY)])),
+        ]);
+        assert_eq!(line, r"size=(5, False), one=(0.5,), mode='it\'s\n', rest=[None, -inf]");
+    }
 
     #[test]
     fn what_json_cannot_say_is_noted() {

@@ -4,97 +4,119 @@ use std::collections::HashMap;
 use std::fmt::Write;
 
 use rayon::prelude::*;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo as Entry};
+use safetensors::tensor::{Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
 
 use super::error::OutputError;
 use super::folder::{OutputFile, OutputFolder};
-use super::plan::{Placed, WeightFile, dtype, plan};
-use super::rows::weight_files;
-use crate::model::{Model, NamedTensor, Status};
+use super::plan::{Entry, Planned, WeightFile};
+use crate::model::Status;
 use crate::paging::VirtualMemory;
 use crate::recover::Observer;
-use crate::tensor::{TensorInfo, TooLarge, gather};
+use crate::tensor::{Elements, TooLarge, gather};
 
 /// The header's length is a multiple of this, so that the data are aligned.
 const ALIGNMENT: usize = 8;
 
-/// Bytes that the files of weights of a model take, but for their headers.
-pub(super) fn size(model: &Model) -> u64 {
-    let placed = plan(model).into_iter().filter(|(_, placed)| matches!(placed, Placed::In(_)));
-    let sizes = placed.filter_map(|(tensor, _)| tensor.info.as_ref().map(TensorInfo::byte_len));
-    sizes.fold(0, u64::saturating_add)
+/// Bytes that the files of weights take, but for their headers.
+pub(super) fn size(planned: &[Planned<'_>]) -> u64 {
+    let entries = planned.iter().flat_map(|planned| &planned.entries);
+    entries.fold(0, |size, entry| size.saturating_add(entry.elements.byte_len()))
 }
 
-/// Writes all files of weights of a model.
+/// Writes those of the files that have any entries; each tensor comes with the memory that it lies in.
 pub(super) fn write(
     folder: &OutputFolder,
-    model: &Model,
-    memory: &dyn VirtualMemory,
+    place: &Place<'_>,
+    files: &[WeightFile],
+    planned: &[(&Planned<'_>, &dyn VirtualMemory)],
     observer: &dyn Observer,
 ) -> Result<(), OutputError> {
-    for file in weight_files(model) {
-        write_file(folder, model, file, memory, observer)?;
+    for file in files {
+        let mut entries = Vec::new();
+        for (planned, memory) in planned {
+            let of_file = planned.entries.iter().filter(|entry| entry.file == *file);
+            entries.extend(of_file.map(|entry| (entry, *memory)));
+        }
+        if !entries.is_empty() {
+            write_file(folder, place, *file, entries, observer)?;
+        }
     }
     Ok(())
 }
 
 fn write_file(
     folder: &OutputFolder,
-    model: &Model,
+    place: &Place<'_>,
     which: WeightFile,
-    memory: &dyn VirtualMemory,
+    mut entries: Vec<(&Entry<'_>, &dyn VirtualMemory)>,
     observer: &dyn Observer,
 ) -> Result<(), OutputError> {
-    let mut tensors: Vec<(&NamedTensor, &TensorInfo, Dtype)> = plan(model)
-        .into_iter()
-        .filter(|(_, placed)| *placed == Placed::In(which))
-        .filter_map(|(tensor, _)| {
-            let info = tensor.info.as_ref()?;
-            Some((tensor, info, dtype(&info.dtype)?))
-        })
-        .collect();
     // The order of state_dict(), but large types first, as the format's own writer does it: then
     // each tensor is aligned to its elements.
-    tensors.sort_by_key(|(.., dtype)| std::cmp::Reverse(dtype.bitsize()));
-    let mut file = folder.file(&format!("{}/{}", super::model_dir(model), which.name()))?;
-    let header = header(&tensors)
+    entries.sort_by_key(|(entry, _)| std::cmp::Reverse(entry.dtype.bitsize()));
+    let mut file = folder.file(&place.path(which))?;
+    let header = header(&entries)
         .map_err(|reason| OutputError::Header { path: file.path().to_owned(), reason: reason.to_string() })?;
     file.write(&(header.len() as u64).to_le_bytes())?;
     file.write(&header)?;
     let mut next = (size_of::<u64>() + header.len()) as u64;
-    let places = tensors.iter().map(|(tensor, info, _)| {
-        let place = next;
-        next += info.byte_len();
-        (*tensor, *info, place)
+    let placed = entries.into_iter().map(|(entry, memory)| {
+        let at = next;
+        next += entry.elements.byte_len();
+        (entry, memory, at)
     });
-    let places: Vec<(&NamedTensor, &TensorInfo, u64)> = places.collect();
-    places.into_par_iter().try_for_each(|(tensor, info, place)| {
-        let (digest, is_whole) = copy(info, memory, &file, place, observer)?;
-        let is_same = tensor.sha256.as_ref().is_none_or(|expected| *expected == digest);
-        if is_same && is_whole == (tensor.status == Status::Complete) {
+    let placed: Vec<(&Entry<'_>, &dyn VirtualMemory, u64)> = placed.collect();
+    placed.into_par_iter().try_for_each(|(entry, memory, at)| {
+        let (digest, is_whole) = copy(&entry.elements, memory, &file, at, observer)?;
+        let is_same = entry.tensor.sha256.as_ref().is_none_or(|expected| *expected == digest);
+        if is_same && is_whole == (entry.tensor.status == Status::Complete) {
             return Ok(());
         }
-        Err(OutputError::Changed { model: model.id.clone(), tensor: tensor.name.clone() })
+        Err(OutputError::Changed { model: place.name().to_owned(), tensor: entry.tensor.name.clone() })
     })?;
     file.close()
 }
 
-fn header(tensors: &[(&NamedTensor, &TensorInfo, Dtype)]) -> Result<Vec<u8>, safetensors::SafeTensorError> {
+/// Where files of weights lie.
+pub(super) enum Place<'a> {
+    /// In the folder of the model with that id.
+    Model(&'a str),
+    /// Beside the folder of the models.
+    Top,
+}
+
+impl Place<'_> {
+    fn path(&self, file: WeightFile) -> String {
+        match self {
+            Self::Model(id) => format!("{}/{}", super::model_folder(id), file.name()),
+            Self::Top => file.name().to_owned(),
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Model(id) => id,
+            Self::Top => "none",
+        }
+    }
+}
+
+fn header(entries: &[(&Entry<'_>, &dyn VirtualMemory)]) -> Result<Vec<u8>, safetensors::SafeTensorError> {
     let mut end = 0usize;
-    let mut entries = Vec::with_capacity(tensors.len());
-    for (tensor, info, dtype) in tensors {
+    let mut rows = Vec::with_capacity(entries.len());
+    for (entry, _) in entries {
         let start = end;
-        end = usize::try_from(info.byte_len())
+        end = usize::try_from(entry.elements.byte_len())
             .ok()
             .and_then(|len| start.checked_add(len))
             .ok_or(safetensors::SafeTensorError::ValidationOverflow)?;
-        let shape = info.shape.iter().map(|size| *size as usize).collect();
-        entries.push((tensor.name.clone(), Entry { dtype: *dtype, shape, data_offsets: (start, end) }));
+        let shape = entry.shape.iter().map(|size| *size as usize).collect();
+        rows.push((entry.name.clone(), TensorInfo { dtype: entry.dtype, shape, data_offsets: (start, end) }));
     }
     // What the transformers library asks for before it takes a file for weights of PyTorch.
     let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let mut header = serde_json::to_vec(&Metadata::new(Some(about), entries)?)?;
+    let mut header = serde_json::to_vec(&Metadata::new(Some(about), rows)?)?;
     header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
     Ok(header)
 }
@@ -113,7 +135,7 @@ impl From<TooLarge> for Stop {
 
 /// Copies the bytes of a tensor to a place in the file; returns their hash, and whether there is no hole in them.
 fn copy(
-    info: &TensorInfo,
+    elements: &Elements,
     memory: &dyn VirtualMemory,
     file: &OutputFile,
     mut place: u64,
@@ -121,7 +143,7 @@ fn copy(
 ) -> Result<(String, bool), OutputError> {
     let mut hasher = Sha256::new();
     // No limit: only what has been gathered once before, with a limit, is written.
-    let copied = gather(memory, info, u64::MAX, |bytes| {
+    let copied = gather(memory, elements, u64::MAX, |bytes| {
         hasher.update(bytes);
         observer.advance(bytes.len() as u64);
         file.write_at(bytes, place).map_err(Stop::Output)?;

@@ -20,6 +20,8 @@ pub(super) static LAYOUTS: &[(&str, &str)] = layouts![
     "cpython-3.12.toml",
     "cpython-3.13.toml",
     "cpython-3.14.toml",
+    "numpy-1.toml",
+    "numpy-2.toml",
     "pytorch-1.13.toml",
     "pytorch-1.13-old-abi.toml",
     "pytorch-2.6.toml",

@@ -1,8 +1,7 @@
-//! A tensor's bytes, in logical order, straight from the dump: what is not there is a hole.
+//! The bytes of a tensor or an array, in logical order, straight from the dump: what is not there is a hole.
 
 use serde::Serialize;
 
-use super::read::TensorInfo;
 use crate::addr::{FRAME_SIZE, VirtAddr};
 use crate::paging::{Fault, VirtualMemory};
 
@@ -13,6 +12,55 @@ const CACHED_PAGES: u64 = 1 << 14;
 
 /// An odd number whose multiples look like random ones: 2^64 over the golden ratio.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Where the elements of a tensor or an array lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elements {
+    /// The first element.
+    pub data: VirtAddr,
+    /// Elements along each dimension, outermost first.
+    pub shape: Vec<u64>,
+    /// Bytes between neighbours along each dimension; NumPy's may be negative.
+    pub stride: Vec<i64>,
+    /// Bytes of one element.
+    pub size: u64,
+}
+
+impl Elements {
+    /// Number of elements; saturates.
+    pub fn numel(&self) -> u64 {
+        // A zero makes any product zero, also one that has saturated.
+        if self.shape.contains(&0) {
+            0
+        } else {
+            self.shape.iter().fold(1, |product, size| product.saturating_mul(*size))
+        }
+    }
+
+    /// Bytes of the elements when they lie one after another; saturates.
+    pub fn byte_len(&self) -> u64 {
+        self.numel().saturating_mul(self.size)
+    }
+
+    /// The addresses from the lowest byte of any element to the end of the highest; `None` where they
+    /// leave the 64-bit space.
+    pub fn span(&self) -> Option<(VirtAddr, VirtAddr)> {
+        if self.byte_len() == 0 {
+            return Some((self.data, self.data));
+        }
+        let (mut low, mut high) = (self.data.0, self.data.0);
+        for (size, stride) in self.shape.iter().zip(&self.stride) {
+            let reach = size.saturating_sub(1).checked_mul(stride.unsigned_abs())?;
+            if *stride < 0 { low = low.checked_sub(reach)? } else { high = high.checked_add(reach)? }
+        }
+        Some((VirtAddr(low), VirtAddr(high.checked_add(self.size)?)))
+    }
+
+    /// Whether some elements share their bytes: more of them than the span has room for (stride 0).
+    pub fn overlap(&self) -> bool {
+        self.span().is_none_or(|(start, end)| self.byte_len() > end.0 - start.0)
+    }
+}
 
 /// A run of a tensor's bytes that the dump does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -46,32 +94,33 @@ pub struct TooLarge {
 /// The tensor is larger than `limit`, or `sink` failed.
 pub fn gather<E: From<TooLarge>>(
     memory: &dyn VirtualMemory,
-    tensor: &TensorInfo,
+    elements: &Elements,
     limit: u64,
     sink: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<Vec<Hole>, E> {
-    let bytes = tensor.byte_len();
+    let bytes = elements.byte_len();
     if bytes > limit {
         return Err(TooLarge { bytes, limit }.into());
     }
     let mut gatherer = Gatherer {
-        pages: Pages::new(memory, tensor),
+        pages: Pages::new(memory, elements),
         sink,
         buffer: Vec::with_capacity(BUFFER),
         done: 0,
         holes: Vec::new(),
         last_fault: None,
     };
-    if tensor.numel() > 0 {
-        let (mut outer, run) = runs(tensor);
+    if bytes > 0 {
+        let (mut outer, run) = runs(elements);
         // The innermost of the strided dimensions in a loop of its own: most of the time goes there.
         let (inner_size, inner_stride) = outer.pop().unwrap_or((1, 0));
         let mut index = vec![0u64; outer.len()];
+        let steps = |i: u64, stride: i64| stride.wrapping_mul(i.cast_signed());
         loop {
-            let elements: u64 = index.iter().zip(&outer).map(|(i, (_, stride))| i * stride).sum();
-            let first = tensor.data.0.wrapping_add(elements * tensor.dtype.size);
+            let offset = index.iter().zip(&outer).map(|(i, (_, stride))| steps(*i, *stride));
+            let first = offset.fold(elements.data.0, u64::wrapping_add_signed);
             for i in 0..inner_size {
-                gatherer.run(VirtAddr(first.wrapping_add(i * inner_stride * tensor.dtype.size)), run)?;
+                gatherer.run(VirtAddr(first.wrapping_add_signed(steps(i, inner_stride))), run)?;
             }
             if !advance(&mut index, &outer) {
                 break;
@@ -83,21 +132,21 @@ pub fn gather<E: From<TooLarge>>(
 }
 
 /// Splits the dimensions: outer ones as size and stride, and the bytes of the contiguous rest.
-fn runs(tensor: &TensorInfo) -> (Vec<(u64, u64)>, u64) {
-    let mut outer: Vec<(u64, u64)> = tensor.shape.iter().copied().zip(tensor.stride.iter().copied()).collect();
-    let mut run = 1;
+fn runs(elements: &Elements) -> (Vec<(u64, i64)>, u64) {
+    let mut outer: Vec<(u64, i64)> = elements.shape.iter().copied().zip(elements.stride.iter().copied()).collect();
+    let mut run = elements.size;
     while let Some((size, stride)) = outer.last().copied() {
-        if size != 1 && stride != run {
+        if size != 1 && stride != run.cast_signed() {
             break;
         }
         run *= size;
         outer.pop();
     }
-    (outer, run * tensor.dtype.size)
+    (outer, run)
 }
 
 /// Counts up in row-major order; `false` after the last index.
-fn advance(index: &mut [u64], outer: &[(u64, u64)]) -> bool {
+fn advance(index: &mut [u64], outer: &[(u64, i64)]) -> bool {
     for (i, (size, _)) in index.iter_mut().zip(outer).rev() {
         *i += 1;
         if *i < *size {
@@ -194,9 +243,10 @@ struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
-    /// Slots for the pages of a tensor's storage, as far as that helps.
-    fn new(memory: &'a dyn VirtualMemory, tensor: &TensorInfo) -> Self {
-        let pages = (tensor.storage_bytes / FRAME_SIZE).clamp(1, CACHED_PAGES / 2);
+    /// Slots for the pages that the elements lie in, as far as that helps.
+    fn new(memory: &'a dyn VirtualMemory, elements: &Elements) -> Self {
+        let span = elements.span().map_or(u64::MAX, |(start, end)| end.0 - start.0);
+        let pages = (span / FRAME_SIZE).clamp(1, CACHED_PAGES / 2);
         Self { memory, cached: vec![None; 2 * pages as usize] }
     }
 
@@ -228,7 +278,6 @@ impl<'a> Pages<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::ScalarType;
 
     /// Memory whose pages of 4 KiB are there or not; byte `i` of it is `i % 251`.
     struct Pattern {
@@ -251,25 +300,15 @@ mod tests {
         }
     }
 
-    fn tensor(shape: &[u64], stride: &[u64], data: u64, size: u64) -> TensorInfo {
-        TensorInfo {
-            object: VirtAddr(0),
-            tensor_impl: VirtAddr(0),
-            dtype: ScalarType::of_size(size),
-            shape: shape.to_vec(),
-            stride: stride.to_vec(),
-            storage_offset: 0,
-            storage: VirtAddr(0),
-            data: VirtAddr(data),
-            storage_bytes: u64::MAX,
-            device: "cpu".to_owned(),
-            requires_grad: false,
-        }
+    /// Strides in elements, as PyTorch has them.
+    fn elements(shape: &[u64], stride: &[i64], data: u64, size: u64) -> Elements {
+        let stride = stride.iter().map(|stride| stride * size.cast_signed()).collect();
+        Elements { data: VirtAddr(data), shape: shape.to_vec(), stride, size }
     }
 
-    fn collect(memory: &Pattern, tensor: &TensorInfo) -> (Vec<u8>, Vec<Hole>) {
+    fn collect(memory: &Pattern, elements: &Elements) -> (Vec<u8>, Vec<Hole>) {
         let mut bytes = Vec::new();
-        let holes = gather::<TooLarge>(memory, tensor, 1 << 20, |chunk| {
+        let holes = gather::<TooLarge>(memory, elements, 1 << 20, |chunk| {
             bytes.extend_from_slice(chunk);
             Ok(())
         });
@@ -277,16 +316,15 @@ mod tests {
     }
 
     /// Element by element, by the definition of strides.
-    fn naive(memory: &Pattern, tensor: &TensorInfo) -> Vec<u8> {
+    fn naive(memory: &Pattern, elements: &Elements) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for i in 0..tensor.numel() {
-            let (mut rest, mut at) = (i, 0);
-            for (size, stride) in tensor.shape.iter().zip(&tensor.stride).rev() {
-                at += (rest % size) * stride;
+        for i in 0..elements.numel() {
+            let (mut rest, mut start) = (i, elements.data.0);
+            for (size, stride) in elements.shape.iter().zip(&elements.stride).rev() {
+                start = start.checked_add_signed((rest % size) as i64 * stride).unwrap();
                 rest /= size;
             }
-            let start = (tensor.data.0 + at * tensor.dtype.size) as usize;
-            for byte in start..start + tensor.dtype.size as usize {
+            for byte in start as usize..(start + elements.size) as usize {
                 let there = !memory.missing.contains(&(byte as u64 & !0xfff));
                 bytes.push(if there { memory.bytes[byte] } else { 0 });
             }
@@ -297,20 +335,26 @@ mod tests {
     #[test]
     fn every_stride_gives_the_logical_order() {
         let memory = Pattern::new(&[]);
-        for tensor in [
-            tensor(&[4, 5, 6], &[30, 6, 1], 0x100, 4),
-            tensor(&[4, 5, 6], &[1, 4, 20], 0x100, 4),
-            tensor(&[2, 8, 3, 3], &[72, 1, 24, 8], 0xff0, 2),
-            tensor(&[7, 9], &[0, 1], 0x1ffe, 8),
-            tensor(&[3, 1, 2], &[2, 999, 1], 8, 1),
-            tensor(&[64, 64], &[1, 64], 0xfff, 8),
-            tensor(&[], &[], 0x2fff, 4),
-            tensor(&[0, 3], &[3, 1], 0, 4),
-            tensor(&[3000], &[5], 3, 4),
-            tensor(&[40000], &[1], 1, 1),
+        for elements in [
+            elements(&[4, 5, 6], &[30, 6, 1], 0x100, 4),
+            elements(&[4, 5, 6], &[1, 4, 20], 0x100, 4),
+            elements(&[2, 8, 3, 3], &[72, 1, 24, 8], 0xff0, 2),
+            elements(&[7, 9], &[0, 1], 0x1ffe, 8),
+            elements(&[3, 1, 2], &[2, 999, 1], 8, 1),
+            elements(&[64, 64], &[1, 64], 0xfff, 8),
+            elements(&[], &[], 0x2fff, 4),
+            elements(&[0, 3], &[3, 1], 0, 4),
+            elements(&[3000], &[5], 3, 4),
+            elements(&[40000], &[1], 1, 1),
+            // Backwards, as NumPy can.
+            elements(&[500], &[-1], 0x2100, 8),
+            elements(&[30, 40], &[-40, 1], 0x1800, 4),
+            elements(&[30, 40], &[40, -1], 0x1ffe, 2),
+            // Bytes that are no multiple of the element's size.
+            Elements { stride: vec![-13, 5], ..elements(&[100, 2], &[0, 0], 0x3000, 4) },
         ] {
-            let (bytes, holes) = collect(&memory, &tensor);
-            assert_eq!(bytes, naive(&memory, &tensor), "{tensor:?}");
+            let (bytes, holes) = collect(&memory, &elements);
+            assert_eq!(bytes, naive(&memory, &elements), "{elements:?}");
             assert!(holes.is_empty());
         }
     }
@@ -318,12 +362,12 @@ mod tests {
     #[test]
     fn what_is_missing_is_listed_not_invented() {
         let memory = Pattern::new(&[0x2000, 0x3000, 0x6000]);
-        let contiguous = tensor(&[0x6000], &[1], 0x1800, 1);
+        let contiguous = elements(&[0x6000], &[1], 0x1800, 1);
         let (bytes, holes) = collect(&memory, &contiguous);
         assert_eq!(bytes, naive(&memory, &contiguous));
         let spans: Vec<_> = holes.iter().map(|hole| (hole.start, hole.end, hole.address.0)).collect();
         assert_eq!(spans, [(0x800, 0x2800, 0x2000), (0x4800, 0x5800, 0x6000)]);
-        let transposed = tensor(&[0x1000, 7], &[1, 0x1000], 0, 1);
+        let transposed = elements(&[0x1000, 7], &[1, 0x1000], 0, 1);
         let (bytes, holes) = collect(&memory, &transposed);
         assert_eq!(bytes, naive(&memory, &transposed));
         let missing: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
@@ -333,7 +377,8 @@ mod tests {
 
     #[test]
     fn a_tensor_that_repeats_itself_is_bounded() {
-        let endless = tensor(&[1 << 40, 1 << 10], &[0, 0], 0, 8);
+        assert!(elements(&[7, 9], &[0, 1], 0, 8).overlap() && !elements(&[7, 9], &[-9, 1], 0x1000, 8).overlap());
+        let endless = elements(&[1 << 40, 1 << 10], &[0, 0], 0, 8);
         let result = gather::<TooLarge>(&Pattern::new(&[]), &endless, 1 << 20, |_| Ok(()));
         assert_eq!(result, Err(TooLarge { bytes: 1 << 53, limit: 1 << 20 }));
     }

@@ -20,10 +20,15 @@ layout_struct! {
         storage_offset: "tensor.storage_offset" as i64,
         numel: "tensor.numel" as i64,
         dtype: "tensor.dtype_index" as i64,
+        device_type: "tensor.device_type" as Option<i64>,
+        device_index: "tensor.device_index" as Option<i64>,
+        quantizer_scalar_type: "quantizer.scalar_type" as Option<i64>,
+        quantizer_scale: "quantizer.scale" as Option<i64>,
+        quantizer_zero_point: "quantizer.zero_point" as Option<i64>,
         storage_data: "storage.data" as i64,
         storage_bytes: "storage.size_bytes" as i64,
-        device_type: "storage.device_type" as i64,
-        device_index: "storage.device_index" as i64,
+        storage_device_type: "storage.device_type" as i64,
+        storage_device_index: "storage.device_index" as i64,
         requires_grad: "autograd.requires_grad" as i64,
         grad: "autograd.grad" as i64,
         grad_fn: "autograd.grad_fn" as i64,
@@ -32,24 +37,45 @@ layout_struct! {
     }
 }
 
+/// The method of quantized tensors that gives their integers.
+const INT_REPR: &str = "int_repr";
+
 /// A `c10::ScalarType`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScalarType {
     /// Its number.
-    index: u16,
+    pub(super) index: u16,
     /// PyTorch's name.
     pub name: String,
     /// Bytes of one element.
     pub size: u64,
     /// The name in safetensors files, if the format has the type.
     pub safetensors: Option<String>,
+    /// What an element consists of, where the format has not the type but that.
+    #[serde(default)]
+    pub raw: Option<Raw>,
+}
+
+/// What elements of a type consist of, in terms of safetensors.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Raw {
+    /// PyTorch's method that gives it: `view_as_real`, `int_repr`.
+    pub name: String,
+    /// Type in safetensors files; a tensor of more than one per element has them as a last dimension.
+    pub safetensors: String,
 }
 
 impl ScalarType {
     /// The name in safetensors files, or PyTorch's where there is none.
     pub fn label(&self) -> &str {
         self.safetensors.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Whether its integers stand for real numbers.
+    pub(super) fn is_quantized(&self) -> bool {
+        self.raw.as_ref().is_some_and(|raw| raw.name == INT_REPR)
     }
 }
 
@@ -77,7 +103,7 @@ pub enum LayoutError {
     #[error(transparent)]
     Missing(#[from] MissingField),
     /// A table is missing or has another form.
-    #[error("the layout pytorch {version} has no usable table {table}: {reason}")]
+    #[error("the layout {version} has no usable table {table}: {reason}")]
     Table {
         /// Version of the layout.
         version: String,
@@ -108,7 +134,10 @@ impl Layout {
     }
 }
 
-fn table<T: for<'de> Deserialize<'de>>(layout: &signature::Layout, name: &'static str) -> Result<Vec<T>, LayoutError> {
+pub(super) fn table<T: for<'de> Deserialize<'de>>(
+    layout: &signature::Layout,
+    name: &'static str,
+) -> Result<Vec<T>, LayoutError> {
     let error = |reason: String| LayoutError::Table { version: layout.version.clone(), table: name, reason };
     let value = layout.table(name).ok_or_else(|| error("it is missing".to_owned()))?;
     value.clone().try_into().map_err(|e: toml::de::Error| error(e.message().to_owned()))
@@ -120,12 +149,4 @@ fn table<T: for<'de> Deserialize<'de>>(layout: &signature::Layout, name: &'stati
 /// A layout lacks a number or a table that the code needs.
 pub fn layouts(signatures: &signature::Signatures) -> Result<Vec<Layout>, LayoutError> {
     signatures.layouts("pytorch").map(Layout::new).collect()
-}
-
-#[cfg(test)]
-impl ScalarType {
-    /// A type of that many bytes, for tests.
-    pub(super) fn of_size(size: u64) -> Self {
-        Self { index: 0, name: "Test".to_owned(), size, safetensors: None }
-    }
 }

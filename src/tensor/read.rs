@@ -1,5 +1,7 @@
 //! Reading a tensor: from the Python object to the C++ `TensorImpl` and its storage.
 
+use super::form::Form;
+use super::gather::Elements;
 use super::layout::{Layout, ScalarType};
 use crate::addr::VirtAddr;
 use crate::cpython::{ObjectError, Objects};
@@ -10,7 +12,7 @@ const MAX_DIMS: u64 = 64;
 const STRING_INLINE_AT: u64 = 16;
 
 /// A tensor, as its own headers describe it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
     /// The Python object; null for a tensor that Python has never seen, as a gradient may be.
     pub object: VirtAddr,
@@ -20,11 +22,11 @@ pub struct TensorInfo {
     pub dtype: ScalarType,
     /// Elements along each dimension, outermost first.
     pub shape: Vec<u64>,
-    /// Elements between neighbours along each dimension.
+    /// Elements between neighbours along each dimension; empty for a tensor without a storage.
     pub stride: Vec<u64>,
     /// Elements before the first, from the start of the storage.
     pub storage_offset: u64,
-    /// The `StorageImpl`, which views of the same data share.
+    /// The `StorageImpl`, which views of the same data share; null where the form has none.
     pub storage: VirtAddr,
     /// The first element: the storage's data plus the offset. Null for a tensor without elements.
     pub data: VirtAddr,
@@ -34,6 +36,8 @@ pub struct TensorInfo {
     pub device: String,
     /// Whether gradients are recorded for it.
     pub requires_grad: bool,
+    /// How its elements are kept.
+    pub form: Form,
 }
 
 impl TensorInfo {
@@ -47,12 +51,15 @@ impl TensorInfo {
         self.numel().saturating_mul(self.dtype.size)
     }
 
-    /// Bytes from the first element to the end of the last, where they lie; `None` past 64 bits.
-    pub fn extent(&self) -> Option<u64> {
-        if self.numel() == 0 {
-            return Some(0);
+    /// Where the elements lie; `None` for a tensor without a storage.
+    pub fn elements(&self) -> Option<Elements> {
+        if matches!(self.form, Form::Sparse(_) | Form::Opaque) {
+            return None;
         }
-        last_element(&self.shape, &self.stride, 0)?.checked_add(1)?.checked_mul(self.dtype.size)
+        let size = self.dtype.size;
+        // Strides that are used have been checked; those of dimensions without neighbours may be anything.
+        let stride = self.stride.iter().map(|stride| stride.wrapping_mul(size).cast_signed()).collect();
+        Some(Elements { data: self.data, shape: self.shape.clone(), stride, size })
     }
 }
 
@@ -112,7 +119,19 @@ impl Layout {
         Ok(VirtAddr(objects.word(tensor, self.offsets.pyobj)? & !1))
     }
 
-    fn read_impl(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
+    /// Reads a tensor by its `TensorImpl`, whatever its form.
+    pub(super) fn read_impl(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
+        let head = self.read_strided(objects, tensor)?;
+        if head.storage.0 == 0 {
+            return self.without_storage(objects, head);
+        }
+        let is_quantized = head.dtype.is_quantized();
+        let form = if is_quantized { Form::Quantized(self.quantizer(objects, &head)) } else { Form::Strided };
+        Ok(TensorInfo { form, ..head })
+    }
+
+    /// Reads a tensor as one with a storage; one that has none comes back without stride, data and device.
+    pub(super) fn read_strided(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
         let at = &self.offsets;
         let object = self.python_object(objects, tensor)?;
         let contradiction = |reason: String| {
@@ -138,32 +157,54 @@ impl Layout {
         }
         let index = objects.word(tensor, at.dtype)? & 0xffff;
         let dtype = self.scalar_type(index as u16).ok_or_else(|| contradiction(format!("scalar type {index}")))?;
-        let storage_offset = objects.word(tensor, at.storage_offset)?;
         let storage = objects.pointer(tensor, at.storage_pointer)?;
-        let base = objects.pointer(storage, at.storage_data)?;
-        let storage_bytes = objects.word(storage, at.storage_bytes)?;
-        let end = last_element(&shape, &stride, storage_offset).and_then(|last| (last + 1).checked_mul(dtype.size));
-        if numel > 0 && end.is_none_or(|end| end > storage_bytes) {
-            let reason = format!("sizes {shape:?}, strides {stride:?} from {storage_offset} in {storage_bytes} bytes");
-            return Err(contradiction(reason));
-        }
-        let device = objects.byte(storage, at.device_type)?;
-        let device_name = self.device_type(device).ok_or_else(|| contradiction(format!("device type {device}")))?;
-        let index = objects.byte(storage, at.device_index)?.cast_signed();
-        let device = if index < 0 { device_name.to_owned() } else { format!("{device_name}:{index}") };
-        Ok(TensorInfo {
+        let head = TensorInfo {
             object,
             tensor_impl: tensor,
             dtype: dtype.clone(),
-            data: VirtAddr(if base.0 == 0 { 0 } else { base.0.wrapping_add(storage_offset.wrapping_mul(dtype.size)) }),
             shape,
-            stride,
-            storage_offset,
+            stride: Vec::new(),
+            storage_offset: 0,
             storage,
-            storage_bytes,
-            device,
+            data: VirtAddr(0),
+            storage_bytes: 0,
+            device: String::new(),
             requires_grad: self.requires_grad(objects, tensor)?,
-        })
+            form: Form::Strided,
+        };
+        if storage.0 == 0 {
+            return Ok(head);
+        }
+        let storage_offset = objects.word(tensor, at.storage_offset)?;
+        let base = objects.pointer(storage, at.storage_data)?;
+        let storage_bytes = objects.word(storage, at.storage_bytes)?;
+        let end = last_element(&head.shape, &stride, storage_offset)
+            .and_then(|last| last.checked_add(1)?.checked_mul(dtype.size));
+        if numel > 0 && end.is_none_or(|end| end > storage_bytes) {
+            let shape = &head.shape;
+            let reason = format!("sizes {shape:?}, strides {stride:?} from {storage_offset} in {storage_bytes} bytes");
+            return Err(contradiction(reason));
+        }
+        let device = self.device(objects, storage, at.storage_device_type, at.storage_device_index)?;
+        let offset = storage_offset.wrapping_mul(dtype.size);
+        let data = VirtAddr(if base.0 == 0 { 0 } else { base.0.wrapping_add(offset) });
+        Ok(TensorInfo { stride, storage_offset, data, storage_bytes, device, ..head })
+    }
+
+    /// The device that a tensor or a storage names.
+    pub(super) fn device(
+        &self,
+        objects: &Objects<'_>,
+        of: VirtAddr,
+        device_type: i64,
+        device_index: i64,
+    ) -> Result<String, TensorError> {
+        let number = objects.byte(of, device_type)?;
+        let name = self
+            .device_type(number)
+            .ok_or_else(|| TensorError::Contradiction { object: of, reason: format!("device type {number}") })?;
+        let index = objects.byte(of, device_index)?.cast_signed();
+        Ok(if index < 0 { name.to_owned() } else { format!("{name}:{index}") })
     }
 
     fn requires_grad(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<bool, ObjectError> {

@@ -1,10 +1,11 @@
 //! Reads of objects from memory that holds anything.
 
 use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
 use tensorcarve::addr::VirtAddr;
 use tensorcarve::cpython::{self, Builtins, Objects, Value, attribute_str};
 use tensorcarve::paging::{Fault, VirtualMemory};
-use tensorcarve::tensor::{self, TooLarge, gather};
+use tensorcarve::tensor::{self, Elements, TooLarge, gather};
 
 use super::alone;
 use super::synthetic::SIGNATURES;
@@ -67,6 +68,7 @@ proptest! {
         let _alone = alone();
         let layouts = cpython::layouts(&SIGNATURES).unwrap();
         let torch_layouts = tensor::layouts(&SIGNATURES).unwrap();
+        let array_layouts = tensor::array_layouts(&SIGNATURES).unwrap();
         for layout in &layouts {
             let objects = Objects::new(&memory, layout);
             let anywhere = places.iter().copied().map(VirtAddr);
@@ -96,15 +98,32 @@ proptest! {
             let tensors: Vec<VirtAddr> = anywhere.collect();
             if let Some((chosen, best, _)) = tensor::choose(&torch_layouts, &objects, &tensors) {
                 prop_assert!(best.readable > 0 && best.readable <= best.tried);
-                for info in tensors.iter().filter_map(|at| chosen.read(&objects, *at).ok()) {
-                    let mut length = 0;
-                    let result = gather::<TooLarge>(&memory, &info, 1 << 16, |bytes| {
-                        length += bytes.len() as u64;
-                        Ok(())
-                    });
-                    prop_assert!(result.is_err() || length == info.byte_len());
+                let read = tensors.iter().filter_map(|at| chosen.read(&objects, *at).ok());
+                for elements in read.filter_map(|info| info.elements()) {
+                    check_elements(&memory, &elements)?;
+                }
+            }
+            if let Some((chosen, best)) = tensor::choose_array_layout(&array_layouts, &objects, &tensors) {
+                prop_assert!(best.readable > 0 && best.readable <= best.tried);
+                let read = tensors.iter().filter_map(|at| chosen.read(&objects, *at).ok());
+                for elements in read.filter_map(|info| info.elements()) {
+                    check_elements(&memory, &elements)?;
                 }
             }
         }
     }
+}
+
+/// As many bytes are gathered as there are elements, or too many are refused; what is gathered lies in the span.
+fn check_elements(memory: &dyn VirtualMemory, elements: &Elements) -> Result<(), TestCaseError> {
+    let mut length = 0;
+    let result = gather::<TooLarge>(memory, elements, 1 << 16, |bytes| {
+        length += bytes.len() as u64;
+        Ok(())
+    });
+    prop_assert!(result.is_err() || length == elements.byte_len());
+    if let (Some((start, end)), Ok(holes)) = (elements.span(), result) {
+        prop_assert!(holes.iter().all(|hole| start <= hole.address && hole.address < end));
+    }
+    Ok(())
 }

@@ -24,7 +24,7 @@ fn assert_bytes(torch: &Torch, recovery: &Recovery, model: &Model, name: &str, t
     let space = process.space(&dump.memory, SIGNATURES.mmu().unwrap());
     let found = tensor(model, name);
     let mut bytes = Vec::new();
-    let holes = gather::<TooLarge>(&space, found.info.as_ref().unwrap(), 1 << 30, |part| {
+    let holes = gather::<TooLarge>(&space, &found.info.as_ref().unwrap().elements().unwrap(), 1 << 30, |part| {
         bytes.extend_from_slice(part);
         Ok(())
     });

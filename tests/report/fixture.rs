@@ -6,12 +6,12 @@ use sha2::{Digest, Sha256};
 use tensorcarve::addr::{FileOffset, PhysAddr, VirtAddr};
 use tensorcarve::cpython::{LayoutScore, Value};
 use tensorcarve::dump::{Addresses, Dump, Format, MemoryRange, PhysicalMemory};
-use tensorcarve::model::{Model, Module, NamedTensor, Sighting, Status, TensorKind};
+use tensorcarve::model::{Model, Module, NamedTensor, Others, Sighting, Status, TensorKind};
 use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
 use tensorcarve::recover::{Observer, Phase, Process, Recovery};
 use tensorcarve::report::Run;
 use tensorcarve::signature::Signatures;
-use tensorcarve::tensor::{ScalarType, TensorInfo, TensorScore, TooLarge, gather};
+use tensorcarve::tensor::{Form, ScalarType, TensorInfo, TensorScore, TooLarge, gather};
 
 /// The top table; the three below it and the data follow it.
 pub const ROOT: PhysAddr = PhysAddr(0x1000);
@@ -34,6 +34,12 @@ pub struct Victim {
     data: Vec<u8>,
     missing: Vec<usize>,
     pub model: Model,
+}
+
+/// A type that safetensors has not, with PyTorch's method that gives what it consists of.
+pub fn raw(name: &str, size: u64, method: &str, safetensors: &str) -> ScalarType {
+    let raw = serde_json::json!({"name": method, "safetensors": safetensors});
+    serde_json::from_value(serde_json::json!({"index": 0, "name": name, "size": size, "raw": raw})).unwrap()
 }
 
 /// A type of elements by its name in safetensors, as a layout file declares it.
@@ -100,7 +106,7 @@ impl Victim {
         match kind {
             TensorKind::Parameter => module.parameters.push(full.clone()),
             TensorKind::Buffer => module.buffers.push(full.clone()),
-            TensorKind::Gradient | TensorKind::Optimizer => {}
+            TensorKind::Gradient | TensorKind::Optimizer | TensorKind::Other | TensorKind::Array => {}
         }
         // Like an allocator: aligned, never at the start of a page.
         self.data.resize(self.data.len().next_multiple_of(64) + 64, 0xcc);
@@ -119,10 +125,13 @@ impl Victim {
             storage_bytes: bytes.len() as u64,
             device: "cpu".to_owned(),
             requires_grad: kind == TensorKind::Parameter,
+            form: Form::Strided,
         };
         let tensors = match kind {
             TensorKind::Parameter | TensorKind::Buffer => &mut self.model.tensors,
-            TensorKind::Gradient | TensorKind::Optimizer => &mut self.model.training,
+            TensorKind::Gradient | TensorKind::Optimizer | TensorKind::Other | TensorKind::Array => {
+                &mut self.model.training
+            }
         };
         tensors.push(NamedTensor {
             name: full,
@@ -130,7 +139,9 @@ impl Victim {
             persistent: matches!(kind, TensorKind::Parameter | TensorKind::Buffer),
             object: info.object,
             same_as: None,
+            class: None,
             info: Some(info),
+            parts: Vec::new(),
             status: Status::Complete,
             holes: Vec::new(),
             sha256: None,
@@ -149,6 +160,20 @@ impl Victim {
 
     pub fn last(&mut self) -> &mut NamedTensor {
         self.model.tensors.last_mut().unwrap()
+    }
+
+    pub fn form(&mut self, form: Form) {
+        self.last().info.as_mut().unwrap().form = form;
+    }
+
+    /// Makes the last buffer a part of the one before it.
+    pub fn make_part(&mut self, name: &str) -> TensorInfo {
+        let mut part = self.model.tensors.pop().unwrap();
+        self.model.modules.last_mut().unwrap().buffers.pop();
+        part.name = format!("{}.{name}", self.last().name);
+        let info = part.info.clone().unwrap();
+        self.last().parts.push(part);
+        info
     }
 
     /// Starts a new page for the next tensor.
@@ -181,17 +206,10 @@ impl Victim {
         let signatures = Signatures::load(None).unwrap();
         let space = AddressSpace::new(&memory, signatures.mmu().unwrap(), ROOT, 4);
         for tensor in self.model.tensors.iter_mut().chain(&mut self.model.training) {
-            let Some(info) = tensor.info.as_ref().filter(|_| tensor.status == Status::Complete) else { continue };
-            let mut hasher = Sha256::new();
-            tensor.holes = gather::<TooLarge>(&space, info, 1 << 30, |bytes| {
-                hasher.update(bytes);
-                Ok(())
-            })
-            .unwrap();
-            tensor.sha256 = Some(tensorcarve::report::hex(&hasher.finalize()));
-            if !tensor.holes.is_empty() {
-                tensor.status = Status::Partial;
+            for part in &mut tensor.parts {
+                hash(part, &space);
             }
+            hash(tensor, &space);
         }
         let dump = Dump {
             memory,
@@ -205,6 +223,22 @@ impl Victim {
         };
         let recovery = recovery(dump.memory.clone(), vec![self.model]);
         (dump, recovery)
+    }
+}
+
+/// Fills in what a tensor's bytes tell.
+fn hash(tensor: &mut NamedTensor, space: &AddressSpace<'_>) {
+    let info = tensor.info.as_ref().filter(|_| tensor.status == Status::Complete);
+    let Some(elements) = info.and_then(TensorInfo::elements) else { return };
+    let mut hasher = Sha256::new();
+    let holes = gather::<TooLarge>(space, &elements, 1 << 30, |bytes| {
+        hasher.update(bytes);
+        Ok(())
+    });
+    tensor.holes = holes.unwrap();
+    tensor.sha256 = Some(tensorcarve::report::hex(&hasher.finalize()));
+    if !tensor.holes.is_empty() {
+        tensor.status = Status::Partial;
     }
 }
 
@@ -227,6 +261,7 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
         module_count: 7,
         models,
         shared_models: Vec::new(),
+        others: Others::default(),
     };
     let space = Space { root: ROOT, levels: 4, kind: SpaceKind::Process, kpti_user_root: None };
     let discovery = Discovery { spaces: vec![space], tried: Vec::new(), warnings: Vec::new() };

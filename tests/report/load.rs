@@ -6,7 +6,9 @@ use std::process::{Command, Output};
 use tensorcarve::cpython::Value;
 use tensorcarve::model::{Status, TensorKind};
 
-use super::fixture::{Victim, f32_bytes, ints, scalar};
+use tensorcarve::tensor::{Form, Quantizer, Sparse};
+
+use super::fixture::{Victim, f32_bytes, ints, raw, scalar};
 use super::write;
 
 /// Pythons that may have PyTorch: the user's, and the system's beside a virtual environment.
@@ -223,4 +225,86 @@ fn what_is_not_complete_is_said() {
     assert!(output.status.success(), "{}", text(&output));
     let output = python(interpreter, &folder, &["load.py", "--partial"]);
     assert!(output.status.success() && text(&output).contains("not complete: evil.torn"), "{}", text(&output));
+}
+
+/// Tensors that safetensors has no type or form for.
+fn parts() -> Victim {
+    let f64_bytes = |values: &[f64]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let i64_bytes = |values: &[i64]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let (float, long) = (|| scalar("Float", 4, Some("F32")), || scalar("Long", 8, Some("I64")));
+    let mut victim = Victim::new("__main__.Net");
+    victim.module("", ("__main__.Net", Some("torch.nn.modules.module.Module")), vec![]);
+    victim.parameter("weight", &[2], &[1.0, 2.0]);
+    let complex = raw("ComplexDouble", 16, "view_as_real", "F64");
+    // Stored by columns.
+    let dims: (&[u64], &[u64]) = (&[2, 2], &[1, 2]);
+    let values = f64_bytes(&[1., -1., 3., -3., 2., -2., 4., -4.]);
+    victim.strided("phase", TensorKind::Parameter, complex, dims, &values);
+    // Of a type that nobody wrote down how to take apart.
+    victim.buffer("bytes", scalar("ComplexDouble", 16, None), &[1], &f64_bytes(&[0.5, 8.]));
+    let int = |name: &str, size, safetensors: &str| raw(name, size, "int_repr", safetensors);
+    victim.buffer("coarse", int("QInt8", 1, "I8"), &[3], &[0, 2, 0xff]);
+    victim.form(Form::Quantized(Quantizer::PerTensor { scale: 0.5, zero_point: 1 }));
+    victim.buffer("rows", int("QUInt8", 1, "U8"), &[2, 2], &[1, 2, 3, 4]);
+    victim.buffer("scales", scalar("Double", 8, Some("F64")), &[2], &f64_bytes(&[1., 10.]));
+    let scales = Box::new(victim.make_part("q_per_channel_scales"));
+    victim.buffer("zero_points", long(), &[2], &i64_bytes(&[0, 1]));
+    let zero_points = Box::new(victim.make_part("q_per_channel_zero_points"));
+    victim.form(Form::Quantized(Quantizer::PerChannel { axis: 0, scales, zero_points }));
+    victim.buffer("coo", float(), &[3, 4], &[]);
+    victim.buffer("indices", long(), &[2, 2], &i64_bytes(&[0, 2, 1, 3]));
+    let indices = Box::new(victim.make_part("indices"));
+    victim.buffer("values", float(), &[2], &f32_bytes(&[7., 8.]));
+    let values = Box::new(victim.make_part("values"));
+    victim.form(Form::Sparse(Sparse::Coo { indices, values }));
+    victim.buffer("csr", float(), &[2, 5], &[]);
+    victim.buffer("rows", long(), &[3], &i64_bytes(&[0, 1, 3]));
+    let compressed = Box::new(victim.make_part("compressed_indices"));
+    victim.buffer("columns", long(), &[3], &i64_bytes(&[4, 0, 2]));
+    let plain = Box::new(victim.make_part("plain_indices"));
+    victim.buffer("values", float(), &[3], &f32_bytes(&[1., 2., 3.]));
+    let values = Box::new(victim.make_part("values"));
+    victim.form(Form::Sparse(Sparse::Compressed { compressed, plain, values }));
+    victim
+}
+
+#[test]
+fn tensors_are_made_again_from_their_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), false, &parts().finish()).unwrap();
+    let folder = dir.path().join("models/m0");
+    let names = |file: &str| {
+        let bytes = std::fs::read(folder.join(file)).unwrap();
+        let mut names: Vec<String> =
+            safetensors::SafeTensors::deserialize(&bytes).unwrap().names().into_iter().map(str::to_owned).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names("model.safetensors"), ["weight"]);
+    let expected = [
+        "bytes.bytes",
+        "coarse.int_repr",
+        "coo.indices",
+        "coo.values",
+        "csr.compressed_indices",
+        "csr.plain_indices",
+        "csr.values",
+        "phase.view_as_real",
+        "rows.int_repr",
+        "rows.q_per_channel_scales",
+        "rows.q_per_channel_zero_points",
+    ];
+    assert_eq!(names("parts.safetensors"), expected);
+    let Some(interpreter) = python_with_torch() else { return };
+    let check = "import torch; from load import load; net = load()\n\
+                 assert net.weight.tolist() == [1, 2]\n\
+                 assert net.phase.tolist() == [[1-1j, 2-2j], [3-3j, 4-4j]] and net.phase.requires_grad\n\
+                 assert net.bytes.dtype == torch.complex128 and net.bytes.tolist() == [0.5+8j]\n\
+                 assert net.coarse.dequantize().tolist() == [-0.5, 0.5, -1]\n\
+                 assert net.rows.dequantize().tolist() == [[1, 2], [20, 30]]\n\
+                 assert net.coo.to_dense().tolist() == [[0, 7, 0, 0], [0, 0, 0, 0], [0, 0, 0, 8]]\n\
+                 assert net.csr.to_dense().tolist() == [[0, 0, 0, 0, 1], [2, 0, 3, 0, 0]]\n\
+                 assert len(net.state_dict()) == 7; print('checks passed')";
+    let output = python(interpreter, &folder, &["-c", check]);
+    assert!(output.status.success() && text(&output).contains("checks passed"), "{}", text(&output));
 }

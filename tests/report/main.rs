@@ -16,10 +16,11 @@ use safetensors::SafeTensors;
 use serde_json::{Value as Json, json};
 use tensorcarve::cpython::Value;
 use tensorcarve::dump::Dump;
-use tensorcarve::model::{Status, TensorKind};
+use tensorcarve::model::{NamedTensor, Other, Referrer, Sighting, Status, TensorKind};
 use tensorcarve::recover::Recovery;
 use tensorcarve::report::{self, OutputError, OutputFolder};
 use tensorcarve::signature::Signatures;
+use tensorcarve::tensor::ArrayInfo;
 
 /// Writes a recovery to a folder.
 fn write(path: &Path, overwrite: bool, found: &(Dump, Recovery)) -> Result<(), OutputError> {
@@ -140,6 +141,83 @@ fn what_training_left_goes_to_files_of_its_own() {
     assert!(!folder.join("partial_grads.safetensors").exists());
 }
 
+/// The training tensors of a victim, as tensors of no model.
+fn others(victim: Victim, referrers: &[Referrer]) -> (Dump, Recovery) {
+    let (dump, mut recovery) = victim.finish();
+    let process = &mut recovery.processes[0];
+    let taken = std::mem::take(&mut process.models[0].training);
+    let other = |tensor: NamedTensor| Other {
+        sightings: vec![Sighting { root: process.root, object: tensor.object }],
+        tensor: NamedTensor { kind: TensorKind::Other, name: format!("0x1000.{}", tensor.object), ..tensor },
+        array: None,
+        referrers: referrers.to_vec(),
+        is_left_out: false,
+    };
+    process.others.found = taken.into_iter().map(other).collect();
+    (dump, recovery)
+}
+
+#[test]
+fn tensors_of_no_model_stand_beside_the_models() {
+    let mut victim = mixed_victim();
+    let float = || scalar("Float", 4, Some("F32"));
+    victim.strided("a", TensorKind::Gradient, float(), (&[2], &[1]), &f32_bytes(&[0.25, 4.]));
+    victim.new_page();
+    victim.lose_page_at(0x1000);
+    victim.strided("b", TensorKind::Gradient, float(), (&[1024], &[1]), &f32_bytes(&[2.; 1024]));
+    let module = victim.model.modules[1].object;
+    let referrers = [
+        Referrer::Module { object: module, path: "cache[0]".to_owned() },
+        Referrer::Module { object: tensorcarve::addr::VirtAddr(0x77), path: "x".to_owned() },
+        Referrer::Global { path: "__main__.batch".to_owned() },
+    ];
+    let mut found = others(victim, &referrers);
+    let array = ArrayInfo {
+        object: tensorcarve::addr::VirtAddr(0x99),
+        dtype: scalar(">f4", 4, None),
+        shape: vec![2],
+        strides: vec![-4],
+        data: found.1.processes[0].others.found[0].tensor.info.as_ref().unwrap().data.checked_add(4).unwrap(),
+        base: None,
+        fields: Vec::new(),
+        holds_objects: false,
+    };
+    let first = found.1.processes[0].others.found[0].clone();
+    let tensor = NamedTensor {
+        kind: TensorKind::Array,
+        name: "0x1000.0x99".to_owned(),
+        info: None,
+        sha256: None,
+        ..first.tensor.clone()
+    };
+    found.1.processes[0].others.found.push(Other { tensor, array: Some(array), ..first });
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), false, &found).unwrap();
+    let document = json(dir.path().join("tensors.json"));
+    let [whole, torn] = &document["tensors"].as_array().unwrap()[..] else { panic!("{document}") };
+    assert_eq!((&whole["file"], &whole["status"]), (&json!("tensors.safetensors"), &json!("complete")));
+    assert_eq!(whole["referrers"], json!(["m0: fc.cache[0]", "module at 0x77: x", "__main__.batch"]));
+    assert_eq!((&torn["file"], &torn["sha256"]), (&json!("partial_tensors.safetensors"), &Json::Null));
+    let row = &document["arrays"][0];
+    assert_eq!((&row["numpy_dtype"], &row["strides"]), (&json!(">f4"), &json!([-4])));
+    assert_eq!(row["parts"][0]["name"], "0x1000.0x99.bytes");
+    let bytes = fs::read(dir.path().join("tensors.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(tensors.tensor(whole["name"].as_str().unwrap()).unwrap().data(), f32_bytes(&[0.25, 4.]));
+    let backwards = tensors.tensor("0x1000.0x99.bytes").unwrap();
+    assert_eq!((backwards.shape(), backwards.data()), (&[2, 4][..], &f32_bytes(&[4., 0.25])[..]));
+    let model = json(dir.path().join("models/m0/model.json"));
+    let held = json!({"attribute": "cache[0]", "name": whole["name"]});
+    assert_eq!(model["modules"][1]["other_tensors"][0], held);
+    assert_eq!(model["modules"][0]["other_tensors"], json!([]));
+    let process = &json(dir.path().join("recovery.json"))["processes"][0];
+    assert_eq!((&process["other_tensors"], &process["arrays"]), (&json!(2), &json!(1)));
+    write(dir.path(), true, &mixed()).unwrap();
+    for name in ["tensors.json", "tensors.safetensors", "partial_tensors.safetensors"] {
+        assert!(!dir.path().join(name).exists(), "{name}");
+    }
+}
+
 #[test]
 fn documents_say_what_was_found() {
     let dir = tempfile::tempdir().unwrap();
@@ -172,8 +250,11 @@ fn documents_say_what_was_found() {
     assert_eq!((&row("fc.torn")["status"], &row("fc.torn")["sha256"]), (&json!("partial"), &Json::Null));
     assert_eq!(row("fc.torn")["holes"][0]["start"], 0xfc0);
     assert_eq!(row("fc.gone")["status"], "missing");
-    assert_eq!(row("fc.odd")["file"], Json::Null);
-    assert!(row("fc.odd")["problem"].as_str().unwrap().contains("dtype"));
+    let odd = row("fc.odd");
+    assert_eq!((&odd["file"], &odd["dtype"]), (&json!("parts.safetensors"), &json!("ComplexDouble")));
+    let part = &odd["parts"][0];
+    assert_eq!((&part["name"], &part["dtype"]), (&json!("fc.odd.bytes"), &json!("U8")));
+    assert_eq!((&part["shape"], &part["sha256"]), (&json!([1, 16]), &odd["sha256"]));
     let model = json(dir.path().join("models/m0/model.json"));
     assert_eq!(model["modules"][1]["hyper"]["kernel"], json!([2, 3]));
     assert_eq!(model["modules"][1]["python_types"], json!([["tuple", "hyper", "kernel"]]));

@@ -9,6 +9,7 @@ mod dict;
 mod heap;
 mod machine;
 mod memory;
+mod numpy;
 mod python;
 #[path = "../random/mod.rs"]
 mod random;
@@ -26,6 +27,7 @@ use tensorcarve::signature::Signatures;
 pub use heap::Process;
 pub use machine::{DirectMap, Machine, Options};
 pub use memory::dump_of;
+pub use numpy::{Array, Numpy};
 pub use python::{Keeping, Python};
 pub use random::Random;
 pub use tensor::{Placed, Tensor, sha256};

@@ -192,6 +192,14 @@ impl Python {
         self.type_object(at, self.builtin.type_, name, order, flags, sizes);
     }
 
+    /// A type made in C whose name lies in a page that is gone.
+    pub fn nameless_type(&self) -> u64 {
+        let at = self.process.alloc(self.at("heap_type.sizeof"));
+        self.static_type(at, "lost", &[self.builtin.object], 0, [80, 0, 0]);
+        self.put(at, "type.tp_name", 0x7f66_0000_0000);
+        at
+    }
+
     /// A class that derives from `base`, made by a class statement.
     pub fn class(&self, metatype: u64, module: &str, qualname: &str, base: u64, keeping: Keeping) -> u64 {
         let at = self.process.alloc(self.at("heap_type.sizeof"));

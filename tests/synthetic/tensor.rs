@@ -119,6 +119,14 @@ impl Numbers {
         self.number("scalar_types", dtype, "size")
     }
 
+    pub fn scalar_index(&self, dtype: &str) -> u64 {
+        self.number("scalar_types", dtype, "index")
+    }
+
+    pub fn device_index(&self, device: &str) -> u64 {
+        self.number("device_types", device, "index")
+    }
+
     /// The name that a recovered tensor is to have for its type.
     pub fn label(&self, dtype: &str) -> String {
         let row = self.row("scalar_types", dtype);
@@ -193,6 +201,21 @@ impl Numbers {
             _ => Vec::new(),
         };
         Placed { spec: spec.clone(), object, tensor_impl, storage, base, element_size: size, logical }
+    }
+
+    /// Makes a tensor of one with elements: without a storage, and with these words in the fields that a class
+    /// derived from `TensorImpl` adds.
+    pub fn derive(&self, python: &Python, tensor: &Placed, keeps_storage: bool, words: &[u64]) {
+        let process = &python.process;
+        if !keeps_storage {
+            process.put(tensor.tensor_impl + self.at("tensor.storage_pointer"), 0);
+            let cpu = self.device_index("cpu") as u8;
+            process.write(tensor.tensor_impl + self.at("tensor.device_type"), &[cpu]);
+        }
+        // Behind type and flags lies the set of dispatch keys.
+        let first = (tensor.tensor_impl + self.at("tensor.dtype_index")) / 8 * 8 + 16;
+        process.put(first - 8, 0x0000_0400_0000_8003);
+        (first..).step_by(8).zip(words).for_each(|(at, word)| process.put(at, *word));
     }
 
     fn autograd(&self, python: &Python, spec: &Tensor) -> u64 {

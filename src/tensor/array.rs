@@ -1,0 +1,253 @@
+//! NumPy arrays: their headers, and the layout that reads them.
+
+use serde::Deserialize;
+
+use super::gather::Elements;
+use super::layout::{Raw, ScalarType, table};
+use crate::addr::VirtAddr;
+use crate::cpython::{MissingField, ObjectError, Objects, field, layout_struct};
+use crate::signature;
+
+/// Family of the layouts.
+const FAMILY: &str = "numpy";
+/// Bytes of a pointer: a `PyObject` ends behind its pointer to the type.
+const POINTER: i64 = 8;
+/// The most dimensions that an array may have (`NPY_MAXDIMS` of NumPy 2; 32 in NumPy 1).
+const MAX_DIMS: u32 = 64;
+/// The largest element, in bytes.
+const MAX_ITEM: u64 = 1 << 30;
+/// Fields of a structured type that are listed.
+const MAX_FIELDS: usize = 1024;
+
+layout_struct! {
+    /// Offsets in NumPy's structures, from the end of the `PyObject` that each begins with.
+    Offsets {
+        data: "array.data" as i64,
+        dimension_count: "array.nd" as i64,
+        dimensions: "array.dimensions" as i64,
+        strides: "array.strides" as i64,
+        base: "array.base" as i64,
+        descr: "array.descr" as i64,
+        flags: "array.flags" as i64,
+        flag_c_contiguous: "array_flags.C_CONTIGUOUS" as i64,
+        kind: "dtype.kind" as i64,
+        byte_order: "dtype.byteorder" as i64,
+        item_size: "dtype.elsize" as i64,
+        item_size_bits: "dtype.elsize_bits" as i64,
+        fields: "dtype.fields" as i64,
+        names: "dtype.names" as i64,
+    }
+}
+
+/// The layout of one range of NumPy versions.
+#[derive(Clone, Debug)]
+pub struct ArrayLayout {
+    offsets: Offsets,
+    kinds: Vec<Kind>,
+}
+
+/// What a letter of `dtype.kind` means.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kind {
+    letter: char,
+    /// Bytes per unit of the number in `dtype.str`: 4 for text, whose length is in characters.
+    #[serde(default)]
+    unit: Option<u64>,
+    /// Whether the elements are pointers to objects.
+    #[serde(default)]
+    is_pointer: bool,
+    /// Names in safetensors by size.
+    #[serde(default)]
+    sizes: Vec<Size>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Size {
+    size: u64,
+    #[serde(default)]
+    safetensors: Option<String>,
+    #[serde(default)]
+    raw: Option<Raw>,
+}
+
+/// A field of a structured type.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ArrayField {
+    /// Its name.
+    pub name: String,
+    /// Its type, as in [`ArrayInfo::dtype`].
+    pub dtype: String,
+    /// Bytes before it in an element.
+    pub offset: u64,
+}
+
+/// A NumPy array, as its own headers describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArrayInfo {
+    /// The Python object.
+    pub object: VirtAddr,
+    /// Type of the elements; its name is that of `dtype.str`: byte order, kind, size.
+    pub dtype: ScalarType,
+    /// Elements along each dimension, outermost first.
+    pub shape: Vec<u64>,
+    /// Bytes between neighbours along each dimension.
+    pub strides: Vec<i64>,
+    /// The first element.
+    pub data: VirtAddr,
+    /// The object that owns the data, if it is not the array.
+    pub base: Option<VirtAddr>,
+    /// Fields of a structured type.
+    pub fields: Vec<ArrayField>,
+    /// Whether the elements are pointers to Python objects.
+    pub holds_objects: bool,
+}
+
+impl ArrayInfo {
+    /// Where the elements lie; `None` if they are pointers, which mean nothing outside of the process.
+    pub fn elements(&self) -> Option<Elements> {
+        let (data, shape, stride) = (self.data, self.shape.clone(), self.strides.clone());
+        (!self.holds_objects).then_some(Elements { data, shape, stride, size: self.dtype.size })
+    }
+}
+
+/// All NumPy layouts of a set of signatures.
+///
+/// # Errors
+/// A layout lacks a number or a table that the code needs.
+pub fn array_layouts(signatures: &signature::Signatures) -> Result<Vec<ArrayLayout>, super::LayoutError> {
+    let layout = |layout: &signature::Layout| {
+        let offsets = Offsets::new(layout).map_err(|error: MissingField| super::LayoutError::from(error))?;
+        Ok(ArrayLayout { offsets, kinds: table(layout, "kinds")? })
+    };
+    signatures.layouts(FAMILY).map(layout).collect()
+}
+
+/// How many arrays a layout reads without contradiction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArrayScore {
+    /// Arrays whose fields agree.
+    pub readable: usize,
+    /// Objects that were tried.
+    pub tried: usize,
+    /// The layout's version.
+    pub version: String,
+}
+
+/// The layout that reads most of the arrays; `None` if no layout reads any.
+pub fn choose_array_layout<'a>(
+    layouts: &'a [ArrayLayout],
+    objects: &Objects<'_>,
+    arrays: &[VirtAddr],
+) -> Option<(&'a ArrayLayout, ArrayScore)> {
+    let score = |layout: &'a ArrayLayout| {
+        let readable = arrays.iter().filter(|array| layout.read(objects, **array).is_ok()).count();
+        (layout, ArrayScore { readable, tried: arrays.len(), version: layout.offsets.version.clone() })
+    };
+    layouts.iter().map(score).filter(|(_, score)| score.readable > 0).max_by_key(|(_, score)| score.readable)
+}
+
+impl ArrayLayout {
+    /// Reads the array at `object`.
+    ///
+    /// # Errors
+    /// A header can't be read, or its fields contradict each other.
+    pub fn read(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<ArrayInfo, ObjectError> {
+        let at = &self.offsets;
+        let implausible = |field, value| ObjectError::Implausible { address: object, field, value };
+        let head = field(object, objects.layout().ob_type + POINTER);
+        // An `int`, with padding or nothing behind it.
+        let dims = objects.word(head, at.dimension_count)? as u32;
+        if dims > MAX_DIMS {
+            return Err(implausible("nd", dims.into()));
+        }
+        let shape = objects.words(objects.pointer(head, at.dimensions)?, dims.into())?;
+        let strides = objects.words(objects.pointer(head, at.strides)?, dims.into())?;
+        let strides: Vec<i64> = strides.into_iter().map(u64::cast_signed).collect();
+        let (kind, byte_order, size, descr) = self.dtype(objects, objects.pointer(head, at.descr)?)?;
+        let dtype = kind.scalar_type(byte_order, size);
+        let holds_objects = kind.is_pointer;
+        let base = Some(objects.pointer(head, at.base)?).filter(|base| base.0 != 0);
+        let (data, fields) = (objects.pointer(head, at.data)?, self.fields(objects, descr));
+        let info = ArrayInfo { object, dtype, shape, strides, data, base, fields, holds_objects };
+        let bytes = info.shape.iter().try_fold(size, |bytes, count| bytes.checked_mul(*count));
+        let elements = Elements { data, shape: info.shape.clone(), stride: info.strides.clone(), size };
+        if bytes.is_none_or(|bytes| bytes > i64::MAX as u64) || elements.span().is_none() {
+            return Err(implausible("dimensions", info.shape.first().copied().unwrap_or_default()));
+        }
+        let flags = objects.word(head, at.flags)?;
+        if flags & at.flag_c_contiguous as u64 != 0 && !is_contiguous(&elements) {
+            return Err(implausible("flags", flags & u64::from(u32::MAX)));
+        }
+        Ok(info)
+    }
+
+    /// Kind, byte order and size of an element, and where the fields of its `PyArray_Descr` begin.
+    fn dtype(&self, objects: &Objects<'_>, descr: VirtAddr) -> Result<(&Kind, char, u64, VirtAddr), ObjectError> {
+        let at = &self.offsets;
+        let implausible = |field, value| ObjectError::Implausible { address: descr, field, value };
+        if !objects.is_alive(descr)? {
+            return Err(ObjectError::WrongType { address: descr, expected: "live dtype" });
+        }
+        let head = field(descr, objects.layout().ob_type + POINTER);
+        let letter = objects.byte(head, at.kind)?;
+        let kind = self.kinds.iter().find(|kind| kind.letter == char::from(letter));
+        let kind = kind.ok_or_else(|| implausible("kind", letter.into()))?;
+        let byte_order = objects.byte(head, at.byte_order)?;
+        if !b"<>=|".contains(&byte_order) {
+            return Err(implausible("byteorder", byte_order.into()));
+        }
+        let unused = u64::BITS.saturating_sub(at.item_size_bits.unsigned_abs() as u32).min(u64::BITS - 1);
+        let size = objects.word(head, at.item_size)? << unused >> unused;
+        if size > MAX_ITEM {
+            return Err(implausible("elsize", size));
+        }
+        Ok((kind, char::from(byte_order), size, head))
+    }
+
+    /// The fields of a structured type; those that can't be read are left out.
+    fn fields(&self, objects: &Objects<'_>, descr: VirtAddr) -> Vec<ArrayField> {
+        let all = || {
+            let names = objects.tuple(objects.pointer(descr, self.offsets.names).ok()?).ok()?;
+            let fields = objects.str_dict(objects.pointer(descr, self.offsets.fields).ok()?).ok()?;
+            let field = |name: &VirtAddr| {
+                let name = objects.str(*name).ok()?;
+                let (_, value) = fields.iter().find(|(key, _)| *key == name)?;
+                let [dtype, offset, ..] = *objects.tuple(*value).ok()? else { return None };
+                let (kind, byte_order, size, _) = self.dtype(objects, dtype).ok()?;
+                let offset = u64::try_from(objects.int(offset).ok()??).ok()?;
+                Some(ArrayField { name, dtype: kind.scalar_type(byte_order, size).name, offset })
+            };
+            Some(names.iter().take(MAX_FIELDS).filter_map(field).collect())
+        };
+        all().unwrap_or_default()
+    }
+}
+
+impl Kind {
+    fn scalar_type(&self, byte_order: char, size: u64) -> ScalarType {
+        let units = size / self.unit.unwrap_or(1).max(1);
+        // The machine's own order is little-endian.
+        let byte_order = if byte_order == '=' { '<' } else { byte_order };
+        let known = self.sizes.iter().find(|known| known.size == size && byte_order != '>');
+        ScalarType {
+            index: 0,
+            name: format!("{byte_order}{}{units}", self.letter),
+            size,
+            safetensors: known.and_then(|known| known.safetensors.clone()),
+            raw: known.and_then(|known| known.raw.clone()),
+        }
+    }
+}
+
+/// Whether the elements lie one after another in row-major order, as NumPy defines it.
+fn is_contiguous(elements: &Elements) -> bool {
+    let mut expected = elements.size.cast_signed();
+    elements.numel() == 0
+        || elements.shape.iter().zip(&elements.stride).rev().filter(|(count, _)| **count != 1).all(|(count, stride)| {
+            let fits = *stride == expected;
+            expected = expected.wrapping_mul(count.cast_signed());
+            fits
+        })
+}
