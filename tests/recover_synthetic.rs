@@ -157,7 +157,7 @@ fn model(torch: &Torch) -> (u64, Truth) {
 fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
     let [process] = recovery.processes.as_slice() else { panic!("{} processes", recovery.processes.len()) };
     assert_eq!(recovery.warnings, Vec::<String>::new());
-    assert_eq!(process.root, torch.python.process.machine.borrow().root(torch.python.process.space));
+    assert_eq!(process.root, Some(torch.python.process.machine.borrow().root(torch.python.process.space)));
     assert_eq!(process.type_object.0, VirtAddr(torch.python.builtin.type_));
     assert_eq!(process.python_version.as_deref(), Some(format!("{}.7", torch.python.layout.version).as_str()));
     assert_eq!(process.python_layout.0.version, torch.python.layout.version);

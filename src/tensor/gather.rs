@@ -181,6 +181,7 @@ fn same_cause(a: Fault, b: Fault) -> bool {
             (a, x) == (b, y)
         }
         (Fault::NotInDump { .. }, Fault::NotInDump { .. })
+        | (Fault::NotInImage { .. }, Fault::NotInImage { .. })
         | (Fault::NonCanonical { .. }, Fault::NonCanonical { .. }) => true,
         _ => false,
     }

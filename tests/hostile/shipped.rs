@@ -6,7 +6,6 @@ use std::path::Path;
 use tensorcarve::addr::VirtAddr;
 use tensorcarve::dump::{self, Dump, MemoryRange, OpenOptions, PhysicalMemory};
 use tensorcarve::model::{NamedTensor, Status};
-use tensorcarve::paging::AddressSpace;
 use tensorcarve::recover::Recovery;
 
 use super::alone;
@@ -45,7 +44,7 @@ fn tensors(recovery: &Recovery) -> impl Iterator<Item = (&tensorcarve::recover::
 
 /// The frames that a contiguous tensor's bytes lie in.
 fn frames(dump: &Dump, process: &tensorcarve::recover::Process, tensor: &NamedTensor) -> BTreeSet<u64> {
-    let space = AddressSpace::new(&dump.memory, SIGNATURES.mmu().unwrap(), process.root, process.levels);
+    let space = process.space(&dump.memory, SIGNATURES.mmu().unwrap());
     let info = tensor.info.as_ref().unwrap();
     let pages = (info.data.0 & !0xfff..info.data.0 + info.byte_len()).step_by(FRAME);
     pages.filter_map(|page| Some(space.translate(VirtAddr(page)).ok()?.pa.0)).collect()
@@ -98,7 +97,7 @@ fn an_overwritten_dump_gives_what_is_left_and_nothing_wrong() {
     // Damage that is spread evenly misses the point: half of it goes where the process's objects are.
     let own: Vec<u64> = {
         let process = recovery.processes.iter().find(|process| !process.models.is_empty()).unwrap();
-        let space = AddressSpace::new(&dump.memory, SIGNATURES.mmu().unwrap(), process.root, process.levels);
+        let space = process.space(&dump.memory, SIGNATURES.mmu().unwrap());
         let model = &process.models[0];
         let objects = model.tensors.iter().map(|t| t.object).chain(model.modules.iter().map(|m| m.object));
         let around = objects.chain([process.type_object.0]).flat_map(|at| [at, VirtAddr(at.0 + 0x1000)]);

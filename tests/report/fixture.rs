@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use sha2::{Digest, Sha256};
 use tensorcarve::addr::{FileOffset, PhysAddr, VirtAddr};
 use tensorcarve::cpython::{LayoutScore, Value};
-use tensorcarve::dump::{Dump, Format, MemoryRange, PhysicalMemory};
+use tensorcarve::dump::{Addresses, Dump, Format, MemoryRange, PhysicalMemory};
 use tensorcarve::model::{Model, Module, NamedTensor, Sighting, Status, TensorKind};
 use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
 use tensorcarve::recover::{Observer, Phase, Process, Recovery};
@@ -61,7 +61,7 @@ impl Victim {
             id: "m0".to_owned(),
             class: class.to_owned(),
             object: VirtAddr(0x7f11_0000_0000),
-            sightings: vec![Sighting { root: ROOT, object: VirtAddr(0x7f11_0000_0000) }],
+            sightings: vec![Sighting { root: Some(ROOT), object: VirtAddr(0x7f11_0000_0000) }],
             modules: Vec::new(),
             tensors: Vec::new(),
             training: Vec::new(),
@@ -195,6 +195,7 @@ impl Victim {
         }
         let dump = Dump {
             memory,
+            addresses: Addresses::Physical,
             format: Format::Raw,
             compression: None,
             file_size: size,
@@ -212,9 +213,11 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
     let python = LayoutScore { readable: 9, sampled: 10, size_matches: true, version: "3.11".to_owned() };
     let torch = TensorScore { readable: 5, same_abi: 5, tried: 5, version: "1.13".to_owned() };
     let process = Process {
-        root: ROOT,
-        levels: 4,
-        type_object: (VirtAddr(0x95_0000), PhysAddr(0x10_0000)),
+        root: Some(ROOT),
+        levels: Some(4),
+        pid: None,
+        comm: None,
+        type_object: (VirtAddr(0x95_0000), Some(PhysAddr(0x10_0000))),
         python_version: Some("3.11.2".to_owned()),
         python_layout: (python.clone(), Some(LayoutScore { readable: 2, version: "3.12".to_owned(), ..python })),
         type_count: 1234,
