@@ -12,14 +12,8 @@ layout_struct! {
         storage_pointer: "tensor.storage_pointer" as i64,
         autograd_meta: "tensor.autograd_meta" as i64,
         pyobj: "tensor.pyobj" as i64,
-        dim: "tensor.dim" as i64,
-        sizes_inline: "tensor.sizes_inline" as i64,
-        strides_inline: "tensor.strides_inline" as i64,
-        out_of_line: "tensor.out_of_line_pointer" as i64,
-        inline_dims: "tensor.inline_max_dims" as i64,
         storage_offset: "tensor.storage_offset" as i64,
         numel: "tensor.numel" as i64,
-        dtype: "tensor.dtype_index" as i64,
         storage_data: "storage.data" as i64,
         storage_bytes: "storage.size_bytes" as i64,
         device_type: "storage.device_type" as i64,
@@ -32,12 +26,57 @@ layout_struct! {
     }
 }
 
+/// Where a `TensorImpl` keeps sizes and strides: two forms, of which a layout has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShapeAt {
+    /// A count, then both in the structure itself, or behind one pointer (`c10::impl::SizesAndStrides`, PyTorch 1.8 and later).
+    Counted {
+        /// Number of dimensions.
+        dim: i64,
+        /// Sizes, if there are few.
+        sizes: i64,
+        /// Strides, if there are few.
+        strides: i64,
+        /// The pointer to both, if there are many.
+        out_of_line: i64,
+        /// The most dimensions that are few.
+        inline_dims: u64,
+    },
+    /// Two vectors, each with pointers to its begin and end (`c10::SmallVector`, PyTorch before 1.8).
+    Vectors {
+        /// Pointer to the first size.
+        sizes_begin: i64,
+        /// Pointer behind the last size.
+        sizes_end: i64,
+        /// Pointer to the first stride.
+        strides_begin: i64,
+    },
+}
+
+/// How a `TensorImpl` names the type of its elements: two forms, of which a layout has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DtypeAt {
+    /// The number of the scalar type, 16 bits wide.
+    Index(i64),
+    /// A pointer to the type's description (`caffe2::detail::TypeMetaData`, PyTorch before 1.8).
+    Pointer {
+        /// The pointer.
+        pointer: i64,
+        /// In the description: bytes of one element.
+        item_size: i64,
+        /// In the description: the checksum of the type's name.
+        id: i64,
+    },
+}
+
 /// A `c10::ScalarType`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScalarType {
     /// Its number.
     index: u16,
+    /// The checksum of its name, in versions that point to a description of the type.
+    type_id: Option<i64>,
     /// PyTorch's name.
     pub name: String,
     /// Bytes of one element.
@@ -66,6 +105,10 @@ struct DeviceType {
 pub struct Layout {
     /// Where the fields lie.
     pub offsets: Offsets,
+    /// Where sizes and strides lie.
+    pub shape: ShapeAt,
+    /// Where the type of the elements lies.
+    pub dtype: DtypeAt,
     scalar_types: Vec<ScalarType>,
     device_types: Vec<DeviceType>,
 }
@@ -90,8 +133,38 @@ pub enum LayoutError {
 
 impl Layout {
     fn new(layout: &signature::Layout) -> Result<Self, LayoutError> {
+        let get = |key: &'static str| {
+            let (family, version) = (layout.family.clone(), layout.version.clone());
+            layout.get(key).ok_or(MissingField { family, version, key })
+        };
+        let shape = if layout.get("tensor.sizes_begin").is_some() {
+            ShapeAt::Vectors {
+                sizes_begin: get("tensor.sizes_begin")?,
+                sizes_end: get("tensor.sizes_end")?,
+                strides_begin: get("tensor.strides_begin")?,
+            }
+        } else {
+            ShapeAt::Counted {
+                dim: get("tensor.dim")?,
+                sizes: get("tensor.sizes_inline")?,
+                strides: get("tensor.strides_inline")?,
+                out_of_line: get("tensor.out_of_line_pointer")?,
+                inline_dims: get("tensor.inline_max_dims")?.unsigned_abs(),
+            }
+        };
+        let dtype = if layout.get("tensor.type_meta_pointer").is_some() {
+            DtypeAt::Pointer {
+                pointer: get("tensor.type_meta_pointer")?,
+                item_size: get("type_meta.item_size")?,
+                id: get("type_meta.id")?,
+            }
+        } else {
+            DtypeAt::Index(get("tensor.dtype_index")?)
+        };
         Ok(Self {
             offsets: Offsets::new(layout)?,
+            shape,
+            dtype,
             scalar_types: table(layout, "scalar_types")?,
             device_types: table(layout, "device_types")?,
         })
@@ -100,6 +173,11 @@ impl Layout {
     /// The scalar type of that number.
     pub fn scalar_type(&self, index: u16) -> Option<&ScalarType> {
         self.scalar_types.iter().find(|scalar| scalar.index == index)
+    }
+
+    /// The scalar type of that size whose name has that checksum.
+    pub fn scalar_type_described(&self, item_size: u64, id: i64) -> Option<&ScalarType> {
+        self.scalar_types.iter().find(|scalar| scalar.type_id == Some(id) && scalar.size == item_size)
     }
 
     /// The name of the device type of that number.
@@ -126,6 +204,6 @@ pub fn layouts(signatures: &signature::Signatures) -> Result<Vec<Layout>, Layout
 impl ScalarType {
     /// A type of that many bytes, for tests.
     pub(super) fn of_size(size: u64) -> Self {
-        Self { index: 0, name: "Test".to_owned(), size, safetensors: None }
+        Self { index: 0, type_id: None, name: "Test".to_owned(), size, safetensors: None }
     }
 }

@@ -1,11 +1,13 @@
 //! Reading a tensor: from the Python object to the C++ `TensorImpl` and its storage.
 
-use super::layout::{Layout, ScalarType};
+use super::layout::{DtypeAt, Layout, ScalarType, ShapeAt};
 use crate::addr::VirtAddr;
 use crate::cpython::{ObjectError, Objects};
 
 /// The most dimensions that a tensor may have; PyTorch's own limit is 64.
 const MAX_DIMS: u64 = 64;
+/// Bytes of a size or a stride.
+const WORD: u64 = 8;
 /// Bytes of a `std::string` before the text that it keeps in itself: pointer and length (libstdc++).
 const STRING_INLINE_AT: u64 = 16;
 
@@ -72,6 +74,39 @@ pub enum TensorError {
     },
 }
 
+impl ShapeAt {
+    /// Sizes and strides of a `TensorImpl`; `None` if it has more dimensions than a tensor can have.
+    ///
+    /// # Errors
+    /// They can't be read.
+    pub fn read(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<Option<(Vec<u64>, Vec<u64>)>, ObjectError> {
+        match *self {
+            Self::Counted { dim, sizes, strides, out_of_line, inline_dims } => {
+                let dims = objects.word(tensor, dim)?;
+                if dims > MAX_DIMS {
+                    return Ok(None);
+                }
+                if dims <= inline_dims {
+                    let inline = |offset| objects.words(VirtAddr(tensor.0.wrapping_add_signed(offset)), dims);
+                    return Ok(Some((inline(sizes)?, inline(strides)?)));
+                }
+                let both = objects.words(objects.pointer(tensor, out_of_line)?, 2 * dims)?;
+                let (sizes, strides) = both.split_at(dims as usize);
+                Ok(Some((sizes.to_vec(), strides.to_vec())))
+            }
+            Self::Vectors { sizes_begin, sizes_end, strides_begin } => {
+                let begin = objects.pointer(tensor, sizes_begin)?;
+                let dims = objects.word(tensor, sizes_end)?.wrapping_sub(begin.0) / WORD;
+                if dims > MAX_DIMS {
+                    return Ok(None);
+                }
+                let strides = objects.words(objects.pointer(tensor, strides_begin)?, dims)?;
+                Ok(Some((objects.words(begin, dims)?, strides)))
+            }
+        }
+    }
+}
+
 impl Layout {
     /// Reads the tensor whose Python object lies at `object`.
     ///
@@ -119,25 +154,26 @@ impl Layout {
             let object = if object.0 == 0 { tensor } else { object };
             TensorError::Contradiction { object, reason }
         };
-        let dims = objects.word(tensor, at.dim)?;
-        if dims > MAX_DIMS {
-            return Err(contradiction(format!("it has {dims} dimensions")));
-        }
-        let (shape, stride) = if dims <= at.inline_dims as u64 {
-            let inline = |offset| objects.words(VirtAddr(tensor.0.wrapping_add_signed(offset)), dims);
-            (inline(at.sizes_inline)?, inline(at.strides_inline)?)
-        } else {
-            let both = objects.words(objects.pointer(tensor, at.out_of_line)?, 2 * dims)?;
-            let (sizes, strides) = both.split_at(dims as usize);
-            (sizes.to_vec(), strides.to_vec())
+        let Some((shape, stride)) = self.shape.read(objects, tensor)? else {
+            return Err(contradiction("it has more dimensions than a tensor can have".to_owned()));
         };
         let numel = objects.word(tensor, at.numel)?;
         let product = shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size));
         if product != Some(numel) {
             return Err(contradiction(format!("sizes {shape:?} for {numel} elements")));
         }
-        let index = objects.word(tensor, at.dtype)? & 0xffff;
-        let dtype = self.scalar_type(index as u16).ok_or_else(|| contradiction(format!("scalar type {index}")))?;
+        let dtype = match self.dtype {
+            DtypeAt::Index(offset) => {
+                let index = objects.word(tensor, offset)? & 0xffff;
+                self.scalar_type(index as u16).ok_or_else(|| contradiction(format!("scalar type {index}")))?
+            }
+            DtypeAt::Pointer { pointer, item_size, id } => {
+                let described = objects.pointer(tensor, pointer)?;
+                let (size, id) = (objects.word(described, item_size)?, objects.word(described, id)?.cast_signed());
+                let unknown = || contradiction(format!("a scalar type of {size} bytes whose name has the checksum {id}"));
+                self.scalar_type_described(size, id).ok_or_else(unknown)?
+            }
+        };
         let storage_offset = objects.word(tensor, at.storage_offset)?;
         let storage = objects.pointer(tensor, at.storage_pointer)?;
         let base = objects.pointer(storage, at.storage_data)?;
