@@ -181,6 +181,8 @@ pub fn recover(
         }
     }
 
+    warnings.extend(processes.iter().filter_map(inferred_torch));
+
     let models = processes.iter_mut().map(|process| process.models.as_mut_slice());
     digest::tensors(models.zip(interpreters.iter().map(|interpreter| interpreter.space)), memory.size(), observer);
     join_sightings(&mut processes);
@@ -304,7 +306,7 @@ fn describe(interpreter: &Interpreter<'_>, torch_layouts: &[tensor::Layout]) -> 
     let graph = model::graph(interpreter, &builtins, &types.torch);
     let tensors: Vec<VirtAddr> = graph.tensors().into_iter().collect();
     let chosen = tensor::choose(torch_layouts, &objects, &tensors);
-    let layout = chosen.as_ref().map(|(layout, ..)| *layout);
+    let layout = chosen.as_ref().map(|(layout, ..)| layout.as_ref());
     let mut models = model::models(&graph, &objects, layout);
     model::attach_optimizers(&mut models, interpreter, &builtins, layout, &types.optimizers);
     let type_at = interpreter.space.translate(interpreter.type_object).ok().map(|found| found.pa);
@@ -326,6 +328,18 @@ fn describe(interpreter: &Interpreter<'_>, torch_layouts: &[tensor::Layout]) -> 
         models,
         shared_models: Vec::new(),
     }
+}
+
+/// Says so if no table reads the tensors of a process.
+fn inferred_torch(process: &Process) -> Option<String> {
+    let (TensorScore { readable, tried, version, inferred, moved, .. }, _) = process.torch_layout.as_ref()?;
+    inferred.then(|| {
+        format!(
+            "the PyTorch of the process with `type` at {} has no layout file: one was inferred from that of {version} with {} numbers changed, which reads {readable} of {tried} tensors; recovery.json lists them",
+            process.type_object.0,
+            moved.len()
+        )
+    })
 }
 
 /// Lists a model that several processes hold in the same place with the same bytes, as after a

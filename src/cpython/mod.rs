@@ -17,6 +17,7 @@ pub use dict::{Attributes, UNREADABLE};
 pub(crate) use layout::layout_struct;
 pub use layout::{Layout, MissingField, layouts};
 pub use modules::{Builtins, Modules, attribute_str, python_version};
+pub(crate) use object::field;
 pub use object::{ObjectError, Objects};
 pub use process::{Candidate, Instances, Interpreter, LayoutScore, confirm, interpreters, is_type_type};
 pub use sweeper::Sweeper;

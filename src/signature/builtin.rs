@@ -26,7 +26,10 @@ pub(super) static LAYOUTS: &[(&str, &str)] = layouts![
     "pytorch-1.8.toml",
     "pytorch-1.13.toml",
     "pytorch-1.13-old-abi.toml",
+    "pytorch-2.1-old-abi.toml",
+    "pytorch-2.1.toml",
     "pytorch-2.6.toml",
     "pytorch-2.6-old-abi.toml",
+    "pytorch-2.10.toml",
     "pytorch-2.14.toml",
 ];

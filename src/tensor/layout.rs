@@ -5,6 +5,20 @@ use serde::Deserialize;
 use crate::cpython::{MissingField, layout_struct};
 use crate::signature;
 
+// Names in the layout files of what has more than one form.
+const DIM: &str = "tensor.dim";
+const SIZES: &str = "tensor.sizes_inline";
+const STRIDES: &str = "tensor.strides_inline";
+const OUT_OF_LINE: &str = "tensor.out_of_line_pointer";
+const INLINE_DIMS: &str = "tensor.inline_max_dims";
+const SIZES_BEGIN: &str = "tensor.sizes_begin";
+const SIZES_END: &str = "tensor.sizes_end";
+const STRIDES_BEGIN: &str = "tensor.strides_begin";
+const DTYPE_INDEX: &str = "tensor.dtype_index";
+const TYPE_META: &str = "tensor.type_meta_pointer";
+const ITEM_SIZE: &str = "type_meta.item_size";
+const TYPE_ID: &str = "type_meta.id";
+
 layout_struct! {
     /// Offsets in bytes from the start of PyTorch's structures.
     Offsets {
@@ -137,29 +151,25 @@ impl Layout {
             let (family, version) = (layout.family.clone(), layout.version.clone());
             layout.get(key).ok_or(MissingField { family, version, key })
         };
-        let shape = if layout.get("tensor.sizes_begin").is_some() {
+        let shape = if layout.get(SIZES_BEGIN).is_some() {
             ShapeAt::Vectors {
-                sizes_begin: get("tensor.sizes_begin")?,
-                sizes_end: get("tensor.sizes_end")?,
-                strides_begin: get("tensor.strides_begin")?,
+                sizes_begin: get(SIZES_BEGIN)?,
+                sizes_end: get(SIZES_END)?,
+                strides_begin: get(STRIDES_BEGIN)?,
             }
         } else {
             ShapeAt::Counted {
-                dim: get("tensor.dim")?,
-                sizes: get("tensor.sizes_inline")?,
-                strides: get("tensor.strides_inline")?,
-                out_of_line: get("tensor.out_of_line_pointer")?,
-                inline_dims: get("tensor.inline_max_dims")?.unsigned_abs(),
+                dim: get(DIM)?,
+                sizes: get(SIZES)?,
+                strides: get(STRIDES)?,
+                out_of_line: get(OUT_OF_LINE)?,
+                inline_dims: get(INLINE_DIMS)?.unsigned_abs(),
             }
         };
-        let dtype = if layout.get("tensor.type_meta_pointer").is_some() {
-            DtypeAt::Pointer {
-                pointer: get("tensor.type_meta_pointer")?,
-                item_size: get("type_meta.item_size")?,
-                id: get("type_meta.id")?,
-            }
+        let dtype = if layout.get(TYPE_META).is_some() {
+            DtypeAt::Pointer { pointer: get(TYPE_META)?, item_size: get(ITEM_SIZE)?, id: get(TYPE_ID)? }
         } else {
-            DtypeAt::Index(get("tensor.dtype_index")?)
+            DtypeAt::Index(get(DTYPE_INDEX)?)
         };
         Ok(Self {
             offsets: Offsets::new(layout)?,
@@ -168,6 +178,31 @@ impl Layout {
             scalar_types: table(layout, "scalar_types")?,
             device_types: table(layout, "device_types")?,
         })
+    }
+
+    /// All offsets by their names in layout files.
+    pub(super) fn numbers(&self) -> Vec<(&'static str, i64)> {
+        let mut numbers: Vec<_> =
+            self.offsets.numbers().into_iter().filter_map(|(name, number)| Some((name, number?))).collect();
+        match self.shape {
+            ShapeAt::Counted { dim, sizes, strides, out_of_line, inline_dims } => numbers.extend([
+                (DIM, dim),
+                (SIZES, sizes),
+                (STRIDES, strides),
+                (OUT_OF_LINE, out_of_line),
+                (INLINE_DIMS, inline_dims.cast_signed()),
+            ]),
+            ShapeAt::Vectors { sizes_begin, sizes_end, strides_begin } => {
+                numbers.extend([(SIZES_BEGIN, sizes_begin), (SIZES_END, sizes_end), (STRIDES_BEGIN, strides_begin)])
+            }
+        }
+        match self.dtype {
+            DtypeAt::Index(index) => numbers.push((DTYPE_INDEX, index)),
+            DtypeAt::Pointer { pointer, item_size, id } => {
+                numbers.extend([(TYPE_META, pointer), (ITEM_SIZE, item_size), (TYPE_ID, id)])
+            }
+        }
+        numbers
     }
 
     /// The scalar type of that number.

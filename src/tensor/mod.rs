@@ -1,9 +1,12 @@
 //! PyTorch tensors: their headers, which layout reads them, and their bytes.
 
+mod choose;
 mod gather;
+mod infer;
 mod layout;
 mod read;
 
+pub use choose::{Moved, TensorScore, choose};
 pub use gather::{Hole, TooLarge, gather};
-pub use layout::{Layout, LayoutError, Offsets, ScalarType, layouts};
-pub use read::{TensorError, TensorInfo, TensorScore, choose};
+pub use layout::{DtypeAt, Layout, LayoutError, Offsets, ScalarType, ShapeAt, layouts};
+pub use read::{TensorError, TensorInfo};
