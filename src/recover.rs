@@ -189,6 +189,8 @@ pub fn recover(
     let all_others = processes.iter_mut().flat_map(|process| &mut process.others.found);
     warnings.extend(model::limit(all_others, memory.size()));
 
+    warnings.extend(processes.iter().filter_map(inferred_torch));
+
     let targets = processes.iter_mut().map(|process| {
         let models = process.models.iter_mut().flat_map(Target::of_model);
         models.chain(process.others.found.iter_mut().map(Target::other)).collect()
@@ -334,7 +336,7 @@ fn describe(
         tensors.extend(instances.take(TENSOR_SAMPLE).filter(is_tensor));
     }
     let chosen = tensor::choose(torch_layouts, &objects, &tensors);
-    let layout = chosen.as_ref().map(|(layout, ..)| *layout);
+    let layout = chosen.as_ref().map(|(layout, ..)| layout.as_ref());
     let mut models = model::models(&graph, &objects, layout);
     model::attach_optimizers(&mut models, interpreter, &builtins, layout, &types.optimizers);
     let others = model::others(
@@ -363,6 +365,18 @@ fn describe(
         shared_models: Vec::new(),
         others,
     }
+}
+
+/// Says so if no table reads the tensors of a process.
+fn inferred_torch(process: &Process) -> Option<String> {
+    let (TensorScore { readable, tried, version, inferred, moved, .. }, _) = process.torch_layout.as_ref()?;
+    inferred.then(|| {
+        format!(
+            "the PyTorch of the process with `type` at {} has no layout file: one was inferred from that of {version} with {} numbers changed, which reads {readable} of {tried} tensors; recovery.json lists them",
+            process.type_object.0,
+            moved.len()
+        )
+    })
 }
 
 /// Lists a model that several processes hold in the same place with the same bytes, as after a

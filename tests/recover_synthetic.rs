@@ -9,12 +9,12 @@
 
 mod synthetic;
 
-#[path = "recover_synthetic/images.rs"]
-mod images;
 #[path = "recover_synthetic/arrays.rs"]
 mod arrays;
 #[path = "recover_synthetic/forms.rs"]
 mod forms;
+#[path = "recover_synthetic/images.rs"]
+mod images;
 #[path = "recover_synthetic/machines.rs"]
 mod machines;
 #[path = "recover_synthetic/modules.rs"]

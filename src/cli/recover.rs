@@ -9,6 +9,7 @@ use tensorcarve::recover::{RecoverError, Recovery, recover};
 use tensorcarve::report::{self, OutputFolder, Run};
 use tensorcarve::scan::{self, Choice};
 use tensorcarve::signature::Signatures;
+use tensorcarve::tensor::Moved;
 
 use super::args::{LineFormat, RecoverArgs};
 use super::info::{open, say_warnings};
@@ -144,12 +145,16 @@ fn say_layouts(process: &tensorcarve::recover::Process) {
     if let Some((best, next)) = &process.torch_layout {
         let next = next.as_ref().map_or(String::new(), |next| format!(" (next: {} {})", next.version, next.readable));
         say(&format!(
-            "process {}: PyTorch {} reads {} of {} tensors{next}",
+            "process {}: PyTorch {}{} reads {} of {} tensors{next}",
             report::process_name(process),
+            if best.inferred { "inferred from " } else { "" },
             best.version,
             best.readable,
             best.tried
         ));
+        for Moved { number, table, found } in &best.moved {
+            say(&format!("process {}: {number} is {found}, not {table}", report::process_name(process)));
+        }
     }
 }
 

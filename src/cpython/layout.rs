@@ -51,6 +51,12 @@ macro_rules! layout_struct {
                     $($field: layout_struct!(@get layout, $key, $kind $(<$inner>)?),)*
                 })
             }
+
+            /// All numbers by their names in layout files; `None` for what the version has not.
+            #[allow(dead_code, reason = "asked for where layouts are compared")]
+            pub fn numbers(&self) -> Vec<(&'static str, Option<i64>)> {
+                vec![$(($key, self.$field.into()),)*]
+            }
         }
     };
 }

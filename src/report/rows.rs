@@ -7,7 +7,7 @@ use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::LayoutScore;
 use crate::model::{Model, NamedTensor, Sighting, Status, TensorKind};
 use crate::recover::Process;
-use crate::tensor::{ArrayInfo, Form, Hole, Quantizer, TensorScore};
+use crate::tensor::{ArrayInfo, Form, Hole, Moved, Quantizer, TensorScore};
 
 /// A tensor.
 #[derive(Serialize)]
@@ -262,7 +262,11 @@ struct TorchLayout<'a> {
     version: &'a str,
     readable: usize,
     same_abi: usize,
+    learned: usize,
     tried: usize,
+    inferred: bool,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    moved: &'a [Moved],
     #[serde(skip_serializing_if = "Option::is_none")]
     runner_up: Option<Option<Box<TorchLayout<'a>>>>,
 }
@@ -276,8 +280,8 @@ impl<'a> PythonLayout<'a> {
 
 impl<'a> TorchLayout<'a> {
     fn new(score: &'a TensorScore) -> Self {
-        let TensorScore { readable, same_abi, tried, ref version } = *score;
-        Self { version, readable, same_abi, tried, runner_up: None }
+        let TensorScore { readable, same_abi, learned, tried, inferred, ref version, ref moved } = *score;
+        Self { version, readable, same_abi, learned, tried, inferred, moved, runner_up: None }
     }
 }
 

@@ -233,6 +233,7 @@ impl Kind {
         let known = self.sizes.iter().find(|known| known.size == size && byte_order != '>');
         ScalarType {
             index: 0,
+            type_id: None,
             name: format!("{byte_order}{}{units}", self.letter),
             size,
             safetensors: known.and_then(|known| known.safetensors.clone()),

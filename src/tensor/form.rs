@@ -149,7 +149,7 @@ impl Layout {
 
     /// What could be pointers among the fields that a class derived from `TensorImpl` adds.
     fn derived_pointers(&self, objects: &Objects<'_>, tensor_impl: VirtAddr) -> Vec<VirtAddr> {
-        let start = field(tensor_impl, self.offsets.dtype);
+        let start = field(tensor_impl, self.dtype.offset());
         let words = (0..DERIVED_WORDS as i64).map(|word| objects.word(VirtAddr(start.0 & !7), 8 * word));
         words.map_while(Result::ok).filter(|word| *word != 0 && word.is_multiple_of(8)).map(VirtAddr).collect()
     }

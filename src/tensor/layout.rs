@@ -5,6 +5,20 @@ use serde::Deserialize;
 use crate::cpython::{MissingField, layout_struct};
 use crate::signature;
 
+// Names in the layout files of what has more than one form.
+const DIM: &str = "tensor.dim";
+const SIZES: &str = "tensor.sizes_inline";
+const STRIDES: &str = "tensor.strides_inline";
+const OUT_OF_LINE: &str = "tensor.out_of_line_pointer";
+const INLINE_DIMS: &str = "tensor.inline_max_dims";
+const SIZES_BEGIN: &str = "tensor.sizes_begin";
+const SIZES_END: &str = "tensor.sizes_end";
+const STRIDES_BEGIN: &str = "tensor.strides_begin";
+const DTYPE_INDEX: &str = "tensor.dtype_index";
+const TYPE_META: &str = "tensor.type_meta_pointer";
+const ITEM_SIZE: &str = "type_meta.item_size";
+const TYPE_ID: &str = "type_meta.id";
+
 layout_struct! {
     /// Offsets in bytes from the start of PyTorch's structures.
     Offsets {
@@ -12,14 +26,8 @@ layout_struct! {
         storage_pointer: "tensor.storage_pointer" as i64,
         autograd_meta: "tensor.autograd_meta" as i64,
         pyobj: "tensor.pyobj" as i64,
-        dim: "tensor.dim" as i64,
-        sizes_inline: "tensor.sizes_inline" as i64,
-        strides_inline: "tensor.strides_inline" as i64,
-        out_of_line: "tensor.out_of_line_pointer" as i64,
-        inline_dims: "tensor.inline_max_dims" as i64,
         storage_offset: "tensor.storage_offset" as i64,
         numel: "tensor.numel" as i64,
-        dtype: "tensor.dtype_index" as i64,
         device_type: "tensor.device_type" as Option<i64>,
         device_index: "tensor.device_index" as Option<i64>,
         quantizer_scalar_type: "quantizer.scalar_type" as Option<i64>,
@@ -40,12 +48,66 @@ layout_struct! {
 /// The method of quantized tensors that gives their integers.
 const INT_REPR: &str = "int_repr";
 
+/// Where a `TensorImpl` keeps sizes and strides: two forms, of which a layout has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShapeAt {
+    /// A count, then both in the structure itself, or behind one pointer (`c10::impl::SizesAndStrides`, PyTorch 1.8 and later).
+    Counted {
+        /// Number of dimensions.
+        dim: i64,
+        /// Sizes, if there are few.
+        sizes: i64,
+        /// Strides, if there are few.
+        strides: i64,
+        /// The pointer to both, if there are many.
+        out_of_line: i64,
+        /// The most dimensions that are few.
+        inline_dims: u64,
+    },
+    /// Two vectors, each with pointers to its begin and end (`c10::SmallVector`, PyTorch before 1.8).
+    Vectors {
+        /// Pointer to the first size.
+        sizes_begin: i64,
+        /// Pointer behind the last size.
+        sizes_end: i64,
+        /// Pointer to the first stride.
+        strides_begin: i64,
+    },
+}
+
+/// How a `TensorImpl` names the type of its elements: two forms, of which a layout has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DtypeAt {
+    /// The number of the scalar type, 16 bits wide.
+    Index(i64),
+    /// A pointer to the type's description (`caffe2::detail::TypeMetaData`, PyTorch before 1.8).
+    Pointer {
+        /// The pointer.
+        pointer: i64,
+        /// In the description: bytes of one element.
+        item_size: i64,
+        /// In the description: the checksum of the type's name.
+        id: i64,
+    },
+}
+
+impl DtypeAt {
+    /// Where in the `TensorImpl` the number or the pointer lies.
+    pub(super) fn offset(self) -> i64 {
+        match self {
+            Self::Index(offset) | Self::Pointer { pointer: offset, .. } => offset,
+        }
+    }
+}
+
 /// A `c10::ScalarType`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScalarType {
     /// Its number.
     pub(super) index: u16,
+    /// The checksum of its name, in versions that point to a description of the type.
+    pub(super) type_id: Option<i64>,
     /// PyTorch's name.
     pub name: String,
     /// Bytes of one element.
@@ -92,6 +154,10 @@ struct DeviceType {
 pub struct Layout {
     /// Where the fields lie.
     pub offsets: Offsets,
+    /// Where sizes and strides lie.
+    pub shape: ShapeAt,
+    /// Where the type of the elements lies.
+    pub dtype: DtypeAt,
     scalar_types: Vec<ScalarType>,
     device_types: Vec<DeviceType>,
 }
@@ -116,16 +182,72 @@ pub enum LayoutError {
 
 impl Layout {
     fn new(layout: &signature::Layout) -> Result<Self, LayoutError> {
+        let get = |key: &'static str| {
+            let (family, version) = (layout.family.clone(), layout.version.clone());
+            layout.get(key).ok_or(MissingField { family, version, key })
+        };
+        let shape = if layout.get(SIZES_BEGIN).is_some() {
+            ShapeAt::Vectors {
+                sizes_begin: get(SIZES_BEGIN)?,
+                sizes_end: get(SIZES_END)?,
+                strides_begin: get(STRIDES_BEGIN)?,
+            }
+        } else {
+            ShapeAt::Counted {
+                dim: get(DIM)?,
+                sizes: get(SIZES)?,
+                strides: get(STRIDES)?,
+                out_of_line: get(OUT_OF_LINE)?,
+                inline_dims: get(INLINE_DIMS)?.unsigned_abs(),
+            }
+        };
+        let dtype = if layout.get(TYPE_META).is_some() {
+            DtypeAt::Pointer { pointer: get(TYPE_META)?, item_size: get(ITEM_SIZE)?, id: get(TYPE_ID)? }
+        } else {
+            DtypeAt::Index(get(DTYPE_INDEX)?)
+        };
         Ok(Self {
             offsets: Offsets::new(layout)?,
+            shape,
+            dtype,
             scalar_types: table(layout, "scalar_types")?,
             device_types: table(layout, "device_types")?,
         })
     }
 
+    /// All offsets by their names in layout files.
+    pub(super) fn numbers(&self) -> Vec<(&'static str, i64)> {
+        let mut numbers: Vec<_> =
+            self.offsets.numbers().into_iter().filter_map(|(name, number)| Some((name, number?))).collect();
+        match self.shape {
+            ShapeAt::Counted { dim, sizes, strides, out_of_line, inline_dims } => numbers.extend([
+                (DIM, dim),
+                (SIZES, sizes),
+                (STRIDES, strides),
+                (OUT_OF_LINE, out_of_line),
+                (INLINE_DIMS, inline_dims.cast_signed()),
+            ]),
+            ShapeAt::Vectors { sizes_begin, sizes_end, strides_begin } => {
+                numbers.extend([(SIZES_BEGIN, sizes_begin), (SIZES_END, sizes_end), (STRIDES_BEGIN, strides_begin)])
+            }
+        }
+        match self.dtype {
+            DtypeAt::Index(index) => numbers.push((DTYPE_INDEX, index)),
+            DtypeAt::Pointer { pointer, item_size, id } => {
+                numbers.extend([(TYPE_META, pointer), (ITEM_SIZE, item_size), (TYPE_ID, id)])
+            }
+        }
+        numbers
+    }
+
     /// The scalar type of that number.
     pub fn scalar_type(&self, index: u16) -> Option<&ScalarType> {
         self.scalar_types.iter().find(|scalar| scalar.index == index)
+    }
+
+    /// The scalar type of that size whose name has that checksum.
+    pub fn scalar_type_described(&self, item_size: u64, id: i64) -> Option<&ScalarType> {
+        self.scalar_types.iter().find(|scalar| scalar.type_id == Some(id) && scalar.size == item_size)
     }
 
     /// The name of the device type of that number.

@@ -1,13 +1,16 @@
 //! PyTorch tensors: their headers, which layout reads them, and their bytes.
 
 mod array;
+mod choose;
 mod form;
 mod gather;
+mod infer;
 mod layout;
 mod read;
 
 pub use array::{ArrayField, ArrayInfo, ArrayLayout, ArrayScore, array_layouts, choose_array_layout};
+pub use choose::{Moved, TensorScore, choose};
 pub use form::{Form, Quantizer, Sparse};
 pub use gather::{Elements, Hole, TooLarge, gather};
-pub use layout::{Layout, LayoutError, Offsets, Raw, ScalarType, layouts};
-pub use read::{TensorError, TensorInfo, TensorScore, choose};
+pub use layout::{DtypeAt, Layout, LayoutError, Offsets, Raw, ScalarType, ShapeAt, layouts};
+pub use read::{SizesAndStrides, TensorError, TensorInfo};

@@ -2,14 +2,17 @@
 
 use super::form::Form;
 use super::gather::Elements;
-use super::layout::{Layout, ScalarType};
+use super::layout::{DtypeAt, Layout, ScalarType, ShapeAt};
 use crate::addr::VirtAddr;
-use crate::cpython::{ObjectError, Objects};
+use crate::cpython::{ObjectError, Objects, field};
 
 /// The most dimensions that a tensor may have; PyTorch's own limit is 64.
-const MAX_DIMS: u64 = 64;
-/// Bytes of a `std::string` before the text that it keeps in itself: pointer and length (libstdc++).
-const STRING_INLINE_AT: u64 = 16;
+pub(super) const MAX_DIMS: u64 = 64;
+/// Bytes of a size or a stride.
+pub(super) const WORD: u64 = 8;
+
+/// Sizes and strides, outermost dimension first.
+pub type SizesAndStrides = (Vec<u64>, Vec<u64>);
 
 /// A tensor, as its own headers describe it.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,7 +82,43 @@ pub enum TensorError {
     },
 }
 
+impl ShapeAt {
+    /// Sizes and strides of a `TensorImpl`; `None` if it has more dimensions than a tensor can have.
+    ///
+    /// # Errors
+    /// They can't be read.
+    pub fn read(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<Option<SizesAndStrides>, ObjectError> {
+        match *self {
+            Self::Counted { dim, sizes, strides, out_of_line, inline_dims } => {
+                let dims = objects.word(tensor, dim)?;
+                if dims > MAX_DIMS {
+                    return Ok(None);
+                }
+                if dims <= inline_dims {
+                    let inline = |offset| objects.words(field(tensor, offset), dims);
+                    return Ok(Some((inline(sizes)?, inline(strides)?)));
+                }
+                let both = objects.words(objects.pointer(tensor, out_of_line)?, 2 * dims)?;
+                let (sizes, strides) = both.split_at(dims as usize);
+                Ok(Some((sizes.to_vec(), strides.to_vec())))
+            }
+            Self::Vectors { sizes_begin, sizes_end, strides_begin } => {
+                let begin = objects.pointer(tensor, sizes_begin)?;
+                let dims = objects.word(tensor, sizes_end)?.wrapping_sub(begin.0) / WORD;
+                if dims > MAX_DIMS {
+                    return Ok(None);
+                }
+                let strides = objects.words(objects.pointer(tensor, strides_begin)?, dims)?;
+                Ok(Some((objects.words(begin, dims)?, strides)))
+            }
+        }
+    }
+}
+
 impl Layout {
+    /// Bytes of a `std::string` before the text that it keeps in itself: pointer and length (libstdc++).
+    pub(super) const STRING_INLINE_AT: i64 = 16;
+
     /// Reads the tensor whose Python object lies at `object`.
     ///
     /// # Errors
@@ -138,25 +177,27 @@ impl Layout {
             let object = if object.0 == 0 { tensor } else { object };
             TensorError::Contradiction { object, reason }
         };
-        let dims = objects.word(tensor, at.dim)?;
-        if dims > MAX_DIMS {
-            return Err(contradiction(format!("it has {dims} dimensions")));
-        }
-        let (shape, stride) = if dims <= at.inline_dims as u64 {
-            let inline = |offset| objects.words(VirtAddr(tensor.0.wrapping_add_signed(offset)), dims);
-            (inline(at.sizes_inline)?, inline(at.strides_inline)?)
-        } else {
-            let both = objects.words(objects.pointer(tensor, at.out_of_line)?, 2 * dims)?;
-            let (sizes, strides) = both.split_at(dims as usize);
-            (sizes.to_vec(), strides.to_vec())
+        let Some((shape, stride)) = self.shape.read(objects, tensor)? else {
+            return Err(contradiction("it has more dimensions than a tensor can have".to_owned()));
         };
         let numel = objects.word(tensor, at.numel)?;
         let product = shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size));
         if product != Some(numel) {
             return Err(contradiction(format!("sizes {shape:?} for {numel} elements")));
         }
-        let index = objects.word(tensor, at.dtype)? & 0xffff;
-        let dtype = self.scalar_type(index as u16).ok_or_else(|| contradiction(format!("scalar type {index}")))?;
+        let dtype = match self.dtype {
+            DtypeAt::Index(offset) => {
+                let index = objects.word(tensor, offset)? & 0xffff;
+                self.scalar_type(index as u16).ok_or_else(|| contradiction(format!("scalar type {index}")))?
+            }
+            DtypeAt::Pointer { pointer, item_size, id } => {
+                let described = objects.pointer(tensor, pointer)?;
+                let (size, id) = (objects.word(described, item_size)?, objects.word(described, id)?.cast_signed());
+                let unknown =
+                    || contradiction(format!("a scalar type of {size} bytes whose name has the checksum {id}"));
+                self.scalar_type_described(size, id).ok_or_else(unknown)?
+            }
+        };
         let storage = objects.pointer(tensor, at.storage_pointer)?;
         let head = TensorInfo {
             object,
@@ -223,52 +264,18 @@ impl Layout {
     /// `None` for a tensor without such data.
     ///
     /// The two ABIs differ in the size of `std::string`, and so in all that follows it.
-    pub(super) fn string_abi_fits(&self, objects: &Objects<'_>, object: VirtAddr) -> Option<bool> {
-        let tensor = objects.pointer(object, self.offsets.impl_pointer).ok()?;
+    pub(super) fn string_abi_fits(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Option<bool> {
         let meta = objects.pointer(tensor, self.offsets.autograd_meta).ok()?;
         let text = objects.word(meta, self.offsets.name).ok()?;
-        let own = meta.0.wrapping_add_signed(self.offsets.name).wrapping_add(STRING_INLINE_AT);
-        Some((text == own) == (self.offsets.name_is_inline != 0))
+        let own = field(meta, self.offsets.name + Self::STRING_INLINE_AT).0;
+        Some(if self.offsets.name_is_inline != 0 { text == own } else { text != own && text != 0 })
     }
 }
 
 /// Index of the last element that is reached, from the start of the storage.
-fn last_element(shape: &[u64], stride: &[u64], offset: u64) -> Option<u64> {
+pub(super) fn last_element(shape: &[u64], stride: &[u64], offset: u64) -> Option<u64> {
     shape
         .iter()
         .zip(stride)
         .try_fold(offset, |last, (size, stride)| last.checked_add(size.saturating_sub(1).checked_mul(*stride)?))
-}
-
-/// How many tensors a layout reads without contradiction.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorScore {
-    /// Tensors whose fields agree.
-    pub readable: usize,
-    /// Tensors whose autograd data are of the layout's C++ ABI.
-    pub same_abi: usize,
-    /// Tensors that were tried.
-    pub tried: usize,
-    /// The layout's version.
-    pub version: String,
-}
-
-/// The layout that reads most of the tensors, its score, and that of the next best.
-///
-/// `None` if no layout reads any.
-pub fn choose<'a>(
-    layouts: &'a [Layout],
-    objects: &Objects<'_>,
-    tensors: &[VirtAddr],
-) -> Option<(&'a Layout, TensorScore, Option<TensorScore>)> {
-    let score = |layout: &'a Layout| {
-        let readable = tensors.iter().filter(|tensor| layout.read(objects, **tensor).is_ok()).count();
-        let same_abi = tensors.iter().filter(|tensor| layout.string_abi_fits(objects, **tensor) == Some(true)).count();
-        let version = layout.offsets.version.clone();
-        (layout, TensorScore { readable, same_abi, tried: tensors.len(), version })
-    };
-    let mut scored: Vec<_> = layouts.iter().map(score).filter(|(_, score)| score.readable > 0).collect();
-    scored.sort_by_key(|(_, score)| (score.readable, score.same_abi));
-    let (layout, best) = scored.pop()?;
-    Some((layout, best, scored.pop().map(|(_, score)| score)))
 }

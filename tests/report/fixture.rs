@@ -11,7 +11,7 @@ use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
 use tensorcarve::recover::{Observer, Phase, Process, Recovery};
 use tensorcarve::report::Run;
 use tensorcarve::signature::Signatures;
-use tensorcarve::tensor::{Form, ScalarType, TensorInfo, TensorScore, TooLarge, gather};
+use tensorcarve::tensor::{Form, Moved, ScalarType, TensorInfo, TensorScore, TooLarge, gather};
 
 /// The top table; the three below it and the data follow it.
 pub const ROOT: PhysAddr = PhysAddr(0x1000);
@@ -245,7 +245,15 @@ fn hash(tensor: &mut NamedTensor, space: &AddressSpace<'_>) {
 /// One process with these models.
 fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
     let python = LayoutScore { readable: 9, sampled: 10, size_matches: true, version: "3.11".to_owned() };
-    let torch = TensorScore { readable: 5, same_abi: 5, tried: 5, version: "1.13".to_owned() };
+    let torch = TensorScore {
+        readable: 5,
+        same_abi: 5,
+        learned: 4,
+        tried: 5,
+        version: "1.13".to_owned(),
+        inferred: true,
+        moved: vec![Moved { number: "tensor.numel", table: 168, found: 184 }],
+    };
     let process = Process {
         root: Some(ROOT),
         levels: Some(4),

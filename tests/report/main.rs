@@ -236,7 +236,9 @@ fn documents_say_what_was_found() {
         (&Json::Null, &Json::Null, &Json::Null)
     );
     assert_eq!(process["python"]["layout"]["runner_up"]["version"], "3.12");
-    assert_eq!(process["torch"]["layout"]["runner_up"], Json::Null);
+    let torch = &process["torch"]["layout"];
+    assert_eq!((&torch["inferred"], &torch["runner_up"]), (&json!(true), &Json::Null));
+    assert_eq!(torch["moved"], json!([{"number": "tensor.numel", "table": 168, "found": 184}]));
     let model = &process["models"][0];
     assert_eq!((&model["dir"], &model["class"]), (&json!("models/m0"), &json!("__main__.Net")));
     let row = |name: &str| {

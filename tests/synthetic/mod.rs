@@ -36,7 +36,20 @@ pub use torch::{ModuleSpec, Torch};
 pub static SIGNATURES: LazyLock<Signatures> = LazyLock::new(|| Signatures::load(None).unwrap());
 
 pub const CPYTHONS: [&str; 7] = ["3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14"];
-pub const PYTORCHES: [&str; 5] = ["1.13", "1.13-old-abi", "2.6", "2.6-old-abi", "2.14"];
+pub const PYTORCHES: [&str; 12] = [
+    "1.7",
+    "1.7-old-abi",
+    "1.8",
+    "1.8-old-abi",
+    "1.13",
+    "1.13-old-abi",
+    "2.1",
+    "2.1-old-abi",
+    "2.6",
+    "2.6-old-abi",
+    "2.10",
+    "2.14",
+];
 
 /// Watches nothing.
 pub struct Silent;

@@ -177,21 +177,10 @@ impl Numbers {
         process.put(tensor_impl + 8, 0x1_0000_0001);
         put("tensor.storage_pointer", storage);
         put("tensor.pyobj", object);
-        put("tensor.dim", spec.shape.len() as u64);
-        let both = [spec.shape.as_slice(), &spec.stride].concat();
-        if spec.shape.len() as u64 > self.at("tensor.inline_max_dims") {
-            put("tensor.out_of_line_pointer", process.words(&both));
-        } else {
-            for (i, (size, stride)) in (0..).step_by(8).zip(spec.shape.iter().zip(&spec.stride)) {
-                process.put(tensor_impl + self.at("tensor.sizes_inline") + i, *size);
-                process.put(tensor_impl + self.at("tensor.strides_inline") + i, *stride);
-            }
-        }
+        self.put_shape(python, tensor_impl, spec);
         put("tensor.storage_offset", spec.offset);
         put("tensor.numel", spec.numel());
-        // Device and flags follow the type in its word.
-        let dtype = self.number("scalar_types", spec.dtype, "index");
-        put("tensor.dtype_index", dtype | 0xff01_0000);
+        self.put_dtype(python, tensor_impl, spec.dtype);
         if spec.requires_grad || spec.grad_fn {
             put("tensor.autograd_meta", self.autograd(python, spec));
         }
@@ -216,6 +205,45 @@ impl Numbers {
         let first = (tensor.tensor_impl + self.at("tensor.dtype_index")) / 8 * 8 + 16;
         process.put(first - 8, 0x0000_0400_0000_8003);
         (first..).step_by(8).zip(words).for_each(|(at, word)| process.put(at, *word));
+    }
+
+    /// Writes sizes and strides in the form that the layout has.
+    fn put_shape(&self, python: &Python, tensor_impl: u64, spec: &Tensor) {
+        let process = &python.process;
+        let put = |key: &str, word| process.put(tensor_impl + self.at(key), word);
+        if self.0.get("tensor.sizes_begin").is_some() {
+            // One block for both, the strides behind the sizes.
+            let begin = process.words(&[spec.shape.as_slice(), &spec.stride, &[0]].concat());
+            let end = begin + 8 * spec.shape.len() as u64;
+            put("tensor.sizes_begin", begin);
+            put("tensor.sizes_end", end);
+            put("tensor.strides_begin", end);
+            return;
+        }
+        put("tensor.dim", spec.shape.len() as u64);
+        if spec.shape.len() as u64 > self.at("tensor.inline_max_dims") {
+            put("tensor.out_of_line_pointer", process.words(&[spec.shape.as_slice(), &spec.stride].concat()));
+            return;
+        }
+        for (i, (size, stride)) in (0..).step_by(8).zip(spec.shape.iter().zip(&spec.stride)) {
+            process.put(tensor_impl + self.at("tensor.sizes_inline") + i, *size);
+            process.put(tensor_impl + self.at("tensor.strides_inline") + i, *stride);
+        }
+    }
+
+    /// Writes the type of the elements in the form that the layout has.
+    fn put_dtype(&self, python: &Python, tensor_impl: u64, dtype: &str) {
+        let process = &python.process;
+        let Some(pointer) = self.0.get("tensor.type_meta_pointer") else {
+            // Device and flags follow the type in its word.
+            let index = self.number("scalar_types", dtype, "index");
+            process.put(tensor_impl + self.at("tensor.dtype_index"), index | 0xff01_0000);
+            return;
+        };
+        let described = process.alloc(128);
+        process.put(described + self.at("type_meta.item_size"), self.element_size(dtype));
+        process.put(described + self.at("type_meta.id"), self.number("scalar_types", dtype, "type_id"));
+        process.put(tensor_impl + pointer.cast_unsigned(), described);
     }
 
     fn autograd(&self, python: &Python, spec: &Tensor) -> u64 {

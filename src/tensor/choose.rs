@@ -1,0 +1,119 @@
+//! Which layout reads the tensors of a process: the table that fits best, or one that is inferred where none does.
+
+use std::borrow::Cow;
+use std::cmp::Reverse;
+
+use serde::Serialize;
+
+use super::infer::Evidence;
+use super::layout::Layout;
+use crate::addr::VirtAddr;
+use crate::cpython::Objects;
+
+/// A table fits if it reads all but one in this many tensors; damage and odd tensors are no reason for another layout.
+const ODD_ONE_IN: usize = 8;
+
+/// How well a layout reads the tensors of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorScore {
+    /// Tensors whose fields agree.
+    pub readable: usize,
+    /// Tensors whose autograd data are of the layout's C++ ABI.
+    pub same_abi: usize,
+    /// Tensors that gradients are recorded for, and whose gradient, if they have one, has their shape.
+    pub learned: usize,
+    /// Tensors that were tried.
+    pub tried: usize,
+    /// Version of the table.
+    pub version: String,
+    /// Whether the table was only the first guess, and the tensors themselves told the rest.
+    pub inferred: bool,
+    /// The numbers that are not those of the table.
+    pub moved: Vec<Moved>,
+}
+
+/// A number of a layout that is not that of the table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Moved {
+    /// Its name in layout files.
+    pub number: &'static str,
+    /// What the table says.
+    pub table: i64,
+    /// What was found.
+    pub found: i64,
+}
+
+impl TensorScore {
+    /// Whether another layout could read more.
+    fn is_doubtful(&self, has_autograd: bool) -> bool {
+        let read = self.readable * ODD_ONE_IN >= self.tried * (ODD_ONE_IN - 1);
+        !read || (has_autograd && (self.same_abi == 0 || self.learned == 0))
+    }
+
+    /// What decides between layouts, the most important first.
+    fn key(&self) -> (usize, usize, usize, Reverse<usize>) {
+        (self.readable, self.same_abi, self.learned, Reverse(self.moved.len()))
+    }
+}
+
+/// The layout that reads most of the tensors, its score, and that of the next best table.
+///
+/// `None` if no layout reads any.
+pub fn choose<'a>(
+    tables: &'a [Layout],
+    objects: &Objects<'_>,
+    tensors: &[VirtAddr],
+) -> Option<(Cow<'a, Layout>, TensorScore, Option<TensorScore>)> {
+    let mut scored: Vec<_> =
+        tables.iter().map(|table| (Cow::Borrowed(table), score(table, objects, tensors))).collect();
+    scored.sort_by_key(|(_, score)| score.key());
+    let has_autograd = |layout: &Layout| {
+        let mut read = tensors.iter().filter_map(|tensor| layout.read(objects, *tensor).ok());
+        read.any(|info| layout.string_abi_fits(objects, info.tensor_impl).is_some())
+    };
+    let is_doubtful = scored.last().is_some_and(|(table, score)| score.is_doubtful(has_autograd(table)));
+    if is_doubtful {
+        let evidence = Evidence::new(objects, tensors);
+        let inferred = tables.iter().filter_map(|table| {
+            let layout = evidence.infer(table)?;
+            let score = score(&layout, objects, tensors);
+            let moved = moved(table, &layout);
+            // As it stands, the table is among those that were tried.
+            (!moved.is_empty()).then_some((Cow::Owned(layout), TensorScore { inferred: true, moved, ..score }))
+        });
+        let best = inferred.max_by_key(|(_, score)| score.key());
+        scored.extend(best);
+        scored.sort_by_key(|(_, score)| score.key());
+    }
+    scored.retain(|(_, score)| score.readable > 0);
+    let (layout, best) = scored.pop()?;
+    Some((layout, best, scored.pop().map(|(_, score)| score)))
+}
+
+fn score(layout: &Layout, objects: &Objects<'_>, tensors: &[VirtAddr]) -> TensorScore {
+    let mut score = TensorScore {
+        readable: 0,
+        same_abi: 0,
+        learned: 0,
+        tried: tensors.len(),
+        version: layout.offsets.version.clone(),
+        inferred: false,
+        moved: Vec::new(),
+    };
+    for info in tensors.iter().filter_map(|tensor| layout.read(objects, *tensor).ok()) {
+        score.readable += 1;
+        score.same_abi += usize::from(layout.string_abi_fits(objects, info.tensor_impl) == Some(true));
+        let grad_fits =
+            layout.read_grad(objects, &info).is_ok_and(|grad| grad.is_none_or(|grad| grad.shape == info.shape));
+        score.learned += usize::from(info.requires_grad && grad_fits);
+    }
+    score
+}
+
+fn moved(table: &Layout, found: &Layout) -> Vec<Moved> {
+    let pairs = table.numbers().into_iter().zip(found.numbers());
+    pairs
+        .filter(|((_, table), (_, found))| table != found)
+        .map(|((number, table), (_, found))| Moved { number, table, found })
+        .collect()
+}

@@ -1,0 +1,531 @@
+//! A layout for tensors that no table reads: a table gives the first guess, the tensors themselves vote where each number lies.
+//!
+//! Every place in a structure is a candidate. A tensor votes for a place if what lies there agrees with what is known of the
+//! tensor already: its object with a pointer back to it, its sizes with their product, the product with the bytes of the
+//! storage, and so on. Most votes win; among equals the place whose votes chance would not have given; then the one
+//! nearest to the table's.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::layout::{DtypeAt, Layout, ShapeAt};
+use super::read::{MAX_DIMS, WORD, last_element};
+use crate::addr::VirtAddr;
+use crate::cpython::{Objects, field};
+
+/// Tensors that vote.
+const MAX_VOTERS: usize = 128;
+/// Bytes of each structure that are looked at: about twice what the largest known version has.
+const OBJECT_BYTES: i64 = 128;
+const IMPL_BYTES: i64 = 384;
+const STORAGE_BYTES: i64 = 192;
+const AUTOGRAD_BYTES: i64 = 384;
+/// The largest element, in bytes (a complex number of two doubles).
+const MAX_ELEMENT: u64 = 16;
+/// The most dimensions that a structure is taken to hold itself.
+const MAX_INLINE_DIMS: u64 = 16;
+
+/// Words of a structure, as far as they can be read.
+#[derive(Clone)]
+struct Structure {
+    at: VirtAddr,
+    words: Vec<u64>,
+}
+
+impl Structure {
+    fn read(objects: &Objects<'_>, at: VirtAddr, bytes: i64) -> Self {
+        let count = bytes.unsigned_abs() / WORD;
+        let words = objects.words(at, count).unwrap_or_else(|_| {
+            // Only a part of it is there.
+            (0..bytes).step_by(WORD as usize).map_while(|offset| objects.word(at, offset).ok()).collect()
+        });
+        Self { at, words }
+    }
+
+    fn word(&self, offset: i64) -> Option<u64> {
+        self.words.get(usize::try_from(offset / WORD as i64).ok()?).copied()
+    }
+
+    fn words(&self, offset: i64, count: u64) -> Option<&[u64]> {
+        let start = usize::try_from(offset / WORD as i64).ok()?;
+        self.words.get(start..start.checked_add(usize::try_from(count).ok()?)?)
+    }
+
+    fn byte(&self, offset: i64) -> Option<u8> {
+        self.word(offset).map(|word| (word >> (8 * (offset % WORD as i64))) as u8)
+    }
+
+    fn short(&self, offset: i64) -> Option<u16> {
+        self.word(offset).map(|word| (word >> (8 * (offset % WORD as i64))) as u16)
+    }
+}
+
+/// Every place of a word in a structure of that many bytes.
+fn places(bytes: i64) -> impl Iterator<Item = i64> + Clone {
+    (0..bytes).step_by(WORD as usize)
+}
+
+/// Votes for a place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Votes {
+    /// Tensors that agree.
+    agree: usize,
+    /// Those whose agreement chance would not give.
+    telling: usize,
+}
+
+impl Votes {
+    /// Of every tensor: `None` if it disagrees, or whether it tells something.
+    fn count(votes: impl Iterator<Item = Option<bool>>) -> Self {
+        votes.flatten().fold(Self::default(), |sum, telling| Self {
+            agree: sum.agree + 1,
+            telling: sum.telling + usize::from(telling),
+        })
+    }
+}
+
+/// The candidate with most votes; among equals the one at the least distance. `None` without a vote that tells.
+fn elect<T>(candidates: impl Iterator<Item = (T, u64, Votes)>) -> Option<(T, Votes)> {
+    let mut best: Option<(T, u64, Votes)> = None;
+    for (candidate, distance, votes) in candidates.filter(|(.., votes)| votes.telling > 0) {
+        let key = |distance: u64, votes: Votes| (votes, Reverse(distance));
+        if best.as_ref().is_none_or(|(_, d, v)| key(distance, votes) > key(*d, *v)) {
+            best = Some((candidate, distance, votes));
+        }
+    }
+    best.map(|(candidate, _, votes)| (candidate, votes))
+}
+
+/// What the tensors of a process say.
+pub(super) struct Evidence<'a> {
+    objects: &'a Objects<'a>,
+    /// The Python objects of those that vote.
+    voters: Vec<Structure>,
+    /// Where in the object a pointer lies, where in its target the one back, and for how many.
+    links: BTreeMap<(i64, i64), usize>,
+}
+
+/// A tensor as far as it is known.
+struct Voter {
+    tensor: Structure,
+    sizes: Vec<u64>,
+    strides: Vec<u64>,
+    numel: u64,
+    /// Bytes of one element.
+    size: u64,
+}
+
+impl<'a> Evidence<'a> {
+    /// Looks at the objects of tensors.
+    pub(super) fn new(objects: &'a Objects<'a>, tensors: &[VirtAddr]) -> Self {
+        // From all over the list: neighbours are alike.
+        let step = tensors.len().div_ceil(MAX_VOTERS).max(1);
+        let voters: Vec<_> =
+            tensors.iter().step_by(step).map(|object| Structure::read(objects, *object, OBJECT_BYTES)).collect();
+        let mut links = BTreeMap::new();
+        for object in &voters {
+            for at in places(OBJECT_BYTES) {
+                let Some(target) = object.word(at).filter(|target| *target != 0 && *target != object.at.0) else {
+                    continue;
+                };
+                let target = Structure::read(objects, VirtAddr(target), IMPL_BYTES);
+                let back =
+                    places(IMPL_BYTES).filter(|back| target.word(*back).is_some_and(|word| word & !1 == object.at.0));
+                back.for_each(|back| *links.entry((at, back)).or_insert(0) += 1);
+            }
+        }
+        Self { objects, voters, links }
+    }
+
+    /// A layout whose numbers most tensors agree with; `None` if there is none, or the tensors don't tell enough.
+    pub(super) fn infer(&self, table: &Layout) -> Option<Layout> {
+        let mut layout = table.clone();
+        let impls = self.impls(&mut layout)?;
+        let mut voters = self.shapes(table, &mut layout, impls)?;
+        let storages = self.storages(table, &mut layout, &mut voters)?;
+        self.storage_offset(table, &mut layout, &voters, &storages);
+        self.autograd(table, &mut layout, &voters);
+        Some(layout)
+    }
+
+    /// Finds the pointers between object and `TensorImpl`.
+    fn impls(&self, layout: &mut Layout) -> Option<Vec<Structure>> {
+        let at = &mut layout.offsets;
+        let links = self.links.iter().map(|(link, count)| {
+            let distance = link.0.abs_diff(at.impl_pointer) + link.1.abs_diff(at.pyobj);
+            (*link, distance, Votes { agree: *count, telling: *count })
+        });
+        let (link, votes) = elect(links)?;
+        (at.impl_pointer, at.pyobj) = link;
+        let is_linked = |object: &&Structure| 2 * votes.agree > self.voters.len() && object.word(link.0).is_some();
+        let tensor =
+            |object: &Structure| Some(Structure::read(self.objects, VirtAddr(object.word(link.0)?), IMPL_BYTES));
+        let impls: Vec<_> = self.voters.iter().filter(is_linked).filter_map(tensor).collect();
+        (!impls.is_empty()).then_some(impls)
+    }
+
+    /// Finds sizes, strides and the number of elements; gives the tensors that agree.
+    fn shapes(&self, table: &Layout, layout: &mut Layout, impls: Vec<Structure>) -> Option<Vec<Voter>> {
+        let shift = layout.offsets.pyobj - table.offsets.pyobj;
+        let guess = ShapeGuess::new(table.shape);
+        let most = |votes: usize| 4 * votes >= 3 * impls.len();
+        let mut elected = Vec::new();
+        for (dim, sizes_at) in guess.candidates(&impls) {
+            let sizes: Vec<_> = impls.iter().map(|tensor| guess.sizes(self.objects, tensor, dim, sizes_at)).collect();
+            let products: Vec<_> = sizes.iter().map(|sizes| product(sizes.as_ref()?)).collect();
+            if !most(products.iter().flatten().count()) {
+                continue;
+            }
+            let free = places(IMPL_BYTES).filter(|at| *at != dim && !guess.overlaps(sizes_at, *at));
+            elected.extend(elect(free.map(|numel| {
+                let votes = impls
+                    .iter()
+                    .zip(&products)
+                    .map(|(tensor, product)| ((*product)? == tensor.word(numel)?).then_some((*product)? > 1));
+                let relative = numel - sizes_at - (table.offsets.numel - guess.sizes);
+                let distance = guess.distance(dim, sizes_at, shift) + relative.unsigned_abs();
+                ((dim, sizes_at, numel, distance), distance, Votes::count(votes))
+            })));
+        }
+        let ((dim, sizes_at, numel, _), votes) =
+            elect(elected.into_iter().map(|(found, votes)| (found, found.3, votes)))?;
+        if !most(votes.agree) {
+            return None;
+        }
+        layout.offsets.numel = numel;
+        let known: Vec<(Structure, Vec<u64>)> = impls
+            .iter()
+            .filter_map(|tensor| {
+                let sizes = guess.sizes(self.objects, tensor, dim, sizes_at)?;
+                (product(&sizes) == tensor.word(numel)).then(|| (tensor.clone(), sizes))
+            })
+            .collect();
+        let free = places(IMPL_BYTES).filter(|at| ![dim, numel].contains(at) && !guess.overlaps(sizes_at, *at));
+        let (strides_at, _) = elect(free.map(|at| {
+            let votes = known.iter().map(|(tensor, sizes)| {
+                let strides = guess.vector(self.objects, tensor, at, sizes.len() as u64)?;
+                is_contiguous(sizes, &strides).then_some(sizes.iter().any(|size| *size > 1))
+            });
+            let distance = (at - sizes_at).abs_diff(guess.strides - guess.sizes);
+            (at, distance, Votes::count(votes))
+        }))?;
+        layout.shape = guess.found(dim, sizes_at, strides_at);
+        let voter = |(tensor, sizes): (Structure, Vec<u64>)| {
+            let strides = guess.vector(self.objects, &tensor, strides_at, sizes.len() as u64)?;
+            let numel = product(&sizes)?;
+            Some(Voter { tensor, sizes, strides, numel, size: 0 })
+        };
+        Some(known.into_iter().filter_map(voter).collect())
+    }
+
+    /// Finds the storage, and the type of the elements by how many of them fill it.
+    fn storages(&self, table: &Layout, layout: &mut Layout, voters: &mut [Voter]) -> Option<Vec<Structure>> {
+        let shift = layout.offsets.pyobj - table.offsets.pyobj;
+        let of = |voter: &Voter, at: i64| {
+            let storage = voter.tensor.word(at).unwrap_or_default();
+            Structure::read(self.objects, VirtAddr(storage), STORAGE_BYTES)
+        };
+        // A storage without elements votes for nothing; the size of an element must be a power of two.
+        let element = |voter: &Voter, bytes: u64| {
+            let size = bytes.checked_div(voter.numel).filter(|size| size.checked_mul(voter.numel) == Some(bytes))?;
+            (size.is_power_of_two() && size <= MAX_ELEMENT).then_some(size)
+        };
+        let mut elected = Vec::new();
+        for at in places(IMPL_BYTES) {
+            let storages: Vec<Structure> = voters.iter().map(|voter| of(voter, at)).collect();
+            let distance = at.abs_diff(table.offsets.storage_pointer + shift);
+            elected.extend(elect(places(STORAGE_BYTES).map(|bytes_at| {
+                let votes = voters.iter().zip(&storages);
+                let votes =
+                    votes.map(|(voter, storage)| element(voter, storage.word(bytes_at)?).map(|_| voter.numel > 1));
+                let distance = distance + bytes_at.abs_diff(table.offsets.storage_bytes);
+                ((at, bytes_at, distance), distance, Votes::count(votes))
+            })));
+        }
+        let ((at, bytes_at, _), _) = elect(elected.into_iter().map(|(found, votes)| (found, found.2, votes)))?;
+        let storages: Vec<Structure> = voters.iter().map(|voter| of(voter, at)).collect();
+        for (voter, storage) in voters.iter_mut().zip(&storages) {
+            voter.size = storage.word(bytes_at).and_then(|bytes| element(voter, bytes)).unwrap_or_default();
+        }
+        let offsets = &mut layout.offsets;
+        (offsets.storage_pointer, offsets.storage_bytes) = (at, bytes_at);
+        self.data(table, layout, &storages)?;
+        self.device(table, layout, &storages);
+        self.dtype(table, layout, voters)?;
+        Some(storages)
+    }
+
+    /// Finds where a storage's data lie: no two storages have the same bytes.
+    fn data(&self, table: &Layout, layout: &mut Layout, storages: &[Structure]) -> Option<()> {
+        let mut seen = BTreeSet::new();
+        let distinct: Vec<_> = storages.iter().filter(|storage| seen.insert(storage.at)).collect();
+        let bytes_at = layout.offsets.storage_bytes;
+        let shift = bytes_at - table.offsets.storage_bytes;
+        let (found, _) = elect(places(STORAGE_BYTES).filter(|at| *at != bytes_at).map(|at| {
+            let mut blocks: Vec<(u64, u64)> = distinct
+                .iter()
+                .filter_map(|storage| Some((storage.word(at)?, storage.word(bytes_at)?)))
+                .filter(|(data, bytes)| *data != 0 && *bytes != 0)
+                .collect();
+            blocks.sort_unstable();
+            let apart =
+                blocks.iter().zip(blocks.iter().skip(1).map(Some).chain([None])).map(|((data, bytes), next)| {
+                    let is_apart = data.checked_add(*bytes).is_some_and(|end| next.is_none_or(|next| end <= next.0));
+                    is_apart.then(|| self.objects.memory().bytes_at(VirtAddr(*data)).is_ok())
+                });
+            (at, at.abs_diff(table.offsets.storage_data + shift), Votes::count(apart))
+        }))?;
+        layout.offsets.storage_data = found;
+        Some(())
+    }
+
+    /// Finds the device beside the pointer to the data; without a tensor that tells, it is as far from it as in the table.
+    fn device(&self, table: &Layout, layout: &mut Layout, storages: &[Structure]) {
+        let between = table.offsets.storage_device_index - table.offsets.storage_device_type;
+        let expected = table.offsets.storage_device_type + layout.offsets.storage_data - table.offsets.storage_data;
+        let found = elect((0..STORAGE_BYTES).map(|at| {
+            let votes = storages.iter().map(|storage| {
+                let device = storage.byte(at)?;
+                let index = storage.byte(at + between)?.cast_signed();
+                // No index is -1: chance rarely gives that beside a number of a device.
+                (table.device_type(device).is_some() && index >= -1).then_some(index == -1)
+            });
+            (at, at.abs_diff(expected), Votes::count(votes))
+        }));
+        let at = found.map_or(expected, |(at, _)| at);
+        (layout.offsets.storage_device_type, layout.offsets.storage_device_index) = (at, at + between);
+    }
+
+    /// Finds the number of the scalar type, or the pointer to its description.
+    fn dtype(&self, table: &Layout, layout: &mut Layout, voters: &mut [Voter]) -> Option<()> {
+        let shift = layout.offsets.numel - table.offsets.numel;
+        let scalar_type = |tensor: &Structure, at: DtypeAt| match at {
+            DtypeAt::Index(at) => table.scalar_type(tensor.short(at)?),
+            DtypeAt::Pointer { pointer, item_size, id } => {
+                let described = VirtAddr(tensor.word(pointer)?);
+                let word = |at| self.objects.word(described, at).ok();
+                table.scalar_type_described(word(item_size)?, word(id)?.cast_signed())
+            }
+        };
+        let (step, expected) = match table.dtype {
+            DtypeAt::Index(at) => (2, at + shift),
+            DtypeAt::Pointer { pointer, .. } => (WORD as usize, pointer + shift),
+        };
+        let form = |at: i64| match table.dtype {
+            DtypeAt::Index(_) => DtypeAt::Index(at),
+            DtypeAt::Pointer { item_size, id, .. } => DtypeAt::Pointer { pointer: at, item_size, id },
+        };
+        let (at, _) = elect((0..IMPL_BYTES).step_by(step).map(|at| {
+            let mut names = BTreeSet::new();
+            let votes = voters.iter().filter(|voter| voter.size > 0).map(|voter| {
+                let found = scalar_type(&voter.tensor, form(at)).filter(|found| found.size == voter.size)?;
+                // A second type says more than many tensors of the first.
+                Some(names.insert(&found.name))
+            });
+            let votes = Votes::count(votes);
+            (at, at.abs_diff(expected), votes)
+        }))?;
+        layout.dtype = form(at);
+        // The tensor's own device lies beside it.
+        let moved = at - table.dtype.offset();
+        for (device, of_table) in [
+            (&mut layout.offsets.device_type, table.offsets.device_type),
+            (&mut layout.offsets.device_index, table.offsets.device_index),
+        ] {
+            *device = of_table.map(|device| device + moved);
+        }
+        for voter in voters {
+            voter.size = scalar_type(&voter.tensor, layout.dtype).map_or(0, |found| found.size);
+        }
+        Some(())
+    }
+
+    /// Finds the offset in the storage: with it the elements lie inside.
+    fn storage_offset(&self, table: &Layout, layout: &mut Layout, voters: &[Voter], storages: &[Structure]) {
+        let expected = table.offsets.storage_offset + layout.offsets.numel - table.offsets.numel;
+        let taken = layout.numbers();
+        let is_free = |at: &i64| !taken.iter().any(|(name, taken)| name.starts_with("tensor.") && taken == at);
+        let candidates = places(IMPL_BYTES).filter(|at| *at == expected || is_free(at)).map(|at| {
+            let votes = voters.iter().zip(storages).filter(|(voter, _)| voter.numel > 0).map(|(voter, storage)| {
+                let offset = voter.tensor.word(at)?;
+                let last = last_element(&voter.sizes, &voter.strides, offset)?;
+                let end = last.checked_add(1)?.checked_mul(voter.size)?;
+                (end <= storage.word(layout.offsets.storage_bytes)?).then_some(offset > 0)
+            });
+            (at, at.abs_diff(expected), Votes::count(votes))
+        });
+        // Most models have no view: every word that is always zero would do, and the table's guess is as good as any.
+        let mut candidates: Vec<_> = candidates.collect();
+        let most = candidates.iter().map(|(.., votes)| votes.agree).max().unwrap_or_default();
+        candidates.retain(|(.., votes)| votes.agree == most);
+        let nearest = candidates.iter().min_by_key(|(_, distance, _)| *distance).map(|(at, ..)| *at);
+        if let Some(at) = elect(candidates.into_iter()).map(|(at, _)| at).or(nearest) {
+            layout.offsets.storage_offset = at;
+        }
+    }
+
+    /// Finds the autograd data by the gradients in them, which are tensors of the same sizes, or by the name that they begin with.
+    fn autograd(&self, table: &Layout, layout: &mut Layout, voters: &[Voter]) {
+        let shift = layout.offsets.storage_pointer - table.offsets.storage_pointer;
+        let tables: BTreeSet<u64> = voters.iter().filter_map(|voter| voter.tensor.word(0)).collect();
+        let shape = layout.shape;
+        let grad_fits = |voter: &Voter, grad: VirtAddr| {
+            let is_tensor = self.objects.word(grad, 0).is_ok_and(|vtable| tables.contains(&vtable));
+            let shape =
+                if is_tensor && grad != voter.tensor.at { shape.read(self.objects, grad).ok()?? } else { return None };
+            (shape.0 == voter.sizes).then_some(true)
+        };
+        let mut by_grad = Vec::new();
+        let mut by_name = Vec::new();
+        for at in places(IMPL_BYTES).filter(|at| *at != layout.offsets.storage_pointer) {
+            let distance = at.abs_diff(table.offsets.autograd_meta + shift);
+            let read = |voter: &Voter| {
+                Structure::read(self.objects, VirtAddr(voter.tensor.word(at).unwrap_or(0)), AUTOGRAD_BYTES)
+            };
+            let metas: Vec<Structure> = voters.iter().map(read).collect();
+            by_grad.extend(places(AUTOGRAD_BYTES).map(|grad| {
+                let votes = voters.iter().zip(&metas).map(|(voter, meta)| grad_fits(voter, VirtAddr(meta.word(grad)?)));
+                let distance = distance + grad.abs_diff(table.offsets.grad);
+                ((at, grad), distance, Votes::count(votes))
+            }));
+            by_name.extend(places(AUTOGRAD_BYTES).map(|name| {
+                let own = |meta: &Structure| field(meta.at, name + Layout::STRING_INLINE_AT).0;
+                let votes = metas.iter().map(|meta| (meta.word(name)? == own(meta)).then_some(true));
+                let grad = table.offsets.grad + name - table.offsets.name;
+                let distance = distance + name.abs_diff(table.offsets.name);
+                ((at, grad), distance, Votes::count(votes))
+            }));
+        }
+        let expected = (table.offsets.autograd_meta + shift, table.offsets.grad);
+        let by_name = || if table.offsets.name_is_inline == 0 { None } else { elect(by_name.into_iter()) };
+        let (at, grad) = elect(by_grad.into_iter()).or_else(by_name).map_or(expected, |(found, _)| found);
+        let moved = grad - table.offsets.grad;
+        layout.offsets.autograd_meta = at;
+        layout.offsets.grad = grad;
+        layout.offsets.grad_fn = table.offsets.grad_fn + moved;
+        layout.offsets.name = table.offsets.name + moved;
+        layout.offsets.requires_grad = self.requires_grad(at, table.offsets.requires_grad + moved, voters);
+    }
+
+    /// Finds the flag in the autograd data: a byte that is 0 or 1, mostly 1, before two other flags (`retains_grad_`, `is_view_`).
+    fn requires_grad(&self, autograd_meta: i64, expected: i64, voters: &[Voter]) -> i64 {
+        let metas: Vec<Structure> = voters
+            .iter()
+            .filter_map(|voter| voter.tensor.word(autograd_meta).filter(|meta| *meta != 0))
+            .map(|meta| Structure::read(self.objects, VirtAddr(meta), AUTOGRAD_BYTES))
+            .collect();
+        let found = elect((0..AUTOGRAD_BYTES).map(|at| {
+            let votes = metas.iter().map(|meta| {
+                let (flag, others) = (meta.byte(at)?, [meta.byte(at + 1)?, meta.byte(at + 2)?]);
+                (flag <= 1 && others.iter().all(|other| *other <= 1)).then_some(flag == 1)
+            });
+            (at, at.abs_diff(expected), Votes::count(votes))
+        }));
+        found.map_or(expected, |(at, _)| at)
+    }
+}
+
+/// Where a table has sizes and strides, and how they are kept.
+struct ShapeGuess {
+    form: ShapeAt,
+    dim: i64,
+    sizes: i64,
+    strides: i64,
+}
+
+impl ShapeGuess {
+    fn new(form: ShapeAt) -> Self {
+        let (dim, sizes, strides) = match form {
+            ShapeAt::Counted { dim, sizes, strides, .. } => (dim, sizes, strides),
+            ShapeAt::Vectors { sizes_begin, strides_begin, .. } => (sizes_begin, sizes_begin, strides_begin),
+        };
+        Self { form, dim, sizes, strides }
+    }
+
+    /// Places of the count and the sizes: where most tensors have a number of dimensions, and not all have none.
+    fn candidates(&self, impls: &[Structure]) -> Vec<(i64, i64)> {
+        let counts = places(IMPL_BYTES).filter(|dim| {
+            let dims: Vec<u64> = impls.iter().filter_map(|tensor| self.dims(tensor, *dim)).collect();
+            4 * dims.len() >= 3 * impls.len() && dims.iter().any(|dims| *dims > 0)
+        });
+        match self.form {
+            ShapeAt::Counted { .. } => {
+                counts.flat_map(|dim| places(IMPL_BYTES).map(move |sizes| (dim, sizes))).collect()
+            }
+            ShapeAt::Vectors { .. } => counts.map(|begin| (begin, begin)).collect(),
+        }
+    }
+
+    fn dims(&self, tensor: &Structure, at: i64) -> Option<u64> {
+        let dims = match self.form {
+            ShapeAt::Counted { .. } => tensor.word(at)?,
+            ShapeAt::Vectors { sizes_begin, sizes_end, .. } => {
+                let (begin, end) = (tensor.word(at)?, tensor.word(at + sizes_end - sizes_begin)?);
+                let bytes = end.checked_sub(begin).filter(|bytes| begin != 0 && bytes % WORD == 0)?;
+                bytes / WORD
+            }
+        };
+        (dims <= MAX_DIMS).then_some(dims)
+    }
+
+    fn sizes(&self, objects: &Objects<'_>, tensor: &Structure, dim: i64, sizes: i64) -> Option<Vec<u64>> {
+        self.vector(objects, tensor, sizes, self.dims(tensor, dim)?)
+    }
+
+    /// Sizes or strides at a place; `None` where they are too many to lie there.
+    fn vector(&self, objects: &Objects<'_>, tensor: &Structure, at: i64, dims: u64) -> Option<Vec<u64>> {
+        match self.form {
+            ShapeAt::Counted { inline_dims, .. } => {
+                if dims <= inline_dims {
+                    tensor.words(at, dims).map(<[u64]>::to_vec)
+                } else {
+                    None
+                }
+            }
+            ShapeAt::Vectors { .. } => objects.words(VirtAddr(tensor.word(at)?), dims).ok(),
+        }
+    }
+
+    /// Whether a word lies among the sizes.
+    fn overlaps(&self, sizes: i64, at: i64) -> bool {
+        match self.form {
+            // Two is what every version has room for, and all that can be said before the strides are found.
+            ShapeAt::Counted { .. } => (sizes..sizes + 2 * WORD as i64).contains(&at),
+            ShapeAt::Vectors { sizes_begin, sizes_end, .. } => at == sizes || at == sizes + sizes_end - sizes_begin,
+        }
+    }
+
+    fn distance(&self, dim: i64, sizes: i64, shift: i64) -> u64 {
+        dim.abs_diff(self.dim + shift) + (sizes - dim).abs_diff(self.sizes - self.dim)
+    }
+
+    fn found(&self, dim: i64, sizes: i64, strides: i64) -> ShapeAt {
+        match self.form {
+            ShapeAt::Counted { out_of_line, inline_dims, .. } => {
+                let between = u64::try_from((strides - sizes) / WORD as i64).unwrap_or(inline_dims);
+                // One array for both: its half is what the structure has room for.
+                let inline_dims = if between <= MAX_INLINE_DIMS { between } else { inline_dims };
+                ShapeAt::Counted { dim, sizes, strides, out_of_line: sizes + out_of_line - self.sizes, inline_dims }
+            }
+            ShapeAt::Vectors { sizes_begin, sizes_end, .. } => ShapeAt::Vectors {
+                sizes_begin: sizes,
+                sizes_end: sizes + sizes_end - sizes_begin,
+                strides_begin: strides,
+            },
+        }
+    }
+}
+
+fn product(sizes: &[u64]) -> Option<u64> {
+    sizes.iter().try_fold(1u64, |product, size| product.checked_mul(*size))
+}
+
+/// Whether elements lie one after another in row-major order.
+fn is_contiguous(sizes: &[u64], strides: &[u64]) -> bool {
+    let mut expected = 1u64;
+    sizes.iter().zip(strides).rev().all(|(size, stride)| {
+        let fits = *size <= 1 || *stride == expected;
+        expected = expected.saturating_mul((*size).max(1));
+        fits
+    })
+}
