@@ -128,8 +128,8 @@ fn say_layouts(process: &tensorcarve::recover::Process) {
     let (best, next) = &process.python_layout;
     let next = next.as_ref().map_or(String::new(), |next| format!(" (next: {} {})", next.version, next.readable));
     say(&format!(
-        "process {}: CPython {} reads {} of {} types{next}",
-        process.root, best.version, best.readable, best.sampled
+        "process {}: CPython {} ({}) reads {} of {} types{next}",
+        process.root, best.version, best.source, best.readable, best.sampled
     ));
     if let Some((best, next)) = &process.torch_layout {
         let next = next.as_ref().map_or(String::new(), |next| format!(" (next: {} {})", next.version, next.readable));

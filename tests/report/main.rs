@@ -118,6 +118,9 @@ fn documents_say_what_was_found() {
         (&Json::Null, &Json::Null, &Json::Null)
     );
     assert_eq!(process["python"]["layout"]["runner_up"]["version"], "3.12");
+    assert_eq!(process["python"]["layout"]["source"], "inferred");
+    let change = json!({"number": "list.ob_item", "from": 24, "to": 32});
+    assert_eq!(process["python"]["layout"]["changes"], json!([change]));
     assert_eq!(process["torch"]["layout"]["runner_up"], Json::Null);
     let model = &process["models"][0];
     assert_eq!((&model["dir"], &model["class"]), (&json!("models/m0"), &json!("__main__.Net")));
