@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::cpython::{self, Builtins, Interpreter, LayoutScore, LayoutSource, Sweeper};
 use crate::digest;
-use crate::dump::{Dump, Format, PhysicalMemory};
+use crate::dump::{Addresses, Dump, Format, PhysicalMemory, ProcessImage};
 use crate::model::{self, Model, Sighting};
 use crate::paging::{self, AddressSpace, Discovery};
 use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
@@ -37,12 +37,16 @@ pub struct Recovery {
 
 /// A Python process.
 pub struct Process {
-    /// Root of its address space.
-    pub root: PhysAddr,
-    /// Levels of its page tables.
-    pub levels: u8,
-    /// Address of `type`, and its physical address.
-    pub type_object: (VirtAddr, PhysAddr),
+    /// Root of its address space; `None` where the dump is its image and has no page tables.
+    pub root: Option<PhysAddr>,
+    /// Levels of its page tables, where there are any.
+    pub levels: Option<u8>,
+    /// Its id, where the dump says it.
+    pub pid: Option<u32>,
+    /// Its command's name, where the dump says it.
+    pub comm: Option<String>,
+    /// Address of `type`, and its physical address where addresses have one.
+    pub type_object: (VirtAddr, Option<PhysAddr>),
     /// The interpreter's version as its `sys.version` says; `None` if that can't be read.
     pub python_version: Option<String>,
     /// Layout that reads its objects, with score and runner-up.
@@ -63,12 +67,22 @@ pub struct Process {
     pub shared_models: Vec<String>,
 }
 
+impl Process {
+    /// Its address space in the memory that was searched.
+    pub fn space<'a>(&self, memory: &'a PhysicalMemory, mmu: &'a Mmu) -> AddressSpace<'a> {
+        match (self.root, self.levels) {
+            (Some(root), Some(levels)) => AddressSpace::new(memory, mmu, root, levels),
+            _ => AddressSpace::of_image(memory),
+        }
+    }
+}
+
 /// A part of the work, for progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Unpacking a compressed dump.
     Unpack,
-    /// The one pass over all of physical memory.
+    /// The one pass over all memory.
     Scan,
     /// Page-table roots and address spaces.
     Paging,
@@ -128,26 +142,25 @@ pub fn recover(
     let python_layouts = cpython::layouts(signatures)?;
     let torch_layouts = tensor::layouts(signatures)?;
 
-    let mut memory = dump.memory.clone();
-    let mut warnings = Vec::new();
-    let (mut found, mut discovery) = look(&memory, mmu, signatures, backend, observer);
-    let is_headerless = dump.format == Format::Raw && discovery.tried.iter().all(|tried| tried.self_mapped < MIN_ROOTS);
-    if is_headerless && let Some(range) = paging::place(&memory, signatures, backend) {
-        warnings.push(format!(
-            "offsets in the file are not physical addresses: memory was written without its holes; by its page tables the file holds {} to {} from offset {} on; the rest is left out",
-            range.start, range.end, range.offset
-        ));
-        if let Ok(placed) = memory.with_ranges(vec![range]) {
-            memory = placed;
-            (found, discovery) = look(&memory, mmu, signatures, backend, observer);
-        }
-    }
+    let view = match &dump.addresses {
+        Addresses::Physical => of_machine(dump, mmu, signatures, backend, observer),
+        Addresses::Virtual(_) => View {
+            found: one_pass(&dump.memory, signatures, backend, observer),
+            memory: dump.memory.clone(),
+            discovery: Discovery::default(),
+            warnings: Vec::new(),
+        },
+    };
+    let View { memory, found, discovery, mut warnings } = view;
     let memory = &memory;
-    warnings.extend(zeros(memory, &found.frames));
 
     observer.begin(Phase::Cpython, 0);
-    let spaces: Vec<AddressSpace<'_>> =
-        discovery.spaces.iter().map(|space| AddressSpace::new(memory, mmu, space.root, space.levels)).collect();
+    let spaces: Vec<AddressSpace<'_>> = match &dump.addresses {
+        Addresses::Physical => {
+            discovery.spaces.iter().map(|space| AddressSpace::new(memory, mmu, space.root, space.levels)).collect()
+        }
+        Addresses::Virtual(_) => vec![AddressSpace::of_image(memory)],
+    };
     let hits = |is_wanted: &dyn Fn(&str) -> bool| -> Vec<Hit> {
         let hits = found.hits.iter().filter(|hit| signatures.name(hit.signature).is_some_and(is_wanted));
         hits.copied().collect()
@@ -156,8 +169,7 @@ pub fn recover(
     let mut candidates = cpython::candidates(memory, &types, &spaces, &python_layouts);
     let limit = MAPPINGS_PER_FRAME * found.frames.len() as u64 + MIN_MAPPINGS;
     let (sweeper, left_out) = Sweeper::new(memory, backend, &candidates, limit);
-    for candidate in left_out.into_iter().filter_map(|index| candidates.get(index)) {
-        let root = candidate.space.root();
+    for root in left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root()) {
         warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
     }
     cpython::ask(&mut candidates, &hits(&|name| name == DEBUG_OFFSETS), &sweeper, signatures);
@@ -165,8 +177,22 @@ pub fn recover(
         let types = ModuleTypes::new(interpreter);
         types.python.union(&types.torch).chain(&types.optimizers).copied().collect()
     });
-    let mut processes: Vec<Process> =
-        interpreters.par_iter().map(|interpreter| describe(interpreter, &torch_layouts)).collect();
+    let plain_header = python_layouts.iter().map(|layout| layout.object_size).min().unwrap_or_default();
+    let mut processes: Vec<Process> = interpreters
+        .par_iter()
+        .map(|interpreter| {
+            // PyTorch's objects begin with the header that all objects have; its numbers are for the plain one.
+            let mut torch_layouts = torch_layouts.clone();
+            let grown = interpreter.layout.object_size.wrapping_sub(plain_header);
+            torch_layouts.iter_mut().for_each(|layout| layout.offsets.impl_pointer += grown);
+            describe(interpreter, &torch_layouts)
+        })
+        .collect();
+    if let Addresses::Virtual(ProcessImage { pid, comm }) = &dump.addresses {
+        for process in &mut processes {
+            (process.pid, process.comm) = (*pid, comm.clone());
+        }
+    }
     warnings.extend(processes.iter().filter_map(inferred));
 
     let models = processes.iter_mut().map(|process| process.models.as_mut_slice());
@@ -175,19 +201,44 @@ pub fn recover(
     Ok(Recovery { memory: memory.clone(), discovery, processes, warnings })
 }
 
-/// The one pass over memory, and the address spaces that follow from it.
-fn look(
-    memory: &PhysicalMemory,
-    mmu: &Mmu,
-    signatures: &Signatures,
-    backend: Backend,
-    observer: &dyn Observer,
-) -> (ScanResult, Discovery) {
+/// Memory with the addresses that are used, and what was found in it at first.
+struct View {
+    memory: PhysicalMemory,
+    found: ScanResult,
+    discovery: Discovery,
+    warnings: Vec<String>,
+}
+
+/// Looks at the dump of a machine; where it is a file without headers, finds out the addresses first.
+fn of_machine(dump: &Dump, mmu: &Mmu, signatures: &Signatures, backend: Backend, observer: &dyn Observer) -> View {
+    let look = |memory: &PhysicalMemory| {
+        let found = one_pass(memory, signatures, backend, observer);
+        observer.begin(Phase::Paging, 0);
+        let discovery = paging::discover(memory, mmu, &found.frames);
+        (found, discovery)
+    };
+    let mut memory = dump.memory.clone();
+    let mut warnings = Vec::new();
+    let (mut found, mut discovery) = look(&memory);
+    let is_headerless = dump.format == Format::Raw && discovery.tried.iter().all(|tried| tried.self_mapped < MIN_ROOTS);
+    if is_headerless && let Some(range) = paging::place(&memory, signatures, backend) {
+        warnings.push(format!(
+            "offsets in the file are not physical addresses: memory was written without its holes; by its page tables the file holds {} to {} from offset {} on; the rest is left out",
+            range.start, range.end, range.offset
+        ));
+        if let Ok(placed) = memory.with_ranges(vec![range]) {
+            memory = placed;
+            (found, discovery) = look(&memory);
+        }
+    }
+    warnings.extend(zeros(&memory, &found.frames));
+    View { memory, found, discovery, warnings }
+}
+
+/// The one pass over memory.
+fn one_pass(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend, observer: &dyn Observer) -> ScanResult {
     observer.begin(Phase::Scan, memory.size());
-    let found = scan::scan(memory, signatures, backend, &|bytes| observer.advance(bytes));
-    observer.begin(Phase::Paging, 0);
-    let discovery = paging::discover(memory, mmu, &found.frames);
-    (found, discovery)
+    scan::scan(memory, signatures, backend, &|bytes| observer.advance(bytes))
 }
 
 /// Says so if most of the dump is one run of zeros: a capture that gave up looks like that.
@@ -247,13 +298,15 @@ fn describe(interpreter: &Interpreter<'_>, torch_layouts: &[tensor::Layout]) -> 
     let layout = chosen.as_ref().map(|(layout, ..)| *layout);
     let mut models = model::models(&graph, &objects, layout);
     model::attach_optimizers(&mut models, interpreter, &builtins, layout, &types.optimizers);
-    let type_at = interpreter.space.translate(interpreter.type_object).map(|found| found.pa);
+    let type_at = interpreter.space.translate(interpreter.type_object).ok().map(|found| found.pa);
     let torch_version =
         modules.get("torch.version").and_then(|dict| cpython::attribute_str(&objects, *dict, "__version__"));
     Process {
         root: interpreter.space.root(),
         levels: interpreter.space.levels(),
-        type_object: (interpreter.type_object, type_at.unwrap_or_default()),
+        pid: None,
+        comm: None,
+        type_object: (interpreter.type_object, type_at.filter(|_| interpreter.space.root().is_some())),
         python_version: cpython::python_version(&objects, &modules),
         python_layout: interpreter.scores.clone(),
         type_count: interpreter.types.len(),

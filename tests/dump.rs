@@ -7,7 +7,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use tensorcarve::addr::PhysAddr;
-use tensorcarve::dump::{self, Compression, Dump, DumpError, DumpErrorKind, Format, OpenOptions};
+use tensorcarve::dump::{
+    self, Addresses, Compression, Dump, DumpError, DumpErrorKind, Format, OpenOptions, ProcessImage,
+};
 
 /// A file of these bytes in a folder that is gone with the test.
 fn file(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
@@ -118,7 +120,7 @@ fn compressed_dumps_are_unpacked() {
     for (compression, bytes) in cases {
         let (_dir, path) = file(&bytes);
         let spool = tempfile::tempdir().unwrap();
-        let options = OpenOptions { spool_dir: Some(spool.path().to_owned()), format: None };
+        let options = OpenOptions { spool_dir: Some(spool.path().to_owned()), ..OpenOptions::default() };
         let last = Cell::new((0, 0));
         let dump = dump::open(&path, &options, &|done, all| last.set((done, all))).unwrap();
         assert_eq!((dump.format, dump.compression), (Format::Lime, Some(compression)));
@@ -155,7 +157,7 @@ fn the_format_can_be_forced() {
 fn a_machine_core_is_read() {
     let file = elf(4, &[(0, 0, &[1; 4096]), (0, 0xc_0000, &[2; 4096])], &note(1, &[0; 336]));
     let dump = open_bytes(&file).unwrap();
-    assert_eq!(dump.format, Format::Elf);
+    assert_eq!((dump.format, dump.addresses), (Format::Elf, Addresses::Physical));
     assert_eq!(dump.memory.bytes(PhysAddr(0xc_0000), 4096), Some(&[2; 4096][..]));
     assert_eq!(dump.memory.bytes(PhysAddr(0x1000), 1), None);
 }
@@ -224,12 +226,20 @@ fn a_stream_that_ends_early_is_refused() {
 }
 
 #[test]
-fn the_core_of_a_process_is_named_for_what_it_is() {
+fn the_core_of_a_process_is_read_at_its_virtual_addresses() {
     let mut info = [0; 136];
     info[24..28].copy_from_slice(&4321u32.to_le_bytes());
     info[40..47].copy_from_slice(b"python3");
     let notes = [note(1, &[0; 336]), note(3, &info), note(6, &[0; 32])].concat();
     let file = elf(4, &[(0x40_0000, 0, &[1; 4096]), (0x7fff_0000_0000, 0, &[2; 4096])], &notes);
-    let reason = refused(&file, &["one process", "4321", "python3", "virsh dump --memory-only"]);
-    assert!(matches!(reason, DumpErrorKind::ProcessCore { pid: Some(4321), .. }));
+    let whole = open_bytes(&file).unwrap();
+    let packed = open_bytes(&zstd(&file)).unwrap();
+    assert_eq!((whole.compression, packed.compression), (None, Some(Compression::Zstd)));
+    for dump in [whole, packed] {
+        assert_eq!(dump.format, Format::Elf);
+        let image = ProcessImage { pid: Some(4321), comm: Some("python3".to_owned()) };
+        assert_eq!(dump.addresses, Addresses::Virtual(image));
+        assert_eq!(dump.memory.bytes(PhysAddr(0x7fff_0000_0000), 4096), Some(&[2; 4096][..]));
+        assert!(!dump.damaged && dump.warnings.is_empty());
+    }
 }

@@ -17,6 +17,8 @@ mod machines;
 mod modules;
 #[path = "recover_synthetic/tensors.rs"]
 mod tensors;
+#[path = "recover_synthetic/training.rs"]
+mod training;
 
 use synthetic::{
     CPYTHONS, ModuleSpec, Options, PYTORCHES, Placed, Tensor, Torch, dump, recover, release, sha256, torch,
@@ -160,7 +162,7 @@ fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
     let [process] = recovery.processes.as_slice() else { panic!("{} processes", recovery.processes.len()) };
     let is_inferred = process.python_layout.0.source == LayoutSource::Inferred;
     assert_eq!(recovery.warnings.len(), usize::from(is_inferred), "{:#?}", recovery.warnings);
-    assert_eq!(process.root, torch.python.process.machine.borrow().root(torch.python.process.space));
+    assert_eq!(process.root, Some(torch.python.process.machine.borrow().root(torch.python.process.space)));
     assert_eq!(process.type_object.0, VirtAddr(torch.python.builtin.type_));
     assert_eq!(
         process.python_version.as_deref(),

@@ -51,7 +51,7 @@ Examples:
 
 A hit names the address of the structure, the place and the value of its anchor, and how many fields
 were tested; those outside the anchor's 4 KiB frame are deferred. signatures/README.md says how to
-write signatures of your own. All addresses are physical; file_offset, where the anchor lies in the
+write signatures of your own. All addresses are physical, or virtual in the image of a process; file_offset, where the anchor lies in the
 (unpacked) file, is in the formats for programs.";
 
 const DEVICES_AFTER: &str = "\
@@ -71,7 +71,7 @@ with it, round by round: the middle round, the lowest and the highest. Made-up m
 number is known, and on a dump all backends must find the same; where they do not, the run fails.
 The set `input` throws the file out of the page cache.";
 
-/// Recovers the neural networks that ran on a machine from a dump of its physical memory.
+/// Recovers the neural networks that ran on a machine from a dump of its physical memory, or of one process.
 #[derive(Parser)]
 #[command(version, after_help = AFTER, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Arguments {
@@ -154,7 +154,7 @@ pub(super) struct ScanArgs {
     /// Look for this signature only; may be said several times [default: all]
     #[arg(long = "signature", value_name = "NAME")]
     pub(super) names: Vec<String>,
-    /// Look only at these physical addresses, END exclusive; may be said several times [default: all]
+    /// Look only at these addresses, END exclusive; may be said several times [default: all]
     #[arg(long = "range", value_name = "START-END", value_parser = parse_range)]
     pub(super) ranges: Vec<Range<PhysAddr>>,
     /// Print only the first N hits, and as many rejected candidates
@@ -214,7 +214,8 @@ pub(super) struct BenchArgs {
 /// The dump, and how to open it.
 #[derive(Args)]
 pub(super) struct InputArgs {
-    /// The dump: raw, LiME or an ELF core, told by content; also inside zstd, gzip, xz or zlib
+    /// The dump: raw, LiME or an ELF core, of a machine or of one process, told by content; also inside zstd, gzip, xz or
+    /// zlib
     #[arg(value_name = "DUMP")]
     pub(super) dump: PathBuf,
     /// What the dump is, whatever it looks like

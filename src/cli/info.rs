@@ -13,6 +13,9 @@ use super::{Failure, Outcome, say, stdout};
 struct Document<'a> {
     path: String,
     format: Format,
+    addresses: &'static str,
+    pid: Option<u32>,
+    comm: Option<&'a str>,
     compression: Option<Compression>,
     file_size: u64,
     size: u64,
@@ -26,9 +29,13 @@ pub(super) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
     let progress = Progress::new(&args.talk);
     let dump = open(&args.input, &progress)?;
     let times = progress.finish();
+    let process = dump.addresses.process();
     let document = Document {
         path: args.input.dump.display().to_string(),
         format: dump.format,
+        addresses: dump.addresses.name(),
+        pid: process.and_then(|process| process.pid),
+        comm: process.and_then(|process| process.comm.as_deref()),
         compression: dump.compression,
         file_size: dump.file_size,
         size: dump.size,
@@ -71,12 +78,16 @@ pub(super) fn say_warnings<'a>(warnings: impl Iterator<Item = &'a str>, talk: &T
 
 fn table(document: &Document<'_>) -> String {
     let compression = document.compression.map_or("none".to_owned(), |compression| compression.to_string());
+    let pid = document.pid.map(|pid| format!(" of process {pid}"));
+    let comm = document.comm.map(|comm| format!(" ({})", printable(comm)));
+    let addresses = [Some(document.addresses.to_owned()), pid, comm].into_iter().flatten().collect();
     let size = |bytes: u64| format!("{bytes} bytes ({})", bytes_in_words(bytes));
     let mut text = columns(
         &["DUMP", ""],
         &[],
         [
             vec!["format".to_owned(), document.format.to_string()],
+            vec!["addresses".to_owned(), addresses],
             vec!["compression".to_owned(), compression],
             vec!["file".to_owned(), size(document.file_size)],
             vec!["unpacked".to_owned(), size(document.size)],

@@ -129,13 +129,20 @@ fn say_layouts(process: &tensorcarve::recover::Process) {
     let next = next.as_ref().map_or(String::new(), |next| format!(" (next: {} {})", next.version, next.readable));
     say(&format!(
         "process {}: CPython {} ({}) reads {} of {} types{next}",
-        process.root, best.version, best.source, best.readable, best.sampled
+        report::process_name(process),
+        best.version,
+        best.source,
+        best.readable,
+        best.sampled
     ));
     if let Some((best, next)) = &process.torch_layout {
         let next = next.as_ref().map_or(String::new(), |next| format!(" (next: {} {})", next.version, next.readable));
         say(&format!(
             "process {}: PyTorch {} reads {} of {} tensors{next}",
-            process.root, best.version, best.readable, best.tried
+            report::process_name(process),
+            best.version,
+            best.readable,
+            best.tried
         ));
     }
 }
@@ -146,12 +153,18 @@ fn say_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
     let of_processes = spaces.iter().filter(|space| space.kind == SpaceKind::Process).count();
     let python = recovery.processes.len();
     let torch = recovery.processes.iter().filter(|process| process.has_torch).count();
-    say(&format!(
-        "no model found: {} address spaces, {of_processes} of them of processes; Python processes: {python}, \
-         with PyTorch: {torch}",
-        spaces.len()
-    ));
-    let hint = if spaces.is_empty() && dump.format == Format::Raw {
+    let is_image = dump.addresses.process().is_some();
+    let searched = match is_image {
+        true => "the image of one process".to_owned(),
+        false => format!("{} address spaces, {of_processes} of them of processes", spaces.len()),
+    };
+    say(&format!("no model found: {searched}; Python processes: {python}, with PyTorch: {torch}"));
+    let hint = if is_image && python == 0 {
+        "no Python interpreter was found in the process; if it ran one, its version may have no layout yet: see \
+         signatures/README.md; or the image leaves out its writable memory (a coredump_filter without bit 0)"
+    } else if is_image {
+        "the interpreter was found, but no module with tensors was alive in it when the image was taken"
+    } else if spaces.is_empty() && dump.format == Format::Raw {
         "no page tables were found: is this a whole dump of an x86-64 machine? One of several gigabytes that was written \
          without the holes in its memory can't be placed: take it in LiME or ELF format, or with the holes as zeros"
     } else if spaces.is_empty() {

@@ -26,6 +26,12 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
     let progress = Progress::new(&args.talk);
     let dump = open(&args.input, &progress)?;
+    if dump.addresses.process().is_some() {
+        progress.finish();
+        return Err(Failure::new(
+            "the dump is the image of one process: it has no page tables; `tensorcarve info` lists the addresses that it holds",
+        ));
+    }
     let (discovery, choice) = in_pool(args.work.threads, || -> Result<(Discovery, Choice), Failure> {
         let choice = scan::choose(&dump.memory, &signatures, args.work.backend)?;
         progress.begin(Phase::Scan, dump.memory.size());

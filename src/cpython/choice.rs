@@ -1,5 +1,6 @@
 //! Which layout reads an interpreter: the table that reads most of its types, or what is made of one.
 
+use std::cmp::Reverse;
 use std::fmt;
 use std::rc::Rc;
 
@@ -13,8 +14,8 @@ use crate::addr::VirtAddr;
 /// Heap types that are read to score a layout, and those that are read to make one.
 const SAMPLE: usize = 256;
 const SAMPLE_TO_LEARN: usize = 24;
-/// Tables that are changed to fit, at most: those nearest in the size of a type object.
-const MAX_STARTS: usize = 3;
+/// Tables that are changed to fit, at most.
+const MAX_STARTS: usize = 4;
 
 /// Where the numbers of a layout come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -157,18 +158,25 @@ pub(super) fn changes(layout: &Layout, tables: &[Layout]) -> Vec<Change> {
 
 /// The layout that is made of those which read `type`, from the names of some types.
 fn learn(candidate: &Candidate<'_>, readings: &[Reading], tables: &[Layout]) -> Option<Layout> {
-    let size =
-        |layout: &Layout| Objects::new(&candidate.space, layout).word(candidate.type_object, layout.tp_basicsize);
-    let distance = |reading: &&Reading| {
-        size(&reading.layout).map_or(u64::MAX, |size| size.abs_diff(reading.layout.heap_type_size.cast_unsigned()))
+    let Candidate { space, type_object, .. } = candidate;
+    // What reads most already is nearest, then what has a type object of about that size.
+    let nearness = |reading: &Reading| {
+        let layout = &reading.layout;
+        let types = heap_types(layout, &reading.types, SAMPLE_TO_LEARN);
+        let size = Objects::new(space, layout).word(*type_object, layout.tp_basicsize);
+        let distance = size.map_or(u64::MAX, |size| size.abs_diff(layout.heap_type_size.cast_unsigned()));
+        (Reverse(infer::evidence_of_names(space, layout, &types)), distance)
     };
-    let mut starts: Vec<&Reading> = readings.iter().rev().collect();
-    starts.sort_by_key(|reading| (std::cmp::Reverse(reading.score.readable), distance(reading)));
+    let mut starts: Vec<&Reading> = readings.iter().collect();
+    starts.sort_by_cached_key(|reading| nearness(reading));
     let learned = starts.into_iter().take(MAX_STARTS).map(|start| {
         let types = heap_types(&start.layout, &start.types, SAMPLE_TO_LEARN);
-        infer::from_names(&candidate.space, candidate.type_object, &types, start.layout.clone(), tables)
+        let (found, layout) = infer::from_names(space, *type_object, &types, start.layout.clone(), tables);
+        (found, Reverse(changes(&layout, tables).len()), layout)
     });
-    // Of equally good ones the one that was made of the nearest.
-    let better = |best: (usize, Layout), found: (usize, Layout)| if found.0 > best.0 { found } else { best };
-    learned.reduce(better).map(|(_, layout)| layout)
+    // Of equally good ones the one in which least was changed.
+    let better = |a: (usize, Reverse<usize>, Layout), b: (usize, Reverse<usize>, Layout)| {
+        if (b.0, b.1) > (a.0, a.1) { b } else { a }
+    };
+    learned.reduce(better).map(|(.., layout)| layout)
 }

@@ -21,6 +21,9 @@ struct Keys {
     value: usize,
 }
 
+/// What the name of an attribute or item begins with if it can't be read; the address of the string follows.
+pub const UNREADABLE: &str = "?";
+
 /// Names and values of attributes, in the order of definition.
 pub type Attributes = Vec<(String, VirtAddr)>;
 
@@ -42,13 +45,21 @@ impl Objects<'_> {
         Ok(items)
     }
 
-    /// The items of a dictionary whose keys are strings; others are left out.
+    /// The items of a dictionary whose keys are strings; others are left out. A key that is not there to be
+    /// read gets a name that begins with [`UNREADABLE`].
     ///
     /// # Errors
     /// It is no dictionary, or can't be read whole.
     pub fn str_dict(&self, object: VirtAddr) -> Result<Attributes, ObjectError> {
-        let items = self.dict(object)?;
-        Ok(items.into_iter().filter_map(|(key, value)| Some((self.str(key).ok()?, value))).collect())
+        Ok(self.named(self.dict(object)?))
+    }
+
+    fn named(&self, items: Vec<(VirtAddr, VirtAddr)>) -> Attributes {
+        let name = |key: VirtAddr| match self.str(key) {
+            Err(ObjectError::Fault(_)) => Some(format!("{UNREADABLE}{key}")),
+            name => name.ok(),
+        };
+        items.into_iter().filter_map(|(key, value)| Some((name(key)?, value))).collect()
     }
 
     /// The value of a string key of a dictionary.
@@ -146,8 +157,7 @@ impl Objects<'_> {
     /// Attributes whose names are the shared keys of the type and whose values are in an array.
     fn shared_attributes(&self, type_object: VirtAddr, values: VirtAddr) -> Result<Attributes, ObjectError> {
         let keys = self.pointer(type_object, self.layout().ht_cached_keys)?;
-        let items = self.split(keys, values)?;
-        items.into_iter().map(|(key, value)| Ok((self.str(key)?, value))).collect()
+        Ok(self.named(self.split(keys, values)?))
     }
 
     fn combined(&self, keys: VirtAddr) -> Result<Vec<(VirtAddr, VirtAddr)>, ObjectError> {

@@ -265,6 +265,11 @@ fn of_names(objects: &Objects<'_>, types: &[VirtAddr]) -> usize {
     types.iter().map(of_type).sum()
 }
 
+/// How much a layout reads of some heap types.
+pub(super) fn evidence_of_names(space: &AddressSpace<'_>, layout: &Layout, types: &[VirtAddr]) -> usize {
+    of_names(&Objects::new(space, layout), types)
+}
+
 /// The layout among those made of `layout` that reads most of some heap types; their number bounds the work.
 pub(super) fn from_names(
     space: &AddressSpace<'_>,
@@ -273,7 +278,7 @@ pub(super) fn from_names(
     layout: Layout,
     tables: &[Layout],
 ) -> (usize, Layout) {
-    let count = |layout: &Layout| of_names(&Objects::new(space, layout), types);
+    let count = |layout: &Layout| evidence_of_names(space, layout, types);
     let evidence = Evidence { count, full: CHECKS * types.len(), margin: (types.len() / 2).max(1) };
     let (found, mut layout) = climb(layout, &OF_NAMES, tables, &evidence);
     // `type` tells the size of its own instances.

@@ -73,10 +73,20 @@ pub struct Builtins {
 }
 
 impl Builtins {
-    /// Reads them from the module `builtins`.
+    /// Reads them from the module `builtins`; where that is lost, `None` is what most modules have for `__doc__`.
     pub fn new(objects: &Objects<'_>, modules: &Modules) -> Self {
-        let Some(dict) = modules.get("builtins") else { return Self::default() };
-        let item = |name| objects.dict_item(*dict, name).ok().flatten();
-        Self { none: item("None"), float_type: item("float") }
+        let dict = modules.get("builtins");
+        let item = |name| objects.dict_item(*dict?, name).ok().flatten();
+        Self { none: item("None").or_else(|| most_frequent(objects, modules, "__doc__")), float_type: item("float") }
     }
+}
+
+/// The object that several modules have under a name, if there is one.
+fn most_frequent(objects: &Objects<'_>, modules: &Modules, name: &str) -> Option<VirtAddr> {
+    let mut counts: BTreeMap<VirtAddr, usize> = BTreeMap::new();
+    for value in modules.values().filter_map(|dict| objects.dict_item(*dict, name).ok().flatten()) {
+        *counts.entry(value).or_default() += 1;
+    }
+    let (value, count) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+    (count > 1).then_some(value)
 }

@@ -1,4 +1,4 @@
-//! Ranges that claim the same physical memory: the first in the file keeps it, later ones are trimmed.
+//! Ranges that claim the same memory: the first in the file keeps it, later ones are trimmed.
 //!
 //! /proc/kcore and /proc/vmcore list the kernel's text twice; a hostile file may list anything.
 
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::MemoryRange;
 use crate::addr::{FileOffset, PhysAddr};
 
-/// Physical addresses that are already spoken for.
+/// Addresses that are already spoken for.
 #[derive(Default)]
 pub(super) struct Coverage {
     /// Start to end of each covered stretch. Stretches that touch are merged, so that a range that
@@ -49,7 +49,7 @@ impl Coverage {
     pub(super) fn warning(&self) -> Option<String> {
         let (at, bytes) = self.overlap?;
         Some(format!(
-            "ranges overlap, first at physical address {at}: of {bytes} bytes in all, the copy that comes first \
+            "ranges overlap, first at address {at}: of {bytes} bytes in all, the copy that comes first \
              in the file is used"
         ))
     }

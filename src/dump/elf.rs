@@ -1,12 +1,14 @@
-//! ELF cores of a machine: segments whose physical addresses count.
+//! ELF cores: of a machine, where the physical addresses of segments count, or of a process, where the virtual ones do.
 //!
-//! Written by QEMU (`dump-guest-memory`), libvirt (`virsh dump --memory-only`), VirtualBox
-//! (`dumpvmcore`), and by kernels as /proc/kcore and /proc/vmcore.
+//! Machines: written by QEMU (`dump-guest-memory`), libvirt (`virsh dump --memory-only`), VirtualBox
+//! (`dumpvmcore`), and by kernels as /proc/kcore and /proc/vmcore. Processes: by the kernel when one dies of a signal, and
+//! by gdb (`gcore`).
 
 use std::collections::HashMap;
 
 use object::LittleEndian as LE;
-use object::elf::{FileHeader64, PT_LOAD, ProgramHeader64};
+use object::ReadRef;
+use object::elf::{FileHeader64, PF_W, PF_X, PN_XNUM, PT_LOAD, ProgramHeader64};
 use object::read::elf::{FileHeader, ProgramHeader};
 
 use super::coverage::Coverage;
@@ -18,6 +20,8 @@ pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
 
 /// Bytes in the header of a 64-bit ELF file.
 const HEADER_SIZE: u64 = 64;
+/// Bytes in a program header of one.
+const PROGRAM_HEADER_SIZE: u64 = 56;
 /// First address of the kernel's half of a 64-bit address space.
 const KERNEL_HALF: u64 = 1 << 63;
 
@@ -27,17 +31,55 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
     let broken = |offset, what| DumpErrorKind::ElfHeader { offset: FileOffset(offset), what };
     let file = FileHeader64::<LE>::parse(bytes).map_err(|_| broken(0, "expected ELF version 1"))?;
     let table = file.e_phoff(LE);
-    let headers = file
-        .program_headers(LE, bytes)
-        .map_err(|_| broken(table, "expected a table of 56-byte program headers that lies in the file"))?;
+    let counted = file.program_headers(LE, bytes).ok();
+    let headers = counted
+        .or_else(|| uncounted_headers(file, bytes))
+        .ok_or_else(|| broken(table, "expected a table of 56-byte program headers that lies in the file"))?;
     if headers.len() > MAX_RANGES {
-        let offset = FileOffset(table.saturating_add(56 * MAX_RANGES as u64));
+        let offset = FileOffset(table.saturating_add(PROGRAM_HEADER_SIZE * MAX_RANGES as u64));
         return Err(DumpErrorKind::TooManyRanges { format: Format::Elf, offset, limit: MAX_RANGES });
     }
-    if let Some(refusal) = process_core::refuse(bytes, headers) {
-        return Err(refusal);
+    let size = bytes.len() as u64;
+    let mut contents = match process_core::image(bytes, headers) {
+        Some(image) => {
+            let contents = read_segments(size, headers, |header| Some(header.p_vaddr(LE)))?;
+            Contents { image: Some(image), ..contents }
+        }
+        None => {
+            let direct_map = direct_map(headers);
+            let address = |header: &ProgramHeader64<LE>| is_physical(header, direct_map).then(|| header.p_paddr(LE));
+            let contents = read_segments(size, headers, address)?;
+            Contents { code: Vec::new(), ..contents }
+        }
+    };
+    if counted.is_none() {
+        contents.warn(format!(
+            "the file ends before the number of its segments, which are more than its header can count: {} were found",
+            headers.len()
+        ));
     }
-    read_segments(bytes.len() as u64, headers)
+    Ok(contents)
+}
+
+/// The program headers of a core that has more than a 16-bit number can count, and was cut off: their number stands in the
+/// first section header, which lies behind all memory. The table ends at the latest where the memory begins.
+fn uncounted_headers<'a>(file: &FileHeader64<LE>, bytes: &'a [u8]) -> Option<&'a [ProgramHeader64<LE>]> {
+    let table = file.e_phoff(LE);
+    let room = (bytes.len() as u64).checked_sub(table)? / PROGRAM_HEADER_SIZE;
+    if file.e_phnum(LE) != PN_XNUM || u64::from(file.e_phentsize(LE)) != PROGRAM_HEADER_SIZE {
+        return None;
+    }
+    let headers: &[ProgramHeader64<LE>] = bytes.read_slice_at(table, usize::try_from(room).ok()?).ok()?;
+    let mut memory = u64::MAX;
+    let mut end = table;
+    let count = headers.iter().take_while(|header| {
+        end = end.saturating_add(PROGRAM_HEADER_SIZE);
+        if header.p_filesz(LE) != 0 {
+            memory = memory.min(header.p_offset(LE));
+        }
+        end <= memory
+    });
+    headers.get(..count.count())
 }
 
 /// Refuses what is no 64-bit x86 core. By hand, because `object` reads one class and byte order at
@@ -78,20 +120,23 @@ fn refuse_kind(bytes: &[u8]) -> Result<(), DumpErrorKind> {
     Err(DumpErrorKind::ElfMachine(format!("{bits} {order} {machine}")))
 }
 
-/// What each loadable segment has in the file, at its physical address.
-fn read_segments(size: u64, headers: &[ProgramHeader64<LE>]) -> Result<Contents, DumpErrorKind> {
+/// What each loadable segment has in the file, at the address that `address` gives it; those without one are left out.
+fn read_segments(
+    size: u64,
+    headers: &[ProgramHeader64<LE>],
+    address: impl Fn(&ProgramHeader64<LE>) -> Option<u64>,
+) -> Result<Contents, DumpErrorKind> {
     let mut contents = Contents::default();
     let mut coverage = Coverage::default();
-    let direct_map = direct_map(headers);
     let mut cut: Option<(PhysAddr, u64)> = None;
     let mut unplaced = 0u64;
     // p_memsz plays no part: what a segment lacks in the file is a hole, not zeros.
     for (index, header) in loads(headers) {
-        let (start, len) = (header.p_paddr(LE), header.p_filesz(LE));
-        if !is_physical(header, direct_map) {
+        let len = header.p_filesz(LE);
+        let Some(start) = address(header) else {
             unplaced = unplaced.saturating_add(len);
             continue;
-        }
+        };
         let Some(end) = start.checked_add(len) else {
             return Err(DumpErrorKind::ElfSegment { index, start: PhysAddr(start), len });
         };
@@ -102,7 +147,13 @@ fn read_segments(size: u64, headers: &[ProgramHeader64<LE>]) -> Result<Contents,
             *missing = missing.saturating_add(end - (start + there));
         }
         let range = MemoryRange { start: PhysAddr(start), end: PhysAddr(start + there), offset: FileOffset(offset) };
+        let known = contents.ranges.len();
         coverage.claim(range, &mut contents.ranges);
+        let flags = header.p_flags(LE);
+        if flags & PF_X == PF_X && flags & PF_W != PF_W {
+            let new = contents.ranges.get(known..).unwrap_or_default();
+            contents.code.extend(new.iter().map(|range| range.start..range.end));
+        }
     }
     if let Some((at, missing)) = cut {
         contents

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::dump::ProcessImage;
 
 const LOAD: u32 = 1;
 const NOTE: u32 = 4;
@@ -91,21 +92,80 @@ fn a_truncated_core_keeps_what_is_there() {
     assert!(contents.warnings[0].contains("0x8014"), "{:?}", contents.warnings);
 }
 
-#[test]
-fn a_core_of_a_process_is_named() {
+/// Notes of a process: its registers, who it was, its auxiliary vector.
+fn process_notes() -> Vec<u8> {
     let mut status = [0; 336];
     status[32] = 7;
     let mut info = [0; 136];
     info[24] = 188;
     info[40..47].copy_from_slice(b"python3");
-    let full = [note(b"CORE", 1, &status), note(b"CORE", 3, &info), note(b"CORE", 6, &[0; 16])].concat();
-    let kernel = core(&[(NOTE, 0, 0, full, 0), load(0x40_0000, 0x40_0000, 16)]);
-    match parse(&kernel) {
-        Err(DumpErrorKind::ProcessCore { pid: Some(188), command: Some(command) }) => assert_eq!(command, "python3"),
-        other => panic!("{other:?}"),
+    [note(b"CORE", 1, &status), note(b"CORE", 3, &info), note(b"CORE", 6, &[0; 16])].concat()
+}
+
+/// A loadable segment of a process, with its flags: 1 to execute, 2 to write, 4 to read.
+fn mapped(file: &mut [u8], segment: usize, flags: u8) {
+    file[64 + 56 * segment + 4] = flags;
+}
+
+#[test]
+fn a_core_of_a_process_has_virtual_addresses() {
+    let known = ProcessImage { pid: Some(188), comm: Some("python3".to_owned()) };
+    // Whatever the physical addresses say; a single segment is enough.
+    let kernel = core(&[(NOTE, 0, 0, process_notes(), 0), load(0x40_0000, 0x9000, 16)]);
+    let contents = parse(&kernel).unwrap();
+    assert_eq!((contents.image.as_ref(), ranges(&contents)), (Some(&known), vec![(0x40_0000, 0x40_0010)]));
+    // Only registers, which a machine has too, or nothing at all: several segments without a physical address.
+    let mut status = [0; 336];
+    status[32] = 7;
+    let registers = (NOTE, 0, 0, note(b"CORE", 1, &status), 0);
+    let loads = [load(0x40_0000, 0, 16), load(0x7fff_0000_0000, 0, 16)];
+    let bare = parse(&core(&[&[registers], &loads[..]].concat())).unwrap();
+    assert_eq!(bare.image, Some(ProcessImage { pid: Some(7), comm: None }));
+    assert_eq!(ranges(&bare), [(0x40_0000, 0x40_0010), (0x7fff_0000_0000, 0x7fff_0000_0010)]);
+    assert_eq!(parse(&core(&loads)).unwrap().image, Some(ProcessImage::default()));
+}
+
+#[test]
+fn what_a_process_core_leaves_out_is_a_hole() {
+    // The kernel writes the first page of a library, and nothing of a reservation.
+    let first_page = (LOAD, 0x7f00_0000_0000, 0, vec![1; 4096], 0x20_0000);
+    let reserved = (LOAD, 0x7f10_0000_0000, 0, Vec::new(), 0x400_0000);
+    let vsyscall = load(0xffff_ffff_ff60_0000, 0, 4096);
+    let file = core(&[(NOTE, 0, 0, process_notes(), 0), first_page, reserved, load(0x40_0000, 0, 8), vsyscall]);
+    let contents = parse(&file).unwrap();
+    let want =
+        [(0x7f00_0000_0000, 0x7f00_0000_1000), (0x40_0000, 0x40_0008), (0xffff_ffff_ff60_0000, 0xffff_ffff_ff60_1000)];
+    assert_eq!(ranges(&contents), want);
+    assert!(!contents.damaged && contents.warnings.is_empty());
+    let none = parse(&core(&[(NOTE, 0, 0, process_notes(), 0), (LOAD, 0x1000, 0, Vec::new(), 4096)]));
+    assert!(matches!(none, Err(DumpErrorKind::NoMemory { .. })));
+}
+
+#[test]
+fn code_is_what_may_be_executed_and_not_written() {
+    let loads = (0..4).map(|i| load(0x1000 * (i + 1), 0, 16));
+    let mut file = core(&[vec![(NOTE, 0, 0, process_notes(), 0)], loads.collect()].concat());
+    for (segment, flags) in [(1, 4), (2, 5), (3, 6), (4, 7)] {
+        mapped(&mut file, segment, flags);
     }
-    let bare = core(&[(NOTE, 0, 0, note(b"CORE", 1, &status), 0), load(0x40_0000, 0, 16), load(0x60_0000, 0, 16)]);
-    assert!(matches!(parse(&bare), Err(DumpErrorKind::ProcessCore { pid: Some(7), command: None })));
+    assert_eq!(parse(&file).unwrap().code, [PhysAddr(0x2000)..PhysAddr(0x2010)]);
+    // Of a machine, page tables say it.
+    let mut machine = core(&[load(0, 0x1000, 16)]);
+    mapped(&mut machine, 0, 5);
+    let contents = parse(&machine).unwrap();
+    assert_eq!((contents.image, contents.code), (None, Vec::new()));
+}
+
+#[test]
+fn a_truncated_process_core_keeps_what_is_there() {
+    // gdb writes the notes last, so that they are gone too.
+    let loads = [load(0x40_0000, 0, 32), load(0x7f00_0000_0000, 0, 32)];
+    let file = core(&[&loads[..], &[(NOTE, 0, 0, process_notes(), 0)]].concat());
+    let contents = parse(&file[..64 + 3 * 56 + 40]).unwrap();
+    assert_eq!(contents.image, Some(ProcessImage::default()));
+    assert_eq!(ranges(&contents), [(0x40_0000, 0x40_0020), (0x7f00_0000_0000, 0x7f00_0000_0008)]);
+    assert!(contents.damaged);
+    assert!(contents.warnings[0].contains("24 bytes short"), "{:?}", contents.warnings);
 }
 
 #[test]
@@ -137,19 +197,28 @@ fn more_headers_than_the_header_can_count() {
     // PN_XNUM: the true count is in sh_info of section 0, here behind the program headers.
     let count = 70_000u32;
     let mut file = core(&[]);
-    file[56..58].copy_from_slice(&0xffffu16.to_le_bytes());
-    let (sections, data) = (64 + 56 * u64::from(count), 64 + 56 * u64::from(count) + 64);
+    file[56..58].copy_from_slice(&PN_XNUM.to_le_bytes());
+    let data = 64 + 56 * u64::from(count);
+    let sections = data + 8;
     file[40..48].copy_from_slice(&sections.to_le_bytes());
     file[58..62].copy_from_slice(&[64, 0, 1, 0]);
     for i in 0..u64::from(count) {
         file.extend([LOAD, 0].map(u32::to_le_bytes).concat());
-        file.extend([data, 0, 0x1000 * (i + 1), 8, 8, 0].map(u64::to_le_bytes).concat());
+        file.extend([data, 0x1000 * (i + 1), 0, 8, 8, 0].map(u64::to_le_bytes).concat());
     }
+    file.extend([1; 8]);
     let mut section = [0; 64];
     section[44..48].copy_from_slice(&count.to_le_bytes());
     file.extend(section);
-    file.extend([1; 8]);
-    assert_eq!(parse(&file).unwrap().ranges.len(), count as usize);
+    let whole = parse(&file).unwrap();
+    assert_eq!((whole.ranges.len(), whole.damaged), (count as usize, false));
+    // Where the file ends before the section, the table ends where the memory begins.
+    let cut = parse(&file[..file.len() - 64]).unwrap();
+    assert_eq!((cut.ranges.len(), cut.damaged), (count as usize, true));
+    assert!(cut.warnings[0].contains("70000 were found"), "{:?}", cut.warnings);
+    // Nothing in the file but headers: the table is cut as well.
+    file.truncate(64 + 56 * 9 + 5);
+    assert!(matches!(parse(&file), Err(DumpErrorKind::NoMemory { .. })));
 }
 
 proptest! {

@@ -185,8 +185,8 @@ pub enum DumpErrorKind {
         /// How many are accepted.
         limit: usize,
     },
-    /// A sound container that holds no byte of physical memory.
-    #[error("its {format} container holds no physical memory: {why}; take the dump again")]
+    /// A sound container that holds no byte of memory.
+    #[error("its {format} container holds no memory: {why}; take the dump again")]
     NoMemory {
         /// The format.
         format: Format,
@@ -195,8 +195,8 @@ pub enum DumpErrorKind {
     },
     /// An ELF file that is no core.
     #[error(
-        "is an ELF {0}, not a core (ELF type 4); tensorcarve reads whole-machine dumps, \
-         take one with LiME, AVML or `virsh dump --memory-only`"
+        "is an ELF {0}, not a core (ELF type 4); take a dump of the machine with LiME, AVML or `virsh dump --memory-only`, \
+         or of one process with gdb's `gcore`"
     )]
     ElfNotCore(&'static str),
     /// An ELF core of a machine that we do not read.
@@ -212,7 +212,7 @@ pub enum DumpErrorKind {
     },
     /// An ELF segment that claims addresses past 2⁶⁴.
     #[error(
-        "ELF segment {index} claims {len} bytes at physical address {start}, past the end of the 64-bit range; \
+        "ELF segment {index} claims {len} bytes at address {start}, past the end of the 64-bit range; \
          the dump is damaged, take or copy it again"
     )]
     ElfSegment {
@@ -223,29 +223,7 @@ pub enum DumpErrorKind {
         /// Bytes claimed.
         len: u64,
     },
-    /// The core of one process, not of a machine.
-    #[error(
-        "is the core of one process{}, not of a machine; tensorcarve reads whole-machine dumps: take one with \
-         LiME, AVML or `virsh dump --memory-only`, or wait for its support of process images",
-        who(*pid, command.as_deref())
-    )]
-    ProcessCore {
-        /// The process id, where the core says.
-        pid: Option<u32>,
-        /// The command's name, where the core says; control characters are escaped.
-        command: Option<String>,
-    },
     /// The container's ranges contradict each other or the file.
     #[error("{0}; the dump is damaged, take or copy it again")]
     Ranges(#[from] RangeError),
-}
-
-/// The process in words, as far as it is known.
-fn who(pid: Option<u32>, command: Option<&str>) -> String {
-    match (pid, command) {
-        (Some(pid), Some(command)) => format!(" (pid {pid}, `{command}`)"),
-        (Some(pid), None) => format!(" (pid {pid})"),
-        (None, Some(command)) => format!(" (`{command}`)"),
-        (None, None) => String::new(),
-    }
 }

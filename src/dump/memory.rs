@@ -36,12 +36,17 @@ enum Backing {
 
 /// The physical memory of a machine: what of it the dump holds.
 ///
+/// Of a process image it holds the virtual memory; addresses are then virtual ones, as on a machine whose page tables map each
+/// address to itself.
+///
 /// Ranges are sorted, do not overlap, are not empty and lie inside the backing bytes; the
 /// constructor sees to it, so that reading needs no further checks.
 #[derive(Clone)]
 pub struct PhysicalMemory {
     backing: Arc<Backing>,
     ranges: Vec<MemoryRange>,
+    /// Sorted, without overlap.
+    code: Vec<Range<PhysAddr>>,
 }
 
 /// Why a set of ranges is no physical memory.
@@ -80,7 +85,20 @@ impl PhysicalMemory {
         Self::new(Arc::new(Backing::Owned(bytes)), ranges)
     }
 
-    /// The same bytes with other addresses.
+    /// The same memory, of which these ranges are known to hold code: a process image says so, of a machine its page tables do.
+    pub fn with_code(mut self, mut code: Vec<Range<PhysAddr>>) -> Self {
+        code.sort_by_key(|range| range.start);
+        self.code = code;
+        self
+    }
+
+    /// Whether the byte at `pa` lies in a range that is known to hold code.
+    pub fn is_code(&self, pa: PhysAddr) -> bool {
+        let after = self.code.partition_point(|range| range.start <= pa);
+        after.checked_sub(1).and_then(|before| self.code.get(before)).is_some_and(|range| pa < range.end)
+    }
+
+    /// The same bytes with other addresses; none of them is known to hold code.
     ///
     /// # Errors
     /// As for the other constructors.
@@ -106,7 +124,7 @@ impl PhysicalMemory {
             (cut.start < cut.end).then_some(cut)
         };
         let ranges = self.ranges.iter().flat_map(|range| parts.iter().filter_map(move |part| cut(range, part)));
-        Self { backing: Arc::clone(&self.backing), ranges: ranges.collect() }
+        Self { backing: Arc::clone(&self.backing), ranges: ranges.collect(), code: self.code.clone() }
     }
 
     fn new(backing: Arc<Backing>, mut ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
@@ -117,7 +135,7 @@ impl PhysicalMemory {
                 return Err(RangeError::Overlap(*a, *b));
             }
         }
-        let memory = Self { backing, ranges };
+        let memory = Self { backing, ranges, code: Vec::new() };
         let size = memory.backing_bytes().len() as u64;
         for r in &memory.ranges {
             if r.offset.0.checked_add(r.len()).is_none_or(|end| end > size) {

@@ -1,8 +1,10 @@
-//! The dump file: which container it is, what physical ranges it holds.
+//! The dump file: which container it is, what ranges of memory it holds.
 //!
 //! ```text
-//!  file ──> sniff ──> (spool: unpack into a nameless file, sniff again) ──> lime │ elf │ raw ──> PhysicalMemory
+//!  file ──> sniff ──> (spool: unpack into a nameless file, sniff again) ──> lime │ elf │ raw │ maps ──> PhysicalMemory
 //! ```
+//!
+//! A dump is of a machine, with physical addresses, or of one process, with virtual ones: [`Addresses`].
 //!
 //! A dump is recognised by its content, never by its name. Where it is damaged, what is there is
 //! used, and [`Dump::warnings`] says what is not; where it is something else, [`DumpErrorKind`] says
@@ -20,6 +22,7 @@ mod spool;
 mod unpacked_size;
 
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -40,7 +43,8 @@ pub enum Format {
     Raw,
     /// LiME (also written by AVML 1): ranges back to back, each behind a 32-byte header.
     Lime,
-    /// An ELF core whose segments carry physical addresses: QEMU, libvirt, /proc/kcore, /proc/vmcore.
+    /// An ELF core: of a machine, whose segments carry physical addresses (QEMU, libvirt, /proc/kcore, /proc/vmcore), or of a
+    /// process (gdb's gcore, the kernel's core dumps).
     Elf,
 }
 
@@ -79,6 +83,42 @@ impl fmt::Display for Compression {
     }
 }
 
+/// What the addresses of a dump's ranges are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    /// Those on the memory bus: the dump is of a machine.
+    Physical,
+    /// Those of one process, whose image the dump is.
+    Virtual(ProcessImage),
+}
+
+impl Addresses {
+    /// Their name in documents.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Physical => "physical",
+            Self::Virtual(_) => "virtual",
+        }
+    }
+
+    /// The process, where they are those of one.
+    pub fn process(&self) -> Option<&ProcessImage> {
+        match self {
+            Self::Physical => None,
+            Self::Virtual(image) => Some(image),
+        }
+    }
+}
+
+/// The process that an image is of, as far as the image says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessImage {
+    /// Its id.
+    pub pid: Option<u32>,
+    /// Its command's name, as the kernel keeps it: up to 15 bytes; what is no UTF-8 is replaced.
+    pub comm: Option<String>,
+}
+
 /// How to open a dump.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
@@ -92,8 +132,10 @@ pub struct OpenOptions {
 
 /// An opened dump.
 pub struct Dump {
-    /// The machine's memory.
+    /// The memory of the machine, or of the process.
     pub memory: PhysicalMemory,
+    /// Which of them.
+    pub addresses: Addresses,
     /// The container.
     pub format: Format,
     /// The compression around it, if any.
@@ -113,6 +155,10 @@ pub struct Dump {
 struct Contents {
     /// In the order of the file, free of overlaps.
     ranges: Vec<MemoryRange>,
+    /// The process, where the container holds the image of one.
+    image: Option<ProcessImage>,
+    /// Those of an image's ranges that the process could execute and not write.
+    code: Vec<Range<PhysAddr>>,
     warnings: Vec<String>,
     damaged: bool,
 }
@@ -165,10 +211,11 @@ fn open_inner(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -
         Format::Elf => elf::parse(&map)?,
     };
     let size = map.len() as u64;
-    let memory = PhysicalMemory::mapped(map, contents.ranges)?;
-    let Contents { mut warnings, damaged, .. } = contents;
+    let Contents { ranges, image, code, mut warnings, damaged } = contents;
+    let memory = PhysicalMemory::mapped(map, ranges)?.with_code(code);
+    let addresses = image.map_or(Addresses::Physical, Addresses::Virtual);
     warnings.extend(copied);
-    Ok(Dump { memory, format, compression, file_size, size, warnings, damaged })
+    Ok(Dump { memory, addresses, format, compression, file_size, size, warnings, damaged })
 }
 
 /// The format of the content: what the user says, or else what it looks like.
@@ -194,7 +241,7 @@ fn raw(map: &Mmap) -> Contents {
         0 => Vec::new(),
         _ => vec![format!("the raw dump ends {odd} bytes into a page of 4096: it may have been cut off")],
     };
-    Contents { ranges: vec![range], warnings, damaged: false }
+    Contents { ranges: vec![range], warnings, ..Contents::default() }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use object::elf::{
 };
 use object::read::elf::{NoteIterator, ProgramHeader};
 
-use super::DumpErrorKind;
+use super::ProcessImage;
 
 /// `pr_pid` in x86-64's `struct elf_prstatus` (linux/elfcore.h).
 const PRSTATUS_PID: usize = 32;
@@ -26,19 +26,17 @@ struct Notes {
     of_process: bool,
     prstatus_pid: Option<u32>,
     prpsinfo_pid: Option<u32>,
-    command: Option<String>,
+    comm: Option<String>,
 }
 
-/// The refusal of a core that is of a process, or `None` for a machine's.
-pub(super) fn refuse(bytes: &[u8], headers: &[ProgramHeader64<LE>]) -> Option<DumpErrorKind> {
+/// The process that a core is of, or `None` for a machine's.
+pub(super) fn image(bytes: &[u8], headers: &[ProgramHeader64<LE>]) -> Option<ProcessImage> {
     let mut notes = Notes::default();
     for header in headers.iter().filter(|h| h.p_type(LE) == PT_NOTE) {
         notes.read(bytes, header);
     }
-    if !notes.of_process && !lacks_physical_addresses(headers) {
-        return None;
-    }
-    Some(DumpErrorKind::ProcessCore { pid: notes.prpsinfo_pid.or(notes.prstatus_pid), command: notes.command })
+    let is_image = notes.of_process || lacks_physical_addresses(headers);
+    is_image.then(|| ProcessImage { pid: notes.prpsinfo_pid.or(notes.prstatus_pid), comm: notes.comm })
 }
 
 /// Several segments that are all at physical address 0, and at virtual addresses besides: of a
@@ -69,9 +67,9 @@ impl Notes {
                 NT_AUXV | NT_FILE | NT_SIGINFO => self.of_process = true,
                 // One per thread; the first is of the thread that the core was taken for.
                 NT_PRSTATUS if self.prstatus_pid.is_none() => self.prstatus_pid = pid(desc, PRSTATUS_PID),
-                NT_PRPSINFO if self.command.is_none() => {
+                NT_PRPSINFO if self.comm.is_none() => {
                     self.prpsinfo_pid = pid(desc, PRPSINFO_PID);
-                    self.command = desc.get(PRPSINFO_FNAME).and_then(command);
+                    self.comm = desc.get(PRPSINFO_FNAME).and_then(comm);
                 }
                 _ => {}
             }
@@ -85,10 +83,10 @@ fn pid(desc: &[u8], offset: usize) -> Option<u32> {
     Some(u32::from_le_bytes(word)).filter(|pid| *pid != 0)
 }
 
-/// A name up to its first zero byte. Escaped, because it goes to a terminal and comes from evidence.
-fn command(field: &[u8]) -> Option<String> {
+/// A name up to its first zero byte.
+fn comm(field: &[u8]) -> Option<String> {
     let name = field.split(|b| *b == 0).next()?;
-    (!name.is_empty()).then(|| name.escape_ascii().to_string())
+    (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
 }
 
 #[cfg(test)]
@@ -96,10 +94,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_are_safe_to_print() {
-        assert_eq!(command(b"python3\0\0"), Some("python3".to_owned()));
-        assert_eq!(command(b"\x1b[2Jx"), Some("\\x1b[2Jx".to_owned()));
-        assert_eq!(command(b"\0\0"), None);
+    fn names_end_at_a_zero() {
+        assert_eq!(comm(b"python3\0\0x"), Some("python3".to_owned()));
+        assert_eq!(comm(b"\xff3\0"), Some("\u{fffd}3".to_owned()));
+        assert_eq!(comm(b"\0\0"), None);
     }
 
     #[test]

@@ -3,13 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::addr::VirtAddr;
-use crate::cpython::{Attributes, Builtins, Interpreter, ObjectError, Objects, Value};
+use crate::cpython::{Attributes, Builtins, Interpreter, ObjectError, Objects, UNREADABLE, Value};
 
 /// Where the base class of all modules is defined, in every PyTorch.
 const MODULE_CLASS: (&str, &str) = ("torch.nn.modules.module", "Module");
 
-/// Stands for a part of a class's name that can't be read.
-const UNREADABLE: &str = "?";
 /// Where PyTorch's own layers are defined.
 const LAYERS: &str = "torch.nn.modules.";
 /// Layers that derive from a class, at least, to take it for their common base; PyTorch has over a hundred.

@@ -57,8 +57,8 @@ impl Model {
 /// Where a model was seen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Sighting {
-    /// Root of the address space.
-    pub root: PhysAddr,
+    /// Root of the address space; `None` in the image of a process.
+    pub root: Option<PhysAddr>,
     /// The root module in it.
     pub object: VirtAddr,
 }

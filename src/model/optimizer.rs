@@ -133,7 +133,8 @@ fn attach(
     if groups.iter().all(|group| group.parameters.is_empty()) {
         return;
     }
-    let mut walk = State { objects, builtins, layout, tensors: Vec::new(), plain: Vec::new(), left: MAX_VALUES };
+    let mut walk =
+        State { objects, builtins, layout, tensors: Vec::new(), plain: Vec::new(), left: MAX_VALUES, left_out: 0 };
     let mut problems = Vec::new();
     match &content.state {
         Err(error) => problems.push(format!("its state could not be read: {error}")),
@@ -151,8 +152,10 @@ fn attach(
             }
         }
     }
-    if walk.left == 0 {
-        problems.push("more of its state is left out: it has too many values".to_owned());
+    if walk.left_out > 0 {
+        let count = walk.left_out;
+        problems
+            .push(format!("{count} values of its state are left out: too many, nested too deep, or named too long"));
     }
     model.training.append(&mut walk.tensors);
     let optimizer = Optimizer { class: class.to_owned(), object: content.object, groups, state: walk.plain, problems };
@@ -166,17 +169,24 @@ struct State<'a> {
     layout: Option<&'a tensor::Layout>,
     tensors: Vec<NamedTensor>,
     plain: Vec<(String, String, Value)>,
+    /// Values that may still be read.
     left: usize,
+    /// Those that were not.
+    left_out: usize,
 }
 
 impl State<'_> {
     /// Notes a value under its key; what is neither plain, a tensor, nor holds any is passed over.
     fn visit(&mut self, parameter: VirtAddr, name: &str, key: String, value: VirtAddr, depth: u32) {
-        let (Some(left), Some(depth)) = (self.left.checked_sub(1), depth.checked_sub(1)) else { return };
-        self.left = left;
+        let (Some(left), Some(depth)) = (self.left.checked_sub(1), depth.checked_sub(1)) else {
+            self.left_out += 1;
+            return;
+        };
         if name.len() + key.len() > MAX_NAME {
+            self.left_out += 1;
             return;
         }
+        self.left = left;
         if let Some(plain) = Value::read(self.objects, self.builtins, value) {
             self.plain.push((name.to_owned(), key, plain));
         } else if self.is_tensor_like(value, parameter) {

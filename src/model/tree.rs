@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::find::{Graph, ModuleObject};
 use super::{Model, Module, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
-use crate::cpython::Objects;
+use crate::cpython::{Objects, UNREADABLE};
 use crate::tensor;
 
 /// Places that modules and tensors of all models together may have, for each one that there is, and
@@ -102,6 +102,11 @@ impl Walk<'_> {
         };
         let own = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
         self.modules.push(describe(module, object, name, own));
+        let registered = [&module.parameters, &module.buffers, &module.children].into_iter().flatten();
+        let nameless = registered.filter(|(key, _)| key.starts_with(UNREADABLE)).count();
+        if nameless > 0 {
+            self.problems.push(format!("{nameless} names of what the module {name:?} holds could not be read"));
+        }
         let parameters = module.parameters.iter().map(|(key, tensor)| (key, tensor, TensorKind::Parameter, true));
         let buffers = module
             .buffers

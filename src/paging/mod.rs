@@ -1,4 +1,4 @@
-//! Address spaces, reconstructed from the page tables that lie in the dump.
+//! Address spaces, reconstructed from the page tables that lie in the dump, or the one that a process image is.
 //!
 //! [`discover`] finds the roots without any knowledge of the operating system, [`AddressSpace`]
 //! reads through one of them, [`ReverseMap`] goes the other way. [`place`] helps where a file lacks the addresses.
@@ -7,6 +7,7 @@ mod place;
 mod reverse;
 mod roots;
 mod space;
+mod tables;
 
 pub use place::place;
 pub use reverse::ReverseMap;

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use super::roots::{discover, kernel_memory};
-use super::space::{ENTRIES, PresentEntries, present_entries};
+use super::tables::{ENTRIES, PresentEntries, present_entries};
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 use crate::dump::{MemoryRange, PhysicalMemory};
 use crate::scan::{ABSENT_FRAME, Backend, FrameClasses, ZERO_FRAME, scan};

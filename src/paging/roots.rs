@@ -15,8 +15,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::space::{
-    AddressSpace, ENTRIES, PresentEntries, UserTables, is_leaf, page_address, present_entries, table_entries,
+use super::tables::{
+    ENTRIES, PageTables, PresentEntries, UserTables, is_leaf, page_address, present_entries, table_entries,
 };
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
@@ -224,7 +224,7 @@ impl<'a> Tables<'a> {
         let is_twin = !user_half.is_empty()
             && self.half(twin, false) == user_half
             && self.half(twin, true).len() < self.half(root, true).len();
-        let kind = if AddressSpace::new(self.memory, self.mmu, root, levels).has_user_page(user_tables) {
+        let kind = if PageTables::new(self.memory, self.mmu, root, levels).has_user_page(user_tables) {
             SpaceKind::Process
         } else if mapped > 1 {
             SpaceKind::Kernel

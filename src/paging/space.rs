@@ -1,19 +1,10 @@
-//! An address space: virtual addresses translated by walking the page tables in the dump.
-
-use std::collections::HashMap;
+//! An address space: memory by virtual address, through page tables or as the image of one process has it.
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
-use crate::signature::{Leaf, Mmu, MmuLevel};
+use crate::signature::Mmu;
 
-/// Entries in a page table, on every level.
-pub const ENTRIES: u64 = 512;
-
-/// Whether tables, by address and level, lead to a page that user mode may reach.
-pub(super) type UserTables = HashMap<(PhysAddr, u8), bool>;
-
-/// Present entries of a table, or of a half of one: index and target address, sorted.
-pub(super) type PresentEntries = Vec<(u64, u64)>;
+use super::tables::PageTables;
 
 /// Why a virtual address could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +32,12 @@ pub enum Fault {
         va: VirtAddr,
         /// The physical address of the missing table entry or byte.
         pa: PhysAddr,
+    },
+    /// The image of the process does not hold the address.
+    #[error("{va} is not in the image of the process")]
+    NotInImage {
+        /// The address.
+        va: VirtAddr,
     },
 }
 
@@ -93,15 +90,6 @@ pub struct Translation {
     pub page_size: u64,
 }
 
-/// One address space of the machine: a root table, read with the rules of an MMU.
-#[derive(Clone, Copy)]
-pub struct AddressSpace<'a> {
-    memory: &'a PhysicalMemory,
-    mmu: &'a Mmu,
-    root: PhysAddr,
-    levels: u8,
-}
-
 /// A run of pages of the same kind, contiguous in virtual and in physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
@@ -111,188 +99,101 @@ pub struct Mapping {
     pub pa: PhysAddr,
     /// Bytes.
     pub len: u64,
-    /// Whether all levels allow execution.
+    /// Whether it is code: all levels allow execution.
     pub executable: bool,
+}
+
+/// One address space: of the machine, or the one that a process image holds.
+#[derive(Clone, Copy)]
+pub struct AddressSpace<'a> {
+    memory: &'a PhysicalMemory,
+    translator: Translator<'a>,
+}
+
+/// How virtual addresses become addresses of the dump.
+#[derive(Clone, Copy)]
+enum Translator<'a> {
+    Tables(PageTables<'a>),
+    /// They are the same: the dump is the image of a process, its ranges are at virtual addresses.
+    Image,
 }
 
 impl<'a> AddressSpace<'a> {
     /// The space whose top table, of level `levels`, lies at `root`.
     pub fn new(memory: &'a PhysicalMemory, mmu: &'a Mmu, root: PhysAddr, levels: u8) -> Self {
-        Self { memory, mmu, root, levels }
+        Self { memory, translator: Translator::Tables(PageTables::new(memory, mmu, root, levels)) }
     }
 
-    /// The physical address of the top table.
-    pub fn root(&self) -> PhysAddr {
-        self.root
+    /// The space of a process whose image the dump is: the addresses of `memory` are virtual.
+    pub fn of_image(memory: &'a PhysicalMemory) -> Self {
+        Self { memory, translator: Translator::Image }
     }
 
-    /// Levels of page tables: 4 or 5 on x86-64.
-    pub fn levels(&self) -> u8 {
-        self.levels
-    }
-
-    /// The first virtual address above the user half.
-    pub fn user_end(&self) -> u64 {
-        match self.mmu.level(self.levels) {
-            Some(top) => (ENTRIES / 2) << top.shift,
-            None => 0,
+    /// The physical address of the top table, where there are page tables.
+    pub fn root(&self) -> Option<PhysAddr> {
+        match self.translator {
+            Translator::Tables(tables) => Some(tables.root()),
+            Translator::Image => None,
         }
     }
 
-    fn is_canonical(&self, va: VirtAddr) -> bool {
-        let user_end = self.user_end();
-        va.0 < user_end || va.0 >= user_end.wrapping_neg()
+    /// Levels of page tables, where there are any: 4 or 5 on x86-64.
+    pub fn levels(&self) -> Option<u8> {
+        match self.translator {
+            Translator::Tables(tables) => Some(tables.levels()),
+            Translator::Image => None,
+        }
     }
 
-    /// Walks the page tables.
+    /// Where in the dump a virtual address lies.
     ///
     /// # Errors
-    /// Where and why the walk ended; that the page itself is in the dump is not checked.
+    /// Where and why a walk of page tables ended, though that the page itself is in the dump is not checked; or the image
+    /// of a process lacks the address.
     pub fn translate(&self, va: VirtAddr) -> Result<Translation, Fault> {
-        if !self.is_canonical(va) {
-            return Err(Fault::NonCanonical { va });
-        }
-        let mut table = self.root;
-        let mut level = self.levels;
-        while let Some(rules) = self.mmu.level(level) {
-            let slot = PhysAddr(table.0 + ((va.0 >> rules.shift) % ENTRIES) * 8);
-            let entry = self.memory.read_u64(slot).ok_or(Fault::NotInDump { va, pa: slot })?;
-            if entry & self.mmu.present == 0 {
-                return Err(Fault::NotPresent { va, level, entry });
+        match self.translator {
+            Translator::Tables(tables) => tables.translate(va),
+            Translator::Image if self.memory.contains(PhysAddr(va.0)) => {
+                Ok(Translation { pa: PhysAddr(va.0), page_size: FRAME_SIZE })
             }
-            if is_leaf(self.mmu, rules, entry) {
-                let page_size = 1 << rules.shift;
-                let pa = PhysAddr(page_address(self.mmu, rules, entry) | (va.0 & (page_size - 1)));
-                return Ok(Translation { pa, page_size });
-            }
-            table = PhysAddr(entry & self.mmu.address);
-            level -= 1;
+            Translator::Image => Err(Fault::NotInImage { va }),
         }
-        Err(Fault::NonCanonical { va })
     }
 
     /// The mappings of the user half that user mode may reach, sorted by virtual address.
     ///
     /// `budget` bounds the tables that are looked at and the mappings together, because a hostile dump
     /// can make four tables look like 2^36 pages; what is left of it is kept. `None` when it ran out.
+    /// An image has as many mappings as the dump has ranges, and needs no bound.
     pub fn user_mappings(&self, budget: &mut u64) -> Option<Vec<Mapping>> {
-        let mut mappings = Vec::new();
-        self.collect(self.root, self.levels, 0, 0..ENTRIES / 2, true, budget, &mut mappings)?;
-        Some(mappings)
-    }
-
-    /// Whether user mode may reach any page of the user half.
-    ///
-    /// What is learned about tables is kept in `known`, for the spaces that share them.
-    pub(super) fn has_user_page(&self, known: &mut UserTables) -> bool {
-        let half = (ENTRIES / 2) as usize;
-        self.leads_to_user_page(self.root, self.levels, half, known)
-    }
-
-    /// The same for the first entries of a table; recursion ends with the levels.
-    fn leads_to_user_page(&self, table: PhysAddr, level: u8, entries: usize, known: &mut UserTables) -> bool {
-        let (Some(rules), Some(bytes)) = (self.mmu.level(level), self.memory.bytes(table, FRAME_SIZE)) else {
-            return false;
-        };
-        let wanted = self.mmu.present | self.mmu.user;
-        let mut present = table_entries(bytes).take(entries).filter(|entry| entry & wanted == wanted);
-        present.any(|entry| {
-            if is_leaf(self.mmu, rules, entry) {
-                return true;
-            }
-            let next = (PhysAddr(entry & self.mmu.address), level - 1);
-            if let Some(leads) = known.get(&next) {
-                return *leads;
-            }
-            let leads = self.leads_to_user_page(next.0, next.1, ENTRIES as usize, known);
-            known.insert(next, leads);
-            leads
-        })
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the state of a recursive walk")]
-    fn collect(
-        &self,
-        table: PhysAddr,
-        level: u8,
-        base: u64,
-        entries: std::ops::Range<u64>,
-        executable: bool,
-        budget: &mut u64,
-        out: &mut Vec<Mapping>,
-    ) -> Option<()> {
-        *budget = budget.checked_sub(1)?;
-        let (Some(rules), Some(bytes)) = (self.mmu.level(level), self.memory.bytes(table, FRAME_SIZE)) else {
-            return Some(());
-        };
-        let wanted = self.mmu.present | self.mmu.user;
-        for (index, entry) in (0..).zip(table_entries(bytes)) {
-            if entry & wanted != wanted || !entries.contains(&index) {
-                continue;
-            }
-            let va = base + (index << rules.shift);
-            // Isolated kernels (KPTI) forbid themselves the whole user half on the top level.
-            let executable = executable && (level == self.levels || entry & self.mmu.no_execute == 0);
-            if is_leaf(self.mmu, rules, entry) {
-                let pa = PhysAddr(page_address(self.mmu, rules, entry));
-                let is_new = push(out, Mapping { va: VirtAddr(va), pa, len: 1 << rules.shift, executable });
-                *budget = budget.checked_sub(u64::from(is_new))?;
-            } else {
-                let next = PhysAddr(entry & self.mmu.address);
-                self.collect(next, level - 1, va, 0..ENTRIES, executable, budget, out)?;
+        match self.translator {
+            Translator::Tables(tables) => tables.user_mappings(budget),
+            Translator::Image => {
+                let ranges = self.memory.ranges().iter();
+                let mappings = ranges.map(|range| Mapping {
+                    va: VirtAddr(range.start.0),
+                    pa: range.start,
+                    len: range.len(),
+                    executable: self.memory.is_code(range.start),
+                });
+                Some(mappings.collect())
             }
         }
-        Some(())
     }
 }
 
 impl VirtualMemory for AddressSpace<'_> {
     fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault> {
-        let Translation { pa, page_size } = self.translate(va)?;
-        let missing = Fault::NotInDump { va, pa };
+        let (pa, page_end, missing) = match self.translator {
+            Translator::Tables(tables) => {
+                let Translation { pa, page_size } = tables.translate(va)?;
+                (pa, pa.0 | (page_size - 1), Fault::NotInDump { va, pa })
+            }
+            // What follows in the dump follows in the process.
+            Translator::Image => (PhysAddr(va.0), u64::MAX, Fault::NotInImage { va }),
+        };
         let range = self.memory.range_of(pa).ok_or(missing)?;
-        let in_page = page_size - (pa.0 & (page_size - 1));
-        self.memory.bytes(pa, in_page.min(range.end.0 - pa.0)).ok_or(missing)
+        let len = (range.end.0 - pa.0).min((page_end - pa.0).saturating_add(1));
+        self.memory.bytes(pa, len).ok_or(missing)
     }
-}
-
-/// The entries of a page table.
-pub(super) fn table_entries(frame: &[u8]) -> impl Iterator<Item = u64> {
-    let (words, _) = frame.as_chunks();
-    words.iter().map(|word| u64::from_le_bytes(*word))
-}
-
-/// Index and target address of the present entries of the table at `table`; none where it is not in the dump.
-pub(super) fn present_entries(memory: &PhysicalMemory, mmu: &Mmu, table: PhysAddr) -> PresentEntries {
-    let entries = (0..).zip(table_entries(memory.bytes(table, FRAME_SIZE).unwrap_or_default()));
-    let present = entries.filter(|(_, entry)| entry & mmu.present != 0);
-    present.map(|(index, entry)| (index, entry & mmu.address)).collect()
-}
-
-/// Whether a present entry maps a page.
-pub(super) fn is_leaf(mmu: &Mmu, rules: &MmuLevel, entry: u64) -> bool {
-    match rules.leaf {
-        Leaf::Always => true,
-        Leaf::ByLeafBit => entry & mmu.leaf_bit != 0,
-        Leaf::Never => false,
-    }
-}
-
-/// The first physical address of the page that a leaf maps.
-pub(super) fn page_address(mmu: &Mmu, rules: &MmuLevel, entry: u64) -> u64 {
-    // A large page's entry keeps flags (PAT) in the low bits of the address field.
-    entry & mmu.address & !((1 << rules.shift) - 1)
-}
-
-/// Appends a page, to the last run where it goes on without a break; `true` if it began a new one.
-fn push(out: &mut Vec<Mapping>, page: Mapping) -> bool {
-    if let Some(last) = out.last_mut() {
-        let follows = last.va.0 + last.len == page.va.0 && last.pa.0 + last.len == page.pa.0;
-        if follows && last.executable == page.executable {
-            last.len += page.len;
-            return false;
-        }
-    }
-    out.push(page);
-    true
 }

@@ -27,6 +27,8 @@ pub(super) struct Document<'a> {
 #[derive(Serialize)]
 struct DumpRow<'a> {
     format: Format,
+    /// `physical`, or `virtual` in the image of a process.
+    addresses: &'static str,
     size: u64,
     damaged: bool,
     ranges: &'a [MemoryRange],
@@ -39,6 +41,7 @@ impl<'a> Document<'a> {
             tool: TOOL,
             dump: DumpRow {
                 format: dump.format,
+                addresses: dump.addresses.name(),
                 size: dump.size,
                 damaged: dump.damaged,
                 ranges: recovery.memory.ranges(),

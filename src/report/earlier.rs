@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::OutputError;
 use super::folder::STAGING;
+use super::plan::WeightFile;
 
 /// The document that says that the output is complete.
 pub(super) const RECOVERY: &str = "recovery.json";
@@ -17,16 +18,8 @@ pub(super) const RECOVERY: &str = "recovery.json";
 pub(super) const MODELS: &str = "models";
 /// Files that we write beside `recovery.json`.
 const FILES: [&str; 3] = ["manifest.json", "tensors.safetensors", "tensors.json"];
-/// Files that we write per model.
-const MODEL_FILES: [&str; 7] = [
-    "model.safetensors",
-    "partial.safetensors",
-    "buffers.safetensors",
-    "optimizer.safetensors",
-    "grads.safetensors",
-    "model.json",
-    "load.py",
-];
+/// Files that we write per model, beside those of weights.
+const MODEL_FILES: [&str; 2] = ["model.json", "load.py"];
 /// What Python leaves when `load.py` is imported.
 const PYCACHE: &str = "__pycache__";
 
@@ -76,7 +69,8 @@ impl Earlier {
         }
         for name in entries(folder)? {
             let path = folder.join(&name);
-            if MODEL_FILES.contains(&name.as_str()) && is_file(&path) {
+            let weights = WeightFile::ALL.map(WeightFile::name);
+            if (MODEL_FILES.contains(&name.as_str()) || weights.contains(&name.as_str())) && is_file(&path) {
                 self.files.push(path);
             } else if name == PYCACHE && is_folder(&path) {
                 for compiled in entries(&path)? {

@@ -10,7 +10,8 @@ use crate::recover::Recovery;
 
 #[derive(Serialize)]
 struct ModelLine<'a> {
-    root: PhysAddr,
+    root: Option<PhysAddr>,
+    pid: Option<u32>,
     python: Option<&'a str>,
     torch: Option<&'a str>,
     #[serde(flatten)]
@@ -26,6 +27,7 @@ pub fn print_jsonl(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
         for model in &process.models {
             let line = ModelLine {
                 root: process.root,
+                pid: process.pid,
                 python: process.python_version.as_deref(),
                 torch: process.torch_version.as_deref(),
                 model: ModelRow::new(model),
@@ -38,8 +40,9 @@ pub fn print_jsonl(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
 }
 
 /// The columns of the CSV.
-const COLUMNS: [&str; 18] = [
+const COLUMNS: [&str; 19] = [
     "root",
+    "pid",
     "model",
     "class",
     "name",
@@ -72,7 +75,8 @@ pub fn print_csv(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
             for row in tensors.into_iter().chain(training) {
                 let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
                 let record = writer.write_record([
-                    process.root.to_string(),
+                    process.root.map(|root| root.to_string()).unwrap_or_default(),
+                    process.pid.map(|pid| pid.to_string()).unwrap_or_default(),
                     model.id.clone(),
                     model.class.clone(),
                     row.name.to_owned(),

@@ -68,6 +68,7 @@ struct Input<'a> {
     sha256: Option<&'a str>,
     compression: Option<Compression>,
     format: Format,
+    addresses: &'static str,
     /// Of the container in it.
     unpacked_size: u64,
     damaged: bool,
@@ -113,6 +114,7 @@ impl<'a> Manifest<'a> {
                 sha256: run.sha256.as_deref(),
                 compression: dump.compression,
                 format: dump.format,
+                addresses: dump.addresses.name(),
                 unpacked_size: dump.size,
                 damaged: dump.damaged,
                 ranges: recovery.memory.ranges(),

@@ -6,6 +6,9 @@
 //!     models/m0/model.safetensors      complete tensors under their state_dict names
 //!               partial.safetensors    tensors with holes, which are zeros there; only if there are any
 //!               buffers.safetensors    buffers that state_dict leaves out; only if there are any
+//!               grads.safetensors      gradients under their parameters' names; only if there are any
+//!               optimizer.safetensors  what optimizers keep, as <parameter>.<key>; only if there is any
+//!               partial_grads.safetensors, partial_optimizer.safetensors    the same, with holes
 //!               model.json             the tree of modules
 //!               load.py                builds the modules with PyTorch's classes and loads the weights
 //! ```
@@ -32,13 +35,12 @@ pub use error::OutputError;
 pub use folder::{Cleanup, OutputFolder};
 pub use lines::{print_csv, print_jsonl};
 pub use manifest::Run;
-pub use table::{bytes_in_words, columns, models_table, printable};
+pub use table::{bytes_in_words, columns, models_table, printable, process_name};
 pub use time::rfc3339;
 pub use weights::hex;
 
 use crate::dump::Dump;
 use crate::model::Model;
-use crate::paging::AddressSpace;
 use crate::recover::{Observer, Phase, Recovery};
 use crate::signature::Mmu;
 
@@ -69,7 +71,7 @@ pub fn write(
     observer.begin(Phase::Write, total);
     folder.reserve(total)?;
     for (process, model) in models() {
-        let space = AddressSpace::new(&recovery.memory, mmu, process.root, process.levels);
+        let space = process.space(&recovery.memory, mmu);
         weights::write(&folder, model, &space, observer)?;
         folder.json(&format!("{}/model.json", model_dir(model)), 3, &tree::TreeDocument::new(model))?;
         let mut loader = folder.file(&format!("{}/load.py", model_dir(model)))?;

@@ -147,9 +147,9 @@ impl<'a> ModelRow<'a> {
 /// A Python process.
 #[derive(Serialize)]
 pub(super) struct ProcessRow<'a> {
-    root: PhysAddr,
-    levels: u8,
-    // Facts of the operating system, which is not read yet: null, never guessed.
+    root: Option<PhysAddr>,
+    levels: Option<u8>,
+    // From the image of a process. Of a machine the operating system would tell, which is not read: null, never guessed.
     pid: Option<u32>,
     comm: Option<&'a str>,
     python: PythonRow<'a>,
@@ -163,7 +163,7 @@ pub(super) struct ProcessRow<'a> {
 struct PythonRow<'a> {
     version: Option<&'a str>,
     type_object: VirtAddr,
-    type_object_physical: PhysAddr,
+    type_object_physical: Option<PhysAddr>,
     types: usize,
     layout: PythonLayout<'a>,
 }
@@ -222,8 +222,8 @@ impl<'a> ProcessRow<'a> {
         Self {
             root: process.root,
             levels: process.levels,
-            pid: None,
-            comm: None,
+            pid: process.pid,
+            comm: process.comm.as_deref(),
             python: PythonRow {
                 version: process.python_version.as_deref(),
                 type_object: process.type_object.0,

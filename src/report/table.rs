@@ -40,7 +40,18 @@ pub fn models_table(recovery: &Recovery) -> String {
 fn process_cells(process: &Process) -> Vec<String> {
     let version = |text: Option<&String>| text.map_or("?".to_owned(), |text| short(text));
     let torch = if process.has_torch { version(process.torch_version.as_ref()) } else { "-".to_owned() };
-    vec![process.root.to_string(), version(process.python_version.as_ref()), torch]
+    vec![process_name(process), version(process.python_version.as_ref()), torch]
+}
+
+/// What tells a process from others: the root of its page tables or, in its image, its id and command.
+pub fn process_name(process: &Process) -> String {
+    match (process.root, process.pid, &process.comm) {
+        (Some(root), ..) => root.to_string(),
+        (None, Some(pid), Some(comm)) => format!("{pid} {}", short(comm)),
+        (None, Some(pid), None) => pid.to_string(),
+        (None, None, Some(comm)) => short(comm),
+        (None, None, None) => "?".to_owned(),
+    }
 }
 
 fn model_row(process: &Process, model: &Model) -> Vec<String> {

@@ -181,6 +181,7 @@ fn same_cause(a: Fault, b: Fault) -> bool {
             (a, x) == (b, y)
         }
         (Fault::NotInDump { .. }, Fault::NotInDump { .. })
+        | (Fault::NotInImage { .. }, Fault::NotInImage { .. })
         | (Fault::NonCanonical { .. }, Fault::NonCanonical { .. }) => true,
         _ => false,
     }
@@ -253,6 +254,7 @@ mod tests {
     fn tensor(shape: &[u64], stride: &[u64], data: u64, size: u64) -> TensorInfo {
         TensorInfo {
             object: VirtAddr(0),
+            tensor_impl: VirtAddr(0),
             dtype: ScalarType::of_size(size),
             shape: shape.to_vec(),
             stride: stride.to_vec(),

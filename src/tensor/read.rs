@@ -81,7 +81,7 @@ impl Layout {
     /// lie inside the storage.
     pub fn read(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<TensorInfo, TensorError> {
         let tensor = objects.pointer(object, self.offsets.impl_pointer)?;
-        let named = objects.pointer(tensor, self.offsets.pyobj)?;
+        let named = self.python_object(objects, tensor)?;
         if named != object {
             let reason = format!("its TensorImpl belongs to the object at {named}");
             return Err(TensorError::Contradiction { object, reason });
@@ -106,9 +106,15 @@ impl Layout {
         if is_undefined { Ok(None) } else { self.read_impl(objects, grad).map(Some) }
     }
 
+    /// The Python object of a `TensorImpl`. The lowest bit of the pointer says which of the two owns the other
+    /// (c10/core/impl/PyObjectSlot.h).
+    fn python_object(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<VirtAddr, TensorError> {
+        Ok(VirtAddr(objects.word(tensor, self.offsets.pyobj)? & !1))
+    }
+
     fn read_impl(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
         let at = &self.offsets;
-        let object = objects.pointer(tensor, at.pyobj)?;
+        let object = self.python_object(objects, tensor)?;
         let contradiction = |reason: String| {
             let object = if object.0 == 0 { tensor } else { object };
             TensorError::Contradiction { object, reason }

@@ -58,6 +58,34 @@ fn dictionaries_of_every_form_hold_parameters() {
 }
 
 #[test]
+fn a_parameter_whose_name_is_lost_is_kept_and_said() {
+    for cpython in CPYTHONS {
+        let torch = torch(cpython, "2.6", Options::default());
+        let python = &torch.python;
+        let process = &python.process;
+        let (named, nameless) = (torch.parameter(&[3]), torch.parameter(&[4]));
+        // The string lies in a page of its own, which gets lost.
+        let name = process.alloc_pages(0x1000);
+        process.write(name, &process.read(python.str("weight"), 64));
+        process.machine.borrow_mut().lose(process.space, name);
+        python.instance(
+            torch.module_type("__main__", "Net"),
+            &[
+                ("_parameters", python.general_dict(&[(python.str("bias"), named.object), (name, nameless.object)])),
+                ("_buffers", python.dict(&[])),
+                ("_modules", python.dict(&[])),
+            ],
+        );
+        let recovery = recover(&dump(process));
+        let model = only_model(&recovery);
+        let names: Vec<_> = model.tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        assert_eq!(names, ["bias".to_owned(), format!("?{name:#x}")], "CPython {cpython}");
+        assert_whole(&torch, &model.tensors[1], &nameless);
+        assert_eq!(model.problems.len(), 1, "{:?}", model.problems);
+    }
+}
+
+#[test]
 fn a_shared_module_is_listed_at_every_place() {
     let torch = torch("3.11", "2.6", Options::default());
     let weight = torch.parameter(&[5]);

@@ -2,7 +2,6 @@
 
 use tensorcarve::addr::VirtAddr;
 use tensorcarve::model::{Model, Status};
-use tensorcarve::paging::AddressSpace;
 use tensorcarve::recover::Recovery;
 use tensorcarve::tensor::{TooLarge, gather};
 
@@ -22,7 +21,7 @@ fn hold(torch: &Torch, tensors: &[&Placed]) -> u64 {
 fn assert_bytes(torch: &Torch, recovery: &Recovery, model: &Model, name: &str, truth: &Placed) {
     let dump = dump(&torch.python.process);
     let process = &recovery.processes[0];
-    let space = AddressSpace::new(&dump.memory, SIGNATURES.mmu().unwrap(), process.root, process.levels);
+    let space = process.space(&dump.memory, SIGNATURES.mmu().unwrap());
     let found = tensor(model, name);
     let mut bytes = Vec::new();
     let holes = gather::<TooLarge>(&space, found.info.as_ref().unwrap(), 1 << 30, |part| {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use sha2::{Digest, Sha256};
 use tensorcarve::addr::{FileOffset, PhysAddr, VirtAddr};
 use tensorcarve::cpython::{Change, LayoutScore, LayoutSource, Value};
-use tensorcarve::dump::{Dump, Format, MemoryRange, PhysicalMemory};
+use tensorcarve::dump::{Addresses, Dump, Format, MemoryRange, PhysicalMemory};
 use tensorcarve::model::{Model, Module, NamedTensor, Sighting, Status, TensorKind};
 use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
 use tensorcarve::recover::{Observer, Phase, Process, Recovery};
@@ -61,9 +61,11 @@ impl Victim {
             id: "m0".to_owned(),
             class: class.to_owned(),
             object: VirtAddr(0x7f11_0000_0000),
-            sightings: vec![Sighting { root: ROOT, object: VirtAddr(0x7f11_0000_0000) }],
+            sightings: vec![Sighting { root: Some(ROOT), object: VirtAddr(0x7f11_0000_0000) }],
             modules: Vec::new(),
             tensors: Vec::new(),
+            training: Vec::new(),
+            optimizers: Vec::new(),
             problems: Vec::new(),
         };
         Self { data: Vec::new(), missing: Vec::new(), model }
@@ -98,13 +100,16 @@ impl Victim {
         match kind {
             TensorKind::Parameter => module.parameters.push(full.clone()),
             TensorKind::Buffer => module.buffers.push(full.clone()),
+            TensorKind::Gradient | TensorKind::Optimizer => {}
         }
         // Like an allocator: aligned, never at the start of a page.
         self.data.resize(self.data.len().next_multiple_of(64) + 64, 0xcc);
         let data = VirtAddr(if bytes.is_empty() { 0 } else { BASE + self.data.len() as u64 });
         self.data.extend(bytes);
+        let number = self.model.all_tensors().count() as u64;
         let info = TensorInfo {
-            object: VirtAddr(0x7f12_0000_0000 + 0x100 * self.model.tensors.len() as u64),
+            object: VirtAddr(0x7f12_0000_0000 + 0x100 * number),
+            tensor_impl: VirtAddr(0x7f13_0000_0000 + 0x100 * number),
             dtype,
             shape: dims.0.to_vec(),
             stride: dims.1.to_vec(),
@@ -115,10 +120,14 @@ impl Victim {
             device: "cpu".to_owned(),
             requires_grad: kind == TensorKind::Parameter,
         };
-        self.model.tensors.push(NamedTensor {
+        let tensors = match kind {
+            TensorKind::Parameter | TensorKind::Buffer => &mut self.model.tensors,
+            TensorKind::Gradient | TensorKind::Optimizer => &mut self.model.training,
+        };
+        tensors.push(NamedTensor {
             name: full,
             kind,
-            persistent: true,
+            persistent: matches!(kind, TensorKind::Parameter | TensorKind::Buffer),
             object: info.object,
             same_as: None,
             info: Some(info),
@@ -171,7 +180,7 @@ impl Victim {
         let memory = PhysicalMemory::owned(bytes, vec![range]).unwrap();
         let signatures = Signatures::load(None).unwrap();
         let space = AddressSpace::new(&memory, signatures.mmu().unwrap(), ROOT, 4);
-        for tensor in &mut self.model.tensors {
+        for tensor in self.model.tensors.iter_mut().chain(&mut self.model.training) {
             let Some(info) = tensor.info.as_ref().filter(|_| tensor.status == Status::Complete) else { continue };
             let mut hasher = Sha256::new();
             tensor.holes = gather::<TooLarge>(&space, info, 1 << 30, |bytes| {
@@ -186,6 +195,7 @@ impl Victim {
         }
         let dump = Dump {
             memory,
+            addresses: Addresses::Physical,
             format: Format::Raw,
             compression: None,
             file_size: size,
@@ -210,9 +220,11 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
     };
     let torch = TensorScore { readable: 5, same_abi: 5, tried: 5, version: "1.13".to_owned() };
     let process = Process {
-        root: ROOT,
-        levels: 4,
-        type_object: (VirtAddr(0x95_0000), PhysAddr(0x10_0000)),
+        root: Some(ROOT),
+        levels: Some(4),
+        pid: None,
+        comm: None,
+        type_object: (VirtAddr(0x95_0000), Some(PhysAddr(0x10_0000))),
         python_version: Some("3.11.2".to_owned()),
         python_layout: (python.clone(), Some(LayoutScore { readable: 2, version: "3.12".to_owned(), ..python })),
         type_count: 1234,

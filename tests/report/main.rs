@@ -48,7 +48,7 @@ fn json(path: PathBuf) -> Json {
 }
 
 /// Types of all sizes, strides, a tied weight, and each status.
-fn mixed() -> (Dump, Recovery) {
+fn mixed_victim() -> Victim {
     let mut victim = Victim::new("__main__.Net");
     victim.module("", ("__main__.Net", Some("torch.nn.modules.module.Module")), vec![("rate", Value::Float(0.5))]);
     victim.module("fc", ("torch.nn.modules.linear.Linear", None), vec![("kernel", fixture::ints(&[2, 3]))]);
@@ -70,7 +70,11 @@ fn mixed() -> (Dump, Recovery) {
     victim.new_page();
     victim.parameter("twin", &[2], &[0.5, -0.5]);
     victim.last().same_as = Some("fc.bias".to_owned());
-    victim.finish()
+    victim
+}
+
+fn mixed() -> (Dump, Recovery) {
+    mixed_victim().finish()
 }
 
 #[test]
@@ -98,6 +102,42 @@ fn weights_are_what_state_dict_holds() {
     let torn = partial.tensor("fc.torn").unwrap();
     assert_eq!(torn.data()[..0xfc0], f32_bytes(&[1.0; 0x3f0]));
     assert!(torn.data()[0xfc0..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn what_training_left_goes_to_files_of_its_own() {
+    let mut victim = mixed_victim();
+    let float = || scalar("Float", 4, Some("F32"));
+    victim.strided("weight", TensorKind::Gradient, float(), (&[2], &[1]), &f32_bytes(&[0.25, 4.]));
+    victim.strided("weight.step", TensorKind::Optimizer, float(), (&[], &[]), &f32_bytes(&[3.]));
+    victim.new_page();
+    victim.lose_page_at(0x1000);
+    victim.strided("torn", TensorKind::Gradient, float(), (&[1024], &[1]), &f32_bytes(&[2.; 1024]));
+    victim.strided("torn.momentum", TensorKind::Optimizer, float(), (&[2], &[1]), &f32_bytes(&[5., 6.]));
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), false, &victim.finish()).unwrap();
+    let folder = dir.path().join("models/m0");
+    let read = |name: &str| fs::read(folder.join(name)).unwrap();
+    for (file, name, values) in
+        [("grads.safetensors", "fc.weight", &[0.25, 4.][..]), ("optimizer.safetensors", "fc.weight.step", &[3.])]
+    {
+        let bytes = read(file);
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(tensors.tensor(name).unwrap().data(), f32_bytes(values), "{file}");
+    }
+    for (file, name) in [("partial_grads", "fc.torn"), ("partial_optimizer", "fc.torn.momentum")] {
+        let bytes = read(&format!("{file}.safetensors"));
+        assert_eq!(SafeTensors::deserialize(&bytes).unwrap().names(), [name]);
+    }
+    // The weights are as without them.
+    let alone = tempfile::tempdir().unwrap();
+    write(alone.path(), false, &mixed()).unwrap();
+    assert_eq!(read("model.safetensors"), fs::read(alone.path().join("models/m0/model.safetensors")).unwrap());
+    let row = json(dir.path().join("recovery.json"))["processes"][0]["models"][0].clone();
+    assert_eq!((&row["totals"]["gradients"], &row["totals"]["optimizer_tensors"]), (&json!(2), &json!(2)));
+    // All of it is ours to replace.
+    write(dir.path(), true, &mixed()).unwrap();
+    assert!(!folder.join("partial_grads.safetensors").exists());
 }
 
 #[test]

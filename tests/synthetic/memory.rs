@@ -1,7 +1,7 @@
 //! Physical memory as a dump.
 
 use tensorcarve::addr::{FileOffset, PhysAddr};
-use tensorcarve::dump::{Dump, Format, MemoryRange, PhysicalMemory};
+use tensorcarve::dump::{Addresses, Dump, Format, MemoryRange, PhysicalMemory};
 
 pub const FRAME: u64 = 0x1000;
 
@@ -21,6 +21,7 @@ pub fn dump_of(bytes: Vec<u8>, frames: impl Iterator<Item = u64>) -> Dump {
     let size = bytes.len() as u64;
     Dump {
         memory: PhysicalMemory::owned(bytes, ranges).unwrap(),
+        addresses: Addresses::Physical,
         format: Format::Raw,
         compression: None,
         file_size: size,

@@ -163,7 +163,9 @@ impl Numbers {
         let object = python.object(class, 64);
         let tensor_impl = process.alloc(256);
         let put = |key: &str, word| process.put(tensor_impl + self.at(key), word);
-        process.put(object + self.at("thp.tensor_impl_pointer"), tensor_impl);
+        // The number is for the header of a release build, two words.
+        let grown = python.at("object.sizeof") - 16;
+        process.put(object + grown + self.at("thp.tensor_impl_pointer"), tensor_impl);
         // Virtual table and counts.
         process.put(tensor_impl, 0x7f55_5555_0010);
         process.put(tensor_impl + 8, 0x1_0000_0001);

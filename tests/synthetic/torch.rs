@@ -79,6 +79,20 @@ impl Torch {
         self.numbers.view(&self.python, self.tensor_class, spec, of)
     }
 
+    /// Makes `grad`, a `TensorImpl`, the gradient of a parameter.
+    pub fn set_grad(&self, parameter: &Placed, grad: u64) {
+        let process = &self.python.process;
+        let meta = process.get(parameter.tensor_impl + self.numbers.at("tensor.autograd_meta"));
+        process.put(meta + self.numbers.at("autograd.grad"), grad);
+    }
+
+    /// The `TensorImpl` that stands for no tensor: without elements and storage.
+    pub fn undefined_tensor(&self) -> u64 {
+        let tensor_impl = self.python.process.alloc(256);
+        self.python.process.put(tensor_impl, 0x7f55_5555_0020);
+        tensor_impl
+    }
+
     pub fn module(&self, class: u64, spec: &ModuleSpec<'_>) -> u64 {
         let python = &self.python;
         let none = python.builtin.none;

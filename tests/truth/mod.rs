@@ -48,8 +48,8 @@ impl Truth {
         Self(serde_json::from_slice(&fs::read(path).unwrap()).unwrap())
     }
 
-    /// Holds a recovery folder against the truth: tensors, classes, hyper-parameters, versions, and
-    /// that nothing else is called a model.
+    /// Holds a recovery folder against the truth: tensors, classes, hyper-parameters, gradients, optimizers,
+    /// versions, and that nothing else is called a model.
     pub fn check(&self, folder: &Path) {
         let recovery: Value = serde_json::from_slice(&fs::read(folder.join("recovery.json")).unwrap()).unwrap();
         let processes = recovery["processes"].as_array().unwrap();
@@ -71,6 +71,7 @@ impl Truth {
             }
             check_tensors(folder, model, victim["state_dict"].as_object().unwrap());
             check_modules(folder, model, victim["modules"].as_object().unwrap());
+            check_training(folder, model, victim);
         }
     }
 }
@@ -127,6 +128,42 @@ fn check_modules(folder: &Path, model: &Value, truth: &serde_json::Map<String, V
         assert_eq!(module["object"], said["id"]);
         for (name, value) in said["hyper"].as_object().unwrap() {
             assert_eq!(module["hyper"][name], *value, "{name} of {}", module["name"]);
+        }
+    }
+}
+
+/// Gradients and the optimizer: these tensors and no others, and its class and plain settings.
+fn check_training(folder: &Path, model: &Value, victim: &Value) {
+    let folder = folder.join(model["dir"].as_str().unwrap());
+    let optimizer = &victim["optimizer"];
+    let mut state = serde_json::Map::new();
+    for (parameter, values) in optimizer["state"].as_object().unwrap() {
+        let tensors = values.as_object().unwrap().iter().filter(|(_, value)| value.is_object());
+        state.extend(tensors.map(|(key, value)| (format!("{parameter}.{key}"), value.clone())));
+    }
+    for (name, truth) in [("grads", victim["grads"].as_object().unwrap()), ("optimizer", &state)] {
+        let bytes = fs::read(folder.join(format!("{name}.safetensors"))).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert!(!truth.is_empty());
+        assert_eq!(file.len(), truth.len(), "{name}");
+        for (tensor, said) in truth {
+            let view = file.tensor(tensor).unwrap();
+            assert_eq!(serde_json::to_value(view.shape()).unwrap(), said["shape"], "{name}: {tensor}");
+            assert_eq!(torch_name(&view.dtype().to_string()), said["dtype"], "{name}: {tensor}");
+            let hash: String = Sha256::digest(view.data()).iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hash, said["sha256"], "{name}: {tensor}");
+        }
+    }
+    let document: Value = serde_json::from_slice(&fs::read(folder.join("model.json")).unwrap()).unwrap();
+    let [found] = document["optimizers"].as_array().unwrap().as_slice() else { panic!("one optimizer") };
+    let class = found["class"].as_str().unwrap();
+    assert_eq!(class.rsplit('.').next(), optimizer["class"].as_str());
+    let groups = found["groups"].as_array().unwrap();
+    let said = optimizer["param_groups"].as_array().unwrap();
+    assert_eq!(groups.len(), said.len());
+    for (group, said) in groups.iter().zip(said) {
+        for (name, value) in said.as_object().unwrap() {
+            assert_eq!(group["settings"][name], *value, "{name} of {class}");
         }
     }
 }

@@ -1,0 +1,243 @@
+//! Real dumps with frames blanked at random: what is called complete is exact, holes are where the frames were.
+//!
+//! `TENSORCARVE_SEEDS=100 cargo test --release --test blanked -- --nocapture` prints the table of DESIGN.md.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may simply fail")]
+
+mod random;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use random::Random;
+use tensorcarve::addr::{FileOffset, PhysAddr};
+use tensorcarve::dump::{self, Dump, MemoryRange, PhysicalMemory};
+use tensorcarve::model::{NamedTensor, Status, TensorKind};
+use tensorcarve::recover::{Process, Recovery, Silent, recover};
+use tensorcarve::scan::Backend;
+use tensorcarve::signature::Signatures;
+use tensorcarve::tensor::{TensorInfo, TooLarge, gather};
+
+const FRAME: u64 = 0x1000;
+/// One frame in so many is blanked.
+const RATES: [u64; 3] = [1000, 100, 10];
+/// Damaged copies of each dump at each rate, unless `TENSORCARVE_SEEDS` says how many.
+const SEEDS: u64 = 4;
+
+/// What came of damaged copies of a dump.
+#[derive(Default)]
+struct Counts {
+    /// Copies in which any tensor was found.
+    found: usize,
+    complete: usize,
+    partial: usize,
+    /// Named, with their headers or bytes lost.
+    missing: usize,
+    /// Not named, because nothing that leads to them was left.
+    unknown: usize,
+}
+
+/// The tensors of a recovery with their process; names are those of models.
+fn tensors(recovery: &Recovery) -> impl Iterator<Item = (&Process, &NamedTensor)> {
+    let models = recovery.processes.iter().flat_map(|process| process.models.iter().map(move |model| (process, model)));
+    models.flat_map(|(process, model)| model.all_tensors().map(move |tensor| (process, tensor)))
+}
+
+fn is_training(kind: TensorKind) -> bool {
+    matches!(kind, TensorKind::Gradient | TensorKind::Optimizer)
+}
+
+/// An undamaged dump, and what is in it.
+struct Whole {
+    dump: Dump,
+    signatures: Signatures,
+    recovery: Recovery,
+}
+
+impl Whole {
+    fn open(path: &str) -> Self {
+        let dump = dump::open(Path::new(path), &Default::default(), &|_, _| ()).unwrap();
+        let signatures = Signatures::load(None).unwrap();
+        let recovery = recover(&dump, &signatures, Backend::detect_best(), &Silent).unwrap();
+        Self { dump, signatures, recovery }
+    }
+
+    /// The dump without the frames in `lost`, which are holes in it.
+    fn without(&self, lost: &BTreeSet<u64>) -> Dump {
+        let memory = &self.dump.memory;
+        let mut kept: Vec<MemoryRange> = Vec::new();
+        for range in memory.ranges() {
+            let mut start = range.start.0;
+            let mut keep = |start: u64, end: u64| {
+                if start < end {
+                    let offset = FileOffset(range.offset.0 + (start - range.start.0));
+                    kept.push(MemoryRange { start: PhysAddr(start), end: PhysAddr(end), offset });
+                }
+            };
+            for frame in lost.range(range.start.0..range.end.0) {
+                keep(start, *frame);
+                start = (frame + FRAME).min(range.end.0);
+            }
+            keep(start, range.end.0);
+        }
+        Dump {
+            memory: memory.with_ranges(kept).unwrap(),
+            warnings: Vec::new(),
+            addresses: self.dump.addresses.clone(),
+            format: self.dump.format,
+            compression: None,
+            file_size: self.dump.size,
+            size: self.dump.size,
+            damaged: true,
+        }
+    }
+
+    /// Whether the page at `va` can't be reached without the frames in `lost`: by a walk of our own.
+    fn is_lost(&self, process: &Process, va: u64, lost: &BTreeSet<u64>) -> bool {
+        let mut at = process.root.unwrap().0;
+        for level in (1..=process.levels.unwrap()).rev() {
+            if lost.contains(&at) {
+                return true;
+            }
+            let shift = 12 + 9 * (level - 1);
+            let entry = self.dump.memory.read_u64(PhysAddr(at + 8 * ((va >> shift) & 511))).unwrap();
+            at = entry & 0x000f_ffff_ffff_f000;
+            if level > 1 && entry & 0x80 != 0 {
+                at += va & ((1 << shift) - 1) & !0xfff;
+                break;
+            }
+        }
+        lost.contains(&(at & !0xfff))
+    }
+
+    fn bytes(&self, memory: &PhysicalMemory, process: &Process, info: &TensorInfo) -> Vec<u8> {
+        let space = process.space(memory, self.signatures.mmu().unwrap());
+        let mut bytes = Vec::new();
+        gather::<TooLarge>(&space, info, memory.size(), |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })
+        .unwrap();
+        bytes
+    }
+
+    /// Recovers a damaged copy, and holds all that it says against the whole.
+    fn check(&self, lost: &BTreeSet<u64>, counts: &mut Counts) {
+        let damaged = self.without(lost);
+        let recovery = recover(&damaged, &self.signatures, Backend::detect_best(), &Silent).unwrap();
+        let mut seen = BTreeSet::new();
+        for (process, tensor) in tensors(&recovery) {
+            let what = &tensor.name;
+            // By what leads to it: a module whose holder is lost is a model of its own, with shorter names. A gradient
+            // whose headers are lost has no address.
+            let is_it = |(holder, truth): &(&Process, &NamedTensor)| {
+                let is_same = match &tensor.info {
+                    Some(info) => truth.info.as_ref().is_some_and(|truth| truth.tensor_impl == info.tensor_impl),
+                    None => tensor.object.0 == 0 || truth.object == tensor.object,
+                };
+                // A name that can't be read is a question mark and an address; what training left of
+                // a tied weight goes by the first name that is left.
+                let is_named = what.contains('?') || truth.name.ends_with(what) || is_training(truth.kind);
+                is_same && holder.root == process.root && truth.kind == tensor.kind && is_named
+            };
+            let truth = tensors(&self.recovery).find(is_it).map(|(_, truth)| truth);
+            if let Some(truth) = truth {
+                seen.insert((process.root, truth.name.clone(), truth.kind as u8));
+            }
+            let Some(info) = &tensor.info else {
+                // Where not even headers are left it may be no tensor: `None` looks like that when its frame is blanked.
+                assert!(tensor.status == Status::Missing && tensor.problem.is_some(), "{tensor:?}");
+                counts.missing += usize::from(truth.is_some());
+                continue;
+            };
+            let Some(truth) = truth else { panic!("{tensor:?} is not in the whole dump") };
+            assert_eq!(Some(info), truth.info.as_ref(), "headers of {what}");
+            let (whole, found) =
+                (self.bytes(&self.dump.memory, process, info), self.bytes(&damaged.memory, process, info));
+            let size = info.dtype.size as usize;
+            let mut missing = vec![false; whole.len()];
+            for (index, at) in addresses(info).enumerate() {
+                for byte in 0..size {
+                    missing[index * size + byte] = self.is_lost(process, at + byte as u64, lost);
+                }
+            }
+            let mut listed = vec![false; whole.len()];
+            tensor.holes.iter().for_each(|hole| listed[hole.start as usize..hole.end as usize].fill(true));
+            assert!(listed == missing, "holes of {what}: {:?}", tensor.holes);
+            for ((whole, found), missing) in whole.iter().zip(&found).zip(&missing) {
+                assert_eq!(*found, if *missing { 0 } else { *whole }, "a byte of {what}");
+            }
+            let is_whole = !missing.contains(&true);
+            assert_eq!(tensor.status == Status::Complete, is_whole, "{tensor:?}");
+            match tensor.status {
+                Status::Complete => {
+                    assert_eq!(tensor.sha256, truth.sha256, "{what}");
+                    counts.complete += 1;
+                }
+                Status::Partial => counts.partial += 1,
+                Status::Missing | Status::Device => counts.missing += 1,
+            }
+        }
+        counts.found += usize::from(!seen.is_empty());
+        counts.unknown += tensors(&self.recovery)
+            .filter(|(process, tensor)| !seen.contains(&(process.root, tensor.name.clone(), tensor.kind as u8)))
+            .count();
+    }
+
+    /// All rates and seeds, a row of the table for each rate.
+    fn check_all(&self, name: &str) {
+        let seeds = std::env::var("TENSORCARVE_SEEDS").map_or(SEEDS, |seeds| seeds.parse().unwrap());
+        let frames: Vec<u64> = self
+            .dump
+            .memory
+            .ranges()
+            .iter()
+            .flat_map(|range| (range.start.frame().0..range.end.0).step_by(FRAME as usize))
+            .collect();
+        let all = tensors(&self.recovery).count() * seeds as usize;
+        for rate in RATES {
+            let mut counts = Counts::default();
+            for seed in 0..seeds {
+                let mut random = Random(rate << 32 | seed);
+                let lost = frames.iter().copied().filter(|_| random.below(rate) == 0).collect();
+                self.check(&lost, &mut counts);
+            }
+            let Counts { found, complete, partial, missing, unknown } = counts;
+            let share = |count: usize| format!("{:.1}%", 100.0 * count as f64 / all as f64);
+            println!(
+                "| {name} | {}% | {found} of {seeds} | {} | {} | {} | {} |",
+                100.0 / rate as f64,
+                share(complete),
+                share(partial),
+                share(missing),
+                share(unknown)
+            );
+        }
+    }
+}
+
+/// The address of each element, in logical order.
+fn addresses(info: &TensorInfo) -> impl Iterator<Item = u64> {
+    (0..info.numel()).map(|mut rest| {
+        let mut at = info.data.0;
+        for (size, stride) in info.shape.iter().zip(&info.stride).rev() {
+            at += rest % size * stride * info.dtype.size;
+            rest /= size;
+        }
+        at
+    })
+}
+
+#[test]
+fn of_the_shipped_dump_what_is_left_is_exact() {
+    Whole::open("tests/data/cifar10-pdb.lime.zst").check_all("shipped, LiME");
+}
+
+#[test]
+fn of_the_dump_with_five_levels_what_is_left_is_exact() {
+    let path = "../shared/dumps/residual.elf.zst";
+    if !Path::new(path).exists() {
+        eprintln!("skipped: {path} is not there");
+        return;
+    }
+    Whole::open(path).check_all("shared, ELF");
+}
