@@ -89,7 +89,7 @@ pub(super) fn choose(
         let types = known.map(|known| Rc::clone(&known.types));
         readings.push(read(candidate, layout.clone(), types, slots, tables));
     }
-    let rank = |reading: &Reading| (reading.score.readable, reading.score.size_matches);
+    let rank = |Reading { score, .. }: &Reading| (score.readable, score.size_matches, Reverse(score.changes.len()));
     readings.sort_by_key(rank);
     if !readings.last()?.score.fits() {
         let learned = learn(candidate, &readings, tables);
@@ -119,7 +119,12 @@ fn read(
     let objects = Objects::new(&candidate.space, &layout);
     let types = types.unwrap_or_else(|| Rc::new(read_types(&objects, slots)));
     let sample = heap_types(&layout, &types, SAMPLE);
-    let readable = sample.iter().filter(|address| objects.heap_type_name(**address).is_ok()).count();
+    // That its dictionary lives tells whether references are counted where the layout says.
+    let is_readable = |address: &&VirtAddr| {
+        let dict = objects.pointer(**address, layout.tp_dict);
+        objects.heap_type_name(**address).is_ok() && dict.and_then(|dict| objects.is_alive(dict)) == Ok(true)
+    };
+    let readable = sample.iter().filter(is_readable).count();
     let size = objects.word(candidate.type_object, layout.tp_basicsize);
     let changes = changes(&layout, tables);
     let is_told = |change: &Change| candidate.told.as_ref().is_some_and(|told| told.get(change.number) == change.to);

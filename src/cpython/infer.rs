@@ -47,7 +47,7 @@ const INTS: [(&str, &str, i128); 4] = [
 ];
 /// Lists that every Python has, with something in them.
 const LISTS: [(&str, &str); 2] = [("sys", "path"), ("sys", "meta_path")];
-/// Instances that are read to learn from.
+/// Types whose instances are read to learn from, and instances of each.
 const SAMPLE: usize = 16;
 /// Checks of one type.
 const CHECKS: usize = 8;
@@ -76,11 +76,9 @@ const OF_NAMES: [Group; 5] = [
 ];
 
 /// What can be learned from values that are the same in every Python, and from instances.
-const OF_VALUES: [Group; 3] = [
-    Group { types: &["int"], moving: 1, unit: 8 },
-    Group { types: &["list"], moving: 1, unit: 8 },
-    Group { types: &["instance", "dict_values", "tp_flags"], moving: 1, unit: 8 },
-];
+const OF_INTS: [Group; 1] = [Group { types: &["int"], moving: 1, unit: 8 }];
+const OF_LISTS: [Group; 1] = [Group { types: &["list"], moving: 1, unit: 8 }];
+const OF_INSTANCES: [Group; 1] = [Group { types: &["instance", "dict_values", "tp_flags"], moving: 1, unit: 8 }];
 
 impl Group {
     fn has(&self, key: &str) -> bool {
@@ -251,11 +249,13 @@ fn of_names(objects: &Objects<'_>, types: &[VirtAddr]) -> usize {
         let text = name.and_then(|name| objects.str(name));
         let c_text = objects.pointer(*address, layout.tp_name).ok().and_then(|at| c_string(objects.memory(), at));
         let checks: [Result<bool, ObjectError>; CHECKS] = [
-            objects.type_info(*address).map(|_| true),
+            objects.mro(*address).map(|order| order.len() > 1),
             name.and_then(|name| objects.has_type_flag(name, layout.flag_str)),
             qualname.and_then(|name| objects.has_type_flag(name, layout.flag_str)),
             text.clone().map(|text| c_text.is_some_and(|name| name.rsplit('.').next() == Some(&text))),
-            qualname.and_then(|name| objects.str(name)).map(|name| text.is_ok_and(|text| name.ends_with(&text))),
+            qualname
+                .and_then(|name| objects.str(name))
+                .map(|name| text.is_ok_and(|text| is_text(&text) && name.ends_with(&text))),
             dict.and_then(|dict| objects.has_type_flag(dict, layout.flag_dict)),
             dict.and_then(|dict| objects.dict(dict)).map(|items| !items.is_empty()),
             objects.heap_type_name(*address).map(|_| true),
@@ -263,6 +263,11 @@ fn of_names(objects: &Objects<'_>, types: &[VirtAddr]) -> usize {
         checks.into_iter().filter(|check| *check == Ok(true)).count()
     };
     types.iter().map(of_type).sum()
+}
+
+/// Whether this could be a name: nothing that is empty or no text at all.
+fn is_text(text: &str) -> bool {
+    !text.is_empty() && !text.chars().any(char::is_control)
 }
 
 /// How much a layout reads of some heap types.
@@ -297,16 +302,29 @@ pub(super) fn from_values(interpreter: &mut Interpreter<'_>, tables: &[Layout]) 
         let flag = interpreter.layout.flag_heap_type.cast_unsigned();
         interpreter.types.get(address).is_some_and(|info| info.flags & flag != 0)
     };
+    // Some that look like instances are none: a tuple of types is one pointer to a type after another.
     let of_types = interpreter.instances.iter().filter(|(address, _)| is_heap_type(address));
-    let instances: Vec<VirtAddr> = of_types.filter_map(|(_, found)| found.first().copied()).take(SAMPLE).collect();
-    let count = |layout: &Layout| {
-        let objects = Objects::new(&space, layout);
-        let has_attributes =
-            |object: &&VirtAddr| objects.attributes(**object).is_ok_and(|attributes| !attributes.is_empty());
-        of_ints(&objects, &modules) + of_lists(&objects, &modules) + instances.iter().filter(has_attributes).count()
+    let instances: Vec<&[VirtAddr]> =
+        of_types.map(|(_, found)| found.get(..found.len().min(SAMPLE)).unwrap_or_default()).take(SAMPLE).collect();
+    let is_known = |objects: &Objects<'_>, object: VirtAddr| {
+        objects.type_of(object).is_ok_and(|found| interpreter.types.contains_key(&found))
     };
-    let evidence = Evidence { count, full: INTS.len() + LISTS.len() + instances.len(), margin: 2 };
-    let (_, mut layout) = climb(interpreter.layout.clone(), &OF_VALUES, tables, &evidence);
+    let of_instances = |layout: &Layout| {
+        let objects = Objects::new(&space, layout);
+        let has_attributes = |object: &VirtAddr| {
+            let attributes = objects.attributes(*object).unwrap_or_default();
+            !attributes.is_empty() && attributes.iter().all(|(name, value)| is_text(name) && is_known(&objects, *value))
+        };
+        instances.iter().filter(|found| found.iter().any(has_attributes)).count()
+    };
+    let layout = interpreter.layout.clone();
+    let count = |layout: &Layout| of_ints(&Objects::new(&space, layout), &modules);
+    let (_, layout) = climb(layout, &OF_INTS, tables, &Evidence { count, full: INTS.len(), margin: 2 });
+    let count = |layout: &Layout| of_lists(&Objects::new(&space, layout), &modules);
+    let (_, layout) = climb(layout, &OF_LISTS, tables, &Evidence { count, full: LISTS.len(), margin: 1 });
+    let margin = instances.len().div_ceil(8);
+    let evidence = Evidence { count: of_instances, full: instances.len(), margin };
+    let (_, mut layout) = climb(layout, &OF_INSTANCES, tables, &evidence);
     if of_ints(&Objects::new(&space, &layout), &modules) < INTS.len() {
         (layout.int_lv_tag, layout.int_ob_size) = (None, None);
     }

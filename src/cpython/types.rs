@@ -93,7 +93,7 @@ impl Objects<'_> {
         let qualname = self.heap_type_qualname(type_object)?;
         // The last part of it stands beside it, most often as the same object.
         let name = self.str(self.pointer(type_object, self.layout().ht_name)?)?;
-        if !qualname.ends_with(&name) {
+        if name.is_empty() || !qualname.ends_with(&name) {
             return Err(ObjectError::WrongType { address: type_object, expected: "type with one name" });
         }
         let dict = self.pointer(type_object, self.layout().tp_dict)?;

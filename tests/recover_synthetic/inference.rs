@@ -47,7 +47,6 @@ fn recovered(layout: &Layout) -> LayoutScore {
     let torch = Torch::new(Python::of_layout(Process::new(&machine), layout.clone(), None), "2.6");
     let (root, truth) = model(&torch);
     let recovery = recover(&dump(&torch.python.process));
-    println!("{:?}", recovery.processes.first().map(|process| &process.python_layout));
     assert_model(&torch, root, &truth, &recovery);
     recovery.processes[0].python_layout.0.clone()
 }
