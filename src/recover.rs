@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
-use crate::cpython::{self, Builtins, Candidate, Interpreter, LayoutScore, Modules, Sweeper};
+use crate::cpython::{self, Builtins, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper};
 use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, Format, PhysicalMemory, ProcessImage};
 use crate::model::{self, Model, Others, Sighting};
@@ -14,13 +14,12 @@ use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
 use crate::signature::{Mmu, Signatures};
 use crate::tensor::{self, TensorScore};
 
-/// The signature of CPython's `type` object.
+/// The signatures of CPython's `type` object, or what their names begin with, and of the cookie before what it tells.
 const TYPE_SIGNATURE: &str = "cpython.type";
+const DEBUG_OFFSETS: &str = "cpython.debug_offsets";
 /// Page tables and mappings of a space per frame of the dump, and at least, before it is taken for hostile.
 const MAPPINGS_PER_FRAME: u64 = 4;
 const MIN_MAPPINGS: u64 = 1 << 16;
-/// `type` objects of one space that are followed.
-const MAX_TYPES_PER_SPACE: usize = 8;
 /// Tensors that choose the layout where there is no module.
 const TENSOR_SAMPLE: usize = 1 << 10;
 /// Roots that map themselves, at least, where file offsets are physical addresses: a machine runs some processes.
@@ -143,7 +142,7 @@ pub fn recover(
     observer: &dyn Observer,
 ) -> Result<Recovery, RecoverError> {
     let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
-    let type_signature = signatures.index_of(TYPE_SIGNATURE).ok_or(RecoverError::NoTypeSignature)?;
+    signatures.index_of(TYPE_SIGNATURE).ok_or(RecoverError::NoTypeSignature)?;
     let python_layouts = cpython::layouts(signatures)?;
     let torch_layouts = tensor::layouts(signatures)?;
     let array_layouts = tensor::array_layouts(signatures)?;
@@ -167,29 +166,43 @@ pub fn recover(
         }
         Addresses::Virtual(_) => vec![AddressSpace::of_image(memory)],
     };
-    let hits: Vec<Hit> = found.hits.iter().filter(|hit| hit.signature == type_signature).copied().collect();
-    let candidates = candidates(&hits, &spaces, &python_layouts);
+    let hits = |is_wanted: &dyn Fn(&str) -> bool| -> Vec<Hit> {
+        let hits = found.hits.iter().filter(|hit| signatures.name(hit.signature).is_some_and(is_wanted));
+        hits.copied().collect()
+    };
+    let types = hits(&|name| name.starts_with(TYPE_SIGNATURE));
+    let mut candidates = cpython::candidates(memory, &types, &spaces, &python_layouts);
     let limit = MAPPINGS_PER_FRAME * found.frames.len() as u64 + MIN_MAPPINGS;
-    let (sweeper, left_out) = Sweeper::new(memory, backend, &candidates, &python_layouts, limit);
+    let (sweeper, left_out) = Sweeper::new(memory, backend, &candidates, limit);
     for root in left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root()) {
         warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
     }
+    cpython::ask(&mut candidates, &hits(&|name| name == DEBUG_OFFSETS), &sweeper, signatures);
     let interpreters = cpython::interpreters(&candidates, &python_layouts, &sweeper, |interpreter| {
         let types = WantedTypes::new(interpreter, &interpreter.modules(&interpreter.module_types()));
         let all = [types.python, types.torch, types.optimizers, types.tensors, types.arrays];
         all.into_iter().flatten().collect()
     });
-    let mut processes: Vec<Process> =
-        interpreters.par_iter().map(|interpreter| describe(interpreter, &torch_layouts, &array_layouts)).collect();
+    let plain_header = python_layouts.iter().map(|layout| layout.object_size).min().unwrap_or_default();
+    let mut processes: Vec<Process> = interpreters
+        .par_iter()
+        .map(|interpreter| {
+            // PyTorch's objects begin with the header that all objects have; its numbers are for the plain one.
+            let mut torch_layouts = torch_layouts.clone();
+            let grown = interpreter.layout.object_size.wrapping_sub(plain_header);
+            torch_layouts.iter_mut().for_each(|layout| layout.offsets.impl_pointer += grown);
+            describe(interpreter, &torch_layouts, &array_layouts)
+        })
+        .collect();
     if let Addresses::Virtual(ProcessImage { pid, comm }) = &dump.addresses {
         for process in &mut processes {
             (process.pid, process.comm) = (*pid, comm.clone());
         }
     }
+    warnings.extend(processes.iter().filter_map(inferred_python));
+    warnings.extend(processes.iter().filter_map(inferred_torch));
     let all_others = processes.iter_mut().flat_map(|process| &mut process.others.found);
     warnings.extend(model::limit(all_others, memory.size()));
-
-    warnings.extend(processes.iter().filter_map(inferred_torch));
 
     let targets = processes.iter_mut().map(|process| {
         let models = process.models.iter_mut().flat_map(Target::of_model);
@@ -265,29 +278,6 @@ fn zeros(memory: &PhysicalMemory, frames: &FrameClasses) -> Option<String> {
             memory.size() >> 20
         )
     })
-}
-
-/// The confirmed `type` objects: every hit whose own address leads back to where it was found.
-fn candidates<'a>(hits: &[Hit], spaces: &[AddressSpace<'a>], layouts: &[cpython::Layout]) -> Vec<Candidate<'a>> {
-    let ob_type: BTreeSet<i64> = layouts.iter().map(|layout| layout.ob_type).collect();
-    let mut candidates: Vec<Candidate<'a>> = hits
-        .par_iter()
-        .flat_map_iter(|hit| {
-            let places = spaces.iter().flat_map(|space| ob_type.iter().map(move |offset| (*space, *offset)));
-            places.filter_map(|(space, offset)| cpython::confirm(space, hit.anchor, VirtAddr(hit.value), offset))
-        })
-        .filter(|candidate| cpython::is_type_type(candidate, layouts))
-        .collect();
-    candidates.sort_by_key(|candidate| (candidate.space.root(), candidate.type_object));
-    candidates.dedup_by_key(|candidate| (candidate.space.root(), candidate.type_object));
-    // A real space holds one, or a few where programs embed Python; each costs a look at all its pages.
-    let mut in_space = (None, 0);
-    candidates.retain(|candidate| {
-        let root = candidate.space.root();
-        in_space = if in_space.0 == root { (root, in_space.1 + 1) } else { (root, 1) };
-        in_space.1 <= MAX_TYPES_PER_SPACE
-    });
-    candidates
 }
 
 /// The types of an interpreter whose instances are looked for.
@@ -375,6 +365,18 @@ fn inferred_torch(process: &Process) -> Option<String> {
             "the PyTorch of the process with `type` at {} has no layout file: one was inferred from that of {version} with {} numbers changed, which reads {readable} of {tried} tensors; recovery.json lists them",
             process.type_object.0,
             moved.len()
+        )
+    })
+}
+
+/// Says so if the layout of an interpreter is no known one.
+fn inferred_python(process: &Process) -> Option<String> {
+    let LayoutScore { version, source, changes, readable, sampled, .. } = &process.python_layout.0;
+    (*source == LayoutSource::Inferred).then(|| {
+        format!(
+            "the CPython whose `type` is at {} has no layout file: one was inferred from that of {version} with {} numbers changed, which reads {readable} of {sampled} classes; recovery.json lists them",
+            process.type_object.0,
+            changes.len()
         )
     })
 }

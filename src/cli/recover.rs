@@ -136,9 +136,10 @@ fn say_layouts(process: &tensorcarve::recover::Process) {
     let (best, next) = &process.python_layout;
     let next = next.as_ref().map_or(String::new(), |next| format!(" (next: {} {})", next.version, next.readable));
     say(&format!(
-        "process {}: CPython {} reads {} of {} types{next}",
+        "process {}: CPython {} ({}) reads {} of {} types{next}",
         report::process_name(process),
         best.version,
+        best.source,
         best.readable,
         best.sampled
     ));

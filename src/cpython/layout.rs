@@ -21,6 +21,12 @@ macro_rules! layout_struct {
     (@get $layout:ident, $key:literal, Option<$type:ty>) => {
         $layout.get($key)
     };
+    (@set $place:expr, $value:ident, Option<$type:ty>) => {
+        $place = $value
+    };
+    (@set $place:expr, $value:ident, i64) => {
+        $place = $value.unwrap_or($place)
+    };
     (@get $layout:ident, $key:literal, i64) => {
         $layout.get($key).ok_or_else(|| $crate::cpython::MissingField {
             family: $layout.family.clone(),
@@ -57,6 +63,15 @@ macro_rules! layout_struct {
             pub fn numbers(&self) -> Vec<(&'static str, Option<i64>)> {
                 vec![$(($key, self.$field.into()),)*]
             }
+
+            /// Replaces a number; one that every version needs stays if there is no other.
+            #[allow(dead_code, reason = "asked for where layouts are changed")]
+            pub fn set(&mut self, key: &str, value: Option<i64>) {
+                match key {
+                    $($key => layout_struct!(@set self.$field, value, $kind $(<$inner>)?),)*
+                    _ => {}
+                }
+            }
         }
     };
 }
@@ -66,8 +81,12 @@ layout_struct! {
     /// The numbers of one CPython version: offsets in bytes from the start of a structure, sizes in
     /// bytes, flags as masks, positions of bit fields.
     Layout {
-        ob_refcnt: "object.ob_refcnt" as i64,
+        ob_refcnt: "object.ob_refcnt" as Option<i64>,
+        ob_ref_local: "object.ob_ref_local" as Option<i64>,
+        ob_ref_shared: "object.ob_ref_shared" as Option<i64>,
+        ref_shared_shift: "object.ref_shared_shift" as Option<i64>,
         ob_type: "object.ob_type" as i64,
+        object_size: "object.sizeof" as i64,
         tp_name: "type.tp_name" as i64,
         tp_basicsize: "type.tp_basicsize" as i64,
         tp_itemsize: "type.tp_itemsize" as i64,
@@ -77,6 +96,7 @@ layout_struct! {
         tp_dictoffset: "type.tp_dictoffset" as i64,
         tp_mro: "type.tp_mro" as i64,
         heap_type_size: "heap_type.sizeof" as i64,
+        ht_name: "heap_type.ht_name" as i64,
         ht_qualname: "heap_type.ht_qualname" as i64,
         ht_cached_keys: "heap_type.ht_cached_keys" as i64,
         member_def_size: "member_def.sizeof" as i64,
@@ -92,9 +112,9 @@ layout_struct! {
         str_length: "str.length" as i64,
         str_hash: "str.hash" as i64,
         str_state: "str.state" as i64,
-        str_kind_bit: "str.state_kind" as i64,
-        str_compact_bit: "str.state_compact" as i64,
-        str_ascii_bit: "str.state_ascii" as i64,
+        str_kind_bit: "str_state.kind" as i64,
+        str_compact_bit: "str_state.compact" as i64,
+        str_ascii_bit: "str_state.ascii" as i64,
         str_ascii_size: "str.sizeof_ascii" as i64,
         str_compact_size: "str.sizeof_compact" as i64,
         str_data: "str_legacy.data" as i64,

@@ -1,6 +1,7 @@
 //! Reading CPython objects: every pointer, count and length is checked before it is used.
 
 use super::layout::Layout;
+use super::references::References;
 use crate::addr::VirtAddr;
 use crate::paging::{Fault, VirtualMemory};
 
@@ -110,7 +111,10 @@ impl<'a> Objects<'a> {
     /// # Errors
     /// The object can't be read.
     pub fn is_alive(&self, object: VirtAddr) -> Result<bool, ObjectError> {
-        self.word(object, self.layout.ob_refcnt).map(is_live_count)
+        let unknown = ObjectError::WrongType { address: object, expected: "object with a known count of references" };
+        let references = References::of(self.layout).ok_or(unknown)?;
+        let slot = field(object, self.layout.ob_type);
+        references.are_live(|distance| self.word(slot, distance))
     }
 
     /// The flags of a type (`tp_flags`).
@@ -243,12 +247,6 @@ impl<'a> Objects<'a> {
     pub fn float(&self, object: VirtAddr) -> Result<f64, ObjectError> {
         self.word(object, self.layout.float_value).map(f64::from_bits)
     }
-}
-
-/// Whether a word is the reference count of a live object.
-pub(super) fn is_live_count(word: u64) -> bool {
-    // The top 16 bits hold flags from 3.14 on. A freed object holds a pointer to the next one, or zero.
-    (1..=u64::from(u32::MAX)).contains(&(word << 16 >> 16))
 }
 
 /// An address plus a signed offset; wraps, because what lies outside the space faults when read.

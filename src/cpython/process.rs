@@ -1,38 +1,24 @@
-//! Running interpreters: `type` objects confirmed through page tables, the layout that reads their
-//! types best, and all instances of a type.
+//! Running interpreters: the layout that reads the types of a candidate best, and all instances of a type.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
 
 use rayon::prelude::*;
 
+use super::candidate::Candidate;
+use super::choice::{LayoutScore, LayoutSource, changes, choose};
+use super::infer;
 use super::layout::Layout;
-use super::object::{ObjectError, Objects, field};
+use super::object::{Objects, field};
 use super::sweeper::Sweeper;
-use super::types::Types;
-use crate::addr::{PhysAddr, VirtAddr};
+use super::types::{Types, read_types};
+use crate::addr::VirtAddr;
 use crate::paging::AddressSpace;
 
-/// Heap types that are read to score a layout.
-const SAMPLE: usize = 256;
 /// Sweeps for what newly found types are the types of.
 const MAX_ROUNDS: usize = 5;
 
 /// Live objects by their type.
 pub type Instances = BTreeMap<VirtAddr, Vec<VirtAddr>>;
-
-/// How well a layout reads an interpreter's types.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayoutScore {
-    /// Sampled types whose name, module and dictionary could be read.
-    pub readable: usize,
-    /// Types that were sampled.
-    pub sampled: usize,
-    /// Whether the size of a type object, which `type` tells of itself, is that of the layout.
-    pub size_matches: bool,
-    /// The layout's version.
-    pub version: String,
-}
 
 /// An interpreter in an address space.
 pub struct Interpreter<'a> {
@@ -43,7 +29,7 @@ pub struct Interpreter<'a> {
     /// The address of `type`.
     pub type_object: VirtAddr,
     /// The layout that its objects are read with.
-    pub layout: &'a Layout,
+    pub layout: Layout,
     /// Score of that layout, and of the next best.
     pub scores: (LayoutScore, Option<LayoutScore>),
     /// Its types.
@@ -55,7 +41,7 @@ pub struct Interpreter<'a> {
 impl Interpreter<'_> {
     /// A reader of its objects.
     pub fn objects(&self) -> Objects<'_> {
-        Objects::new(&self.space, self.layout)
+        Objects::new(&self.space, &self.layout)
     }
 
     /// The types that derive from `base`, itself included.
@@ -74,40 +60,13 @@ impl Interpreter<'_> {
     }
 }
 
-/// A `type` object, confirmed: its own address translates to where it was found.
-#[derive(Clone, Copy)]
-pub struct Candidate<'a> {
-    /// The space in which it was confirmed.
-    pub space: AddressSpace<'a>,
-    /// Its virtual address.
-    pub type_object: VirtAddr,
-}
-
-/// Whether this is the `type` object of a running interpreter, by any of the layouts.
-pub fn is_type_type(candidate: &Candidate<'_>, layouts: &[Layout]) -> bool {
-    layouts.iter().any(|layout| {
-        let objects = Objects::new(&candidate.space, layout);
-        let check = || -> Result<bool, ObjectError> {
-            let object = candidate.type_object;
-            let info = objects.type_info(object)?;
-            let [_, base] = *info.mro.as_slice() else { return Ok(false) };
-            Ok(info.flags & layout.flag_type as u64 != 0
-                && objects.type_of(object)? == object
-                && objects.word(object, layout.tp_itemsize)? == layout.member_def_size as u64
-                && objects.type_of(base)? == object
-                && objects.type_info(base)?.mro.len() == 1)
-        };
-        check().unwrap_or(false)
-    })
-}
-
 /// Finds the types of every candidate, chooses its layout, and finds the instances of the types that `wanted` picks.
 ///
 /// The candidates are those whose spaces the sweeper holds, in the same order; those in which no
 /// layout reads any type are dropped. `wanted` is asked again when more types are known, and only adds to its answer.
 pub fn interpreters<'a>(
     candidates: &[Candidate<'a>],
-    layouts: &'a [Layout],
+    tables: &[Layout],
     sweeper: &Sweeper<'_>,
     wanted: impl Fn(&Interpreter<'a>) -> BTreeSet<VirtAddr> + Sync,
 ) -> Vec<Interpreter<'a>> {
@@ -115,8 +74,13 @@ pub fn interpreters<'a>(
         candidates.iter().map(|candidate| BTreeSet::from([candidate.type_object])).collect();
     let slots = sweeper.sweep(&types);
     let with_slots = candidates.par_iter().zip(slots).enumerate();
-    let mut interpreters: Vec<Interpreter<'a>> =
-        with_slots.filter_map(|(index, (candidate, slots))| choose_layout(index, candidate, &slots, layouts)).collect();
+    let mut interpreters: Vec<Interpreter<'a>> = with_slots
+        .filter_map(|(index, (candidate, slots))| {
+            let (layout, scores, types) = choose(candidate, &slots, tables)?;
+            let Candidate { space, type_object, .. } = *candidate;
+            Some(Interpreter { index, space, type_object, layout, scores, types, instances: Instances::new() })
+        })
+        .collect();
     // Every sweep is for what the one before has found: metaclasses, of which there may be more types, and types
     // whose instances are wanted.
     let mut swept_for = types;
@@ -139,6 +103,11 @@ pub fn interpreters<'a>(
             .par_iter_mut()
             .for_each(|interpreter| interpreter.learn(slots.get(interpreter.index).map_or(&[], Vec::as_slice)));
     }
+    let is_inferred = |interpreter: &&mut Interpreter<'_>| interpreter.scores.0.source == LayoutSource::Inferred;
+    interpreters.par_iter_mut().filter(is_inferred).for_each(|interpreter| {
+        infer::from_values(interpreter, tables);
+        interpreter.scores.0.changes = changes(&interpreter.layout, tables);
+    });
     interpreters
 }
 
@@ -161,69 +130,4 @@ impl Interpreter<'_> {
             }
         }
     }
-}
-
-/// The live types among the objects whose `ob_type` lies in one of the slots.
-fn read_types(objects: &Objects<'_>, slots: &[(VirtAddr, VirtAddr)]) -> Types {
-    let candidates = slots.iter().map(|(slot, _)| field(*slot, -objects.layout().ob_type));
-    candidates.filter_map(|address| Some((address, objects.type_info(address).ok()?))).collect()
-}
-
-fn choose_layout<'a>(
-    index: usize,
-    candidate: &Candidate<'a>,
-    slots: &[(VirtAddr, VirtAddr)],
-    layouts: &'a [Layout],
-) -> Option<Interpreter<'a>> {
-    // Most layouts differ elsewhere, and read the same types.
-    let mut readings: Vec<(&Layout, Rc<Types>)> = Vec::new();
-    let mut scored: Vec<(LayoutScore, &'a Layout, Rc<Types>)> = Vec::new();
-    for layout in layouts {
-        let objects = Objects::new(&candidate.space, layout);
-        let known = readings.iter().find(|(other, _)| layout.reads_types_like(other));
-        let types = known.map_or_else(|| Rc::new(read_types(&objects, slots)), |(_, types)| Rc::clone(types));
-        readings.push((layout, Rc::clone(&types)));
-        scored.extend(score(&objects, candidate.type_object, &types).map(|score| (score, layout, types)));
-    }
-    scored.sort_by_key(|(score, ..)| (score.readable, score.size_matches));
-    let (best, layout, types) = scored.pop()?;
-    let next = scored.pop().map(|(score, ..)| score);
-    Some(Interpreter {
-        index,
-        space: candidate.space,
-        type_object: candidate.type_object,
-        layout,
-        scores: (best, next),
-        types: Rc::unwrap_or_clone(types),
-        instances: Instances::new(),
-    })
-}
-
-/// How well the names and dictionaries of heap types can be read.
-fn score(objects: &Objects<'_>, type_object: VirtAddr, types: &Types) -> Option<LayoutScore> {
-    let layout = objects.layout();
-    let is_heap_type = |flags: u64| flags & layout.flag_heap_type as u64 != 0;
-    let heap_types: Vec<VirtAddr> =
-        types.iter().filter(|(_, info)| is_heap_type(info.flags)).map(|(address, _)| *address).collect();
-    let step = heap_types.len().div_ceil(SAMPLE).max(1);
-    let sample: Vec<VirtAddr> = heap_types.into_iter().step_by(step).collect();
-    let readable = sample.iter().filter(|address| objects.heap_type_name(**address).is_ok()).count();
-    let size = objects.word(type_object, layout.tp_basicsize).ok()?;
-    (readable > 0).then(|| LayoutScore {
-        readable,
-        sampled: sample.len(),
-        size_matches: size == layout.heap_type_size as u64,
-        version: layout.version.clone(),
-    })
-}
-
-/// Confirms a hit of the signature of `type` in a space.
-pub fn confirm<'a>(
-    space: AddressSpace<'a>,
-    anchor: PhysAddr,
-    type_object: VirtAddr,
-    ob_type: i64,
-) -> Option<Candidate<'a>> {
-    let found = space.translate(field(type_object, ob_type)).ok()?;
-    (found.pa == anchor).then_some(Candidate { space, type_object })
 }

@@ -5,9 +5,8 @@ use std::ops::{Range, RangeInclusive};
 
 use rayon::prelude::*;
 
-use super::layout::Layout;
-use super::object::is_live_count;
-use super::process::Candidate;
+use super::candidate::Candidate;
+use super::references::References;
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
 use crate::paging::ReverseMap;
@@ -41,7 +40,6 @@ impl<'a> Sweeper<'a> {
         memory: &'a PhysicalMemory,
         backend: Backend,
         candidates: &[Candidate<'_>],
-        layouts: &[Layout],
         limit: u64,
     ) -> (Self, Vec<usize>) {
         let mut left = limit.saturating_mul(SPACES_AT_LIMIT);
@@ -71,7 +69,9 @@ impl<'a> Sweeper<'a> {
             mapped.push((index, mappings));
         }
         let reverse = ReverseMap::new(mapped);
-        let frames = Headers::new(layouts, types).frames(memory, &reverse.frames());
+        let layouts = candidates.iter().flat_map(|candidate| &candidate.layouts);
+        let headers = Headers { references: layouts.map(References::of).collect(), types: ends(types) };
+        let frames = headers.frames(memory, &reverse.frames());
         (Self { memory, backend, reverse, frames }, left_out)
     }
 
@@ -103,30 +103,28 @@ impl<'a> Sweeper<'a> {
     }
 }
 
+impl Sweeper<'_> {
+    /// Where the candidates' spaces have a physical address: position of the candidate, and virtual address.
+    pub(super) fn addresses(&self, pa: PhysAddr) -> impl Iterator<Item = (usize, VirtAddr)> {
+        self.reverse.lookup(pa).take(MAX_ALIASES * MAX_ALIASES)
+    }
+}
+
 /// What an object begins with: the count of references, and after it the type.
 ///
 /// Numbers, text and weights hold next to nothing of that look: most of what a process keeps that computes
 /// needs to be looked at only once, to see that.
 struct Headers {
-    /// Words from the count to the type, once for each that a layout has; `None` where one has another order.
-    distances: Option<BTreeSet<usize>>,
+    /// Where the layouts count references; `None` where one does not say.
+    references: Option<BTreeSet<References>>,
     /// Lowest address of a type, and how far the highest is above it.
     types: (u64, u64),
 }
 
 impl Headers {
-    fn new(layouts: &[Layout], types: RangeInclusive<VirtAddr>) -> Self {
-        let distance = |layout: &Layout| {
-            let bytes = usize::try_from(layout.ob_type.checked_sub(layout.ob_refcnt)?).ok()?;
-            (bytes > 0 && bytes.is_multiple_of(8)).then_some(bytes / 8)
-        };
-        let (first, last) = (types.start().0, types.end().0);
-        Self { distances: layouts.iter().map(distance).collect(), types: (first, last.saturating_sub(first)) }
-    }
-
     /// Whether the type of a live object could stand in one of the words of a frame.
     fn may_stand_in(&self, frame: &[u8]) -> bool {
-        let Some(distances) = &self.distances else { return true };
+        let Some(references) = &self.references else { return true };
         let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
         let (first, span) = self.types;
         let above = u64::MAX.checked_shl(u64::BITS - first.saturating_add(span).leading_zeros()).unwrap_or_default();
@@ -139,12 +137,13 @@ impl Headers {
             block.iter().zip(start..).any(|(value, at): (_, usize)| {
                 let value = word(value);
                 let may_be_type = value.wrapping_sub(first) <= span && value.is_multiple_of(ALIGNMENT);
-                // The count before the first words lies in another frame.
-                let has_count = |distance: &usize| {
-                    let count = at.checked_sub(*distance).and_then(|at| words.get(at));
-                    count.is_none_or(|count| is_live_count(word(count)))
+                // A count that lies in another frame could be any.
+                let near = |distance: i64| {
+                    let at = at.checked_add_signed((distance / 8) as isize)?;
+                    words.get(at).filter(|_| distance % 8 == 0).map(word)
                 };
-                may_be_type && distances.iter().any(has_count)
+                let are_live = |references: &References| references.are_live(|at| near(at).ok_or(())).unwrap_or(true);
+                may_be_type && references.iter().any(are_live)
             })
         })
     }
@@ -172,6 +171,12 @@ impl Headers {
         let kept: Vec<Vec<Range<PhysAddr>>> = pieces.into_par_iter().map(in_piece).collect();
         joined(kept.into_iter().flatten())
     }
+}
+
+/// The first of a range of addresses, and how far the last is above it.
+fn ends(range: RangeInclusive<VirtAddr>) -> (u64, u64) {
+    let (first, last) = (range.start().0, range.end().0);
+    (first, last.saturating_sub(first))
 }
 
 /// Sorted ranges, those that touch made one.
@@ -202,7 +207,7 @@ mod tests {
     #[test]
     fn only_frames_that_could_hold_an_object_are_kept() {
         let (low, high) = (0x40_0000, 0x7fff_ffff_f000);
-        let headers = Headers { distances: Some(BTreeSet::from([1])), types: (low, high - low) };
+        let headers = Headers { references: Some(BTreeSet::from([References::One(-8)])), types: (low, high - low) };
         let holds = |words: &[(usize, u64)]| headers.may_stand_in(&frame(words));
         assert!(!holds(&[]));
         for at in [2, 31, 32, 33, 300, 511] {
@@ -217,7 +222,7 @@ mod tests {
         }
         assert!(holds(&[(0, low)]), "the count is in the frame before");
         assert!(!holds(&[(0, 0), (1, 0), (511, 0)]));
-        let unknown = Headers { distances: None, types: (low, high - low) };
+        let unknown = Headers { references: None, types: (low, high - low) };
         assert!(unknown.may_stand_in(&frame(&[])));
     }
 
@@ -231,7 +236,7 @@ mod tests {
         bytes.extend(vec![0; 0x1000]);
         let ranges = vec![range(0x1000, 0x4800, 0x1000), range(0x4900, 0x5000, 0)];
         let memory = PhysicalMemory::owned([bytes, vec![0; 0x4000]].concat(), ranges).unwrap();
-        let headers = Headers { distances: Some(BTreeSet::from([1])), types: (0x1000, 0x1000) };
+        let headers = Headers { references: Some(BTreeSet::from([References::One(-8)])), types: (0x1000, 0x1000) };
         let kept = headers.frames(&memory, &[PhysAddr(0x1000)..PhysAddr(1 << 50)]);
         assert_eq!(kept, [PhysAddr(0x2000)..PhysAddr(0x3000), PhysAddr(0x4000)..PhysAddr(0x5000)]);
     }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::layout::Layout;
-use super::object::{ObjectError, Objects};
+use super::object::{ObjectError, Objects, field};
+use super::references::References;
 use crate::addr::VirtAddr;
 use crate::paging::VirtualMemory;
 
@@ -29,7 +30,7 @@ impl Layout {
     /// Whether [`Objects::type_info`] reads the same with both layouts: they agree in all that it looks at.
     pub(super) fn reads_types_like(&self, other: &Self) -> bool {
         let seen = |layout: &Self| {
-            let object = [layout.ob_refcnt, layout.ob_type];
+            let object = (References::of(layout), layout.ob_type);
             let type_object = [layout.tp_flags, layout.tp_base, layout.tp_mro];
             (object, type_object, [layout.flag_tuple, layout.tuple_size, layout.tuple_items])
         };
@@ -90,6 +91,11 @@ impl Objects<'_> {
     /// It is no such type, or they can't be read.
     pub fn heap_type_name(&self, type_object: VirtAddr) -> Result<(String, String), ObjectError> {
         let qualname = self.heap_type_qualname(type_object)?;
+        // The last part of it stands beside it, most often as the same object.
+        let name = self.str(self.pointer(type_object, self.layout().ht_name)?)?;
+        if name.is_empty() || !qualname.ends_with(&name) {
+            return Err(ObjectError::WrongType { address: type_object, expected: "type with one name" });
+        }
         let dict = self.pointer(type_object, self.layout().tp_dict)?;
         let module = self.dict_item(dict, "__module__")?;
         let no_module = ObjectError::WrongType { address: type_object, expected: "type with a __module__" };
@@ -122,8 +128,14 @@ impl Objects<'_> {
     }
 }
 
+/// The live types among the objects whose `ob_type` lies in one of the slots.
+pub(super) fn read_types(objects: &Objects<'_>, slots: &[(VirtAddr, VirtAddr)]) -> Types {
+    let candidates = slots.iter().map(|(slot, _)| field(*slot, -objects.layout().ob_type));
+    candidates.filter_map(|address| Some((address, objects.type_info(address).ok()?))).collect()
+}
+
 /// The printable ASCII text at `address` up to its zero byte.
-fn c_string(memory: &dyn VirtualMemory, address: VirtAddr) -> Option<String> {
+pub(super) fn c_string(memory: &dyn VirtualMemory, address: VirtAddr) -> Option<String> {
     let mut text = String::new();
     for at in (address.0..).take(MAX_NAME) {
         match *memory.bytes_at(VirtAddr(at)).ok()?.first()? {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::plan::{Planned, plan};
 use crate::addr::{PhysAddr, VirtAddr};
-use crate::cpython::LayoutScore;
+use crate::cpython::{Change, LayoutScore, LayoutSource};
 use crate::model::{Model, NamedTensor, Sighting, Status, TensorKind};
 use crate::recover::Process;
 use crate::tensor::{ArrayInfo, Form, Hole, Moved, Quantizer, TensorScore};
@@ -247,6 +247,8 @@ struct PythonLayout<'a> {
     readable: usize,
     sampled: usize,
     size_matches: bool,
+    source: LayoutSource,
+    changes: &'a [Change],
     #[serde(skip_serializing_if = "Option::is_none")]
     runner_up: Option<Option<Box<PythonLayout<'a>>>>,
 }
@@ -273,8 +275,8 @@ struct TorchLayout<'a> {
 
 impl<'a> PythonLayout<'a> {
     fn new(score: &'a LayoutScore) -> Self {
-        let LayoutScore { readable, sampled, size_matches, ref version } = *score;
-        Self { version, readable, sampled, size_matches, runner_up: None }
+        let LayoutScore { readable, sampled, size_matches, source, ref version, ref changes } = *score;
+        Self { version, readable, sampled, size_matches, source, changes, runner_up: None }
     }
 }
 

@@ -22,7 +22,29 @@ pub struct Layout {
     pub fields: BTreeMap<String, FieldEntry>,
     /// What the parent has and this version no longer does.
     gone: BTreeSet<String>,
+    /// What all inherited numbers of some types grow by.
+    shift: Option<Shift>,
     tables: BTreeMap<String, toml::Value>,
+}
+
+/// Types that begin with something that grew: what follows lies later.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Shift {
+    bytes: i64,
+    types: Vec<String>,
+    source: String,
+}
+
+impl Shift {
+    /// A number that is inherited, as it is in this layout.
+    fn apply(&self, name: &str, entry: &FieldEntry) -> Option<FieldEntry> {
+        let (of, _) = name.split_once('.')?;
+        self.types.iter().any(|shifted| shifted == of).then(|| FieldEntry {
+            value: entry.value.wrapping_add(self.bytes),
+            source: format!("{}; moved by {}: {}", entry.source, self.bytes, self.source),
+        })
+    }
 }
 
 /// A number of a layout.
@@ -68,6 +90,7 @@ pub(super) fn resolve(layouts: Vec<Unresolved>) -> Result<Vec<Layout>, Signature
     for layout in &layouts {
         let mut complete = layout.own.clone();
         let mut child = layout;
+        let mut shifts: Vec<&Shift> = Vec::new();
         // A chain longer than the number of layouts has come round.
         for _ in 0..=layouts.len() {
             let Some(version) = &child.own.inherits else { break };
@@ -76,8 +99,12 @@ pub(super) fn resolve(layouts: Vec<Unresolved>) -> Result<Vec<Layout>, Signature
                 let reason = format!("there is no layout of {} {version}", layout.own.family);
                 return Err(child.inherits_at.error(reason));
             };
+            shifts.extend(&child.own.shift);
             for (name, entry) in parent.own.fields.iter().filter(|(name, _)| !complete.gone.contains(*name)) {
-                complete.fields.entry(name.clone()).or_insert_with(|| entry.clone());
+                complete.fields.entry(name.clone()).or_insert_with(|| {
+                    let moved = |entry: FieldEntry, shift: &&Shift| shift.apply(name, &entry).unwrap_or(entry);
+                    shifts.iter().fold(entry.clone(), moved)
+                });
             }
             complete.gone.extend(parent.own.gone.iter().filter(|name| !complete.fields.contains_key(*name)).cloned());
             for (name, table) in &parent.own.tables {
@@ -102,6 +129,7 @@ pub(super) struct RawLayout {
     version: Option<Spanned<String>>,
     inherits: Option<Spanned<String>>,
     source: Option<String>,
+    shift: Option<Shift>,
     table: BTreeMap<String, toml::Value>,
     types: Vec<(String, RawType)>,
 }
@@ -168,6 +196,7 @@ impl RawLayout {
                 inherits: self.inherits.map(Spanned::into_inner),
                 fields,
                 gone,
+                shift: self.shift,
                 tables: self.table,
             },
         })
@@ -192,6 +221,7 @@ impl<'de> Deserialize<'de> for RawLayout {
                         "version" => layout.version = Some(map.next_value()?),
                         "inherits" => layout.inherits = Some(map.next_value()?),
                         "source" => layout.source = Some(map.next_value()?),
+                        "shift" => layout.shift = Some(map.next_value()?),
                         "table" => layout.table = map.next_value()?,
                         _ => layout.types.push((key, map.next_value()?)),
                     }

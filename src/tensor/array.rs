@@ -10,8 +10,6 @@ use crate::signature;
 
 /// Family of the layouts.
 const FAMILY: &str = "numpy";
-/// Bytes of a pointer: a `PyObject` ends behind its pointer to the type.
-const POINTER: i64 = 8;
 /// The most dimensions that an array may have (`NPY_MAXDIMS` of NumPy 2; 32 in NumPy 1).
 const MAX_DIMS: u32 = 64;
 /// The largest element, in bytes.
@@ -156,7 +154,7 @@ impl ArrayLayout {
     pub fn read(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<ArrayInfo, ObjectError> {
         let at = &self.offsets;
         let implausible = |field, value| ObjectError::Implausible { address: object, field, value };
-        let head = field(object, objects.layout().ob_type + POINTER);
+        let head = field(object, objects.layout().object_size);
         // An `int`, with padding or nothing behind it.
         let dims = objects.word(head, at.dimension_count)? as u32;
         if dims > MAX_DIMS {
@@ -190,7 +188,7 @@ impl ArrayLayout {
         if !objects.is_alive(descr)? {
             return Err(ObjectError::WrongType { address: descr, expected: "live dtype" });
         }
-        let head = field(descr, objects.layout().ob_type + POINTER);
+        let head = field(descr, objects.layout().object_size);
         let letter = objects.byte(head, at.kind)?;
         let kind = self.kinds.iter().find(|kind| kind.letter == char::from(letter));
         let kind = kind.ok_or_else(|| implausible("kind", letter.into()))?;

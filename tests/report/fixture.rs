@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 use tensorcarve::addr::{FileOffset, PhysAddr, VirtAddr};
-use tensorcarve::cpython::{LayoutScore, Value};
+use tensorcarve::cpython::{Change, LayoutScore, LayoutSource, Value};
 use tensorcarve::dump::{Addresses, Dump, Format, MemoryRange, PhysicalMemory};
 use tensorcarve::model::{Model, Module, NamedTensor, Others, Sighting, Status, TensorKind};
 use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
@@ -244,7 +244,14 @@ fn hash(tensor: &mut NamedTensor, space: &AddressSpace<'_>) {
 
 /// One process with these models.
 fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
-    let python = LayoutScore { readable: 9, sampled: 10, size_matches: true, version: "3.11".to_owned() };
+    let python = LayoutScore {
+        readable: 9,
+        sampled: 10,
+        size_matches: true,
+        version: "3.11".to_owned(),
+        source: LayoutSource::Inferred,
+        changes: vec![Change { number: "list.ob_item", from: Some(24), to: Some(32) }],
+    };
     let torch = TensorScore {
         readable: 5,
         same_abi: 5,

@@ -236,6 +236,9 @@ fn documents_say_what_was_found() {
         (&Json::Null, &Json::Null, &Json::Null)
     );
     assert_eq!(process["python"]["layout"]["runner_up"]["version"], "3.12");
+    assert_eq!(process["python"]["layout"]["source"], "inferred");
+    let change = json!({"number": "list.ob_item", "from": 24, "to": 32});
+    assert_eq!(process["python"]["layout"]["changes"], json!([change]));
     let torch = &process["torch"]["layout"];
     assert_eq!((&torch["inferred"], &torch["runner_up"]), (&json!(true), &Json::Null));
     assert_eq!(torch["moved"], json!([{"number": "tensor.numel", "table": 168, "found": 184}]));

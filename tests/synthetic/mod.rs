@@ -28,14 +28,33 @@ pub use heap::Process;
 pub use machine::{DirectMap, Machine, Options};
 pub use memory::dump_of;
 pub use numpy::{Array, Numpy};
-pub use python::{Keeping, Python};
+pub use python::{Keeping, Python, layout, minor, release};
 pub use random::Random;
 pub use tensor::{Placed, Tensor, sha256};
 pub use torch::{ModuleSpec, Torch};
 
 pub static SIGNATURES: LazyLock<Signatures> = LazyLock::new(|| Signatures::load(None).unwrap());
 
-pub const CPYTHONS: [&str; 7] = ["3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14"];
+pub const CPYTHONS: [&str; 18] = [
+    "3.6",
+    "3.6-trace-refs",
+    "3.8",
+    "3.8-trace-refs",
+    "3.9",
+    "3.9-trace-refs",
+    "3.10",
+    "3.10-trace-refs",
+    "3.11",
+    "3.11-trace-refs",
+    "3.12",
+    "3.12-trace-refs",
+    "3.13",
+    "3.13-free-threaded",
+    "3.14",
+    "3.14-free-threaded",
+    "3.15",
+    "3.15-free-threaded",
+];
 pub const PYTORCHES: [&str; 12] = [
     "1.7",
     "1.7-old-abi",
@@ -61,6 +80,10 @@ impl Observer for Silent {
 
 pub fn recover(dump: &Dump) -> Recovery {
     recover_on(dump, Backend::detect_best())
+}
+
+pub fn recover_with(dump: &Dump, signatures: &Signatures) -> Recovery {
+    recover::recover(dump, signatures, Backend::detect_best(), &Silent).unwrap()
 }
 
 pub fn recover_on(dump: &Dump, backend: Backend) -> Recovery {

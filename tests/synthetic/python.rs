@@ -32,9 +32,9 @@ pub enum Keeping {
 impl Keeping {
     /// What a version has.
     pub fn of(cpython: &str) -> &'static [Self] {
-        match cpython {
-            "3.8" | "3.9" | "3.10" => &[Self::Dict, Self::SplitDict],
-            "3.11" | "3.12" => &[Self::Dict, Self::SplitDict, Self::ManagedDict, Self::Values],
+        match minor(cpython) {
+            ..11 => &[Self::Dict, Self::SplitDict],
+            11 | 12 => &[Self::Dict, Self::SplitDict, Self::ManagedDict, Self::Values],
             _ => &[Self::Dict, Self::SplitDict, Self::ManagedDict, Self::Values, Self::DictOfValues],
         }
     }
@@ -42,6 +42,16 @@ impl Keeping {
     fn is_managed(self) -> bool {
         !matches!(self, Self::Dict | Self::SplitDict)
     }
+}
+
+/// The `11` of `3.11-trace-refs`.
+pub fn minor(cpython: &str) -> u32 {
+    release(cpython).strip_prefix("3.").unwrap().parse().unwrap()
+}
+
+/// The `3.11` of `3.11-trace-refs`.
+pub fn release(cpython: &str) -> &str {
+    cpython.split('-').next().unwrap()
 }
 
 /// The types that are made in C, and the objects that exist once.
@@ -64,6 +74,11 @@ pub struct Builtin {
     pub false_: u64,
 }
 
+/// The layout of a version.
+pub fn layout(version: &str) -> Layout {
+    SIGNATURES.layouts("cpython").find(|layout| layout.version == version).unwrap().clone()
+}
+
 pub struct Python {
     pub process: Process,
     pub layout: Layout,
@@ -81,7 +96,11 @@ impl Python {
 
     /// An interpreter whose `type` crosses a page border after so many bytes.
     pub fn with_type_cut(process: Process, version: &str, cut: Option<u64>) -> Self {
-        let layout = SIGNATURES.layouts("cpython").find(|layout| layout.version == version).unwrap().clone();
+        Self::of_layout(process, layout(version), cut)
+    }
+
+    /// An interpreter that keeps its objects as a layout says.
+    pub fn of_layout(process: Process, layout: Layout, cut: Option<u64>) -> Self {
         let orders = RefCell::new(BTreeMap::new());
         let mut python =
             Self { process, layout, builtin: Builtin::default(), orders, kept: RefCell::new(BTreeMap::new()) };
@@ -124,39 +143,67 @@ impl Python {
         let member = self.at("member_def.sizeof");
         let heap = self.at("heap_type.sizeof");
         let text = self.at("str.sizeof_compact");
-        self.static_type(b.object, "object", &[], 0, [16, 0, 0]);
+        let header = self.at("object.sizeof");
+        self.static_type(b.object, "object", &[], 0, [header, 0, 0]);
         self.static_type(b.type_, "type", &[b.object], flag("TYPE_SUBCLASS"), [heap, member, self.at("type.tp_dict")]);
         self.static_type(b.str_, "str", &[b.object], flag("UNICODE_SUBCLASS"), [text, 0, 0]);
-        self.static_type(b.int, "int", &[b.object], flag("LONG_SUBCLASS"), [24, 4, 0]);
-        self.static_type(b.bool_, "bool", &[b.int, b.object], flag("LONG_SUBCLASS"), [24, 4, 0]);
-        self.static_type(b.float, "float", &[b.object], 0, [24, 0, 0]);
-        self.static_type(b.tuple, "tuple", &[b.object], flag("TUPLE_SUBCLASS"), [24, 8, 0]);
-        self.static_type(b.list, "list", &[b.object], flag("LIST_SUBCLASS"), [40, 0, 0]);
-        self.static_type(b.dict, "dict", &[b.object], flag("DICT_SUBCLASS"), [48, 0, 0]);
-        self.static_type(b.set, "set", &[b.object], 0, [200, 0, 0]);
-        self.static_type(b.module, "module", &[b.object], 0, [72, 0, self.at("module.md_dict")]);
-        self.static_type(b.none_type, "NoneType", &[b.object], 0, [16, 0, 0]);
+        self.static_type(b.int, "int", &[b.object], flag("LONG_SUBCLASS"), [header + 8, 4, 0]);
+        self.static_type(b.bool_, "bool", &[b.int, b.object], flag("LONG_SUBCLASS"), [header + 8, 4, 0]);
+        self.static_type(b.float, "float", &[b.object], 0, [header + 8, 0, 0]);
+        self.static_type(b.tuple, "tuple", &[b.object], flag("TUPLE_SUBCLASS"), [header + 8, 8, 0]);
+        self.static_type(b.list, "list", &[b.object], flag("LIST_SUBCLASS"), [header + 24, 0, 0]);
+        self.static_type(b.dict, "dict", &[b.object], flag("DICT_SUBCLASS"), [header + 32, 0, 0]);
+        self.static_type(b.set, "set", &[b.object], 0, [header + 184, 0, 0]);
+        self.static_type(b.module, "module", &[b.object], 0, [header + 56, 0, self.at("module.md_dict")]);
+        self.static_type(b.none_type, "NoneType", &[b.object], 0, [header, 0, 0]);
         self.builtin.none = self.object(b.none_type, 16);
         self.builtin.true_ = self.long(b.bool_, 1);
         self.builtin.false_ = self.long(b.bool_, 0);
-        let names = [("None", self.builtin.none), ("int", b.int), ("float", b.float), ("type", b.type_)];
+        let names = [
+            ("None", self.builtin.none),
+            ("True", self.builtin.true_),
+            ("False", self.builtin.false_),
+            ("int", b.int),
+            ("float", b.float),
+            ("type", b.type_),
+        ];
         self.module("builtins", &names);
-        let version = format!("{}.7 (main, Jan  1 2026, 00:00:00) [GCC 12.2.0]", self.layout.version);
-        self.module("sys", &[("version", self.str(&version)), ("maxsize", self.int(i64::MAX.into()))]);
+        let version = format!("{}.7 (main, Jan  1 2026, 00:00:00) [GCC 12.2.0]", release(&self.layout.version));
+        let lists = [self.list(&[self.str("/usr/lib/python3")]), self.list(&[b.object])];
+        let names = [
+            ("version", self.str(&version)),
+            ("maxsize", self.int(i64::MAX.into())),
+            ("maxunicode", self.int(0x10_ffff)),
+            ("path", lists[0]),
+            ("meta_path", lists[1]),
+        ];
+        self.module("sys", &names);
     }
 
     /// Head of an object: reference count and type, what lies before it as the collector leaves it.
+    ///
+    /// `size` is that of a release build.
     pub fn object(&self, type_object: u64, size: u64) -> u64 {
-        let at = self.process.alloc(size.max(16));
+        let at = self.process.alloc(size.max(16) + self.at("object.sizeof") - 16);
         self.head(at, type_object);
         at
     }
 
     fn head(&self, at: u64, type_object: u64) {
-        let lives_forever = self.layout.version.as_str() >= "3.12" && self.layout.version.len() == 4;
+        let lives_forever = minor(&self.layout.version) >= 12;
         let is_builtin = [self.builtin.type_, self.builtin.none_type, self.builtin.bool_].contains(&type_object);
-        self.put(at, "object.ob_refcnt", if lives_forever && is_builtin { IMMORTAL } else { REFERENCES });
+        let count = if lives_forever && is_builtin { IMMORTAL } else { REFERENCES };
+        self.set_references(at, count);
         self.put(at, "object.ob_type", type_object);
+    }
+
+    /// Writes how many references there are to an object, all of them of its owner.
+    pub fn set_references(&self, at: u64, count: u64) {
+        match self.find("object.ob_ref_local") {
+            // A thread's own count, as wide as half a word.
+            Some(local) => self.process.write(at + local.cast_unsigned(), &(count as u32).to_le_bytes()),
+            None => self.put(at, "object.ob_refcnt", count),
+        }
     }
 
     pub fn put(&self, object: u64, key: &str, word: u64) {
@@ -221,6 +268,7 @@ impl Python {
         let itemsize = self.get(base, "type.tp_itemsize");
         let short = qualname.rsplit('.').next().unwrap();
         self.type_object(at, metatype, short, &order, flags, [size, itemsize, dictoffset]);
+        self.put(at, "heap_type.ht_name", self.str(short));
         self.put(at, "heap_type.ht_qualname", self.str(qualname));
         let names = self.dict(&[("__module__", self.str(module)), ("__doc__", self.builtin.none)]);
         self.put(at, "type.tp_dict", names);
@@ -266,7 +314,7 @@ impl Python {
     fn str_head(&self, at: u64, length: u64, kind: u64, compact: bool, ascii: bool) {
         let bit = |key: &str, value: bool| u64::from(value) << self.at(key);
         let state =
-            kind << self.at("str.state_kind") | bit("str.state_compact", compact) | bit("str.state_ascii", ascii);
+            kind << self.at("str_state.kind") | bit("str_state.compact", compact) | bit("str_state.ascii", ascii);
         self.put(at, "str.length", length);
         self.put(at, "str.hash", length.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         // Interned; what lies above the bit fields is padding.

@@ -171,7 +171,9 @@ impl Numbers {
         let object = python.object(class, 64);
         let tensor_impl = process.alloc(256);
         let put = |key: &str, word| process.put(tensor_impl + self.at(key), word);
-        process.put(object + self.at("thp.tensor_impl_pointer"), tensor_impl);
+        // The number is for the header of a release build, two words.
+        let grown = python.at("object.sizeof") - 16;
+        process.put(object + grown + self.at("thp.tensor_impl_pointer"), tensor_impl);
         // Virtual table and counts.
         process.put(tensor_impl, 0x7f55_5555_0010);
         process.put(tensor_impl + 8, 0x1_0000_0001);
@@ -202,7 +204,8 @@ impl Numbers {
             process.write(tensor.tensor_impl + self.at("tensor.device_type"), &[cpu]);
         }
         // Behind type and flags lies the set of dispatch keys.
-        let first = (tensor.tensor_impl + self.at("tensor.dtype_index")) / 8 * 8 + 16;
+        let dtype = self.0.get("tensor.dtype_index").or(self.0.get("tensor.type_meta_pointer")).unwrap();
+        let first = (tensor.tensor_impl + dtype.cast_unsigned()) / 8 * 8 + 16;
         process.put(first - 8, 0x0000_0400_0000_8003);
         (first..).step_by(8).zip(words).for_each(|(at, word)| process.put(at, *word));
     }

@@ -1,0 +1,117 @@
+//! Candidates for `type`, the one object whose type is itself: confirmed through an address space, each with the
+//! layouts that read it.
+
+use rayon::prelude::*;
+
+use super::debug_offsets::DebugOffsets;
+use super::infer;
+use super::layout::Layout;
+use super::object::{ObjectError, Objects, field};
+use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
+use crate::dump::PhysicalMemory;
+use crate::paging::AddressSpace;
+use crate::scan::Hit;
+
+/// Candidates of one space that are followed. A real space holds one, or a few where programs embed Python; each
+/// costs a look at all its pages.
+const MAX_PER_SPACE: usize = 8;
+/// Bytes before the anchor of a signature in which the pointer to the structure itself is looked for.
+const REACH: u64 = 128;
+/// The farthest that the pointer to its type lies in an object: four times as far as in any build that is known.
+const MAX_HEADER: u64 = 96;
+
+/// A `type` object, confirmed: its own address translates to where it was found.
+#[derive(Clone)]
+pub struct Candidate<'a> {
+    /// The space in which it was confirmed.
+    pub space: AddressSpace<'a>,
+    /// Its virtual address.
+    pub type_object: VirtAddr,
+    /// The layouts that read it: those of the tables, or else what was made of them.
+    pub layouts: Vec<Layout>,
+    /// What the interpreter tells of itself.
+    pub(super) told: Option<DebugOffsets>,
+}
+
+/// What a hit of a signature of `type` leads to.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    space: AddressSpace<'a>,
+    type_object: VirtAddr,
+    /// Where in the object the pointer to its type lies.
+    ob_type: i64,
+}
+
+/// The `type` objects among the hits of its signatures: those whose own address leads back to where they were found,
+/// and that a layout reads.
+pub fn candidates<'a>(
+    memory: &PhysicalMemory,
+    hits: &[Hit],
+    spaces: &[AddressSpace<'a>],
+    tables: &[Layout],
+) -> Vec<Candidate<'a>> {
+    let places = |hit: &Hit| self_pointers(memory, hit.anchor);
+    let mut places: Vec<Place<'a>> = hits
+        .par_iter()
+        .flat_map_iter(|hit| places(hit).flat_map(|(slot, value)| confirm(spaces, slot, value).collect::<Vec<_>>()))
+        .collect();
+    places.sort_by_key(|place| (place.space.root(), place.type_object));
+    places.dedup_by_key(|place| (place.space.root(), place.type_object));
+    let of_spaces: Vec<&[Place<'a>]> = places.chunk_by(|a, b| a.space.root() == b.space.root()).collect();
+    of_spaces.into_par_iter().flat_map_iter(|places| of_space(places, tables)).collect()
+}
+
+/// The candidates of one space, those that a table reads first.
+fn of_space<'a>(places: &[Place<'a>], tables: &[Layout]) -> Vec<Candidate<'a>> {
+    let candidate = |place: &Place<'a>, layouts: Vec<Layout>| {
+        let Place { space, type_object, .. } = *place;
+        (!layouts.is_empty()).then_some(Candidate { space, type_object, layouts, told: None })
+    };
+    let reads = |place: &Place<'a>| {
+        let reading = |layout: &&Layout| is_type_type(&Objects::new(&place.space, layout), place.type_object);
+        candidate(place, tables.iter().filter(reading).cloned().collect())
+    };
+    let read: Vec<Option<Candidate<'a>>> = places.iter().map(reads).collect();
+    let unread = places.iter().zip(&read).filter(|(_, read)| read.is_none()).map(|(place, _)| place);
+    let inferred = unread.take(MAX_PER_SPACE).filter_map(|place| {
+        let layouts = infer::from_type(&place.space, place.type_object, place.ob_type, tables);
+        candidate(place, layouts)
+    });
+    let inferred: Vec<Candidate<'a>> = inferred.collect();
+    read.into_iter().flatten().chain(inferred).take(MAX_PER_SPACE).collect()
+}
+
+/// Slots at `anchor` or before it in its frame that could point to the structure that they stand in, and their values.
+fn self_pointers(memory: &PhysicalMemory, anchor: PhysAddr) -> impl Iterator<Item = (PhysAddr, VirtAddr)> {
+    let first = anchor.0.saturating_sub(REACH).max(anchor.frame().0);
+    (first..=anchor.0).step_by(8).filter_map(|slot| {
+        let value = memory.read_u64(PhysAddr(slot))?;
+        // Virtual and physical addresses agree in what lies within a page.
+        let offset = slot.wrapping_sub(value) % FRAME_SIZE;
+        (offset <= MAX_HEADER && value.is_multiple_of(8)).then_some((PhysAddr(slot), VirtAddr(value)))
+    })
+}
+
+/// The spaces in which what `value` points to lies around the slot.
+fn confirm<'a>(spaces: &[AddressSpace<'a>], slot: PhysAddr, value: VirtAddr) -> impl Iterator<Item = Place<'a>> {
+    let ob_type = (slot.0.wrapping_sub(value.0) % FRAME_SIZE).cast_signed();
+    spaces.iter().filter_map(move |space| {
+        let found = space.translate(field(value, ob_type)).ok()?;
+        (found.pa == slot).then_some(Place { space: *space, type_object: value, ob_type })
+    })
+}
+
+/// Whether this is the `type` object of a running interpreter.
+pub(super) fn is_type_type(objects: &Objects<'_>, object: VirtAddr) -> bool {
+    let layout = objects.layout();
+    let check = || -> Result<bool, ObjectError> {
+        let info = objects.type_info(object)?;
+        let [_, base] = *info.mro.as_slice() else { return Ok(false) };
+        Ok(info.flags & layout.flag_type as u64 != 0
+            && objects.type_of(object)? == object
+            && objects.word(object, layout.tp_itemsize)? == layout.member_def_size as u64
+            && objects.type_of(base)? == object
+            && objects.type_info(base)?.mro.len() == 1)
+    };
+    check().unwrap_or(false)
+}

@@ -1,0 +1,104 @@
+//! `_Py_DebugOffsets`, with which `_PyRuntime` begins from 3.13 on: an interpreter's own word for where its fields lie.
+//!
+//! The file of the program holds the same bytes, and the page cache with it. Those are believed that belong to an
+//! interpreter that runs: its head, first thread and imported modules are where they should be.
+
+use super::candidate::{Candidate, is_type_type};
+use super::layout::Layout;
+use super::object::{ObjectError, Objects, field};
+use super::sweeper::Sweeper;
+use crate::addr::VirtAddr;
+use crate::paging::VirtualMemory;
+use crate::scan::Hit;
+use crate::signature;
+
+/// Family of the layouts that tell where in the structure which number stands.
+const FAMILY: &str = "cpython-debug-offsets";
+/// Cookies that are looked at; a machine holds one for each process, and one for each file in its page cache.
+const MAX_COOKIES: usize = 1 << 14;
+/// No structure of CPython's is larger, in bytes.
+const MAX_SIZE: i64 = 1 << 20;
+/// Fields that hold a size of a structure, not an offset in it.
+const SIZES: [&str; 4] = ["size", "sizeof", "sizeof_ascii", "sizeof_compact"];
+
+/// Lets every candidate whose `_Py_DebugOffsets` are among the hits of their cookie be read with the numbers in them.
+pub fn ask(candidates: &mut [Candidate<'_>], hits: &[Hit], sweeper: &Sweeper<'_>, known: &signature::Signatures) {
+    for (index, address) in hits.iter().take(MAX_COOKIES).flat_map(|hit| sweeper.addresses(hit.anchor)) {
+        let Some(candidate) = candidates.get_mut(index).filter(|candidate| candidate.told.is_none()) else { continue };
+        let Some(told) = DebugOffsets::read(&candidate.space, address, known) else { continue };
+        let layouts: Vec<Layout> = candidate.layouts.iter().map(|layout| told.over(layout)).collect();
+        let belong = |layout: &Layout| {
+            let objects = Objects::new(&candidate.space, layout);
+            is_type_type(&objects, candidate.type_object) && told.belong_to(&objects, address, candidate.type_object)
+        };
+        let layouts: Vec<Layout> = layouts.into_iter().filter(belong).collect();
+        if !layouts.is_empty() {
+            (candidate.layouts, candidate.told) = (layouts, Some(told));
+        }
+    }
+}
+
+/// The numbers that an interpreter tells of itself, by their names in layout files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DebugOffsets {
+    numbers: Vec<(String, i64)>,
+}
+
+impl DebugOffsets {
+    /// Reads the structure at `address`; `None` if it is none that is known, or tells what can't be.
+    pub(super) fn read(memory: &dyn VirtualMemory, address: VirtAddr, known: &signature::Signatures) -> Option<Self> {
+        known.layouts(FAMILY).find_map(|places| {
+            let at = |key: &str| memory.read_u64(field(address, places.get(key)?)).ok();
+            // PY_VERSION_HEX: major and minor version in the upper bytes of 32 bits.
+            let version = u32::try_from(at("debug_offsets.version")?).ok()?;
+            let [major, minor, ..] = version.to_be_bytes();
+            if places.version != format!("{major}.{minor}") || at("debug_offsets.free_threaded")? > 1 {
+                return None;
+            }
+            let is_told = |key: &&String| !key.starts_with("debug_offsets.");
+            let numbers =
+                places.fields.keys().filter(is_told).map(|key| Some((key.clone(), at(key)?.try_into().ok()?)));
+            let offsets = Self { numbers: numbers.collect::<Option<_>>()? };
+            offsets.is_sound().then_some(offsets)
+        })
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<i64> {
+        self.numbers.iter().find(|(known, _)| known == key).map(|(_, value)| *value)
+    }
+
+    /// Whether no structure is too large, and every field lies in its own.
+    fn is_sound(&self) -> bool {
+        self.numbers.iter().all(|(key, value)| {
+            let Some((of, name)) = key.split_once('.') else { return false };
+            let size = SIZES.iter().take(2).find_map(|size| self.get(&format!("{of}.{size}"))).unwrap_or(MAX_SIZE);
+            if SIZES.contains(&name) { (1..=MAX_SIZE).contains(value) } else { (0..size).contains(value) }
+        })
+    }
+
+    /// Whether they are those of a running interpreter whose `type` this is; `objects` read with a layout of theirs.
+    pub(super) fn belong_to(&self, objects: &Objects<'_>, runtime: VirtAddr, type_object: VirtAddr) -> bool {
+        let check = || -> Result<bool, ObjectError> {
+            let pointer = |from: VirtAddr, key: &str| {
+                let unknown = ObjectError::WrongType { address: from, expected: "structure of a known layout" };
+                objects.pointer(from, self.get(key).ok_or(unknown)?)
+            };
+            let interpreter = pointer(runtime, "runtime_state.interpreters_head")?;
+            let thread = pointer(interpreter, "interpreter_state.threads_head")?;
+            let modules = pointer(interpreter, "interpreter_state.imports_modules")?;
+            Ok(pointer(thread, "thread_state.interp")? == interpreter
+                && objects.type_of(objects.type_of(modules)?)? == type_object
+                && objects.has_type_flag(modules, objects.layout().flag_dict)?)
+        };
+        check().unwrap_or(false)
+    }
+
+    /// A layout with these numbers in place of its own.
+    pub(super) fn over(&self, layout: &Layout) -> Layout {
+        let mut layout = layout.clone();
+        for (key, value) in &self.numbers {
+            layout.set(key, Some(*value));
+        }
+        layout
+    }
+}
