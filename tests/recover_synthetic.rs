@@ -9,6 +9,8 @@
 
 mod synthetic;
 
+#[path = "recover_synthetic/inferred.rs"]
+mod inferred;
 #[path = "recover_synthetic/machines.rs"]
 mod machines;
 #[path = "recover_synthetic/modules.rs"]

@@ -213,6 +213,7 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
     let python = LayoutScore { readable: 9, sampled: 10, size_matches: true, version: "3.11".to_owned() };
     let torch = TensorScore {
         readable: 5,
+        contradicted: 0,
         same_abi: 5,
         learned: 4,
         tried: 5,

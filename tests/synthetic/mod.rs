@@ -45,6 +45,7 @@ pub const PYTORCHES: [&str; 12] = [
     "2.1-old-abi",
     "2.6",
     "2.6-old-abi",
+    "2.10",
     "2.14",
 ];
 
