@@ -12,7 +12,6 @@ use random::Random;
 use tensorcarve::addr::{FileOffset, PhysAddr};
 use tensorcarve::dump::{self, Dump, MemoryRange, PhysicalMemory};
 use tensorcarve::model::{NamedTensor, Status, TensorKind};
-use tensorcarve::paging::AddressSpace;
 use tensorcarve::recover::{Process, Recovery, Silent, recover};
 use tensorcarve::scan::Backend;
 use tensorcarve::signature::Signatures;
@@ -83,6 +82,7 @@ impl Whole {
         Dump {
             memory: memory.with_ranges(kept).unwrap(),
             warnings: Vec::new(),
+            addresses: self.dump.addresses.clone(),
             format: self.dump.format,
             compression: None,
             file_size: self.dump.size,
@@ -93,8 +93,8 @@ impl Whole {
 
     /// Whether the page at `va` can't be reached without the frames in `lost`: by a walk of our own.
     fn is_lost(&self, process: &Process, va: u64, lost: &BTreeSet<u64>) -> bool {
-        let mut at = process.root.0;
-        for level in (1..=process.levels).rev() {
+        let mut at = process.root.unwrap().0;
+        for level in (1..=process.levels.unwrap()).rev() {
             if lost.contains(&at) {
                 return true;
             }
@@ -110,7 +110,7 @@ impl Whole {
     }
 
     fn bytes(&self, memory: &PhysicalMemory, process: &Process, info: &TensorInfo) -> Vec<u8> {
-        let space = AddressSpace::new(memory, self.signatures.mmu().unwrap(), process.root, process.levels);
+        let space = process.space(memory, self.signatures.mmu().unwrap());
         let mut bytes = Vec::new();
         gather::<TooLarge>(&space, info, memory.size(), |piece| {
             bytes.extend_from_slice(piece);
