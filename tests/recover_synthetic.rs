@@ -17,6 +17,8 @@ mod forms;
 mod images;
 #[path = "recover_synthetic/inference.rs"]
 mod inference;
+#[path = "recover_synthetic/inferred.rs"]
+mod inferred;
 #[path = "recover_synthetic/machines.rs"]
 mod machines;
 #[path = "recover_synthetic/modules.rs"]

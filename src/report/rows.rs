@@ -265,6 +265,7 @@ struct TorchLayout<'a> {
     readable: usize,
     same_abi: usize,
     learned: usize,
+    contradicted: usize,
     tried: usize,
     inferred: bool,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -282,8 +283,8 @@ impl<'a> PythonLayout<'a> {
 
 impl<'a> TorchLayout<'a> {
     fn new(score: &'a TensorScore) -> Self {
-        let TensorScore { readable, same_abi, learned, tried, inferred, ref version, ref moved } = *score;
-        Self { version, readable, same_abi, learned, tried, inferred, moved, runner_up: None }
+        let TensorScore { readable, same_abi, learned, contradicted, tried, inferred, ref version, ref moved } = *score;
+        Self { version, readable, same_abi, learned, contradicted, tried, inferred, moved, runner_up: None }
     }
 }
 

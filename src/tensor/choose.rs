@@ -7,10 +7,11 @@ use serde::Serialize;
 
 use super::infer::Evidence;
 use super::layout::Layout;
+use super::read::TensorError;
 use crate::addr::VirtAddr;
-use crate::cpython::Objects;
+use crate::cpython::{ObjectError, Objects};
 
-/// A table fits if it reads all but one in this many tensors; damage and odd tensors are no reason for another layout.
+/// A table fits if at most one in this many tensors contradicts it: some are odd, or were captured while they changed.
 const ODD_ONE_IN: usize = 8;
 
 /// How well a layout reads the tensors of a process.
@@ -18,6 +19,8 @@ const ODD_ONE_IN: usize = 8;
 pub struct TensorScore {
     /// Tensors whose fields agree.
     pub readable: usize,
+    /// Tensors of which all was there to be read, and whose fields contradict each other.
+    pub contradicted: usize,
     /// Tensors whose autograd data are of the layout's C++ ABI.
     pub same_abi: usize,
     /// Tensors that gradients are recorded for, and whose gradient, if they have one, has their shape.
@@ -46,8 +49,8 @@ pub struct Moved {
 impl TensorScore {
     /// Whether another layout could read more.
     fn is_doubtful(&self, has_autograd: bool) -> bool {
-        let read = self.readable * ODD_ONE_IN >= self.tried * (ODD_ONE_IN - 1);
-        !read || (has_autograd && (self.same_abi == 0 || self.learned == 0))
+        let fits = self.readable > 0 && self.contradicted * ODD_ONE_IN <= self.tried;
+        !fits || (has_autograd && (self.same_abi == 0 || self.learned == 0))
     }
 
     /// What decides between layouts, the most important first.
@@ -93,6 +96,7 @@ pub fn choose<'a>(
 fn score(layout: &Layout, objects: &Objects<'_>, tensors: &[VirtAddr]) -> TensorScore {
     let mut score = TensorScore {
         readable: 0,
+        contradicted: 0,
         same_abi: 0,
         learned: 0,
         tried: tensors.len(),
@@ -100,7 +104,14 @@ fn score(layout: &Layout, objects: &Objects<'_>, tensors: &[VirtAddr]) -> Tensor
         inferred: false,
         moved: Vec::new(),
     };
-    for info in tensors.iter().filter_map(|tensor| layout.read(objects, *tensor).ok()) {
+    for tensor in tensors {
+        let info = match layout.read(objects, *tensor) {
+            Ok(info) => info,
+            Err(error) => {
+                score.contradicted += usize::from(!matches!(error, TensorError::Object(ObjectError::Fault(_))));
+                continue;
+            }
+        };
         score.readable += 1;
         score.same_abi += usize::from(layout.string_abi_fits(objects, info.tensor_impl) == Some(true));
         let grad_fits =

@@ -18,8 +18,8 @@ const MAX_VOTERS: usize = 128;
 /// Bytes of each structure that are looked at: about twice what the largest known version has.
 const OBJECT_BYTES: i64 = 128;
 const IMPL_BYTES: i64 = 384;
-const STORAGE_BYTES: i64 = 192;
-const AUTOGRAD_BYTES: i64 = 384;
+const STORAGE_BYTES: i64 = 128;
+const AUTOGRAD_BYTES: i64 = 256;
 /// The largest element, in bytes (a complex number of two doubles).
 const MAX_ELEMENT: u64 = 16;
 /// The most dimensions that a structure is taken to hold itself.
@@ -231,7 +231,7 @@ impl<'a> Evidence<'a> {
             (size.is_power_of_two() && size <= MAX_ELEMENT).then_some(size)
         };
         let mut elected = Vec::new();
-        for at in places(IMPL_BYTES) {
+        for at in places(IMPL_BYTES).filter(|at| is_free(layout, *at)) {
             let storages: Vec<Structure> = voters.iter().map(|voter| of(voter, at)).collect();
             let distance = at.abs_diff(table.offsets.storage_pointer + shift);
             elected.extend(elect(places(STORAGE_BYTES).map(|bytes_at| {
@@ -343,9 +343,7 @@ impl<'a> Evidence<'a> {
     /// Finds the offset in the storage: with it the elements lie inside.
     fn storage_offset(&self, table: &Layout, layout: &mut Layout, voters: &[Voter], storages: &[Structure]) {
         let expected = table.offsets.storage_offset + layout.offsets.numel - table.offsets.numel;
-        let taken = layout.numbers();
-        let is_free = |at: &i64| !taken.iter().any(|(name, taken)| name.starts_with("tensor.") && taken == at);
-        let candidates = places(IMPL_BYTES).filter(|at| *at == expected || is_free(at)).map(|at| {
+        let candidates = places(IMPL_BYTES).filter(|at| is_free(layout, *at)).map(|at| {
             let votes = voters.iter().zip(storages).filter(|(voter, _)| voter.numel > 0).map(|(voter, storage)| {
                 let offset = voter.tensor.word(at)?;
                 let last = last_element(&voter.sizes, &voter.strides, offset)?;
@@ -377,7 +375,8 @@ impl<'a> Evidence<'a> {
         };
         let mut by_grad = Vec::new();
         let mut by_name = Vec::new();
-        for at in places(IMPL_BYTES).filter(|at| *at != layout.offsets.storage_pointer) {
+        let taken = layout.offsets.storage_pointer;
+        for at in places(IMPL_BYTES).filter(|at| *at != taken && is_free(layout, *at)) {
             let distance = at.abs_diff(table.offsets.autograd_meta + shift);
             let read = |voter: &Voter| {
                 Structure::read(self.objects, VirtAddr(voter.tensor.word(at).unwrap_or(0)), AUTOGRAD_BYTES)
@@ -423,6 +422,21 @@ impl<'a> Evidence<'a> {
         }));
         found.map_or(expected, |(at, _)| at)
     }
+}
+
+/// Whether a place in `TensorImpl` is none of those that are found first: the pointer to the object, the shape, the number of elements.
+fn is_free(layout: &Layout, at: i64) -> bool {
+    let offsets = &layout.offsets;
+    let is_shape = match layout.shape {
+        ShapeAt::Counted { dim, sizes, strides, inline_dims, .. } => {
+            let bytes = (inline_dims * WORD).cast_signed();
+            at == dim || (sizes..sizes + bytes).contains(&at) || (strides..strides + bytes).contains(&at)
+        }
+        ShapeAt::Vectors { sizes_begin, sizes_end, strides_begin } => {
+            [sizes_begin, sizes_end, strides_begin].contains(&at)
+        }
+    };
+    !is_shape && at != offsets.pyobj && at != offsets.numel
 }
 
 /// Where a table has sizes and strides, and how they are kept.
