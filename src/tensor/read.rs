@@ -9,6 +9,9 @@ pub(super) const MAX_DIMS: u64 = 64;
 /// Bytes of a size or a stride.
 pub(super) const WORD: u64 = 8;
 
+/// Sizes and strides, outermost dimension first.
+pub type SizesAndStrides = (Vec<u64>, Vec<u64>);
+
 /// A tensor, as its own headers describe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
@@ -77,7 +80,7 @@ impl ShapeAt {
     ///
     /// # Errors
     /// They can't be read.
-    pub fn read(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<Option<(Vec<u64>, Vec<u64>)>, ObjectError> {
+    pub fn read(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<Option<SizesAndStrides>, ObjectError> {
         match *self {
             Self::Counted { dim, sizes, strides, out_of_line, inline_dims } => {
                 let dims = objects.word(tensor, dim)?;
