@@ -200,7 +200,7 @@ pub fn recover(
         }
     }
     warnings.extend(processes.iter().filter_map(inferred_python));
-    warnings.extend(processes.iter().filter_map(inferred_torch));
+    warnings.extend(processes.iter().filter_map(without_table));
     let all_others = processes.iter_mut().flat_map(|process| &mut process.others.found);
     warnings.extend(model::limit(all_others, memory.size()));
 
@@ -358,8 +358,16 @@ fn describe(
 }
 
 /// Says so if no table reads the tensors of a process.
-fn inferred_torch(process: &Process) -> Option<String> {
-    let (TensorScore { readable, tried, version, inferred, moved, .. }, _) = process.torch_layout.as_ref()?;
+fn without_table(process: &Process) -> Option<String> {
+    let Some((TensorScore { readable, tried, version, inferred, moved, .. }, _)) = &process.torch_layout else {
+        let tensors: usize = process.models.iter().map(|model| model.tensors.len()).sum();
+        return (tensors > 0).then(|| {
+            format!(
+                "the PyTorch of the process with `type` at {} has no layout file, and none could be inferred from its {tensors} tensors",
+                process.type_object.0
+            )
+        });
+    };
     inferred.then(|| {
         format!(
             "the PyTorch of the process with `type` at {} has no layout file: one was inferred from that of {version} with {} numbers changed, which reads {readable} of {tried} tensors; recovery.json lists them",

@@ -61,6 +61,34 @@ fn the_plain_dump_gives_it_whatever_its_name() {
     cifar_truth().check(recover(lime(), &[]).path());
 }
 
+#[test]
+fn tensors_tell_their_layout_where_no_table_has_it() {
+    let inferred = recover(lime(), &["--signatures", only_pytorch("2.14").path().to_str().unwrap()]);
+    cifar_truth().check(inferred.path());
+    let report = |folder: &TempDir| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(folder.path().join("recovery.json")).unwrap()).unwrap()
+    };
+    let (inferred, known) = (report(&inferred), report(&recover(lime(), &[])));
+    assert!(inferred["warnings"].to_string().contains("10 of 10 tensors"), "{}", inferred["warnings"]);
+    let layout = |report: &serde_json::Value| report["processes"][1]["torch"]["layout"]["inferred"].clone();
+    assert_eq!((layout(&inferred), layout(&known)), (true.into(), false.into()));
+    assert_eq!(inferred["processes"][1]["models"], known["processes"][1]["models"]);
+}
+
+/// Signature files that leave one layout of PyTorch: all others become copies of it.
+fn only_pytorch(version: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in fs::read_dir("signatures/layouts").unwrap().map(|file| file.unwrap().file_name().into_string().unwrap())
+    {
+        let other = file.strip_prefix("pytorch-").and_then(|name| name.strip_suffix(".toml"));
+        if let Some(other) = other.filter(|other| *other != version) {
+            let layout = format!("[layout]\nfamily = \"pytorch\"\nversion = \"{other}\"\ninherits = \"{version}\"\n");
+            fs::write(folder.path().join(file), layout).unwrap();
+        }
+    }
+    folder
+}
+
 /// The ranges of a LiME file: physical address, file offset, length.
 fn lime_ranges(file: &mut File) -> Vec<(u64, u64, u64)> {
     let mut ranges = Vec::new();

@@ -5,11 +5,12 @@
 //! storage, and so on. Most votes win; among equals the place whose votes chance would not have given; then the one
 //! nearest to the table's.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::layout::{DtypeAt, Layout, ShapeAt};
-use super::read::{MAX_DIMS, WORD, last_element};
+use super::read::{WORD, last_element};
+use super::shape::{ShapeGuess, is_contiguous, product};
+use super::vote::{Structure, Votes, elect, places};
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, field};
 
@@ -17,84 +18,11 @@ use crate::cpython::{Objects, field};
 const MAX_VOTERS: usize = 128;
 /// Bytes of each structure that are looked at: about twice what the largest known version has.
 const OBJECT_BYTES: i64 = 128;
-const IMPL_BYTES: i64 = 384;
+const IMPL_BYTES: i64 = 256;
 const STORAGE_BYTES: i64 = 128;
 const AUTOGRAD_BYTES: i64 = 256;
 /// The largest element, in bytes (a complex number of two doubles).
 const MAX_ELEMENT: u64 = 16;
-/// The most dimensions that a structure is taken to hold itself.
-const MAX_INLINE_DIMS: u64 = 16;
-
-/// Words of a structure, as far as they can be read.
-#[derive(Clone)]
-struct Structure {
-    at: VirtAddr,
-    words: Vec<u64>,
-}
-
-impl Structure {
-    fn read(objects: &Objects<'_>, at: VirtAddr, bytes: i64) -> Self {
-        let count = bytes.unsigned_abs() / WORD;
-        let words = objects.words(at, count).unwrap_or_else(|_| {
-            // Only a part of it is there.
-            (0..bytes).step_by(WORD as usize).map_while(|offset| objects.word(at, offset).ok()).collect()
-        });
-        Self { at, words }
-    }
-
-    fn word(&self, offset: i64) -> Option<u64> {
-        self.words.get(usize::try_from(offset / WORD as i64).ok()?).copied()
-    }
-
-    fn words(&self, offset: i64, count: u64) -> Option<&[u64]> {
-        let start = usize::try_from(offset / WORD as i64).ok()?;
-        self.words.get(start..start.checked_add(usize::try_from(count).ok()?)?)
-    }
-
-    fn byte(&self, offset: i64) -> Option<u8> {
-        self.word(offset).map(|word| (word >> (8 * (offset % WORD as i64))) as u8)
-    }
-
-    fn short(&self, offset: i64) -> Option<u16> {
-        self.word(offset).map(|word| (word >> (8 * (offset % WORD as i64))) as u16)
-    }
-}
-
-/// Every place of a word in a structure of that many bytes.
-fn places(bytes: i64) -> impl Iterator<Item = i64> + Clone {
-    (0..bytes).step_by(WORD as usize)
-}
-
-/// Votes for a place.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Votes {
-    /// Tensors that agree.
-    agree: usize,
-    /// Those whose agreement chance would not give.
-    telling: usize,
-}
-
-impl Votes {
-    /// Of every tensor: `None` if it disagrees, or whether it tells something.
-    fn count(votes: impl Iterator<Item = Option<bool>>) -> Self {
-        votes.flatten().fold(Self::default(), |sum, telling| Self {
-            agree: sum.agree + 1,
-            telling: sum.telling + usize::from(telling),
-        })
-    }
-}
-
-/// The candidate with most votes; among equals the one at the least distance. `None` without a vote that tells.
-fn elect<T>(candidates: impl Iterator<Item = (T, u64, Votes)>) -> Option<(T, Votes)> {
-    let mut best: Option<(T, u64, Votes)> = None;
-    for (candidate, distance, votes) in candidates.filter(|(.., votes)| votes.telling > 0) {
-        let key = |distance: u64, votes: Votes| (votes, Reverse(distance));
-        if best.as_ref().is_none_or(|(_, d, v)| key(distance, votes) > key(*d, *v)) {
-            best = Some((candidate, distance, votes));
-        }
-    }
-    best.map(|(candidate, _, votes)| (candidate, votes))
-}
 
 /// What the tensors of a process say.
 pub(super) struct Evidence<'a> {
@@ -157,11 +85,11 @@ impl<'a> Evidence<'a> {
         });
         let (link, votes) = elect(links)?;
         (at.impl_pointer, at.pyobj) = link;
-        let is_linked = |object: &&Structure| 2 * votes.agree > self.voters.len() && object.word(link.0).is_some();
-        let tensor =
-            |object: &Structure| Some(Structure::read(self.objects, VirtAddr(object.word(link.0)?), IMPL_BYTES));
-        let impls: Vec<_> = self.voters.iter().filter(is_linked).filter_map(tensor).collect();
-        (!impls.is_empty()).then_some(impls)
+        let linked = |object: &Structure| {
+            let tensor = Structure::read(self.objects, VirtAddr(object.word(link.0)?), IMPL_BYTES);
+            (tensor.word(link.1)? & !1 == object.at.0).then_some(tensor)
+        };
+        (2 * votes.agree > self.voters.len()).then(|| self.voters.iter().filter_map(linked).collect())
     }
 
     /// Finds sizes, strides and the number of elements; gives the tensors that agree.
@@ -170,7 +98,7 @@ impl<'a> Evidence<'a> {
         let guess = ShapeGuess::new(table.shape);
         let most = |votes: usize| 4 * votes >= 3 * impls.len();
         let mut elected = Vec::new();
-        for (dim, sizes_at) in guess.candidates(&impls) {
+        for (dim, sizes_at) in guess.candidates(&impls, IMPL_BYTES) {
             let sizes: Vec<_> = impls.iter().map(|tensor| guess.sizes(self.objects, tensor, dim, sizes_at)).collect();
             let products: Vec<_> = sizes.iter().map(|sizes| product(sizes.as_ref()?)).collect();
             if !most(products.iter().flatten().count()) {
@@ -437,109 +365,4 @@ fn is_free(layout: &Layout, at: i64) -> bool {
         }
     };
     !is_shape && at != offsets.pyobj && at != offsets.numel
-}
-
-/// Where a table has sizes and strides, and how they are kept.
-struct ShapeGuess {
-    form: ShapeAt,
-    dim: i64,
-    sizes: i64,
-    strides: i64,
-}
-
-impl ShapeGuess {
-    fn new(form: ShapeAt) -> Self {
-        let (dim, sizes, strides) = match form {
-            ShapeAt::Counted { dim, sizes, strides, .. } => (dim, sizes, strides),
-            ShapeAt::Vectors { sizes_begin, strides_begin, .. } => (sizes_begin, sizes_begin, strides_begin),
-        };
-        Self { form, dim, sizes, strides }
-    }
-
-    /// Places of the count and the sizes: where most tensors have a number of dimensions, and not all have none.
-    fn candidates(&self, impls: &[Structure]) -> Vec<(i64, i64)> {
-        let counts = places(IMPL_BYTES).filter(|dim| {
-            let dims: Vec<u64> = impls.iter().filter_map(|tensor| self.dims(tensor, *dim)).collect();
-            4 * dims.len() >= 3 * impls.len() && dims.iter().any(|dims| *dims > 0)
-        });
-        match self.form {
-            ShapeAt::Counted { .. } => {
-                counts.flat_map(|dim| places(IMPL_BYTES).map(move |sizes| (dim, sizes))).collect()
-            }
-            ShapeAt::Vectors { .. } => counts.map(|begin| (begin, begin)).collect(),
-        }
-    }
-
-    fn dims(&self, tensor: &Structure, at: i64) -> Option<u64> {
-        let dims = match self.form {
-            ShapeAt::Counted { .. } => tensor.word(at)?,
-            ShapeAt::Vectors { sizes_begin, sizes_end, .. } => {
-                let (begin, end) = (tensor.word(at)?, tensor.word(at + sizes_end - sizes_begin)?);
-                let bytes = end.checked_sub(begin).filter(|bytes| begin != 0 && bytes % WORD == 0)?;
-                bytes / WORD
-            }
-        };
-        (dims <= MAX_DIMS).then_some(dims)
-    }
-
-    fn sizes(&self, objects: &Objects<'_>, tensor: &Structure, dim: i64, sizes: i64) -> Option<Vec<u64>> {
-        self.vector(objects, tensor, sizes, self.dims(tensor, dim)?)
-    }
-
-    /// Sizes or strides at a place; `None` where they are too many to lie there.
-    fn vector(&self, objects: &Objects<'_>, tensor: &Structure, at: i64, dims: u64) -> Option<Vec<u64>> {
-        match self.form {
-            ShapeAt::Counted { inline_dims, .. } => {
-                if dims <= inline_dims {
-                    tensor.words(at, dims).map(<[u64]>::to_vec)
-                } else {
-                    None
-                }
-            }
-            ShapeAt::Vectors { .. } => objects.words(VirtAddr(tensor.word(at)?), dims).ok(),
-        }
-    }
-
-    /// Whether a word lies among the sizes.
-    fn overlaps(&self, sizes: i64, at: i64) -> bool {
-        match self.form {
-            // Two is what every version has room for, and all that can be said before the strides are found.
-            ShapeAt::Counted { .. } => (sizes..sizes + 2 * WORD as i64).contains(&at),
-            ShapeAt::Vectors { sizes_begin, sizes_end, .. } => at == sizes || at == sizes + sizes_end - sizes_begin,
-        }
-    }
-
-    fn distance(&self, dim: i64, sizes: i64, shift: i64) -> u64 {
-        dim.abs_diff(self.dim + shift) + (sizes - dim).abs_diff(self.sizes - self.dim)
-    }
-
-    fn found(&self, dim: i64, sizes: i64, strides: i64) -> ShapeAt {
-        match self.form {
-            ShapeAt::Counted { out_of_line, inline_dims, .. } => {
-                let between = u64::try_from((strides - sizes) / WORD as i64).unwrap_or(inline_dims);
-                // One array for both: its half is what the structure has room for.
-                let inline_dims = if between <= MAX_INLINE_DIMS { between } else { inline_dims };
-                ShapeAt::Counted { dim, sizes, strides, out_of_line: sizes + out_of_line - self.sizes, inline_dims }
-            }
-            ShapeAt::Vectors { sizes_begin, sizes_end, .. } => ShapeAt::Vectors {
-                sizes_begin: sizes,
-                sizes_end: sizes + sizes_end - sizes_begin,
-                strides_begin: strides,
-            },
-        }
-    }
-}
-
-fn product(sizes: &[u64]) -> Option<u64> {
-    sizes.iter().try_fold(1u64, |product, size| product.checked_mul(*size))
-}
-
-/// Whether elements lie one after another in row-major order.
-fn is_contiguous(sizes: &[u64], strides: &[u64]) -> bool {
-    let mut expected = 1u64;
-    sizes.iter().zip(strides).rev().all(|(size, stride)| {
-        let fits = *size <= 1 || *stride == expected;
-        expected = expected.saturating_mul((*size).max(1));
-        fits
-    })
 }

@@ -7,6 +7,8 @@ mod gather;
 mod infer;
 mod layout;
 mod read;
+mod shape;
+mod vote;
 
 pub use array::{ArrayField, ArrayInfo, ArrayLayout, ArrayScore, array_layouts, choose_array_layout};
 pub use choose::{Moved, TensorScore, choose};
