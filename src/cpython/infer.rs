@@ -47,7 +47,7 @@ const INTS: [(&str, &str, i128); 4] = [
 ];
 /// Lists that every Python has, with something in them.
 const LISTS: [(&str, &str); 2] = [("sys", "path"), ("sys", "meta_path")];
-/// Types whose instances are read to learn from, and instances of each.
+/// Instances of each type that are read to learn from; its square is the most of all types.
 const SAMPLE: usize = 16;
 /// Checks of one type.
 const CHECKS: usize = 8;
@@ -69,8 +69,8 @@ const OF_TYPE: [Group; 2] =
 /// What can be learned from the names and dictionaries of types.
 const OF_NAMES: [Group; 5] = [
     Group { types: &["type", "heap_type"], moving: 2, unit: 8 },
-    Group { types: &["str", "str_legacy"], moving: 2, unit: 8 },
     Group { types: &["str_state"], moving: 1, unit: 1 },
+    Group { types: &["str", "str_legacy"], moving: 2, unit: 8 },
     Group { types: &["dict"], moving: 1, unit: 8 },
     Group { types: &["dict_keys", "dict_unicode_entry", "dict_key_entry"], moving: 1, unit: 8 },
 ];
@@ -248,15 +248,20 @@ fn of_names(objects: &Objects<'_>, types: &[VirtAddr]) -> usize {
         let dict = objects.pointer(*address, layout.tp_dict);
         let text = name.and_then(|name| objects.str(name));
         let c_text = objects.pointer(*address, layout.tp_name).ok().and_then(|at| c_string(objects.memory(), at));
+        let c_text = c_text.map(|name| name.rsplit('.').next().unwrap_or_default().to_owned());
         let checks: [Result<bool, ObjectError>; CHECKS] = [
             objects.mro(*address).map(|order| order.len() > 1),
             name.and_then(|name| objects.has_type_flag(name, layout.flag_str)),
             qualname.and_then(|name| objects.has_type_flag(name, layout.flag_str)),
-            text.clone().map(|text| c_text.is_some_and(|name| name.rsplit('.').next() == Some(&text))),
-            qualname
-                .and_then(|name| objects.str(name))
-                .map(|name| text.is_ok_and(|text| is_text(&text) && name.ends_with(&text))),
-            dict.and_then(|dict| objects.has_type_flag(dict, layout.flag_dict)),
+            text.clone().map(|text| c_text.as_ref().is_some_and(|name| *name == text)),
+            // A text that is read wrongly may look like another one that is.
+            qualname.and_then(|name| objects.str(name)).map(|name| {
+                text.is_ok_and(|text| {
+                    is_text(&text) && name.ends_with(&text) && c_text.as_ref().is_none_or(|name| *name == text)
+                })
+            }),
+            // That it lives tells whether references are counted where the layout says.
+            dict.and_then(|dict| Ok(objects.has_type_flag(dict, layout.flag_dict)? && objects.is_alive(dict)?)),
             dict.and_then(|dict| objects.dict(dict)).map(|items| !items.is_empty()),
             objects.heap_type_name(*address).map(|_| true),
         ];
@@ -304,8 +309,10 @@ pub(super) fn from_values(interpreter: &mut Interpreter<'_>, tables: &[Layout]) 
     };
     // Some that look like instances are none: a tuple of types is one pointer to a type after another.
     let of_types = interpreter.instances.iter().filter(|(address, _)| is_heap_type(address));
-    let instances: Vec<&[VirtAddr]> =
-        of_types.map(|(_, found)| found.get(..found.len().min(SAMPLE)).unwrap_or_default()).take(SAMPLE).collect();
+    let sample = |found: &Vec<VirtAddr>| {
+        found.iter().step_by(found.len().div_ceil(SAMPLE).max(1)).copied().collect::<Vec<VirtAddr>>()
+    };
+    let instances: Vec<VirtAddr> = of_types.flat_map(|(_, found)| sample(found)).take(SAMPLE * SAMPLE).collect();
     let is_known = |objects: &Objects<'_>, object: VirtAddr| {
         objects.type_of(object).is_ok_and(|found| interpreter.types.contains_key(&found))
     };
@@ -315,14 +322,15 @@ pub(super) fn from_values(interpreter: &mut Interpreter<'_>, tables: &[Layout]) 
             let attributes = objects.attributes(*object).unwrap_or_default();
             !attributes.is_empty() && attributes.iter().all(|(name, value)| is_text(name) && is_known(&objects, *value))
         };
-        instances.iter().filter(|found| found.iter().any(has_attributes)).count()
+        instances.iter().filter(|object| has_attributes(object)).count()
     };
     let layout = interpreter.layout.clone();
     let count = |layout: &Layout| of_ints(&Objects::new(&space, layout), &modules);
     let (_, layout) = climb(layout, &OF_INTS, tables, &Evidence { count, full: INTS.len(), margin: 2 });
     let count = |layout: &Layout| of_lists(&Objects::new(&space, layout), &modules);
     let (_, layout) = climb(layout, &OF_LISTS, tables, &Evidence { count, full: LISTS.len(), margin: 1 });
-    let margin = instances.len().div_ceil(8);
+    // What is read wrongly by chance is less than what is there.
+    let margin = of_instances(&layout) + 1;
     let evidence = Evidence { count: of_instances, full: instances.len(), margin };
     let (_, mut layout) = climb(layout, &OF_INSTANCES, tables, &evidence);
     if of_ints(&Objects::new(&space, &layout), &modules) < INTS.len() {
