@@ -165,7 +165,8 @@ pub fn recover(
     let hits: Vec<Hit> = found.hits.iter().filter(|hit| hit.signature == type_signature).copied().collect();
     let candidates = candidates(&hits, &spaces, &python_layouts);
     let limit = MAPPINGS_PER_FRAME * found.frames.len() as u64 + MIN_MAPPINGS;
-    let (sweeper, left_out) = Sweeper::new(memory, backend, &candidates, &python_layouts, limit);
+    let searched = memory.searchable();
+    let (sweeper, left_out) = Sweeper::new(&searched, backend, &candidates, &python_layouts, limit);
     for root in left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root()) {
         warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
     }
