@@ -17,7 +17,8 @@
 //! through all rooms. The command line sits outside and calls this library only.
 //!
 //! [`dump`] tells by content what a file is, unpacks it if need be, and maps it: sorted ranges of
-//! physical memory with holes between them, read without a copy.
+//! physical memory with holes between them, read without a copy. The image of one process (a core) has virtual
+//! addresses: it is read as a machine would be whose page tables map each address to itself, and that has one space.
 //!
 //! [`scan`] looks at every byte once. It finds candidates for the one object that all of Python
 //! hangs on: `type`, which is its own type, so that one of its fields holds its own address. And it

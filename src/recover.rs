@@ -173,7 +173,8 @@ pub fn recover(
     let types = hits(&|name| name.starts_with(TYPE_SIGNATURE));
     let mut candidates = cpython::candidates(memory, &types, &spaces, &python_layouts);
     let limit = MAPPINGS_PER_FRAME * found.frames.len() as u64 + MIN_MAPPINGS;
-    let (sweeper, left_out) = Sweeper::new(memory, backend, &candidates, limit);
+    let searched = memory.searchable();
+    let (sweeper, left_out) = Sweeper::new(&searched, backend, &candidates, limit);
     for root in left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root()) {
         warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
     }

@@ -24,6 +24,7 @@ mod tables;
 
 use bounds::{alone, bounded};
 use synthetic::{Random, dump_of, recover};
+use tensorcarve::dump::{Addresses, ProcessImage};
 
 /// Memory of frames whose words are given by frame and index, from address 0 on.
 fn memory(frames: u64, mut word: impl FnMut(u64, u64) -> u64) -> tensorcarve::dump::Dump {
@@ -53,8 +54,12 @@ fn noise_and_patterns_hold_nothing() {
         // Every slot could be the `ob_type` of a `type`.
         ("slots that point to themselves", memory(4096, |frame, index| (frame << 12 | index << 3).wrapping_sub(8))),
     ];
-    for (name, dump) in &dumps {
-        let recovery = bounded(name, || recover(dump));
-        assert!(recovery.processes.is_empty(), "{name}");
+    for (name, mut dump) in dumps {
+        // In the image of a process every pointer leads where it says.
+        for addresses in [Addresses::Physical, Addresses::Virtual(ProcessImage::default())] {
+            dump.addresses = addresses;
+            let recovery = bounded(name, || recover(&dump));
+            assert!(recovery.processes.is_empty(), "{name} {:?}", dump.addresses);
+        }
     }
 }

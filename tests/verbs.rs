@@ -188,6 +188,50 @@ fn bench_measures_a_dump_and_how_it_is_read() {
     assert_eq!((rows("input-warm").len(), rows("input-cold").len()), (2, 2));
 }
 
+/// A copy of a process's memory says nothing of itself: the maps file has the addresses.
+#[test]
+fn a_copy_of_a_process_is_read_by_its_maps() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mem, maps) = (dir.path().join("mem"), dir.path().join("maps"));
+    let mut bytes = vec![1u8; 0x2000];
+    for (at, word) in (0x1100..).step_by(8).zip([1u64, 0x7f00_0000_0100, 0, 0x40_1001, 928, 40]) {
+        bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+    }
+    fs::write(&mem, bytes).unwrap();
+    let lines = "400000-401000 rw-p 0 0:0 0\n500000-900000 ---p 0 0:0 0\n7f0000000000-7f0000001000 rw-p 0 0:0 0\n";
+    fs::write(&maps, lines).unwrap();
+    let run = |verb: &str, more: &[&str]| {
+        let input = [verb, mem.to_str().unwrap(), "--maps", maps.to_str().unwrap()];
+        tensorcarve(&[&input[..], more].concat())
+    };
+    let info = run("info", &["--format", "json"]);
+    assert_eq!((info.status.code(), stderr(&info)), (Some(0), String::new()));
+    let info = json(&info);
+    assert_eq!((&info["format"], &info["addresses"], &info["pid"]), (&"raw".into(), &"virtual".into(), &Value::Null));
+    assert_eq!(info["ranges"][1], serde_json::json!({"start": "0x7f0000000000", "end": "0x7f0000001000"}));
+    let scan = run("scan", &["--signature", "cpython.type", "--format", "json"]);
+    assert_eq!(json(&scan)["hits"][0]["address"], "0x7f0000000100");
+    assert_eq!(json(&scan)["hits"][0]["file_offset"], "0x1108");
+    let spaces = run("spaces", &[]);
+    assert_eq!(spaces.status.code(), Some(2));
+    assert!(stderr(&spaces).contains("it has no page tables"), "{}", stderr(&spaces));
+    let out = dir.path().join("out");
+    let recover = run("recover", &["-o", out.to_str().unwrap()]);
+    assert_eq!(recover.status.code(), Some(1));
+    assert!(stderr(&recover).contains("the image of one process"), "{}", stderr(&recover));
+    let recovery: Value = serde_json::from_slice(&fs::read(out.join("recovery.json")).unwrap()).unwrap();
+    assert_eq!((&recovery["dump"]["addresses"], &recovery["spaces"]), (&"virtual".into(), &serde_json::json!([])));
+
+    assert_eq!(run("info", &["--input-format", "raw"]).status.code(), Some(2));
+    fs::write(&maps, "400000-401000 rw-p 0 0:0 0\n").unwrap();
+    let short = run("info", &[]);
+    assert_eq!(short.status.code(), Some(2));
+    assert!(stderr(&short).contains("holds 8192 bytes") && stderr(&short).contains("4096 (all"), "{}", stderr(&short));
+    fs::remove_file(&maps).unwrap();
+    let gone = run("info", &[]);
+    assert!(stderr(&gone).contains("its maps file") && stderr(&gone).contains("no such file"), "{}", stderr(&gone));
+}
+
 /// sysfs reads, but does not map.
 #[test]
 fn a_file_that_cannot_be_mapped_is_copied_first() {

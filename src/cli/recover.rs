@@ -171,7 +171,10 @@ fn say_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
         false => format!("{} address spaces, {of_processes} of them of processes", spaces.len()),
     };
     say(&format!("no model found: {searched}; Python processes: {python}, with PyTorch: {torch}"));
-    let hint = if is_image && python == 0 {
+    let hint = if is_image && python == 0 && dump.damaged {
+        "the image is cut off: where Python is a shared library, the interpreter's own data lie at high addresses, which an \
+         image holds last; take it again with more room (`ulimit -c unlimited`)"
+    } else if is_image && python == 0 {
         "no Python interpreter was found in the process; if it ran one, its version may have no layout yet: see \
          signatures/README.md; or the image leaves out its writable memory (a coredump_filter without bit 0)"
     } else if is_image {

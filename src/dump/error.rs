@@ -195,8 +195,8 @@ pub enum DumpErrorKind {
     },
     /// An ELF file that is no core.
     #[error(
-        "is an ELF {0}, not a core (ELF type 4); take a dump of the machine with LiME, AVML or `virsh dump --memory-only`, \
-         or of one process with gdb's `gcore`; a copy of /proc/PID/mem, which begins with a program, needs --maps"
+        "is an ELF {0}, not a core (ELF type 4); take a dump with LiME, AVML, `virsh dump --memory-only` or `gcore`, \
+         or name the maps file with --maps if it is a copy of /proc/PID/mem"
     )]
     ElfNotCore(&'static str),
     /// An ELF core of a machine that we do not read.
