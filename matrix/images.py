@@ -9,10 +9,9 @@ import signal
 import subprocess
 import time
 
-from machine import LeftOut, install_packages, run
+from machine import VICTIMS, LeftOut, install_packages, run
 
-HERE = pathlib.Path(__file__).resolve().parent
-VICTIMS = sorted(path.stem for path in (HERE / "victims").glob("*.py") if path.stem != "truth")
+NAMES = sorted(path.stem for path in VICTIMS.glob("*.py") if path.stem != "truth")
 SECONDS_TO_GET_READY = 300
 
 
@@ -26,10 +25,10 @@ class Victim:
         self.output = self.folder / "output"
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         # What is imported is compiled once per environment, and nothing of it goes to this folder.
-        clean.update(PYTHONPYCACHEPREFIX=str(work / "bytecode"), PYTHONIOENCODING="utf-8")
+        clean.update(PYTHONPYCACHEPREFIX=str(environment.bytecode), PYTHONIOENCODING="utf-8")
         with open(self.output, "wb") as output:
             self.process = subprocess.Popen(
-                [environment.python, str(HERE / "victims" / (name + ".py"))], cwd=str(self.folder), env=clean,
+                environment.script(name), cwd=str(self.folder), env=clean,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             self.get_ready(name)

@@ -9,8 +9,9 @@ import time
 
 import cuda_stubs
 
-# The pair that is Debian's own Python and PyTorch.
-SYSTEM = "system"
+VICTIMS = pathlib.Path(__file__).resolve().parent / "victims"
+# In place of a Python: the machine's own, or that of a Debian suite.
+SYSTEM, DEBIAN = "system", "debian"
 
 
 class LeftOut(Exception):
@@ -59,37 +60,68 @@ def find_python(minor, folders):
 
 
 class Environment:
-    """An interpreter that has PyTorch; a virtual environment goes away again."""
+    """A way to run victims: a command that is an interpreter with PyTorch, and the folder where it finds them.
+
+    What was installed for it goes away again with `close`.
+    """
 
     def __init__(self, pair, work, folders):
-        minor, torch = pair.split(":")
-        self.folder, self.bytecode = None, work / "bytecode"
-        if minor == SYSTEM:
-            self.python = "/usr/bin/python3"
-            if not has_torch(self.python):
-                install_packages(["python3-torch"])
-        else:
-            base = find_python(minor, folders)
-            self.folder = work / "venv"
-            shutil.rmtree(self.folder, ignore_errors=True)
-            run([base, "-m", "venv", self.folder])
-            self.python = str(self.folder / "bin" / "python")
-            self.install(torch)
-        probe = "import sys, torch; print('%d.%d.%d' % sys.version_info[:3], torch.__version__)"
-        python, torch = run([self.python, "-c", probe]).split()[-2:]
-        self.name = "%s:%s" % (python, torch)
+        first, second = pair.split(":", 1)
+        self.own, self.victims, self.bytecode = [work / "bytecode"], VICTIMS, work / "bytecode"
+        try:
+            if first == SYSTEM:
+                self.use_system()
+            elif first == DEBIAN:
+                self.use_debian(second, work)
+            else:
+                self.install(find_python(first, folders), second, work / "venv")
+            probe = "import sys, torch; print('%d.%d.%d' % sys.version_info[:3], torch.__version__)"
+            python, torch = run([*self.command, "-c", probe]).splitlines()[-1].split()
+            self.name = "%s:%s" % (python, torch)
+        except BaseException:
+            self.close()
+            raise
 
-    def install(self, torch):
+    def use_system(self):
+        self.command = ["/usr/bin/python3"]
+        if not has_torch(self.command[0]):
+            install_packages(["python3-torch"])
+
+    def use_debian(self, suite, work):
+        """Python and PyTorch of a Debian suite, in a folder of its own; or such a folder that is there already."""
+        root = pathlib.Path(suite)
+        if not root.is_absolute():
+            if not shutil.which("mmdebstrap"):
+                install_packages(["mmdebstrap"])
+            root = work / "debian"
+            self.own.append(root)
+            shutil.rmtree(root, ignore_errors=True)
+            run(["mmdebstrap", "--variant=apt", "--include=python3,python3-torch", suite, root])
+        self.victims, self.bytecode = root / "victims", "/bytecode"
+        self.own += [self.victims, root / "bytecode"]
+        shutil.rmtree(self.victims, ignore_errors=True)
+        shutil.copytree(VICTIMS, self.victims)
+        self.command = ["chroot", str(root), "/usr/bin/python3"]
+
+    def install(self, base, torch, folder):
         """PyTorch itself and the small packages that it imports; NVIDIA's are replaced (cuda_stubs.py)."""
-        pip = [self.python, "-m", "pip", "install", "-q", "--no-cache-dir", "--no-compile"]
+        self.own.append(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        run([base, "-m", "venv", folder])
+        self.command = [str(folder / "bin" / "python")]
+        pip = [*self.command, "-m", "pip", "install", "-q", "--no-cache-dir", "--no-compile"]
         run(pip + ["--no-deps", "torch==" + (torch if torch.count(".") == 2 else torch + ".*")])
-        site = next(self.folder.glob("lib/python*/site-packages"))
+        site = next(folder.glob("lib/python*/site-packages"))
         metadata = next(site.glob("torch-*.dist-info/METADATA")).read_text(errors="replace")
         required = [line for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.M) if "extra ==" not in line]
         run(pip + [line for line in required if not re.match(r"(nvidia|cuda|triton|pytorch-triton)", line)] + ["numpy"])
         cuda_stubs.write_missing(site / "torch")
 
+    def script(self, name):
+        """The command that runs a victim."""
+        inside = pathlib.Path("/victims") if self.command[0] == "chroot" else self.victims
+        return [*self.command, str(inside / (name + ".py"))]
+
     def close(self):
-        if self.folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.rmtree(self.bytecode, ignore_errors=True)
+        for folder in self.own:
+            shutil.rmtree(folder, ignore_errors=True)
