@@ -135,12 +135,11 @@ fn read(
 ) {
     match tensor.info.as_ref().and_then(|info| info.device.split(':').next()) {
         None | Some(CPU) => {}
-        Some(META) => {
-            tensor.problem = Some("it is on the meta device: it has a shape and no data".to_owned());
-            return;
-        }
-        Some(_) => {
+        Some(device) => {
             tensor.status = Status::Device;
+            if device == META {
+                tensor.problem = Some("it is on the meta device: it has a shape and no data".to_owned());
+            }
             return;
         }
     }

@@ -120,7 +120,7 @@ pub enum Status {
     Partial,
     /// None: not its data, or not even its headers.
     Missing,
-    /// The data lie on an accelerator, whose memory is not part of the dump.
+    /// The data lie on another device, whose memory is not part of the dump, or on `meta`, which has none.
     Device,
 }
 

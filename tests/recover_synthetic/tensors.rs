@@ -112,7 +112,7 @@ fn other_devices_have_headers_only() {
         assert_headers(&torch, found, truth);
     }
     let statuses: Vec<_> = model.tensors.iter().map(|tensor| (tensor.status, tensor.sha256.is_some())).collect();
-    assert_eq!(statuses, [(Status::Device, false), (Status::Missing, false), (Status::Complete, true)]);
+    assert_eq!(statuses, [(Status::Device, false), (Status::Device, false), (Status::Complete, true)]);
     assert!(model.tensors[1].problem.as_ref().unwrap().contains("meta"));
 }
 
