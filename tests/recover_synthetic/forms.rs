@@ -8,7 +8,10 @@ use super::{assert_whole, only_model, tensor};
 
 fn hold(torch: &Torch, tensors: &[(&str, &Placed)]) {
     let buffers = tensors.iter().map(|(name, tensor)| (*name, Some(*tensor))).collect();
-    torch.module(torch.module_type("__main__", "Holder"), &ModuleSpec { buffers, ..ModuleSpec::default() });
+    // A model has ordinary tensors too: they tell the version.
+    let weight = torch.parameter(&[3, 4]);
+    let parameters = vec![("weight", Some(&weight))];
+    torch.module(torch.module_type("__main__", "Holder"), &ModuleSpec { parameters, buffers, ..ModuleSpec::default() });
 }
 
 /// A quantizer of a scalar type, with three words.
