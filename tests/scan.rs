@@ -71,11 +71,12 @@ fn type_objects_are_found_wherever_they_begin() {
     let signatures = Signatures::load(None).unwrap();
     let result = scan_all(&builder.done(), &signatures);
     // A base in the last slot of a frame has its anchor in the first slot of the next one.
-    let found: Vec<_> = result.hits.iter().map(|hit| (hit.address.0, hit.anchor.0, hit.value, hit.tested)).collect();
+    let hits = hits_of(&result, &signatures, "cpython.type");
+    let found: Vec<_> = hits.iter().map(|hit| (hit.address.0, hit.anchor.0, hit.value, hit.tested)).collect();
     expected.retain(|(.., tested)| *tested >= 2);
-    assert_eq!(found, expected);
-    assert!(result.hits.iter().all(|hit| hit.tested + hit.deferred == 6));
-    assert_eq!(result.hits.iter().filter(|hit| hit.deferred > 0).count(), 5);
+    assert!(found == expected);
+    assert!(hits.iter().all(|hit| hit.tested + hit.deferred == 6));
+    assert_eq!(hits.iter().filter(|hit| hit.deferred > 0).count(), 5);
 }
 
 /// Ends of ranges cut fields off as frame borders do, on both sides.
@@ -87,7 +88,8 @@ fn fields_past_the_end_of_a_range_are_deferred() {
         let mut builder = Builder::new(&[range]);
         builder.words(0x9f100, &object);
         let result = scan_all(&builder.done(), &signatures);
-        result.hits.iter().map(|hit| (hit.address.0, hit.tested, hit.deferred)).collect::<Vec<_>>()
+        let hits = hits_of(&result, &signatures, "cpython.type");
+        hits.iter().map(|hit| (hit.address.0, hit.tested, hit.deferred)).collect::<Vec<_>>()
     };
     assert_eq!(hits(0x1000..0x9fc00), [(0x9f100, 6, 0)]);
     assert_eq!(hits(0x1000..0x9f12f), [(0x9f100, 5, 1)]);
@@ -104,7 +106,8 @@ fn bases_wrap_before_address_zero() {
     builder.words(0, &[0x7000_0000_0ff8, 0, 0x1001, 928, 40]);
     let signatures = Signatures::load(None).unwrap();
     let result = scan_all(&builder.done(), &signatures);
-    let found: Vec<_> = result.hits.iter().map(|hit| (hit.address, hit.anchor, hit.tested)).collect();
+    let hits = hits_of(&result, &signatures, "cpython.type");
+    let found: Vec<_> = hits.iter().map(|hit| (hit.address, hit.anchor, hit.tested)).collect();
     assert_eq!(found, [(PhysAddr(8u64.wrapping_neg()), PhysAddr(0), 5)]);
 }
 
@@ -143,7 +146,8 @@ fn random_memory_holds_hits_of_all_signatures() {
     let hit: BTreeSet<u16> = scans.flat_map(|result| result.hits).map(|hit| hit.signature).collect();
     let all = (signatures.structures().len() + signatures.needles().len()) as u16;
     let missed: Vec<_> = (0..all).filter(|i| !hit.contains(i)).filter_map(|i| signatures.name(i)).collect();
-    assert_eq!(missed, ["impossible"]);
+    // `type` with other headers is found in the real dumps only.
+    assert_eq!(missed, ["cpython.type.wide_header", "cpython.type.any_header", "impossible"]);
 }
 
 /// The rules of x86-64, written down once more.

@@ -283,7 +283,8 @@ impl<'a> PythonLayout<'a> {
 
 impl<'a> TorchLayout<'a> {
     fn new(score: &'a TensorScore) -> Self {
-        let TensorScore { readable, same_abi, learned, contradicted, tried, inferred, ref version, ref moved } = *score;
+        let TensorScore { readable, same_abi, learned, contradicted, tried, inferred, ref version, ref moved, .. } =
+            *score;
         Self { version, readable, same_abi, learned, contradicted, tried, inferred, moved, runner_up: None }
     }
 }

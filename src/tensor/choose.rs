@@ -19,6 +19,8 @@ const ODD_ONE_IN: usize = 8;
 pub struct TensorScore {
     /// Tensors whose fields agree.
     pub readable: usize,
+    /// Tensors whose storage ends where their elements end: of most it does, and chance does not give that.
+    pub filled: usize,
     /// Tensors of which all was there to be read, and whose fields contradict each other.
     pub contradicted: usize,
     /// Tensors whose autograd data are of the layout's C++ ABI.
@@ -55,7 +57,8 @@ impl TensorScore {
 
     /// What decides between layouts, the most important first.
     fn key(&self) -> (usize, usize, usize, Reverse<usize>) {
-        (self.readable, self.same_abi, self.learned, Reverse(self.moved.len()))
+        // A wrong place for the storage may read as one that is large, and on some device.
+        (self.readable + self.filled, self.same_abi, self.learned, Reverse(self.moved.len()))
     }
 }
 
@@ -96,6 +99,7 @@ pub fn choose<'a>(
 fn score(layout: &Layout, objects: &Objects<'_>, tensors: &[VirtAddr]) -> TensorScore {
     let mut score = TensorScore {
         readable: 0,
+        filled: 0,
         contradicted: 0,
         same_abi: 0,
         learned: 0,
@@ -113,6 +117,8 @@ fn score(layout: &Layout, objects: &Objects<'_>, tensors: &[VirtAddr]) -> Tensor
             }
         };
         score.readable += 1;
+        let end = info.storage_offset.saturating_mul(info.dtype.size).saturating_add(info.byte_len());
+        score.filled += usize::from(info.storage_bytes > 0 && info.storage_bytes == end);
         score.same_abi += usize::from(layout.string_abi_fits(objects, info.tensor_impl) == Some(true));
         let grad_fits =
             layout.read_grad(objects, &info).is_ok_and(|grad| grad.is_none_or(|grad| grad.shape == info.shape));

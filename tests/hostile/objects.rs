@@ -46,6 +46,8 @@ type Fields = Vec<(String, u64)>;
 fn victim(torch: &Torch) -> (Placed, Placed, Fields) {
     let python = &torch.python;
     let (_, good) = torch.small_model("Good", &[50]);
+    // More of them, as every model has: of two tensors one that lies would decide what layout reads them.
+    (0..6).for_each(|_| drop(torch.small_model("More", &[50])));
     let bad = torch.parameter(&[2, 3]);
     let (int, float, text) = (python.int(1 << 40), python.float(0.5), python.str("text"));
     let (list, tuple) = (python.list(&[int, text]), python.tuple(&[int, float]));
@@ -120,10 +122,13 @@ fn victim(torch: &Torch) -> (Placed, Placed, Fields) {
     (good, bad, fields)
 }
 
+/// The layouts that count a tensor's dimensions: all but those of 1.7, which come first.
+const COUNTED: &[&str] = PYTORCHES.as_slice().split_at(2).1;
+
 #[test]
 fn a_lie_in_one_object_harms_no_other() {
     let _alone = alone();
-    for (cpython, pytorch) in CPYTHONS.iter().zip(PYTORCHES.iter().cycle()) {
+    for (cpython, pytorch) in CPYTHONS.iter().zip(COUNTED.iter().cycle()) {
         let torch = torch(cpython, pytorch, Options { frames: 400, ..Options::default() });
         let (good, bad, fields) = victim(&torch);
         let process = &torch.python.process;
@@ -265,7 +270,8 @@ fn random_words_anywhere_in_the_heap() {
     let _alone = alone();
     let rounds = if cfg!(debug_assertions) { 60 } else { 400 };
     for (seed, cpython) in (0..).zip(CPYTHONS) {
-        let torch = torch(cpython, PYTORCHES[seed as usize % 5], Options { frames: 400, seed, ..Options::default() });
+        let torch =
+            torch(cpython, COUNTED[seed as usize % COUNTED.len()], Options { frames: 400, seed, ..Options::default() });
         let (good, bad, fields) = victim(&torch);
         let python: &Python = &torch.python;
         let mut random = Random(seed);

@@ -254,6 +254,7 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
     };
     let torch = TensorScore {
         readable: 5,
+        filled: 5,
         contradicted: 0,
         same_abi: 5,
         learned: 4,
