@@ -122,7 +122,12 @@ def take_kernel(pid, folder):
     return image
 
 
-# How an image is taken: a process and a folder give its path; "maps" lies beside it where it is needed.
+def take(pid, capture, folder):
+    """An image of the process, as one of `CAPTURES`: its path; "maps" lies beside it where it is needed."""
+    return TAKE[capture](pid, folder)
+
+
+# How each is taken.
 TAKE = {"mem": take_mem, "gcore": take_gcore, "gcore-all": take_gcore_all, "kernel": take_kernel}
 # The kernel's core comes last: it ends the process.
 CAPTURES = list(TAKE)

@@ -10,8 +10,11 @@ import time
 import cuda_stubs
 
 VICTIMS = pathlib.Path(__file__).resolve().parent / "victims"
-# In place of a Python: the machine's own, or that of a Debian suite.
-SYSTEM, DEBIAN = "system", "debian"
+# In place of a Python: the machine's own, that of a Debian suite, that of a guest with such a suite.
+SYSTEM, DEBIAN, GUEST = "system", "debian", "guest"
+# In place of a PyTorch, where the Python is a path: what that Python has.
+INSTALLED = "installed"
+DEBIAN_PYTHON = ["python3", "python3-torch"]
 
 
 class LeftOut(Exception):
@@ -73,6 +76,8 @@ class Environment:
                 self.use_system()
             elif first == DEBIAN:
                 self.use_debian(second, work)
+            elif second == INSTALLED:
+                self.command = [first]
             else:
                 self.install(find_python(first, folders), second, work / "venv")
             probe = "import sys, torch; print('%d.%d.%d' % sys.version_info[:3], torch.__version__)"
@@ -96,7 +101,7 @@ class Environment:
             root = work / "debian"
             self.own.append(root)
             shutil.rmtree(root, ignore_errors=True)
-            run(["mmdebstrap", "--variant=apt", "--include=python3,python3-torch", suite, root])
+            run(["mmdebstrap", "--variant=apt", "--include=" + ",".join(DEBIAN_PYTHON), suite, root])
         self.victims, self.bytecode = root / "victims", "/bytecode"
         self.own += [self.victims, root / "bytecode"]
         shutil.rmtree(self.victims, ignore_errors=True)

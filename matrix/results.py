@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 
+import guests
 from images import CAPTURES
 from machine import say
 
@@ -40,7 +41,7 @@ class Results:
 
 def table(rows):
     """A row per pair and victim, a column per capture; below, what falls short."""
-    captures = [capture for capture in CAPTURES if any(row["capture"] == capture for row in rows)]
+    captures = [capture for capture in CAPTURES + guests.CAPTURES if any(row["capture"] == capture for row in rows)]
     cells = collections.OrderedDict()
     for row in rows:
         cells.setdefault((row["pair"], row["victim"]), {})[row["capture"]] = row

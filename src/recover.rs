@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
-use crate::cpython::{self, Builtins, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper};
+use crate::cpython::{self, Builtins, Candidate, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper};
 use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, Format, PhysicalMemory, ProcessImage};
 use crate::model::{self, Model, Others, Sighting};
@@ -179,11 +179,12 @@ pub fn recover(
         warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
     }
     cpython::ask(&mut candidates, &hits(&|name| name == DEBUG_OFFSETS), &sweeper, signatures);
-    let interpreters = cpython::interpreters(&candidates, &python_layouts, &sweeper, |interpreter| {
+    let (interpreters, unread) = cpython::interpreters(&candidates, &python_layouts, &sweeper, |interpreter| {
         let types = WantedTypes::new(interpreter, &interpreter.modules(&interpreter.module_types()));
         let all = [types.python, types.torch, types.optimizers, types.tensors, types.arrays];
         all.into_iter().flatten().collect()
     });
+    warnings.extend(unread.into_iter().filter_map(|index| candidates.get(index)).map(unread_python));
     let plain_header = python_layouts.iter().map(|layout| layout.object_size).min().unwrap_or_default();
     let mut processes: Vec<Process> = interpreters
         .par_iter()
@@ -376,6 +377,15 @@ fn without_table(process: &Process) -> Option<String> {
             moved.len()
         )
     })
+}
+
+/// Says that an interpreter is there of which nothing can be read.
+fn unread_python(candidate: &Candidate<'_>) -> String {
+    let place = candidate.space.root().map_or_else(String::new, |root| format!(" in the address space {root}"));
+    format!(
+        "the classes of a CPython whose `type` is at {}{place} can't be read: no layout file fits, none could be inferred, or too much of it is not in the dump; its models are not among these",
+        candidate.type_object
+    )
 }
 
 /// Says so if the layout of an interpreter is no known one.

@@ -83,18 +83,28 @@ pub(super) fn choose(
     tables: &[Layout],
 ) -> Option<(Layout, (LayoutScore, Option<LayoutScore>), Types)> {
     let mut readings: Vec<Reading> = Vec::new();
-    for layout in &candidate.layouts {
-        // Most layouts differ elsewhere, and read the same types.
-        let known = readings.iter().find(|other| layout.reads_types_like(&other.layout));
-        let types = known.map(|known| Rc::clone(&known.types));
-        readings.push(read(candidate, layout.clone(), types, slots, tables));
-    }
-    let rank = |Reading { score, .. }: &Reading| (score.readable, score.size_matches, Reverse(score.changes.len()));
-    readings.sort_by_key(rank);
-    if !readings.last()?.score.fits() {
-        let learned = learn(candidate, &readings, tables);
-        readings.extend(learned.map(|layout| read(candidate, layout, None, slots, tables)));
-        readings.sort_by_key(rank);
+    let add = |readings: &mut Vec<Reading>, layouts: &[Layout]| {
+        for layout in layouts {
+            // Most layouts differ elsewhere, and read the same types.
+            let known = readings.iter().find(|other| layout.reads_types_like(&other.layout));
+            let types = known.map(|known| Rc::clone(&known.types));
+            readings.push(read(candidate, layout.clone(), types, slots, tables));
+        }
+        readings.sort_by_key(|Reading { score, .. }| {
+            (score.readable, score.size_matches, Reverse(score.changes.len()))
+        });
+        readings.last().is_some_and(|best| best.score.fits())
+    };
+    if !add(&mut readings, &candidate.layouts) {
+        // A table may read `type` by chance, with the counts of references in other words of the header.
+        let ob_type = candidate.layouts.first().map_or(0, |layout| layout.ob_type);
+        let headers = infer::from_type(&candidate.space, candidate.type_object, ob_type, tables);
+        let is_new = |layout: &Layout| candidate.layouts.iter().all(|known| known.numbers() != layout.numbers());
+        let new: Vec<Layout> = headers.into_iter().filter(is_new).collect();
+        if !add(&mut readings, &new) {
+            let learned = learn(candidate, &readings, tables);
+            add(&mut readings, learned.as_slice());
+        }
     }
     let best = readings.pop().filter(|best| best.score.readable > 0)?;
     let next = readings.pop().map(|reading| reading.score).filter(|next| next.readable > 0);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rayon::iter::Either;
 use rayon::prelude::*;
 
 use super::candidate::Candidate;
@@ -16,6 +17,8 @@ use crate::paging::AddressSpace;
 
 /// Sweeps for what newly found types are the types of.
 const MAX_ROUNDS: usize = 5;
+/// Pointers to `type` that an interpreter has at least: it begins with twice as many classes.
+const MIN_CLASSES: usize = 64;
 
 /// Live objects by their type.
 pub type Instances = BTreeMap<VirtAddr, Vec<VirtAddr>>;
@@ -63,24 +66,26 @@ impl Interpreter<'_> {
 /// Finds the types of every candidate, chooses its layout, and finds the instances of the types that `wanted` picks.
 ///
 /// The candidates are those whose spaces the sweeper holds, in the same order; those in which no
-/// layout reads any type are dropped. `wanted` is asked again when more types are known, and only adds to its answer.
+/// layout reads any class are left out, and returned by their index where enough classes are there to tell that they
+/// are interpreters. `wanted` is asked again when more types are known, and only adds to its answer.
 pub fn interpreters<'a>(
     candidates: &[Candidate<'a>],
     tables: &[Layout],
     sweeper: &Sweeper<'_>,
     wanted: impl Fn(&Interpreter<'a>) -> BTreeSet<VirtAddr> + Sync,
-) -> Vec<Interpreter<'a>> {
+) -> (Vec<Interpreter<'a>>, Vec<usize>) {
     let types: Vec<BTreeSet<VirtAddr>> =
         candidates.iter().map(|candidate| BTreeSet::from([candidate.type_object])).collect();
     let slots = sweeper.sweep(&types);
     let with_slots = candidates.par_iter().zip(slots).enumerate();
-    let mut interpreters: Vec<Interpreter<'a>> = with_slots
-        .filter_map(|(index, (candidate, slots))| {
-            let (layout, scores, types) = choose(candidate, &slots, tables)?;
+    let (mut interpreters, unread): (Vec<Interpreter<'a>>, Vec<Option<usize>>) =
+        with_slots.partition_map(|(index, (candidate, slots))| {
+            let Some((layout, scores, types)) = choose(candidate, &slots, tables) else {
+                return Either::Right((slots.len() >= MIN_CLASSES).then_some(index));
+            };
             let Candidate { space, type_object, .. } = *candidate;
-            Some(Interpreter { index, space, type_object, layout, scores, types, instances: Instances::new() })
-        })
-        .collect();
+            Either::Left(Interpreter { index, space, type_object, layout, scores, types, instances: Instances::new() })
+        });
     // Every sweep is for what the one before has found: metaclasses, of which there may be more types, and types
     // whose instances are wanted.
     let mut swept_for = types;
@@ -108,7 +113,7 @@ pub fn interpreters<'a>(
         infer::from_values(interpreter, tables);
         interpreter.scores.0.changes = changes(&interpreter.layout, tables);
     });
-    interpreters
+    (interpreters, unread.into_iter().flatten().collect())
 }
 
 impl Interpreter<'_> {

@@ -1,8 +1,12 @@
 //! PyTorch whose structures no table has: the tensors tell the layout, and the report says so.
 
+use tensorcarve::cpython::LayoutSource;
 use tensorcarve::recover::Recovery;
 
-use super::synthetic::{ModuleSpec, Options, Placed, SIGNATURES, Tensor, Torch, dump, recover, torch};
+use super::inference::padded;
+use super::synthetic::{
+    Machine, ModuleSpec, Options, Placed, Process, Python, SIGNATURES, Tensor, Torch, dump, layout, recover, torch,
+};
 use super::{assert_whole, only_model};
 
 /// PyTorch with other numbers than its version has.
@@ -64,7 +68,7 @@ fn assert_inferred(torch: &Torch, recovery: &Recovery, placed: &[Placed], change
         model.training.iter().map(|grad| (grad.status, grad.info.as_ref().unwrap().shape.clone())).collect();
     let learned = placed.iter().filter(|placed| placed.spec.requires_grad);
     assert_eq!(grads.len(), learned.count(), "{grads:?}");
-    let warning = recovery.warnings.iter().find(|warning| warning.contains("inferred")).unwrap();
+    let warning = recovery.warnings.iter().find(|warning| warning.contains("PyTorch of the process")).unwrap();
     assert!(warning.contains(&format!("{} of {} tensors", placed.len(), placed.len())), "{warning}");
 }
 
@@ -90,6 +94,27 @@ fn shifted_fields_are_found() {
         let torch = patched(pytorch, &SHIFTED);
         let placed = place(&torch);
         assert_inferred(&torch, &recover(&dump(&torch.python.process)), &placed, &SHIFTED);
+    }
+}
+
+#[test]
+fn a_padded_python_with_shifted_tensors() {
+    for version in ["3.8", "3.11", "3.13", "3.14"] {
+        for bytes in [8, 16, 32] {
+            let padded = padded(&layout(version), 2, bytes);
+            let machine = Machine::new(Options { frames: 2048, ..Options::default() });
+            let mut torch = Torch::new(Python::of_layout(Process::new(&machine), padded, None), "2.6");
+            for (number, value) in SHIFTED {
+                torch.numbers.0.fields.get_mut(number).unwrap().value = value;
+            }
+            let placed = place(&torch);
+            let recovery = recover(&dump(&torch.python.process));
+            assert_inferred(&torch, &recovery, &placed, &SHIFTED);
+            let (python, _) = &recovery.processes[0].python_layout;
+            assert_eq!(python.source, LayoutSource::Inferred, "{version} {bytes}: {python:?}");
+            let inferred = recovery.warnings.iter().filter(|warning| warning.contains("one was inferred from"));
+            assert_eq!(inferred.count(), 2, "{version} {bytes}: {:?}", recovery.warnings);
+        }
     }
 }
 

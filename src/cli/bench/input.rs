@@ -35,7 +35,7 @@ pub(super) fn measure(path: &Path, threads: u16, rounds: u16) -> Result<Vec<Row>
         let mut rows = Vec::new();
         let mut add = |way: &str, set: &str, speeds: &Samples, reads: &Samples| {
             let ratios: Vec<f64> = speeds.iter().zip(reads.iter()).map(|(speed, read)| speed / read).collect();
-            rows.push(Row::new(way, threads, set.to_owned(), size, speeds, &ratios, reads.median(), 0));
+            rows.push(Row::new(way, threads, set.to_owned(), size, speeds, &ratios, reads.median(), None));
         };
         let mut reads = Samples::default();
         let mut warm = [("map", Samples::default()), ("pread", Samples::default())];

@@ -68,7 +68,8 @@ struct Row {
     ratio_min: f64,
     ratio_max: f64,
     read_gb_per_s: f64,
-    hits: u64,
+    /// What was found; null for a part of the work that finds nothing.
+    hits: Option<u64>,
     /// Bytes of a pass: less than the size where a backend is slow.
     bytes: u64,
 }
@@ -83,7 +84,7 @@ impl Row {
         speeds: &Samples,
         ratios: &[f64],
         read_gb_per_s: f64,
-        hits: u64,
+        hits: Option<u64>,
     ) -> Self {
         let ratios = Samples(ratios.to_vec());
         Self {
@@ -199,6 +200,7 @@ fn measure_made_up(
                 }
                 rows.push(Row { threads, set: (*set).to_owned(), ..row });
             }
+            rows.extend(on_device(&work, &memory, backends, threads, set)?);
         }
     }
     Ok(((tiles * TILE) as u64, rows))
@@ -233,6 +235,7 @@ fn measure_dump(
         for &threads in threads {
             let measured = in_pool(Some(threads), || measure(&work, memory, &part, backends, args.rounds))??;
             rows.extend(measured.into_iter().map(|(_, _, row)| Row { threads, set: (*set).to_owned(), ..row }));
+            rows.extend(on_device(&work, memory, backends, threads, set)?);
         }
     }
     Ok((memory.size(), rows))
@@ -286,9 +289,44 @@ fn measure(
     }
     let row = |(backend, memory, hits, speeds, ratios): (Backend, &PhysicalMemory, u64, Samples, Vec<f64>)| {
         let name = backend.to_string();
-        (backend, hits, Row::new(&name, 0, String::new(), memory.size(), &speeds, &ratios, reads.median(), hits))
+        (backend, hits, Row::new(&name, 0, String::new(), memory.size(), &speeds, &ratios, reads.median(), Some(hits)))
     };
     Ok(runs.into_iter().map(row).collect())
+}
+
+/// What bounds the scan on a GPU, where one is measured: `gpu-upload` brings the memory to the device and does nothing
+/// with it; `gpu-resident` scans what is on the device already, by the device's clock, and READ is the sum of the same bytes there.
+fn on_device(
+    work: &Work,
+    memory: &PhysicalMemory,
+    backends: &[Backend],
+    threads: u16,
+    set: &str,
+) -> Result<Vec<Row>, Failure> {
+    #[cfg(feature = "gpu")]
+    if let Work::Scan(signatures) = work
+        && backends.contains(&Backend::Gpu)
+    {
+        let measured = in_pool(Some(threads), || gpu::measure(memory, signatures))?.map_err(Failure::new)?;
+        let speed = |bytes: u64, time: Duration| bytes as f64 / 1e9 / time.as_secs_f64();
+        let row = |backend: &str, bytes: u64, time: Duration, read: f64| {
+            let (mut speeds, ratio) = (Samples::default(), speed(bytes, time) / read);
+            speeds.push(bytes, time);
+            Row::new(backend, threads, set.to_owned(), bytes, &speeds, &[ratio], read, None)
+        };
+        let mut reads = Samples::default();
+        for _ in 0..5 {
+            in_pool(Some(threads), || reads.add(memory.size(), || scan::read(memory)))?;
+        }
+        let resident = measured.scan.zip(measured.sum).map(|(scan, sum)| {
+            let bytes = measured.resident_bytes;
+            row("gpu-resident", bytes, scan, speed(bytes, sum))
+        });
+        return Ok([row("gpu-upload", memory.size(), measured.upload, reads.median())].into_iter().chain(resident).collect());
+    }
+    #[cfg(not(feature = "gpu"))]
+    let _ = (work, memory, backends, threads, set);
+    Ok(Vec::new())
 }
 
 fn table(document: &Document) -> String {
@@ -303,7 +341,7 @@ fn table(document: &Document) -> String {
             format!("{:.2}", row.read_gb_per_s),
             format!("{:.2}", row.ratio_to_read),
             format!("{:.2}-{:.2}", row.ratio_min, row.ratio_max),
-            row.hits.to_string(),
+            row.hits.map_or_else(|| "–".to_owned(), |hits| hits.to_string()),
             (row.bytes >> 20).to_string(),
         ]
     });
