@@ -12,12 +12,13 @@ import time
 
 from machine import DEBIAN_PYTHON, VICTIMS, LeftOut, install_packages, run
 
-MEBIBYTES = 2400
+MEBIBYTES = 2700
 SECONDS_TO_BOOT = 3600
 # Kinds of paging that machines have: four levels with two tables per process, four, five.
 PAGING = {"bullseye": ("max,la57=off", "pti=on"), "bookworm": ("max,la57=off", "pti=off")}
 FIVE_LEVELS = ("max", "")
-# The first process of the guest: it starts one victim after another, and then stands still as well.
+# The first process of the guest: it starts one victim after another, and then stands still as well. What they say goes
+# to a line of its own, because the kernel writes to the console whenever it wants.
 INIT = """#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp; mount -o remount,rw /
@@ -25,10 +26,10 @@ cd /root
 for victim in $(cat /victims/list); do
   python3 /victims/$victim.py > /tmp/$victim.log 2>&1 &
   until grep -q -e '^READY' -e Error: /tmp/$victim.log; do sleep 1; done
-  cat /tmp/$victim.log
+  cat /tmp/$victim.log > /dev/ttyS1
 done
 sleep 2
-echo "GUEST-READY $(uname -r)"
+echo "GUEST-READY $(uname -r)" > /dev/ttyS1
 exec sleep 1000000
 """
 
@@ -77,18 +78,19 @@ class Guest:
 
     def boot(self, root, cpu, append):
         kernel, initrd = (sorted((root / "boot").glob(name))[-1] for name in ("vmlinuz-*", "initrd.img-*"))
-        self.serial, self.monitor = self.folder / "serial", self.folder / "monitor"
+        self.console, self.serial, self.monitor = (self.folder / name for name in ("console", "serial", "monitor"))
         command = [
             "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", cpu, "-machine", "q35", "-smp", "2",
             "-m", MEBIBYTES, "-display", "none", "-nic", "none", "-no-reboot", "-kernel", kernel, "-initrd", initrd,
             "-append", "root=/dev/vda rw init=/matrix-init console=ttyS0 quiet loglevel=0 " + append,
-            "-drive", "file=%s,if=virtio,format=raw" % self.disk, "-serial", "file:%s" % self.serial,
-            "-monitor", "unix:%s,server,nowait" % self.monitor]
+            "-drive", "file=%s,if=virtio,format=raw" % self.disk, "-serial", "file:%s" % self.console,
+            "-serial", "file:%s" % self.serial, "-monitor", "unix:%s,server,nowait" % self.monitor]
         self.process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL)
         start = time.monotonic()
         while "GUEST-READY" not in self.said():
             if self.process.poll() is not None or time.monotonic() - start > SECONDS_TO_BOOT:
-                last = " | ".join(self.said().splitlines()[-4:])[-400:]
+                text = self.console.read_text(errors="replace") if self.console.exists() else ""
+                last = " | ".join((text + self.said()).splitlines()[-4:])[-400:]
                 raise RuntimeError("the guest did not get ready: status %s: %s" % (self.process.poll(), last))
             time.sleep(1)
 

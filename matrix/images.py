@@ -74,17 +74,20 @@ def take_mem(pid, folder):
             start, end = (int(bound, 16) for bound in span.split("-"))
             # The kernel's own page can't be read, whatever the maps say of it.
             if access.startswith("r") and "[vsyscall]" not in line and "[vvar" not in line:
-                copy_mapping(memory, start, end, copy)
+                is_device = " /dev/nvidia" in line
+                copy_mapping(memory, start, end, copy, is_device)
     return image
 
 
-def copy_mapping(memory, start, end, copy):
+def copy_mapping(memory, start, end, copy, is_device):
     memory.seek(start)
     while start < end:
         try:
             data = memory.read(min(end - start, 1 << 20))
         except OSError:
             data = b""
+        if not data and is_device:
+            return
         if not data:
             raise LeftOut("/proc/PID/mem: nothing to read at %#x" % start)
         copy.write(data)

@@ -22,17 +22,24 @@ def value_bytes(tensor):
 
 
 def described(tensor):
-    """A strided tensor on the CPU."""
-    return {
+    """A strided tensor: on the CPU with the hash of its bytes."""
+    row = {
         "shape": list(tensor.shape),
         "dtype": str(tensor.dtype).replace("torch.", ""),
         "stride": list(tensor.stride()),
         "offset": tensor.storage_offset(),
-        "sha256": hashlib.sha256(value_bytes(tensor)).hexdigest(),
         "data_ptr": hex(tensor.data_ptr()),
         "id": hex(id(tensor)),
         "requires_grad": tensor.requires_grad,
+        "device": str(tensor.device),
     }
+    if on_cpu(tensor):
+        row["sha256"] = hashlib.sha256(value_bytes(tensor)).hexdigest()
+    return row
+
+
+def on_cpu(tensor):
+    return tensor.device.type == "cpu"
 
 
 def form(tensor):
@@ -41,8 +48,8 @@ def form(tensor):
         return "lazy"
     if tensor.layout != torch.strided:
         return "sparse"
-    if tensor.device.type != "cpu":
-        return tensor.device.type
+    if not on_cpu(tensor):
+        return "meta" if tensor.device.type == "meta" else "accelerator"
     if tensor.is_quantized:
         return "quantized"
     return "complex" if tensor.is_complex() else "strided"
@@ -53,6 +60,8 @@ def described_odd(tensor):
     row = {"form": form(tensor), "class": class_name(tensor), "id": hex(id(tensor))}
     if row["form"] == "lazy":
         return row
+    if row["form"] in ("meta", "accelerator"):
+        return dict(described(tensor), **row)
     row["shape"] = list(tensor.shape)
     parts = []
     if row["form"] == "sparse":
@@ -90,7 +99,11 @@ def described_module(module):
 def described_optimizer(optimizer, net):
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     state = {
-        names[id(parameter)]: {key: described(kept) if torch.is_tensor(kept) else kept for key, kept in entry.items()}
+        names[id(parameter)]: {
+            key: described(kept) if torch.is_tensor(kept) else kept
+            for key, kept in entry.items()
+            if not torch.is_tensor(kept) or on_cpu(kept)
+        }
         for parameter, entry in optimizer.state.items()
         if id(parameter) in names
     }
@@ -100,6 +113,16 @@ def described_optimizer(optimizer, net):
     ]
     of_groups = [[names[id(p)] for p in group["params"] if id(p) in names] for group in optimizer.param_groups]
     return {"class": class_name(optimizer), "state": state, "param_groups": groups, "parameters": of_groups}
+
+
+def training_elsewhere(net, optimizer):
+    """Gradients and what the optimizer keeps on an accelerator, by the names that the recovery gives them."""
+    gradients = [(name, parameter.grad) for name, parameter in net.named_parameters()]
+    state = optimizer.state if optimizer is not None else {}
+    kept = [("%s.%s" % (name, key), value) for name, parameter in net.named_parameters()
+            for key, value in state.get(parameter, {}).items()]
+    return {name: described(tensor) for name, tensor in gradients + kept
+            if torch.is_tensor(tensor) and not on_cpu(tensor)}
 
 
 def tell(role, net, optimizer=None):
@@ -114,7 +137,12 @@ def tell(role, net, optimizer=None):
         "state_dict": {},
         "odd": {},
         "modules": {name: described_module(module) for name, module in net.named_modules()},
-        "grads": {name: described(p.grad) for name, p in net.named_parameters() if p.grad is not None},
+        "grads": {
+            name: described(parameter.grad)
+            for name, parameter in net.named_parameters()
+            if parameter.grad is not None and on_cpu(parameter.grad)
+        },
+        "training_elsewhere": training_elsewhere(net, optimizer),
     }
     for name, tensor in net.state_dict(keep_vars=True).items():
         if form(tensor) == "strided":
@@ -137,7 +165,7 @@ def attempt(feature, build):
     """Calls `build`, or names the feature as left out where this version of PyTorch lacks it."""
     try:
         return build()
-    except (AttributeError, ImportError, NotImplementedError, RuntimeError, TypeError) as reason:
+    except (AssertionError, AttributeError, ImportError, NotImplementedError, RuntimeError, TypeError) as reason:
         sys.stdout.write("LEFT-OUT %s: %s: %s\n" % (feature, type(reason).__name__, str(reason).split("\n")[0][:150]))
         return None
 

@@ -125,7 +125,7 @@ fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path,
     match models.next() {
         Some(first) => {
             let loader = output_dir.join(report::model_dir(first)).join("load.py");
-            let partial = if report::is_whole(recovery) { "" } else { " --partial" };
+            let partial = if report::is_loadable(first) { "" } else { " --partial" };
             say(&format!("next: python3 {}{partial}", loader.display()));
         }
         None => say_nothing_found(dump, recovery, output_dir),

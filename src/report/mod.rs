@@ -48,7 +48,7 @@ use plan::{Planned, WeightFile};
 use weights::Place;
 
 use crate::dump::Dump;
-use crate::model::Model;
+use crate::model::{Model, Status};
 use crate::paging::{AddressSpace, VirtualMemory};
 use crate::recover::{Observer, Phase, Recovery};
 use crate::signature::Mmu;
@@ -110,6 +110,11 @@ pub fn write(
 /// Whether all of every model that was found could be read.
 pub fn is_whole(recovery: &Recovery) -> bool {
     recovery.processes.iter().flat_map(|process| &process.models).all(rows::is_whole)
+}
+
+/// Whether `load.py` of a model can load all weights without `--partial`.
+pub fn is_loadable(model: &Model) -> bool {
+    model.problems.is_empty() && model.tensors.iter().all(|tensor| tensor.status == Status::Complete)
 }
 
 /// The folder of a model within the output folder.
