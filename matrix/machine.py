@@ -51,7 +51,9 @@ def has_torch(python):
 
 
 def find_python(minor, folders):
-    """An interpreter of that minor version: from the folders of installations, then from PATH."""
+    """An interpreter of that minor version, from the folders of installations or else from PATH; a path is one already."""
+    if minor.startswith("/"):
+        return minor
     found = [path for folder in folders for path in pathlib.Path(folder).glob("%s*/bin/python3" % minor)]
     found = [path for path in found if re.match(r"%s(\D|$)" % re.escape(minor), path.parent.parent.name)]
     if found:
@@ -60,6 +62,11 @@ def find_python(minor, folders):
     if not on_path:
         raise LeftOut("no Python %s on this machine" % minor)
     return on_path
+
+
+def build_name(python):
+    """What tells builds of one version apart: the command, or the folder of the installation."""
+    return python.name if python.parent == pathlib.Path("/usr/bin") else python.parent.parent.name
 
 
 class Environment:
@@ -83,6 +90,9 @@ class Environment:
             probe = "import sys, torch; print('%d.%d.%d' % sys.version_info[:3], torch.__version__)"
             python, torch = run([*self.command, "-c", probe]).splitlines()[-1].split()
             self.name = "%s:%s" % (python, torch)
+            if first.startswith("/"):
+                # The same versions may be there in several builds.
+                self.name += " " + build_name(pathlib.Path(first))
         except BaseException:
             self.close()
             raise
@@ -119,7 +129,9 @@ class Environment:
         site = next(folder.glob("lib/python*/site-packages"))
         metadata = next(site.glob("torch-*.dist-info/METADATA")).read_text(errors="replace")
         required = [line for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.M) if "extra ==" not in line]
-        run(pip + [line for line in required if not re.match(r"(nvidia|cuda|triton|pytorch-triton)", line)] + ["numpy"])
+        # PyTorch before 2.3 is built for NumPy 1; 1.8 does not even start with another.
+        numpy = "numpy<2" if tuple(int(part) for part in torch.split(".")[:2]) < (2, 3) else "numpy"
+        run(pip + [line for line in required if not re.match(r"(nvidia|cuda|triton|pytorch-triton)", line)] + [numpy])
         cuda_stubs.write_missing(site / "torch")
 
     def script(self, name):

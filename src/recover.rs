@@ -361,7 +361,7 @@ fn describe(
 
 /// Says so if no table reads the tensors of a process.
 fn without_table(process: &Process) -> Option<String> {
-    let Some((TensorScore { readable, tried, version, inferred, moved, .. }, _)) = &process.torch_layout else {
+    let Some((TensorScore { readable, tried, version, inferred, changes, .. }, _)) = &process.torch_layout else {
         let tensors: usize = process.models.iter().map(|model| model.tensors.len()).sum();
         return (tensors > 0).then(|| {
             format!(
@@ -374,7 +374,7 @@ fn without_table(process: &Process) -> Option<String> {
         format!(
             "the PyTorch of the process with `type` at {} has no layout file: one was inferred from that of {version} with {} numbers changed, which reads {readable} of {tried} tensors; recovery.json lists them",
             process.type_object.0,
-            moved.len()
+            changes.len()
         )
     })
 }

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use tensorcarve::cpython::Change;
 use tensorcarve::dump::{Dump, Format};
 use tensorcarve::paging::SpaceKind;
 use tensorcarve::recover::{RecoverError, Recovery, recover};
 use tensorcarve::report::{self, OutputFolder, Run};
 use tensorcarve::scan::{self, Choice};
 use tensorcarve::signature::Signatures;
-use tensorcarve::tensor::Moved;
 
 use super::args::{LineFormat, RecoverArgs};
 use super::info::{open, say_warnings};
@@ -153,9 +153,12 @@ fn say_layouts(process: &tensorcarve::recover::Process) {
             best.readable,
             best.tried
         ));
-        for Moved { number, table, found } in &best.moved {
-            say(&format!("process {}: {number} is {found}, not {table}", report::process_name(process)));
-        }
+    }
+    let of_torch = process.torch_layout.iter().flat_map(|(best, _)| &best.changes);
+    for Change { number, from, to } in best.changes.iter().chain(of_torch) {
+        let in_words = |value: &Option<i64>| value.map_or_else(|| "nowhere".to_owned(), |value| value.to_string());
+        let (from, to) = (in_words(from), in_words(to));
+        say(&format!("process {}: {number} is {to}, not {from}", report::process_name(process)));
     }
 }
 

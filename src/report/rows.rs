@@ -7,7 +7,7 @@ use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{Change, LayoutScore, LayoutSource};
 use crate::model::{Model, NamedTensor, Sighting, Status, TensorKind};
 use crate::recover::Process;
-use crate::tensor::{ArrayInfo, Form, Hole, Moved, Quantizer, TensorScore};
+use crate::tensor::{ArrayInfo, Form, Hole, Quantizer, TensorScore};
 
 /// A tensor.
 #[derive(Serialize)]
@@ -263,13 +263,13 @@ struct TorchRow<'a> {
 struct TorchLayout<'a> {
     version: &'a str,
     readable: usize,
+    filled: usize,
     same_abi: usize,
     learned: usize,
     contradicted: usize,
     tried: usize,
     inferred: bool,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    moved: &'a [Moved],
+    changes: &'a [Change],
     #[serde(skip_serializing_if = "Option::is_none")]
     runner_up: Option<Option<Box<TorchLayout<'a>>>>,
 }
@@ -283,9 +283,18 @@ impl<'a> PythonLayout<'a> {
 
 impl<'a> TorchLayout<'a> {
     fn new(score: &'a TensorScore) -> Self {
-        let TensorScore { readable, same_abi, learned, contradicted, tried, inferred, ref version, ref moved, .. } =
-            *score;
-        Self { version, readable, same_abi, learned, contradicted, tried, inferred, moved, runner_up: None }
+        let TensorScore {
+            readable,
+            filled,
+            same_abi,
+            learned,
+            contradicted,
+            tried,
+            inferred,
+            ref version,
+            ref changes,
+        } = *score;
+        Self { version, readable, filled, same_abi, learned, contradicted, tried, inferred, changes, runner_up: None }
     }
 }
 

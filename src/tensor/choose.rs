@@ -3,13 +3,11 @@
 use std::borrow::Cow;
 use std::cmp::Reverse;
 
-use serde::Serialize;
-
 use super::infer::Evidence;
 use super::layout::Layout;
 use super::read::TensorError;
 use crate::addr::VirtAddr;
-use crate::cpython::{ObjectError, Objects};
+use crate::cpython::{Change, ObjectError, Objects};
 
 /// A table fits if at most one in this many tensors contradicts it: some are odd, or were captured while they changed.
 const ODD_ONE_IN: usize = 8;
@@ -34,18 +32,7 @@ pub struct TensorScore {
     /// Whether the table was only the first guess, and the tensors themselves told the rest.
     pub inferred: bool,
     /// The numbers that are not those of the table.
-    pub moved: Vec<Moved>,
-}
-
-/// A number of a layout that is not that of the table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Moved {
-    /// Its name in layout files.
-    pub number: &'static str,
-    /// What the table says.
-    pub table: i64,
-    /// What was found.
-    pub found: i64,
+    pub changes: Vec<Change>,
 }
 
 impl TensorScore {
@@ -58,7 +45,7 @@ impl TensorScore {
     /// What decides between layouts, the most important first.
     fn key(&self) -> (usize, usize, usize, Reverse<usize>) {
         // A wrong place for the storage may read as one that is large, and on some device.
-        (self.readable + self.filled, self.same_abi, self.learned, Reverse(self.moved.len()))
+        (self.readable + self.filled, self.same_abi, self.learned, Reverse(self.changes.len()))
     }
 }
 
@@ -83,9 +70,9 @@ pub fn choose<'a>(
         let inferred = tables.iter().filter_map(|table| {
             let layout = evidence.infer(table)?;
             let score = score(&layout, objects, tensors);
-            let moved = moved(table, &layout);
+            let changes = changes(table, &layout);
             // As it stands, the table is among those that were tried.
-            (!moved.is_empty()).then_some((Cow::Owned(layout), TensorScore { inferred: true, moved, ..score }))
+            (!changes.is_empty()).then_some((Cow::Owned(layout), TensorScore { inferred: true, changes, ..score }))
         });
         let best = inferred.max_by_key(|(_, score)| score.key());
         scored.extend(best);
@@ -106,7 +93,7 @@ fn score(layout: &Layout, objects: &Objects<'_>, tensors: &[VirtAddr]) -> Tensor
         tried: tensors.len(),
         version: layout.offsets.version.clone(),
         inferred: false,
-        moved: Vec::new(),
+        changes: Vec::new(),
     };
     for tensor in tensors {
         let info = match layout.read(objects, *tensor) {
@@ -127,10 +114,10 @@ fn score(layout: &Layout, objects: &Objects<'_>, tensors: &[VirtAddr]) -> Tensor
     score
 }
 
-fn moved(table: &Layout, found: &Layout) -> Vec<Moved> {
+fn changes(table: &Layout, found: &Layout) -> Vec<Change> {
     let pairs = table.numbers().into_iter().zip(found.numbers());
     pairs
         .filter(|((_, table), (_, found))| table != found)
-        .map(|((number, table), (_, found))| Moved { number, table, found })
+        .map(|((number, table), (_, found))| Change { number, from: Some(table), to: Some(found) })
         .collect()
 }

@@ -11,7 +11,7 @@ mod shape;
 mod vote;
 
 pub use array::{ArrayField, ArrayInfo, ArrayLayout, ArrayScore, array_layouts, choose_array_layout};
-pub use choose::{Moved, TensorScore, choose};
+pub use choose::{TensorScore, choose};
 pub use form::{Form, Quantizer, Sparse};
 pub use gather::{Elements, Hole, TooLarge, gather};
 pub use layout::{DtypeAt, Layout, LayoutError, Offsets, Raw, ScalarType, ShapeAt, layouts};

@@ -54,7 +54,7 @@ fn assert_inferred(torch: &Torch, recovery: &Recovery, placed: &[Placed], change
     assert_eq!((layout.readable, layout.tried), (placed.len(), placed.len()), "{layout:?}");
     let table = SIGNATURES.layouts("pytorch").find(|table| table.version == layout.version).unwrap();
     for (number, made_up) in changes {
-        let found = layout.moved.iter().find(|moved| moved.number == *number).map(|moved| moved.found);
+        let found = layout.changes.iter().find(|change| change.number == *number).and_then(|change| change.to);
         // What no tensor tells apart is as in the table.
         assert_eq!(found.or(table.get(number)), Some(*made_up), "{number}: {layout:?}");
     }

@@ -11,7 +11,7 @@ use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
 use tensorcarve::recover::{Observer, Phase, Process, Recovery};
 use tensorcarve::report::Run;
 use tensorcarve::signature::Signatures;
-use tensorcarve::tensor::{Form, Moved, ScalarType, TensorInfo, TensorScore, TooLarge, gather};
+use tensorcarve::tensor::{Form, ScalarType, TensorInfo, TensorScore, TooLarge, gather};
 
 /// The top table; the three below it and the data follow it.
 pub const ROOT: PhysAddr = PhysAddr(0x1000);
@@ -261,7 +261,7 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
         tried: 5,
         version: "1.13".to_owned(),
         inferred: true,
-        moved: vec![Moved { number: "tensor.numel", table: 168, found: 184 }],
+        changes: vec![Change { number: "tensor.numel", from: Some(168), to: Some(184) }],
     };
     let process = Process {
         root: Some(ROOT),

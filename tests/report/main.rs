@@ -241,7 +241,7 @@ fn documents_say_what_was_found() {
     assert_eq!(process["python"]["layout"]["changes"], json!([change]));
     let torch = &process["torch"]["layout"];
     assert_eq!((&torch["inferred"], &torch["runner_up"]), (&json!(true), &Json::Null));
-    assert_eq!(torch["moved"], json!([{"number": "tensor.numel", "table": 168, "found": 184}]));
+    assert_eq!(torch["changes"], json!([{"number": "tensor.numel", "from": 168, "to": 184}]));
     let model = &process["models"][0];
     assert_eq!((&model["dir"], &model["class"]), (&json!("models/m0"), &json!("__main__.Net")));
     let row = |name: &str| {
