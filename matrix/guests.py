@@ -1,8 +1,10 @@
 """Guests: whole machines with a Debian suite's kernel, Python and PyTorch under QEMU, whose memory is dumped.
 
-QEMU runs without acceleration, so that it works on any machine; a guest takes some minutes.
+A guest may have other suites' Pythons as well, in folders of their own: SUITE+SUITE. QEMU runs without acceleration, so
+that it works on any machine; a guest takes some minutes.
 """
 import collections
+import itertools
 import json
 import pathlib
 import shutil
@@ -23,11 +25,12 @@ INIT = """#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp; mount -o remount,rw /
 cd /root
-for victim in $(cat /victims/list); do
-  python3 /victims/$victim.py > /tmp/$victim.log 2>&1 &
+while read -r root victim; do
+  mount --bind /proc $root/proc
+  chroot $root python3 /victims/$victim.py > /tmp/$victim.log 2>&1 < /dev/null &
   until grep -q -e '^READY' -e Error: /tmp/$victim.log; do sleep 1; done
   cat /tmp/$victim.log > /dev/ttyS1
-done
+done < /victims/list
 sleep 2
 echo "GUEST-READY $(uname -r)" > /dev/ttyS1
 exec sleep 1000000
@@ -37,16 +40,14 @@ exec sleep 1000000
 class Guest:
     """A guest whose victims stand still, and have said what a perfect recovery would find."""
 
-    def __init__(self, suite, victims, work):
+    def __init__(self, suites, victims, work):
         self.folder = work / "guest"
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.process = None
         try:
-            root = self.root(suite)
-            self.fill(root, victims)
-            cpu, append = PAGING.get(root.name.split(".")[0], FIVE_LEVELS)
-            self.boot(root, cpu, append)
+            self.fill([self.root(suite) for suite in suites.split("+")], victims)
+            self.boot()
             self.read()
         except BaseException:
             self.close()
@@ -65,19 +66,35 @@ class Guest:
         run(["mmdebstrap", "--variant=minbase", "--include=" + packages, suite, root])
         return root
 
-    def fill(self, root, victims):
+    def fill(self, roots, victims):
+        """Makes the disk: the first root, with the others in it; the victims take turns with the roots."""
+        root, *others = roots
+        shutil.rmtree(root / "others", ignore_errors=True)
         shutil.rmtree(root / "victims", ignore_errors=True)
         shutil.copytree(VICTIMS, root / "victims")
-        (root / "victims" / "list").write_text(" ".join(victims))
+        places = ["/"]
+        for number, other in enumerate(others):
+            places.append("/others/%d" % number)
+            (root / "others").mkdir(exist_ok=True)
+            # The same files by other names, where the file system allows it.
+            run(["cp", "-a", "--link" if other.stat().st_dev == root.stat().st_dev else "--", other,
+                 str(root) + places[-1]])
+            shutil.rmtree(str(root) + places[-1] + "/victims", ignore_errors=True)
+            shutil.copytree(VICTIMS, str(root) + places[-1] + "/victims")
+        lines = ["%s %s\n" % line for line in zip(itertools.cycle(places), victims)]
+        (root / "victims" / "list").write_text("".join(lines))
         (root / "matrix-init").write_text(INIT)
         (root / "matrix-init").chmod(0o755)
         self.disk = self.folder / "disk"
         with open(self.disk, "wb") as disk:
-            disk.truncate(8 << 30)
+            disk.truncate((4 + 4 * len(roots)) << 30)
         run(["mkfs.ext4", "-q", "-F", "-d", root, self.disk])
+        self.kernel_files = [sorted((root / "boot").glob(name))[-1] for name in ("vmlinuz-*", "initrd.img-*")]
+        self.paging = PAGING.get(root.name.split(".")[0], FIVE_LEVELS)
+        shutil.rmtree(root / "others", ignore_errors=True)
 
-    def boot(self, root, cpu, append):
-        kernel, initrd = (sorted((root / "boot").glob(name))[-1] for name in ("vmlinuz-*", "initrd.img-*"))
+    def boot(self):
+        (kernel, initrd), (cpu, append) = self.kernel_files, self.paging
         self.console, self.serial, self.monitor = (self.folder / name for name in ("console", "serial", "monitor"))
         command = [
             "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", cpu, "-machine", "q35", "-smp", "2",
@@ -111,7 +128,8 @@ class Guest:
         if not models:
             raise RuntimeError("no victim of the guest said anything: " + " | ".join(lines[-4:])[-400:])
         self.models = list(models.values())
-        self.name = "%s:%s" % (self.models[0]["python"], self.models[0]["torch"])
+        names = ["%s:%s" % (model["python"], model["torch"]) for model in self.models]
+        self.name = " and ".join(sorted(set(names), key=names.index))
         self.kernel = next(line.split()[1] for line in lines if line.startswith("GUEST-READY "))
         self.command("stop")
 

@@ -51,7 +51,7 @@ def has_torch(python):
 
 
 def find_python(minor, folders):
-    """An interpreter of that minor version, from the folders of installations or else from PATH; a path is one already."""
+    """An interpreter of that version, from the folders of installations or else from PATH; a path is one already."""
     if minor.startswith("/"):
         return minor
     found = [path for folder in folders for path in pathlib.Path(folder).glob("%s*/bin/python3" % minor)]
