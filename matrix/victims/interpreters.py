@@ -1,4 +1,4 @@
-"""Victim: an interpreter with a model, and another one in the process, without PyTorch but with a class of that name."""
+"""Victim: an interpreter with a model; another one in the process, without PyTorch, has a class of that name."""
 import threading
 
 import torch
