@@ -124,7 +124,7 @@ class Environment:
         shutil.rmtree(folder, ignore_errors=True)
         run([base, "-m", "venv", folder])
         self.command = [str(folder / "bin" / "python")]
-        pip = [*self.command, "-m", "pip", "install", "-q", "--no-cache-dir", "--no-compile"]
+        pip = [*self.command, "-m", "pip", "install", "-q", "--no-cache-dir", "--no-compile", "--prefer-binary"]
         run(pip + ["--no-deps", "torch==" + (torch if torch.count(".") == 2 else torch + ".*")])
         site = next(folder.glob("lib/python*/site-packages"))
         metadata = next(site.glob("torch-*.dist-info/METADATA")).read_text(errors="replace")
