@@ -2,6 +2,12 @@
 
 use super::layout::Layout;
 
+/// What the count of the others is higher by where only the garbage collector may free the object: classes, modules, functions
+/// of free-threaded builds from 3.14 on (`_Py_REF_DEFERRED`, Include/internal/pycore_object.h, CPython 3.14.7).
+const DEFERRED: i64 = i64::MAX / 8;
+/// More references than anything has.
+const MAX_COUNT: i64 = 2 * u32::MAX as i64;
+
 /// Where the counts lie, in bytes from the slot of the object's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum References {
@@ -43,7 +49,8 @@ impl References {
                 let half = word(local & !7)?.checked_shr((local & 7) as u32 * u8::BITS).unwrap_or_default();
                 let owned = i64::from(half as u32);
                 let others = word(shared)?.cast_signed().checked_shr(flags as u32).unwrap_or_default();
-                Ok(owned.checked_add(others).is_some_and(|count| (1..=2 * i64::from(u32::MAX)).contains(&count)))
+                let is_deferred = others.saturating_sub(DEFERRED).saturating_abs() <= MAX_COUNT;
+                Ok(is_deferred || (1..=MAX_COUNT).contains(&owned.saturating_add(others)))
             }
         }
     }
@@ -82,6 +89,8 @@ mod tests {
         // The others gave up more references than they took: the owner has them.
         assert_eq!(is_live(3, -2 << 2), Ok(true));
         assert_eq!(is_live(u32::MAX, 0), Ok(true), "lives as long as the process");
+        assert_eq!(is_live(1, DEFERRED << 2), Ok(true), "a class");
+        assert_eq!(is_live(0, DEFERRED - 3 << 2 | 3), Ok(true), "a class whose references threads count for themselves");
         assert_eq!(is_live(0, 3), Ok(false), "merged and freed");
         assert_eq!(is_live(2, -2 << 2), Ok(false));
         assert_eq!(is_live(0, 0x5555_5555_5550), Ok(false), "a pointer");

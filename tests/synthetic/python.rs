@@ -11,6 +11,8 @@ use super::heap::Process;
 /// Reference counts: of an object that is used, and of one that lives as long as the process (from 3.12).
 const REFERENCES: u64 = 3;
 const IMMORTAL: u64 = 0xffff_ffff;
+/// What is added for an object that only the collector frees, as classes are (free-threaded builds from 3.14).
+const DEFERRED: u64 = i64::MAX as u64 / 8;
 /// Py_TPFLAGS_DEFAULT, BASETYPE, READY, HAVE_GC: in every type, of no meaning here.
 const USUAL_FLAGS: u64 = 1 << 18 | 1 << 14 | 1 << 12 | 1 << 10;
 
@@ -223,6 +225,12 @@ impl Python {
     /// Fills in a type at `at`; `sizes` are `tp_basicsize`, `tp_itemsize` and `tp_dictoffset`.
     fn type_object(&self, at: u64, metatype: u64, name: &str, bases: &[u64], flags: u64, sizes: [u64; 3]) {
         self.head(at, metatype);
+        if flags & self.at("tp_flags.HEAPTYPE") != 0 {
+            self.set_references(at, REFERENCES);
+            if self.find("object.ob_ref_shared").is_some() && minor(&self.layout.version) >= 14 {
+                self.put(at, "object.ob_ref_shared", DEFERRED << 2);
+            }
+        }
         let name = self.c_string(name);
         self.put(at, "type.tp_name", name);
         self.put(at, "type.tp_basicsize", sizes[0]);
