@@ -131,7 +131,8 @@ class Environment:
         required = [line for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.M) if "extra ==" not in line]
         # PyTorch before 2.3 is built for NumPy 1; 1.8 does not even start with another.
         numpy = "numpy<2" if tuple(int(part) for part in torch.split(".")[:2]) < (2, 3) else "numpy"
-        run(pip + [line for line in required if not re.match(r"(nvidia|cuda|triton|pytorch-triton)", line)] + [numpy])
+        others = re.compile(r"nvidia|cuda|triton|pytorch-triton|numpy")
+        run(pip + [line for line in required if not others.match(line)] + [numpy])
         cuda_stubs.write_missing(site / "torch")
 
     def script(self, name):
