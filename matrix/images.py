@@ -1,6 +1,7 @@
 """Victims that stand still, and the ways to take an image of a process."""
 import collections
 import json
+import mmap
 import os
 import pathlib
 import resource
@@ -64,7 +65,7 @@ class Victim:
 
 
 def take_mem(pid, folder):
-    """A copy of what /proc/PID/mem lets read, one mapping after another, and the maps that say where each belongs."""
+    """A copy as `tensorcarve recover --help` shows how to make: readable mappings one after another, and their maps."""
     image, maps = folder / "mem", folder / "maps"
     text = pathlib.Path("/proc/%d/maps" % pid).read_text(errors="surrogateescape")
     maps.write_text(text, errors="surrogateescape")
@@ -72,24 +73,21 @@ def take_mem(pid, folder):
         for line in text.splitlines():
             span, access = line.split()[:2]
             start, end = (int(bound, 16) for bound in span.split("-"))
-            # The kernel's own page can't be read, whatever the maps say of it.
-            if access.startswith("r") and "[vsyscall]" not in line and "[vvar" not in line:
-                is_device = " /dev/nvidia" in line
-                copy_mapping(memory, start, end, copy, is_device)
+            # The kernel's own page can't be read, whatever the maps say of it, nor what belongs to a device.
+            if access.startswith("r") and "[vsyscall]" not in line and " /dev/nvidia" not in line:
+                copy_mapping(memory, start, end, copy)
     return image
 
 
-def copy_mapping(memory, start, end, copy, is_device):
-    memory.seek(start)
+def copy_mapping(memory, start, end, copy):
     while start < end:
+        memory.seek(start)
         try:
             data = memory.read(min(end - start, 1 << 20))
         except OSError:
             data = b""
-        if not data and is_device:
-            return
-        if not data:
-            raise LeftOut("/proc/PID/mem: nothing to read at %#x" % start)
+        # Some pages nobody can read: [vvar], the guard pages of stacks (Linux 6.13 and later).
+        data = data or bytes(mmap.PAGESIZE)
         copy.write(data)
         start += len(data)
 

@@ -1,5 +1,4 @@
 """Rows of the matrix: the file that keeps them, the table that shows them."""
-import collections
 import datetime
 import hashlib
 import json
@@ -40,27 +39,42 @@ class Results:
 
 
 def table(rows):
-    """A row per pair and victim, a column per capture; below, what falls short."""
-    captures = [capture for capture in CAPTURES + guests.CAPTURES if any(row["capture"] == capture for row in rows)]
-    cells = collections.OrderedDict()
-    for row in rows:
-        cells.setdefault((row["pair"], row["victim"]), {})[row["capture"]] = row
-    lines = ["| Python:PyTorch | victim | models | tensors | %s | seconds | MiB | date |" % " | ".join(captures),
-             "|" + "---|" * (len(captures) + 7)]
-    for (pair, victim), by_capture in cells.items():
-        first = next(iter(by_capture.values()))
-        words = [cell(by_capture[capture]) if capture in by_capture else "–" for capture in captures]
-        slowest = max(by_capture.values(), key=lambda row: row["seconds"])
-        lines.append("| %s | %s | %d | %d | %s | %.1f | %d | %s |" % (
-            pair, victim, first["models"], first["tensors"], " | ".join(words), slowest["seconds"],
-            max(row["image_mib"] for row in by_capture.values()), max(row["date"] for row in by_capture.values())))
+    """A row per pair, a column per victim with its images, those that fall short in brackets; below, how they do."""
+    victims = sorted({row["victim"] for row in rows})
+    lines = ["| Python:PyTorch | %s | slowest, s | largest, MiB | date |" % " | ".join(victims),
+             "|" + "---|" * (len(victims) + 4)]
+    for pair in sorted({row["pair"] for row in rows}, key=in_numbers):
+        of_pair = [row for row in rows if row["pair"] == pair]
+        words = [images([row for row in of_pair if row["victim"] == victim]) for victim in victims]
+        lines.append("| %s | %s | %.1f | %d | %s |" % (
+            pair, " | ".join(words), max(row["seconds"] for row in of_pair), max(row["image_mib"] for row in of_pair),
+            max(row["date"] for row in of_pair)))
+    used = [capture for capture in CAPTURES + guests.CAPTURES if any(row["capture"] == capture for row in rows)]
     short = [row for row in rows if row["shortfalls"]]
-    lines += ["", "%d of %d images without shortfalls." % (len(rows) - len(short), len(rows))]
+    lines += ["", "%s. %d of %d without shortfalls; %d of %d tensors exact." % (
+        ", ".join("%s is %s" % (letter(capture), capture) for capture in used), len(rows) - len(short), len(rows),
+        sum(row["exact"] for row in rows), sum(row["tensors"] for row in rows))]
     for row in short:
         head = "- %s %s %s: %d shortfalls, the first: " % (
             row["pair"], row["victim"], row["capture"], len(row["shortfalls"]))
         lines.append(head + "; ".join(row["shortfalls"][:3]))
     return "\n".join(lines)
+
+
+def in_numbers(pair):
+    return [int(part) if part.isdigit() else 0 for part in pair.replace(":", ".").split(".")], pair
+
+
+def images(rows):
+    """The images of one victim, a letter each; those that fall short in brackets."""
+    rows = sorted(rows, key=lambda row: (CAPTURES + guests.CAPTURES).index(row["capture"]))
+    letters = [letter(row["capture"]) if not row["shortfalls"] else "[%s]" % letter(row["capture"]) for row in rows]
+    return "".join(letters) or "–"
+
+
+def letter(capture):
+    """The first letter of most; two captures begin with that of gcore."""
+    return "a" if capture == "gcore-all" else capture[0]
 
 
 def cell(row):

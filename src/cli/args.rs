@@ -33,13 +33,15 @@ Examples:
 
     kill -STOP 4321
     cat /proc/4321/maps > maps
-    while IFS='- ' read -r start end access _; do
-      [[ $access == r* && $start != ffffffff* ]] && dd if=/proc/4321/mem bs=1M status=none \\
-        iflag=skip_bytes,count_bytes skip=$((0x$start)) count=$((0x$end - 0x$start))
+    while IFS='- ' read -r start end access _ _ _ path; do
+      [[ $access == r* && $start != ffffffff* && $path != /dev/nvidia* ]] &&
+        dd if=/proc/4321/mem bs=4096 status=none iflag=skip_bytes,count_bytes conv=noerror,sync \\
+          skip=$((0x$start)) count=$((0x$end - 0x$start))
     done < maps > mem
     kill -CONT 4321
 
-  dd complains of [vvar], which can't be read and is left out.
+  dd complains of pages that nobody can read, such as [vvar] and (from Linux 6.13 on) the guard
+  pages of stacks; the copy has zeros for them.
 
 DIR/recovery.json lists everything that was found, and is written last: a folder without it is not
 complete. DIR/models/m0/ holds the first model: model.safetensors, model.json, load.py. Nothing is
