@@ -90,9 +90,8 @@ pub(super) fn choose(
             let types = known.map(|known| Rc::clone(&known.types));
             readings.push(read(candidate, layout.clone(), types, slots, tables));
         }
-        readings.sort_by_key(|Reading { score, .. }| {
-            (score.readable, score.size_matches, Reverse(score.changes.len()))
-        });
+        readings
+            .sort_by_key(|Reading { score, .. }| (score.readable, score.size_matches, Reverse(score.changes.len())));
         readings.last().is_some_and(|best| best.score.fits())
     };
     if !add(&mut readings, &candidate.layouts) {

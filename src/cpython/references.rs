@@ -90,7 +90,11 @@ mod tests {
         assert_eq!(is_live(3, -2 << 2), Ok(true));
         assert_eq!(is_live(u32::MAX, 0), Ok(true), "lives as long as the process");
         assert_eq!(is_live(1, DEFERRED << 2), Ok(true), "a class");
-        assert_eq!(is_live(0, DEFERRED - 3 << 2 | 3), Ok(true), "a class whose references threads count for themselves");
+        assert_eq!(
+            is_live(0, (DEFERRED - 3) << 2 | 3),
+            Ok(true),
+            "a class whose references threads count for themselves"
+        );
         assert_eq!(is_live(0, 3), Ok(false), "merged and freed");
         assert_eq!(is_live(2, -2 << 2), Ok(false));
         assert_eq!(is_live(0, 0x5555_5555_5550), Ok(false), "a pointer");

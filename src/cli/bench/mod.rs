@@ -322,7 +322,10 @@ fn on_device(
             let bytes = measured.resident_bytes;
             row("gpu-resident", bytes, scan, speed(bytes, sum))
         });
-        return Ok([row("gpu-upload", memory.size(), measured.upload, reads.median())].into_iter().chain(resident).collect());
+        return Ok([row("gpu-upload", memory.size(), measured.upload, reads.median())]
+            .into_iter()
+            .chain(resident)
+            .collect());
     }
     #[cfg(not(feature = "gpu"))]
     let _ = (work, memory, backends, threads, set);
