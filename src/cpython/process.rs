@@ -1,6 +1,7 @@
 //! Running interpreters: the layout that reads the types of a candidate best, and all instances of a type.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 
 use rayon::iter::Either;
 use rayon::prelude::*;
@@ -39,6 +40,9 @@ pub struct Interpreter<'a> {
     pub types: Types,
     /// The instances of those that were wanted.
     pub instances: Instances,
+    /// Types by the hash of `__qualname__`: they are asked for by name again and again.
+    by_name: HashMap<u64, Vec<VirtAddr>>,
+    hasher: RandomState,
 }
 
 impl Interpreter<'_> {
@@ -56,10 +60,14 @@ impl Interpreter<'_> {
     pub fn heap_type(&self, module: &str, qualname: &str) -> Vec<VirtAddr> {
         let objects = self.objects();
         let is_wanted = |address: &VirtAddr| {
-            objects.heap_type_qualname(*address).is_ok_and(|name| name == qualname)
-                && objects.heap_type_name(*address).is_ok_and(|(name, _)| name == module)
+            objects
+                .heap_type_name(*address)
+                .is_ok_and(|names| (names.0.as_str(), names.1.as_str()) == (module, qualname))
         };
-        self.types.keys().copied().filter(is_wanted).collect()
+        let found = self.by_name.get(&self.hasher.hash_one(qualname)).into_iter().flatten();
+        let mut found: Vec<VirtAddr> = found.copied().filter(is_wanted).collect();
+        found.sort_unstable();
+        found
     }
 }
 
@@ -84,7 +92,21 @@ pub fn interpreters<'a>(
                 return Either::Right((slots.len() >= MIN_CLASSES).then_some(index));
             };
             let Candidate { space, type_object, .. } = *candidate;
-            Either::Left(Interpreter { index, space, type_object, layout, scores, types, instances: Instances::new() })
+            let (by_name, hasher) = (HashMap::new(), RandomState::new());
+            let instances = Instances::new();
+            let mut interpreter = Interpreter {
+                index,
+                space,
+                type_object,
+                layout,
+                scores,
+                types: Types::new(),
+                instances,
+                by_name,
+                hasher,
+            };
+            interpreter.add(types);
+            Either::Left(interpreter)
         });
     // Every sweep is for what the one before has found: metaclasses, of which there may be more types, and types
     // whose instances are wanted.
@@ -122,12 +144,22 @@ impl Interpreter<'_> {
         self.subtypes(self.type_object)
     }
 
+    fn add(&mut self, types: Types) {
+        let objects = Objects::new(&self.space, &self.layout);
+        for address in types.keys() {
+            if let Ok(name) = objects.heap_type_qualname(*address) {
+                self.by_name.entry(self.hasher.hash_one(name.as_str())).or_default().push(*address);
+            }
+        }
+        self.types.extend(types);
+    }
+
     /// Adds the objects whose types stand in the slots: to the types those of a metaclass, to the instances the others.
     fn learn(&mut self, slots: &[(VirtAddr, VirtAddr)]) {
         let metaclasses = self.metaclasses();
         let (of_types, of_others): (Vec<_>, Vec<_>) = slots.iter().partition(|(_, found)| metaclasses.contains(found));
         let types = read_types(&self.objects(), &of_types);
-        self.types.extend(types);
+        self.add(types);
         for (slot, type_object) in of_others {
             let object = field(slot, -self.layout.ob_type);
             if self.objects().is_alive(object).unwrap_or(false) {
