@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 
+from images import spoken
 from machine import DEBIAN_PYTHON, VICTIMS, LeftOut, install_packages, run
 
 MEBIBYTES = 2700
@@ -117,14 +118,12 @@ class Guest:
     def read(self):
         """What the victims said; workers that were forked from a model see the same one."""
         lines = self.said().splitlines()
-        self.lacks = [line[len("LEFT-OUT "):] for line in lines if line.startswith("LEFT-OUT ")]
+        self.lacks, truths = spoken(lines)
         models = collections.OrderedDict()
-        for line in lines:
-            if line.startswith("TRUTH "):
-                # A dump of a machine does not say which process is which.
-                truth = dict(json.loads(line[len("TRUTH "):]), pid=None)
-                same = json.dumps([truth["id"], truth["state_dict"]], sort_keys=True)
-                models.setdefault(same, dict(truth, sightings=0))["sightings"] += 1
+        for truth in truths:
+            same = json.dumps([truth["id"], truth["state_dict"]], sort_keys=True)
+            # A dump of a machine does not say which process is which.
+            models.setdefault(same, dict(truth, pid=None, sightings=0))["sightings"] += 1
         if not models:
             raise RuntimeError("no victim of the guest said anything: " + " | ".join(lines[-4:])[-400:])
         self.models = list(models.values())

@@ -16,6 +16,12 @@ NAMES = sorted(path.stem for path in VICTIMS.glob("*.py") if path.stem != "truth
 SECONDS_TO_GET_READY = 300
 
 
+def spoken(lines):
+    """What victims said: the features that are left out, and the truths of their models."""
+    lacks = [line[len("LEFT-OUT "):] for line in lines if line.startswith("LEFT-OUT ")]
+    return lacks, [json.loads(line[len("TRUTH "):]) for line in lines if line.startswith("TRUTH ")]
+
+
 class Victim:
     """A victim that stands still, and has said what a perfect recovery would find."""
 
@@ -48,8 +54,7 @@ class Victim:
                 last = " | ".join(lines[-3:])[-400:]
                 raise RuntimeError("%s did not get ready: status %s: %s" % (name, self.process.poll(), last))
             time.sleep(0.1)
-        self.lacks = [line[len("LEFT-OUT "):] for line in lines if line.startswith("LEFT-OUT ")]
-        truths = [json.loads(line[len("TRUTH "):]) for line in lines if line.startswith("TRUTH ")]
+        self.lacks, truths = spoken(lines)
         # A worker is taken before its parent, which is not to notice.
         self.processes = collections.OrderedDict()
         for truth in sorted(truths, key=lambda truth: truth["pid"] == self.process.pid):

@@ -1,7 +1,7 @@
 //! Running interpreters: the layout that reads the types of a candidate best, and all instances of a type.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 
 use rayon::iter::Either;
 use rayon::prelude::*;
@@ -42,7 +42,6 @@ pub struct Interpreter<'a> {
     pub instances: Instances,
     /// Types by the hash of `__qualname__`: they are asked for by name again and again.
     by_name: HashMap<u64, Vec<VirtAddr>>,
-    hasher: RandomState,
 }
 
 impl Interpreter<'_> {
@@ -64,7 +63,7 @@ impl Interpreter<'_> {
                 .heap_type_name(*address)
                 .is_ok_and(|names| (names.0.as_str(), names.1.as_str()) == (module, qualname))
         };
-        let found = self.by_name.get(&self.hasher.hash_one(qualname)).into_iter().flatten();
+        let found = self.by_name.get(&self.by_name.hasher().hash_one(qualname)).into_iter().flatten();
         let mut found: Vec<VirtAddr> = found.copied().filter(is_wanted).collect();
         found.sort_unstable();
         found
@@ -92,19 +91,9 @@ pub fn interpreters<'a>(
                 return Either::Right((slots.len() >= MIN_CLASSES).then_some(index));
             };
             let Candidate { space, type_object, .. } = *candidate;
-            let (by_name, hasher) = (HashMap::new(), RandomState::new());
-            let instances = Instances::new();
-            let mut interpreter = Interpreter {
-                index,
-                space,
-                type_object,
-                layout,
-                scores,
-                types: Types::new(),
-                instances,
-                by_name,
-                hasher,
-            };
+            let (known, instances, by_name) = (Types::new(), Instances::new(), HashMap::new());
+            let mut interpreter =
+                Interpreter { index, space, type_object, layout, scores, types: known, instances, by_name };
             interpreter.add(types);
             Either::Left(interpreter)
         });
@@ -144,11 +133,13 @@ impl Interpreter<'_> {
         self.subtypes(self.type_object)
     }
 
+    /// Adds types, and their names to the index.
     fn add(&mut self, types: Types) {
         let objects = Objects::new(&self.space, &self.layout);
         for address in types.keys() {
             if let Ok(name) = objects.heap_type_qualname(*address) {
-                self.by_name.entry(self.hasher.hash_one(name.as_str())).or_default().push(*address);
+                let hash = self.by_name.hasher().hash_one(name.as_str());
+                self.by_name.entry(hash).or_default().push(*address);
             }
         }
         self.types.extend(types);

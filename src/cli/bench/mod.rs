@@ -102,13 +102,18 @@ impl Row {
     }
 }
 
+/// 10^9 bytes per second.
+fn speed(bytes: u64, time: Duration) -> f64 {
+    bytes as f64 / 1e9 / time.as_secs_f64()
+}
+
 /// A number per round.
 #[derive(Default)]
 struct Samples(Vec<f64>);
 
 impl Samples {
     fn push(&mut self, bytes: u64, time: Duration) {
-        self.0.push(bytes as f64 / 1e9 / time.as_secs_f64());
+        self.0.push(speed(bytes, time));
     }
 
     /// Adds the speed of `pass`.
@@ -193,6 +198,7 @@ fn measure_made_up(
         let memory = tile.memory(tiles).map_err(Failure::new)?;
         for &threads in threads {
             let measured = in_pool(Some(threads), || measure(&work, &memory, &part, backends, args.rounds))??;
+            let read = read_speed(&measured);
             for (backend, found, row) in measured {
                 let expected = in_tile * (row.bytes / TILE as u64);
                 if found != expected {
@@ -200,7 +206,7 @@ fn measure_made_up(
                 }
                 rows.push(Row { threads, set: (*set).to_owned(), ..row });
             }
-            rows.extend(on_device(&work, &memory, backends, threads, set)?);
+            rows.extend(on_device(&work, &memory, backends, threads, set, read)?);
         }
     }
     Ok(((tiles * TILE) as u64, rows))
@@ -234,8 +240,9 @@ fn measure_dump(
         let work = Work::new(set)?;
         for &threads in threads {
             let measured = in_pool(Some(threads), || measure(&work, memory, &part, backends, args.rounds))??;
+            let read = read_speed(&measured);
             rows.extend(measured.into_iter().map(|(_, _, row)| Row { threads, set: (*set).to_owned(), ..row }));
-            rows.extend(on_device(&work, memory, backends, threads, set)?);
+            rows.extend(on_device(&work, memory, backends, threads, set, read)?);
         }
     }
     Ok((memory.size(), rows))
@@ -294,41 +301,42 @@ fn measure(
     Ok(runs.into_iter().map(row).collect())
 }
 
+/// The speed of reading, which all backends of a measurement have beside theirs.
+fn read_speed(measured: &[(Backend, u64, Row)]) -> f64 {
+    measured.first().map_or(0.0, |(_, _, row)| row.read_gb_per_s)
+}
+
 /// What bounds the scan on a GPU, where one is measured: `gpu-upload` brings the memory to the device and does nothing
-/// with it; `gpu-resident` scans what is on the device already, by the device's clock, and READ is the sum of the same bytes there.
+/// with it, against `read`, the speed of reading; `gpu-resident` scans what is on the device already, by the device's
+/// clock, against the sum of the same bytes there.
 fn on_device(
     work: &Work,
     memory: &PhysicalMemory,
     backends: &[Backend],
     threads: u16,
     set: &str,
+    read: f64,
 ) -> Result<Vec<Row>, Failure> {
     #[cfg(feature = "gpu")]
     if let Work::Scan(signatures) = work
         && backends.contains(&Backend::Gpu)
     {
         let measured = in_pool(Some(threads), || gpu::measure(memory, signatures))?.map_err(Failure::new)?;
-        let speed = |bytes: u64, time: Duration| bytes as f64 / 1e9 / time.as_secs_f64();
         let row = |backend: &str, bytes: u64, time: Duration, read: f64| {
-            let (mut speeds, ratio) = (Samples::default(), speed(bytes, time) / read);
+            let mut speeds = Samples::default();
             speeds.push(bytes, time);
+            let ratio = speeds.median() / read;
             Row::new(backend, threads, set.to_owned(), bytes, &speeds, &[ratio], read, None)
         };
-        let mut reads = Samples::default();
-        for _ in 0..5 {
-            in_pool(Some(threads), || reads.add(memory.size(), || scan::read(memory)))?;
-        }
+        let upload = row("gpu-upload", memory.size(), measured.upload, read);
         let resident = measured.scan.zip(measured.sum).map(|(scan, sum)| {
             let bytes = measured.resident_bytes;
             row("gpu-resident", bytes, scan, speed(bytes, sum))
         });
-        return Ok([row("gpu-upload", memory.size(), measured.upload, reads.median())]
-            .into_iter()
-            .chain(resident)
-            .collect());
+        return Ok([upload].into_iter().chain(resident).collect());
     }
     #[cfg(not(feature = "gpu"))]
-    let _ = (work, memory, backends, threads, set);
+    let _ = (work, memory, backends, threads, set, read);
     Ok(Vec::new())
 }
 
