@@ -25,7 +25,15 @@ pub(super) fn install() -> Result<(), Failure> {
     ctrlc::set_handler(handler).map_err(|error| Failure::new(format!("cannot handle Ctrl-C ({error})")))
 }
 
-/// Tells the handler what to undo; `None` when there is nothing any more.
-pub(super) fn undo_by(cleanup: Option<Cleanup>) {
-    *PENDING.lock().unwrap_or_else(PoisonError::into_inner) = cleanup;
+/// Makes something, and tells the handler how to undo it; the handler waits until both is done.
+pub(super) fn undoable<T, E>(make: impl FnOnce() -> Result<T, E>, cleanup: impl FnOnce(&T) -> Cleanup) -> Result<T, E> {
+    let mut pending = PENDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let made = make()?;
+    *pending = Some(cleanup(&made));
+    Ok(made)
+}
+
+/// Tells the handler that there is nothing to undo any more.
+pub(super) fn keep() {
+    *PENDING.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }

@@ -25,8 +25,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let signatures = Signatures::load(args.work.signatures.as_deref())?;
     let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
     let output_dir = args.output_dir.clone().unwrap_or_else(|| default_output_dir(&args.input.dump));
-    let folder = OutputFolder::create(&output_dir, args.overwrite)?;
-    interrupt::undo_by(Some(folder.cleanup()));
+    let folder = interrupt::undoable(|| OutputFolder::create(&output_dir, args.overwrite), |folder| folder.cleanup())?;
     let progress = Progress::new(&args.talk);
     let hash = (!args.no_hash && is_readable(&args.input.dump)).then(|| InputHash::start(&args.input.dump));
     let dump = open(&args.input, &progress)?;
@@ -60,7 +59,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     })
     .flatten()
     .inspect_err(|_| drop(progress.finish()))?;
-    interrupt::undo_by(None);
+    interrupt::keep();
     print(args.format, &dump, &recovery)?;
     if !args.talk.quiet {
         tell(args, &dump, &recovery, &output_dir, &Work { times, hashed, choice });
