@@ -13,11 +13,17 @@ HERE = pathlib.Path(__file__).resolve().parent
 SECONDS_TO_RECOVER = 900
 
 
-def recover(tool, image):
+# Captures that leave mapped files out.
+WITHOUT_FILES = ["gcore", "kernel"]
+
+
+def recover(tool, image, files=()):
     """Runs the tool: seconds, its largest resident set in MiB, and why there is no output, if so."""
     out, log, maps = image.parent / "out", image.parent / "recover.log", image.parent / "maps"
     command = [tool, "recover", str(image), "-o", str(out), "--no-hash", "-q"]
     command += ["--maps", str(maps)] if maps.exists() else []
+    command += ["--overwrite"] if out.exists() else []
+    command += [word for file in files for word in ("--file", str(file))]
     start = time.monotonic()
     with open(log, "wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
@@ -45,11 +51,11 @@ def read_once(path):
     return time.monotonic() - start
 
 
-def judge(out, truth):
+def judge(out, truth, *options):
     """What the judge says: tensors that are exact, all tensors, models, shortfalls."""
     path = out.parent / "truth.json"
     path.write_text(json.dumps(truth))
-    done = subprocess.run([sys.executable, str(HERE / "check"), str(out), str(path), "--json"],
+    done = subprocess.run([sys.executable, str(HERE / "check"), str(out), str(path), "--json", *options],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     if done.returncode not in (0, 1) or not done.stdout:
         total = sum(len(model["state_dict"]) + len(model["odd"]) for model in truth["processes"])
@@ -63,18 +69,34 @@ def examine(tool, image, truth):
     if truth["about"]["capture"] == "mem":
         # Such a copy does not say whose it is.
         truth = dict(truth, processes=[dict(model, pid=None) for model in truth["processes"]])
-    seconds, resident, problem = recover(tool, image)
+    files, before = [], []
+    if truth["about"]["capture"] in WITHOUT_FILES:
+        files = mapped_files(truth, image.parent)
+    if files:
+        # What is missing must be said, before the files are given.
+        _, _, problem = recover(tool, image)
+        before = [problem] if problem else judge(image.parent / "out", truth, "--without-files")["shortfalls"]
+    seconds, resident, problem = recover(tool, image, files)
     figures = judge(image.parent / "out", truth)
     if problem:
         figures["shortfalls"] = [problem]
+    figures["shortfalls"] = before + figures["shortfalls"]
     figures.update(seconds=seconds, resident_mib=resident, image_mib=image.stat().st_size >> 20,
                    read_seconds=read_once(image))
     return figures
 
 
+def mapped_files(truth, folder):
+    """The files that a victim had mapped: as they are, or from a kept image."""
+    paths = sorted({pathlib.Path(path) for model in truth["processes"] for path in model.get("mapped", {}).values()})
+    return [folder / path.name if (folder / path.name).exists() else path for path in paths]
+
+
 def keep(image, truth, destination):
-    """Saves an image with its truth, compressed."""
+    """Saves an image with its truth, compressed, and the files that the victim had mapped."""
     destination.mkdir(parents=True, exist_ok=True)
+    for file in mapped_files(truth, image.parent):
+        shutil.copy(str(file), str(destination))
     (destination / "truth.json").write_text(json.dumps(truth))
     if (image.parent / "maps").exists():
         shutil.copy(str(image.parent / "maps"), str(destination))
@@ -86,7 +108,10 @@ def unpack(kept, folder):
     if (kept / "maps").exists():
         shutil.copy(str(kept / "maps"), str(folder))
     run(["zstd", "-q", "-d", kept / "image.zst", "-o", folder / "image"])
-    return folder / "image", json.loads((kept / "truth.json").read_text())
+    truth = json.loads((kept / "truth.json").read_text())
+    for file in mapped_files(truth, kept):
+        shutil.copy(str(file), str(folder))
+    return folder / "image", truth
 
 
 def summed(parts):

@@ -69,6 +69,7 @@ pub(crate) fn tensors<'t, 'a>(
 fn copy_findings(from: &NamedTensor, to: &mut NamedTensor) {
     to.status = from.status;
     to.holes.clone_from(&from.holes);
+    to.sources.clone_from(&from.sources);
     to.sha256.clone_from(&from.sha256);
     to.problem.clone_from(&from.problem);
     for (from, to) in from.parts.iter().zip(&mut to.parts) {
@@ -172,6 +173,7 @@ fn read(
                 _ => Status::Partial,
             };
             tensor.holes = holes;
+            tensor.sources = tensor::sources(space, elements);
             tensor.sha256 = Some(report::hex(&hash.finalize()));
         }
         Err(error) => tensor.problem = Some(error.to_string()),

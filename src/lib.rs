@@ -68,6 +68,7 @@ pub mod addr;
 pub mod cpython;
 mod digest;
 pub mod dump;
+mod mapped;
 pub mod model;
 pub mod paging;
 pub mod recover;

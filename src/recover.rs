@@ -8,6 +8,7 @@ use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::cpython::{self, Builtins, Candidate, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper};
 use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, Format, PhysicalMemory, ProcessImage};
+use crate::mapped;
 use crate::model::{self, Model, Others, Sighting};
 use crate::paging::{self, AddressSpace, Discovery};
 use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
@@ -214,6 +215,7 @@ pub fn recover(
     join_sightings(&mut processes);
     join_others(&mut processes);
     warnings.extend(processes.iter_mut().flat_map(|process| std::mem::take(&mut process.others.warnings)));
+    warnings.extend(mapped::sentences(memory, &processes));
     Ok(Recovery { memory: memory.clone(), discovery, processes, warnings })
 }
 

@@ -125,8 +125,8 @@ def training_elsewhere(net, optimizer):
             if torch.is_tensor(tensor) and not on_cpu(tensor)}
 
 
-def tell(role, net, optimizer=None):
-    """Prints the truth of one model of this process, and returns it."""
+def tell(role, net, optimizer=None, mapped=None):
+    """Prints the truth of one model of this process, and returns it; `mapped` says which tensors lie in which mapped file."""
     truth = {
         "role": role,
         "pid": os.getpid(),
@@ -143,6 +143,7 @@ def tell(role, net, optimizer=None):
             if parameter.grad is not None and on_cpu(parameter.grad)
         },
         "training_elsewhere": training_elsewhere(net, optimizer),
+        "mapped": mapped or {},
     }
     for name, tensor in net.state_dict(keep_vars=True).items():
         if form(tensor) == "strided":

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tensorcarve::addr::PhysAddr;
-use tensorcarve::dump::{self, OpenOptions};
+use tensorcarve::dump::{self, MappedFiles, OpenOptions};
 use tensorcarve::scan::BackendChoice;
 
 use super::bench;
@@ -29,6 +29,8 @@ Examples:
   tensorcarve recover memory.raw.zst -o out --spool-dir /big/disk
   tensorcarve recover memory.elf -o out --overwrite --format jsonl | jq .class
   tensorcarve recover core.4321 -o out        the core of one process, by gcore or by the kernel
+  tensorcarve recover core.4321 -o out --file model.safetensors
+                                              with the checkpoint that the process had mapped: cores leave such files out
   tensorcarve recover mem --maps maps -o out  a copy of /proc/4321/mem, made like this in bash:
 
     kill -STOP 4321
@@ -119,6 +121,8 @@ pub(super) enum Verb {
 pub(super) struct RecoverArgs {
     #[command(flatten)]
     pub(super) input: InputArgs,
+    #[command(flatten)]
+    pub(super) mapped: MappedArgs,
     /// Folder of the output; it must be empty or not exist [default: <name of the dump>.carved here]
     #[arg(short, long, value_name = "DIR")]
     pub(super) output_dir: Option<PathBuf>,
@@ -251,6 +255,24 @@ impl InputArgs {
             InputFormat::Elf => dump::Format::Elf,
         });
         OpenOptions { spool_dir: self.spool_dir.clone(), format, maps: self.maps.clone() }
+    }
+}
+
+/// Files for what the image of a process leaves out.
+#[derive(Args)]
+pub(super) struct MappedArgs {
+    /// A file that the process had mapped and that its core leaves out, such as model.safetensors: what is missing of it is
+    /// taken from here. It is known by its name; say RECORDED=PATH where that is another now. May be said several times
+    #[arg(long = "file", value_name = "[RECORDED=]PATH")]
+    files: Vec<PathBuf>,
+    /// A folder with a copy of the machine's files: what is missing of any mapped file is taken from there
+    #[arg(long, value_name = "DIR")]
+    sysroot: Option<PathBuf>,
+}
+
+impl MappedArgs {
+    pub(super) fn files(&self) -> MappedFiles {
+        MappedFiles { files: self.files.clone(), sysroot: self.sysroot.clone() }
     }
 }
 

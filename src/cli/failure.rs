@@ -41,6 +41,12 @@ impl From<tensorcarve::dump::DumpError> for Failure {
     }
 }
 
+impl From<tensorcarve::dump::FillError> for Failure {
+    fn from(error: tensorcarve::dump::FillError) -> Self {
+        Self::new(error)
+    }
+}
+
 impl From<tensorcarve::report::OutputError> for Failure {
     fn from(error: tensorcarve::report::OutputError) -> Self {
         Self::new(error)

@@ -28,9 +28,10 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let folder = interrupt::undoable(|| OutputFolder::create(&output_dir, args.overwrite), |folder| folder.cleanup())?;
     let progress = Progress::new(&args.talk);
     let hash = (!args.no_hash && is_readable(&args.input.dump)).then(|| InputHash::start(&args.input.dump));
-    let dump = open(&args.input, &progress)?;
+    let mut dump = open(&args.input, &progress)?;
     let (mut times, mut hashed) = (Vec::new(), None);
     let (recovery, choice) = in_pool(args.work.threads, || -> Result<(Recovery, Choice), Failure> {
+        dump.fill(&args.mapped.files())?;
         let choice = scan::choose(&dump.memory, &signatures, args.work.backend)?;
         let recovery = recover(&dump, &signatures, choice.backend, &progress)?;
         let threads = rayon::current_num_threads();

@@ -40,10 +40,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
         return Err(DumpErrorKind::TooManyRanges { format: Format::Elf, offset, limit: MAX_RANGES });
     }
     let size = bytes.len() as u64;
-    let mut contents = match process_core::image(bytes, headers) {
-        Some(image) => {
-            let contents = read_segments(size, headers, |header| Some(header.p_vaddr(LE)))?;
-            Contents { image: Some(image), ..contents }
+    let mut contents = match process_core::process(bytes, headers) {
+        Some(process_core::Process { image, mappings, warnings }) => {
+            let mut contents = read_segments(size, headers, |header| Some(header.p_vaddr(LE)))?;
+            contents.warnings.extend(warnings);
+            Contents { image: Some(image), mappings, ..contents }
         }
         None => {
             let direct_map = direct_map(headers);

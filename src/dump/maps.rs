@@ -7,8 +7,11 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
+use std::path::Path;
 
 use super::elf::MAGIC;
+use super::mapped::{FileMapping, ImageKind, Mappings, sort_files};
 use super::{Contents, DumpErrorKind, MAX_RANGES, MemoryRange, ProcessImage};
 use crate::addr::{FileOffset, PhysAddr};
 
@@ -37,6 +40,10 @@ struct Mapping<'a> {
 impl Mapping<'_> {
     fn len(&self) -> u64 {
         self.end - self.start
+    }
+
+    fn addresses(&self) -> Range<PhysAddr> {
+        PhysAddr(self.start)..PhysAddr(self.end)
     }
 
     /// Whether it shows a file, which is not one of a device.
@@ -159,7 +166,17 @@ pub(super) fn parse(copy: &[u8], maps: &str) -> Result<Contents, DumpErrorKind> 
             None => DumpErrorKind::MapsSize { size, expected: sizes(&mappings) },
         });
     };
-    let mut contents = Contents { image: Some(ProcessImage::default()), ..Contents::default() };
+    let mut contents = Contents {
+        image: Some(ProcessImage::default()),
+        // All of them: only addresses that are not in the copy are looked up.
+        mappings: Mappings {
+            kind: ImageKind::Copy,
+            files: files(&mappings),
+            left_out: mappings.iter().map(Mapping::addresses).collect(),
+            ..Mappings::default()
+        },
+        ..Contents::default()
+    };
     let [usual, ..] = COPIED;
     if selection.copied.0 != usual.0 {
         contents
@@ -167,13 +184,31 @@ pub(super) fn parse(copy: &[u8], maps: &str) -> Result<Contents, DumpErrorKind> 
             .push(format!("by its size the copy of /proc/PID/mem holds {selection}, nothing else of the process"));
     }
     for (offset, mapping) in selection.place(&mappings) {
-        let (start, end) = (PhysAddr(mapping.start), PhysAddr(mapping.end));
+        let Range { start, end } = mapping.addresses();
         contents.ranges.push(MemoryRange { start, end, offset: FileOffset(offset) });
         if mapping.executable && !mapping.writable {
             contents.code.push(start..end);
         }
     }
     Ok(contents)
+}
+
+/// Those mappings that show files.
+fn files(mappings: &[Mapping<'_>]) -> Vec<FileMapping> {
+    let shown = mappings.iter().filter(|mapping| !mapping.path.is_empty() && !mapping.path.starts_with('['));
+    // The end of a mapping is a place in the file as well.
+    let whole = shown.filter(|mapping| mapping.file_offset.checked_add(mapping.len()).is_some());
+    let file = |mapping: &Mapping<'_>| FileMapping {
+        addresses: mapping.addresses(),
+        offset: mapping.file_offset,
+        path: Path::new(mapping.path).into(),
+        writable: Some(mapping.writable),
+        shared: Some(!mapping.private),
+    };
+    let mut files: Vec<FileMapping> = whole.map(file).collect();
+    // The lines are sorted and do not overlap.
+    sort_files(&mut files);
+    files
 }
 
 /// The sizes that a copy may have, in words: the least and the most of each kind.

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use memmap2::Mmap;
 use serde::Serialize;
 
+use super::fill::FilledFile;
+use super::mapped::{Absence, Mappings};
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 
 /// One run of physical memory that lies in one piece in the file.
@@ -15,7 +17,7 @@ pub struct MemoryRange {
     pub start: PhysAddr,
     /// First byte that is no longer part of the range.
     pub end: PhysAddr,
-    /// Where in the (unpacked) file the first byte lies.
+    /// Where in the (unpacked) file the first byte lies; behind its end in memory that was filled from other files.
     #[serde(skip)]
     pub offset: FileOffset,
 }
@@ -36,8 +38,27 @@ impl MemoryRange {
     }
 }
 
+/// What of a range of addresses is in none of some others, which are sorted and do not overlap.
+pub(super) fn subtract<T>(
+    from: Range<PhysAddr>,
+    others: &[T],
+    addresses: impl Fn(&T) -> Range<PhysAddr>,
+) -> Vec<Range<PhysAddr>> {
+    let mut left = Vec::new();
+    let mut start = from.start;
+    let first = others.partition_point(|other| addresses(other).end <= from.start);
+    let others = others.iter().skip(first).map(addresses).take_while(|other| other.start < from.end);
+    for other in others {
+        left.push(start..other.start);
+        start = start.max(other.end);
+    }
+    left.push(start..from.end);
+    left.retain(|part| part.start < part.end);
+    left
+}
+
 /// Ranges of addresses sorted; those that touch are one.
-fn joined(ranges: &[Range<PhysAddr>]) -> Vec<Range<PhysAddr>> {
+pub(super) fn joined(ranges: &[Range<PhysAddr>]) -> Vec<Range<PhysAddr>> {
     let mut sorted: Vec<Range<PhysAddr>> = ranges.iter().filter(|range| range.start < range.end).cloned().collect();
     sorted.sort_by_key(|range| range.start);
     let mut joined: Vec<Range<PhysAddr>> = Vec::new();
@@ -69,6 +90,21 @@ pub struct PhysicalMemory {
     ranges: Vec<MemoryRange>,
     /// What is known to hold no objects: sorted, without overlap.
     barren: Vec<Range<PhysAddr>>,
+    /// What else is known of the mappings of a process.
+    mappings: Arc<Mappings>,
+    /// Files that some ranges come from; their offsets go on where the bytes of the dump end.
+    files: Arc<[FilledFile]>,
+}
+
+/// A run of memory that comes from another file than the dump.
+#[derive(Clone, Debug)]
+pub struct FilledPart<'a> {
+    /// Its addresses.
+    pub addresses: Range<PhysAddr>,
+    /// The file.
+    pub file: &'a FilledFile,
+    /// Where in that file it begins, in bytes.
+    pub offset: u64,
 }
 
 /// Why a set of ranges is no physical memory.
@@ -115,17 +151,38 @@ impl PhysicalMemory {
 
     /// What of this memory is worth a search for objects: all but what is known to hold none.
     pub fn searchable(&self) -> Self {
-        let mut ranges = Vec::new();
-        for range in &self.ranges {
-            let mut start = range.start;
-            let first = self.barren.partition_point(|barren| barren.end <= range.start);
-            for barren in self.barren.iter().skip(first).take_while(|barren| barren.start < range.end) {
-                ranges.extend(range.part(start..barren.start));
-                start = start.max(barren.end);
-            }
-            ranges.extend(range.part(start..range.end));
+        let fertile = |range: &MemoryRange| subtract(range.start..range.end, &self.barren, Clone::clone);
+        let parts = self.ranges.iter().flat_map(|range| fertile(range).into_iter().filter_map(|part| range.part(part)));
+        let ranges = parts.collect();
+        Self { ranges, barren: Vec::new(), ..self.share() }
+    }
+
+    /// The same bytes without a range.
+    fn share(&self) -> Self {
+        let (backing, mappings, files) = (&self.backing, &self.mappings, &self.files);
+        Self {
+            backing: Arc::clone(backing),
+            ranges: Vec::new(),
+            barren: Vec::new(),
+            mappings: Arc::clone(mappings),
+            files: Arc::clone(files),
         }
-        Self { backing: Arc::clone(&self.backing), ranges, barren: Vec::new() }
+    }
+
+    /// The same memory, which is the image of a process with these mappings.
+    pub(super) fn with_mappings(self, mappings: Mappings) -> Self {
+        Self { mappings: Arc::new(mappings), ..self }
+    }
+
+    /// The same memory with more ranges, whose bytes lie in these files; they are read and not searched.
+    ///
+    /// # Errors
+    /// As for the constructors.
+    pub(super) fn with_files(&self, files: Vec<FilledFile>, filled: Vec<MemoryRange>) -> Result<Self, RangeError> {
+        let barren: Vec<_> = filled.iter().map(|range| range.start..range.end).chain(self.barren.clone()).collect();
+        let ranges = self.ranges.iter().copied().chain(filled).collect();
+        let memory = Self { files: files.into(), ..self.share() };
+        Ok(memory.checked(ranges)?.with_barren(&barren))
     }
 
     /// The same bytes with other addresses.
@@ -133,17 +190,23 @@ impl PhysicalMemory {
     /// # Errors
     /// As for the other constructors.
     pub fn with_ranges(&self, ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
-        Self::new(Arc::clone(&self.backing), ranges)
+        self.share().checked(ranges)
     }
 
     /// What of this memory lies in one of these ranges of addresses; ranges that touch are one.
     pub fn only(&self, wanted: &[Range<PhysAddr>]) -> Self {
         let parts = joined(wanted);
         let ranges = self.ranges.iter().flat_map(|range| parts.iter().filter_map(move |part| range.part(part.clone())));
-        Self { backing: Arc::clone(&self.backing), ranges: ranges.collect(), barren: self.barren.clone() }
+        Self { ranges: ranges.collect(), barren: self.barren.clone(), ..self.share() }
     }
 
-    fn new(backing: Arc<Backing>, mut ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
+    fn new(backing: Arc<Backing>, ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
+        let (mappings, files) = (Arc::default(), Arc::default());
+        Self { backing, ranges: Vec::new(), barren: Vec::new(), mappings, files }.checked(ranges)
+    }
+
+    /// The same bytes with these ranges.
+    fn checked(self, mut ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
         ranges.retain(|r| r.start < r.end);
         ranges.sort_by_key(|r| r.start);
         for (a, b) in ranges.iter().zip(ranges.iter().skip(1)) {
@@ -151,14 +214,13 @@ impl PhysicalMemory {
                 return Err(RangeError::Overlap(*a, *b));
             }
         }
-        let memory = Self { backing, ranges, barren: Vec::new() };
-        let size = memory.backing_bytes().len() as u64;
-        for r in &memory.ranges {
+        let size = self.files.last().map_or(self.backing_bytes().len() as u64, FilledFile::end);
+        for r in &ranges {
             if r.offset.0.checked_add(r.len()).is_none_or(|end| end > size) {
                 return Err(RangeError::PastEnd(*r, size));
             }
         }
-        Ok(memory)
+        Ok(Self { ranges, ..self })
     }
 
     /// What tells this memory from any other, now and later.
@@ -167,11 +229,75 @@ impl PhysicalMemory {
         MemoryKey { backing: Arc::downgrade(&self.backing), ranges: self.ranges.clone() }
     }
 
+    /// Bytes of the dump itself.
+    pub(super) fn backing_len(&self) -> u64 {
+        self.backing_bytes().len() as u64
+    }
+
     fn backing_bytes(&self) -> &[u8] {
         match &*self.backing {
             Backing::Mapped(map) => map,
             Backing::Owned(bytes) => bytes,
         }
+    }
+
+    /// Bytes at an offset that counts through the dump and the files after it.
+    #[inline]
+    fn bytes_at_offset(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        let own = self.backing_bytes().get(offset as usize..(offset + len) as usize);
+        if own.is_some() || self.files.is_empty() { own } else { self.filled_bytes(offset, len) }
+    }
+
+    #[cold]
+    fn filled_bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        self.file_at(offset)?.bytes(offset, len)
+    }
+
+    /// The file that the byte at an offset comes from, where it is not the dump.
+    fn file_at(&self, offset: u64) -> Option<&FilledFile> {
+        let after = self.files.partition_point(|file| file.base() <= offset);
+        self.files.get(after.checked_sub(1)?)
+    }
+
+    /// What else is known of the mappings of a process whose image this is.
+    pub fn mappings(&self) -> &Mappings {
+        &self.mappings
+    }
+
+    /// Why the image of a process does not hold an address.
+    pub fn absence(&self, pa: PhysAddr) -> Absence {
+        let size =
+            |path: &std::path::Path| self.files.iter().find(|file| *file.recorded == *path).map(|file| file.size);
+        self.mappings.absence(pa, |mapping| size(&mapping.path))
+    }
+
+    /// The same in words.
+    pub fn explain(&self, pa: PhysAddr, absence: Absence) -> String {
+        self.mappings.explain(pa, absence)
+    }
+
+    /// The files other than the dump that memory comes from.
+    pub fn files(&self) -> &[FilledFile] {
+        &self.files
+    }
+
+    /// What of these addresses comes from other files than the dump, by address.
+    pub fn filled(&self, addresses: Range<PhysAddr>) -> impl Iterator<Item = FilledPart<'_>> {
+        let first = self.ranges.partition_point(|range| range.end <= addresses.start);
+        // Without such files there is nothing to look through.
+        let count = if self.files.is_empty() { 0 } else { usize::MAX };
+        let end = addresses.end;
+        let here = self.ranges.iter().skip(first).take(count).take_while(move |range| range.start < end);
+        here.filter_map(move |range| {
+            let part = range.part(addresses.clone())?;
+            let file = self.file_at(part.offset.0)?;
+            Some(FilledPart { addresses: part.start..part.end, file, offset: part.offset.0 - file.base() })
+        })
+    }
+
+    /// The ranges that come from the dump itself.
+    pub fn own_ranges(&self) -> impl Iterator<Item = &MemoryRange> {
+        self.ranges.iter().filter(|range| self.file_at(range.offset.0).is_none())
     }
 
     /// The ranges, sorted by address.
@@ -203,8 +329,7 @@ impl PhysicalMemory {
 
     /// The bytes of one range.
     pub fn range_bytes(&self, range: &MemoryRange) -> &[u8] {
-        let start = range.offset.0 as usize;
-        self.backing_bytes().get(start..start + range.len() as usize).unwrap_or_default()
+        self.bytes_at_offset(range.offset.0, range.len()).unwrap_or_default()
     }
 
     /// The `len` bytes at `pa`, without a copy, where one range holds them all.
@@ -214,13 +339,13 @@ impl PhysicalMemory {
         if range.len() - skip < len {
             return None;
         }
-        let start = (range.offset.0 + skip) as usize;
-        self.backing_bytes().get(start..start + len as usize)
+        self.bytes_at_offset(range.offset.0 + skip, len)
     }
 
-    /// Where in the (unpacked) file the byte at `pa` lies.
+    /// Where in the (unpacked) file the byte at `pa` lies; `None` if it comes from elsewhere.
     pub fn file_offset(&self, pa: PhysAddr) -> Option<FileOffset> {
-        self.range_of(pa).map(|range| FileOffset(range.offset.0 + (pa.0 - range.start.0)))
+        let range = self.range_of(pa).filter(|range| self.file_at(range.offset.0).is_none())?;
+        Some(FileOffset(range.offset.0 + (pa.0 - range.start.0)))
     }
 
     /// The little-endian 64-bit word at `pa`.

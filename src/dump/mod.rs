@@ -13,13 +13,16 @@
 mod coverage;
 mod elf;
 mod error;
+mod fill;
 mod lime;
+mod mapped;
 mod maps;
 mod memory;
 mod process_core;
 mod sniff;
 mod source;
 mod spool;
+mod sysroot;
 mod unpacked_size;
 
 use std::fmt;
@@ -32,9 +35,11 @@ use serde::Serialize;
 
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 pub use error::{DumpError, DumpErrorKind};
+pub use fill::{FillError, FilledFile, MappedFiles};
+pub use mapped::{Absence, FileKind, FileMapping, ImageKind, Mappings};
 #[cfg(feature = "gpu")]
 pub(crate) use memory::MemoryKey;
-pub use memory::{MemoryRange, PhysicalMemory, RangeError};
+pub use memory::{FilledPart, MemoryRange, PhysicalMemory, RangeError};
 use sniff::Kind;
 
 /// The container of a dump.
@@ -162,6 +167,8 @@ struct Contents {
     ranges: Vec<MemoryRange>,
     /// The process, where the container holds the image of one.
     image: Option<ProcessImage>,
+    /// What is known of its mappings beside its ranges.
+    mappings: Mappings,
     /// Those of an image's ranges that the process could execute and not write.
     code: Vec<Range<PhysAddr>>,
     warnings: Vec<String>,
@@ -221,11 +228,11 @@ fn open_inner(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -
         (Format::Elf, None) => elf::parse(&map)?,
     };
     let size = map.len() as u64;
-    let Contents { ranges, image, code: mut barren, mut warnings, damaged } = contents;
+    let Contents { ranges, image, mappings, code: mut barren, mut warnings, damaged } = contents;
     if image.is_some() {
         barren.extend(unwritten(&ranges, &source::holes(&file, size)));
     }
-    let memory = PhysicalMemory::mapped(map, ranges)?.with_barren(&barren);
+    let memory = PhysicalMemory::mapped(map, ranges)?.with_barren(&barren).with_mappings(mappings);
     let addresses = image.map_or(Addresses::Physical, Addresses::Virtual);
     warnings.extend(copied);
     Ok(Dump { memory, addresses, format, compression, file_size, size, warnings, damaged })

@@ -4,39 +4,150 @@
 //! signal; a machine has none of these. Registers (NT_PRSTATUS) are in both kinds: QEMU and kdump
 //! write one per CPU.
 
+use std::ffi::OsStr;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
 use object::LittleEndian as LE;
 use object::elf::{
-    FileHeader64, NT_AUXV, NT_FILE, NT_PRPSINFO, NT_PRSTATUS, NT_SIGINFO, PT_LOAD, PT_NOTE, ProgramHeader64,
+    FileHeader64, NT_AUXV, NT_FILE, NT_PRPSINFO, NT_PRSTATUS, NT_SIGINFO, PF_W, PT_LOAD, PT_NOTE, ProgramHeader64,
 };
 use object::read::elf::{NoteIterator, ProgramHeader};
 
-use super::ProcessImage;
+use super::mapped::{FileMapping, Mappings, sort_files};
+use super::memory::joined;
+use super::{MAX_RANGES, ProcessImage};
+use crate::addr::PhysAddr;
 
 /// `pr_pid` in x86-64's `struct elf_prstatus` (linux/elfcore.h).
 const PRSTATUS_PID: usize = 32;
 /// `pr_pid` in x86-64's `struct elf_prpsinfo` (linux/elfcore.h).
 const PRPSINFO_PID: usize = 24;
 /// `pr_fname` there: 16 bytes, filled up with zeros.
-const PRPSINFO_FNAME: std::ops::Range<usize> = 40..56;
+const PRPSINFO_FNAME: Range<usize> = 40..56;
+/// Bytes of a word in NT_FILE: first the number of files and the unit of offsets in bytes, then three per file, first
+/// and last address and offset, then the names, each with a zero at its end (`fill_files_note` in Linux's fs/binfmt_elf.c;
+/// gdb's gdb/linux-tdep.c writes the same with 1 as the unit).
+const WORD: usize = 8;
+const FILE_HEAD: usize = 2 * WORD;
+const FILE_ENTRY: usize = 3 * WORD;
+/// Bytes of a name: PATH_MAX of linux/limits.h, and what the kernel adds to the name of a deleted file.
+const MAX_NAME: usize = 4096 + 16;
 
 /// What the notes of a core say about the process in it.
 #[derive(Default)]
-struct Notes {
+struct Notes<'a> {
     /// At least one note that only a process has.
     of_process: bool,
     prstatus_pid: Option<u32>,
     prpsinfo_pid: Option<u32>,
     comm: Option<String>,
+    /// The mapped files.
+    files: Option<&'a [u8]>,
+}
+
+/// A process that a core is of.
+pub(super) struct Process {
+    pub(super) image: ProcessImage,
+    pub(super) mappings: Mappings,
+    pub(super) warnings: Vec<String>,
 }
 
 /// The process that a core is of, or `None` for a machine's.
-pub(super) fn image(bytes: &[u8], headers: &[ProgramHeader64<LE>]) -> Option<ProcessImage> {
+pub(super) fn process(bytes: &[u8], headers: &[ProgramHeader64<LE>]) -> Option<Process> {
     let mut notes = Notes::default();
     for header in headers.iter().filter(|h| h.p_type(LE) == PT_NOTE) {
         notes.read(bytes, header);
     }
     let is_image = notes.of_process || lacks_physical_addresses(headers);
-    is_image.then(|| ProcessImage { pid: notes.prpsinfo_pid.or(notes.prstatus_pid), comm: notes.comm })
+    is_image.then(|| {
+        let image = ProcessImage { pid: notes.prpsinfo_pid.or(notes.prstatus_pid), comm: notes.comm };
+        let (mut files, mut warnings) = notes.files.map(read_files).unwrap_or_default();
+        let dropped = sort_files(&mut files);
+        if dropped > 0 {
+            warnings.push(format!(
+                "the core's list of mapped files (NT_FILE) has {dropped} that overlap others or have no addresses: not used"
+            ));
+        }
+        let mappings = absences(bytes.len() as u64, headers, files);
+        Process { image, mappings, warnings }
+    })
+}
+
+/// What the segments say of memory that is not in the file, and of the access to mapped files.
+fn absences(size: u64, headers: &[ProgramHeader64<LE>], mut files: Vec<FileMapping>) -> Mappings {
+    let (mut cut, mut left_out, mut access) = (Vec::new(), Vec::new(), Vec::new());
+    for header in headers.iter().filter(|h| h.p_type(LE) == PT_LOAD) {
+        let (start, in_file) = (header.p_vaddr(LE), header.p_filesz(LE));
+        let there = size.saturating_sub(header.p_offset(LE)).min(in_file);
+        let end = |len: u64| PhysAddr(start.saturating_add(len));
+        if there < in_file {
+            cut.push(end(there)..end(in_file));
+        }
+        let all = header.p_memsz(LE).max(in_file);
+        if in_file < all {
+            left_out.push(end(in_file)..end(all));
+        }
+        access.push((PhysAddr(start), end(all), header.p_flags(LE) & PF_W == PF_W));
+    }
+    access.sort_unstable();
+    for file in &mut files {
+        let after = access.partition_point(|(start, ..)| *start <= file.addresses.start);
+        let segment = after.checked_sub(1).and_then(|index| access.get(index));
+        file.writable = segment.filter(|(_, end, _)| file.addresses.start < *end).map(|(.., writable)| *writable);
+    }
+    Mappings { files, cut: joined(&cut), left_out: joined(&left_out), ..Mappings::default() }
+}
+
+/// The mapped files that a note lists, and what is wrong with the note. What can be read of a broken one is used.
+fn read_files(desc: &[u8]) -> (Vec<FileMapping>, Vec<String>) {
+    let broken = |files: Vec<FileMapping>, what: String| {
+        (files, vec![format!("the core's list of mapped files (NT_FILE) is broken: {what}")])
+    };
+    let word = |at: usize| desc.get(at..)?.first_chunk().map(|word| u64::from_le_bytes(*word));
+    let (Some(count), Some(unit)) = (word(0), word(WORD)) else {
+        return broken(Vec::new(), "it has no head".to_owned());
+    };
+    // As many as there is room for, each with a name of one byte at least.
+    let room = desc.len().saturating_sub(FILE_HEAD) / (FILE_ENTRY + 1);
+    let used = usize::try_from(count).unwrap_or(usize::MAX).min(room).min(MAX_RANGES);
+    let names = desc.get(FILE_HEAD + used * FILE_ENTRY..).unwrap_or_default();
+    let entries = desc.get(FILE_HEAD..).unwrap_or_default().chunks_exact(FILE_ENTRY).take(used);
+    if used as u64 != count {
+        // Where the names begin is not known either.
+        return broken(Vec::new(), format!("it claims {count} files in {} bytes", desc.len()));
+    }
+    let mut files: Vec<FileMapping> = Vec::new();
+    let mut names = names.split_inclusive(|byte| *byte == 0);
+    for (index, entry) in entries.enumerate() {
+        let Some(name) = names.next().and_then(|name| name.strip_suffix(&[0])) else {
+            return broken(files, format!("it ends in the name of file {index} of {count}"));
+        };
+        let number = |at: usize| entry.get(at..)?.first_chunk().map(|word| u64::from_le_bytes(*word));
+        let numbers = number(0).zip(number(WORD)).zip(number(2 * WORD)).and_then(|((start, end), offset)| {
+            let offset = offset.checked_mul(unit)?;
+            // The end of the mapping is a place in the file as well.
+            offset.checked_add(end.checked_sub(start)?)?;
+            Some((start, end, offset))
+        });
+        let (Some((start, end, offset)), 1..=MAX_NAME) = (numbers, name.len()) else {
+            return broken(files, format!("file {index} of {count} has impossible addresses, offset or name"));
+        };
+        let name = Path::new(OsStr::from_bytes(name));
+        // A file is mapped in several pieces, one after another.
+        let path =
+            files.last().filter(|last| *last.path == *name).map_or_else(|| name.into(), |last| Arc::clone(&last.path));
+        files.push(FileMapping {
+            addresses: PhysAddr(start)..PhysAddr(end),
+            offset,
+            path,
+            writable: None,
+            shared: None,
+        });
+    }
+    (files, Vec::new())
 }
 
 /// Several segments that are all at physical address 0, and at virtual addresses besides: of a
@@ -48,9 +159,9 @@ fn lacks_physical_addresses(headers: &[ProgramHeader64<LE>]) -> bool {
     loads.peek().is_some() && several && virtual_only && loads.all(|h| h.p_paddr(LE) == 0)
 }
 
-impl Notes {
+impl<'a> Notes<'a> {
     /// Takes in one note segment. A broken one is read up to where it breaks: it is a hint only.
-    fn read(&mut self, bytes: &[u8], header: &ProgramHeader64<LE>) {
+    fn read(&mut self, bytes: &'a [u8], header: &ProgramHeader64<LE>) {
         let start = usize::try_from(header.p_offset(LE)).unwrap_or(usize::MAX).min(bytes.len());
         let size = usize::try_from(header.p_filesz(LE)).unwrap_or(usize::MAX);
         // Of a truncated file, the part that is there.
@@ -64,7 +175,11 @@ impl Notes {
             }
             let desc = note.desc();
             match note.n_type(LE) {
-                NT_AUXV | NT_FILE | NT_SIGINFO => self.of_process = true,
+                NT_AUXV | NT_SIGINFO => self.of_process = true,
+                NT_FILE => {
+                    self.of_process = true;
+                    self.files = self.files.or(Some(desc));
+                }
                 // One per thread; the first is of the thread that the core was taken for.
                 NT_PRSTATUS if self.prstatus_pid.is_none() => self.prstatus_pid = pid(desc, PRSTATUS_PID),
                 NT_PRPSINFO if self.comm.is_none() => {
@@ -98,6 +213,72 @@ mod tests {
         assert_eq!(comm(b"python3\0\0x"), Some("python3".to_owned()));
         assert_eq!(comm(b"\xff3\0"), Some("\u{fffd}3".to_owned()));
         assert_eq!(comm(b"\0\0"), None);
+    }
+
+    /// A note with these files: addresses, offset in units of `unit` bytes, name.
+    fn note(count: u64, unit: u64, files: &[(u64, u64, u64, &[u8])]) -> Vec<u8> {
+        let mut desc = [count, unit].map(u64::to_le_bytes).concat();
+        files.iter().for_each(|(start, end, at, _)| desc.extend([*start, *end, *at].map(u64::to_le_bytes).concat()));
+        files.iter().for_each(|(.., name)| desc.extend([name, &b"\0"[..]].concat()));
+        desc
+    }
+
+    #[test]
+    fn mapped_files_are_read_with_their_unit() {
+        let files: [(u64, u64, u64, &[u8]); 3] = [
+            (0x7000, 0x9000, 0, b"/a b/m.safetensors"),
+            (0x9000, 0xa000, 2, b"/a b/m.safetensors"),
+            (0xf000, 0x10000, 3, b"/not \xff UTF-8 (deleted)"),
+        ];
+        for (unit, offsets) in [(0x1000, [0, 0x2000, 0x3000]), (1, [0, 2, 3])] {
+            let (read, warnings) = read_files(&note(3, unit, &files));
+            assert_eq!(warnings, Vec::<String>::new());
+            for (file, ((start, end, _, name), offset)) in read.iter().zip(files.iter().zip(offsets)) {
+                assert_eq!((file.addresses.clone(), file.offset), (PhysAddr(*start)..PhysAddr(*end), offset));
+                assert_eq!(file.path.as_os_str().as_bytes(), *name);
+            }
+            assert_eq!(read.len(), 3);
+            assert!(Arc::ptr_eq(&read[0].path, &read[1].path));
+        }
+    }
+
+    #[test]
+    fn broken_lists_of_files_are_read_as_far_as_they_go() {
+        let two: [(u64, u64, u64, &[u8]); 2] = [(0x1000, 0x2000, 0, b"/a"), (0x3000, 0x4000, 0, b"/b")];
+        let of = |desc: &[u8]| {
+            let (files, warnings) = read_files(desc);
+            (files.len(), warnings.len())
+        };
+        let whole = note(2, 4096, &two);
+        assert_eq!(of(&whole), (2, 0));
+        // Without the last zero; without a name; with a head alone; with nothing.
+        assert_eq!(of(&whole[..whole.len() - 1]), (1, 1));
+        assert_eq!(of(&whole[..whole.len() - 3]), (1, 1));
+        assert_eq!(of(&whole[..16]), (0, 1));
+        assert_eq!(of(&[]), (0, 1));
+        for count in [3, 1 << 20, 1 << 40, u64::MAX] {
+            assert_eq!(of(&note(count, 4096, &two)), (0, 1), "{count}");
+        }
+        // Backwards; an offset past 2^64; a mapping that ends past it; a name that no path can be.
+        let long = [b'x'; MAX_NAME + 1];
+        let odd: [(u64, u64, u64, &[u8]); 5] = [
+            (0x2000, 0x1000, 0, b"/a"),
+            (0x1000, 0x2000, u64::MAX / 4095, b"/a"),
+            (0, u64::MAX, 1, b"/a"),
+            (0x1000, 0x2000, 0, &long),
+            (0x1000, 0x2000, 0, b""),
+        ];
+        for file in odd {
+            assert_eq!(of(&note(2, 4096, &[two[0], file])), (1, 1), "{:x?}", (file.0, file.1, file.2));
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_note_is_survived(desc in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), count in 0u64..9) {
+            let _ = read_files(&desc);
+            let _ = read_files(&[&count.to_le_bytes()[..], &4096u64.to_le_bytes(), &desc].concat());
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::Value;
-use crate::tensor::{Elements, Hole, TensorInfo};
+use crate::tensor::{Elements, Hole, Source, TensorInfo};
 
 pub use find::{Graph, ModuleObject, graph, module_types};
 pub use optimizer::{Optimizer, ParamGroup, attach_optimizers, optimizer_types};
@@ -148,6 +148,8 @@ pub struct NamedTensor {
     pub status: Status,
     /// What is not.
     pub holes: Vec<Hole>,
+    /// What is from files that the user gave, not from the dump.
+    pub sources: Vec<Source>,
     /// SHA-256 of the contiguous bytes in lower-case hex, holes as zeros; `None` if there are no bytes.
     pub sha256: Option<String>,
     /// Why it is not complete, where holes do not say it.
@@ -177,6 +179,7 @@ impl NamedTensor {
             parts,
             status: Status::Missing,
             holes: Vec::new(),
+            sources: Vec::new(),
             sha256: None,
             problem,
         }

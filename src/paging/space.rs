@@ -1,7 +1,7 @@
 //! An address space: memory by virtual address, through page tables or as the image of one process has it.
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
-use crate::dump::PhysicalMemory;
+use crate::dump::{Absence, FilledPart, PhysicalMemory};
 use crate::signature::Mmu;
 
 use super::tables::PageTables;
@@ -38,6 +38,8 @@ pub enum Fault {
     NotInImage {
         /// The address.
         va: VirtAddr,
+        /// Why not, as far as the image says.
+        why: Absence,
     },
 }
 
@@ -48,6 +50,11 @@ pub trait VirtualMemory: Sync {
     /// # Errors
     /// The first byte could not be read.
     fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault>;
+
+    /// The reason for a fault in words: with the names of files, which the fault itself does not have.
+    fn explain(&self, fault: Fault) -> String {
+        fault.to_string()
+    }
 
     /// Fills `out` with the bytes from `va` on.
     ///
@@ -156,8 +163,21 @@ impl<'a> AddressSpace<'a> {
             Translator::Image if self.memory.contains(PhysAddr(va.0)) => {
                 Ok(Translation { pa: PhysAddr(va.0), page_size: FRAME_SIZE })
             }
-            Translator::Image => Err(Fault::NotInImage { va }),
+            Translator::Image => Err(self.not_in_image(va)),
         }
+    }
+
+    fn not_in_image(&self, va: VirtAddr) -> Fault {
+        Fault::NotInImage { va, why: self.memory.absence(PhysAddr(va.0)) }
+    }
+
+    /// What of these addresses comes from other files than the dump.
+    pub fn filled(&self, start: VirtAddr, end: VirtAddr) -> impl Iterator<Item = FilledPart<'a>> + use<'a> {
+        let addresses = match self.translator {
+            Translator::Tables(_) => PhysAddr(0)..PhysAddr(0),
+            Translator::Image => PhysAddr(start.0)..PhysAddr(end.0),
+        };
+        self.memory.filled(addresses)
     }
 
     /// The mappings of the user half that user mode may reach, sorted by virtual address.
@@ -185,16 +205,27 @@ impl<'a> AddressSpace<'a> {
 
 impl VirtualMemory for AddressSpace<'_> {
     fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault> {
-        let (pa, page_end, missing) = match self.translator {
+        let (pa, page_end) = match self.translator {
             Translator::Tables(tables) => {
                 let Translation { pa, page_size } = tables.translate(va)?;
-                (pa, pa.0 | (page_size - 1), Fault::NotInDump { va, pa })
+                (pa, pa.0 | (page_size - 1))
             }
             // What follows in the dump follows in the process.
-            Translator::Image => (PhysAddr(va.0), u64::MAX, Fault::NotInImage { va }),
+            Translator::Image => (PhysAddr(va.0), u64::MAX),
         };
-        let range = self.memory.range_of(pa).ok_or(missing)?;
+        let missing = || match self.translator {
+            Translator::Tables(_) => Fault::NotInDump { va, pa },
+            Translator::Image => self.not_in_image(va),
+        };
+        let range = self.memory.range_of(pa).ok_or_else(missing)?;
         let len = (range.end.0 - pa.0).min((page_end - pa.0).saturating_add(1));
-        self.memory.bytes(pa, len).ok_or(missing)
+        self.memory.bytes(pa, len).ok_or_else(missing)
+    }
+
+    fn explain(&self, fault: Fault) -> String {
+        match fault {
+            Fault::NotInImage { va, why } => self.memory.explain(PhysAddr(va.0), why),
+            other => other.to_string(),
+        }
     }
 }

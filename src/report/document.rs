@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::rows::ProcessRow;
+use super::rows::{FileRow, ProcessRow};
 use super::{SCHEMA_VERSION, TOOL, json};
 use crate::dump::{Dump, Format, MemoryRange};
 use crate::paging::Space;
@@ -31,7 +31,9 @@ struct DumpRow<'a> {
     addresses: &'static str,
     size: u64,
     damaged: bool,
-    ranges: &'a [MemoryRange],
+    ranges: Vec<&'a MemoryRange>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    files: Vec<FileRow<'a>>,
 }
 
 impl<'a> Document<'a> {
@@ -44,7 +46,8 @@ impl<'a> Document<'a> {
                 addresses: dump.addresses.name(),
                 size: dump.size,
                 damaged: dump.damaged,
-                ranges: recovery.memory.ranges(),
+                ranges: recovery.memory.own_ranges().collect(),
+                files: FileRow::all(&recovery.memory, false),
             },
             spaces: &recovery.discovery.spaces,
             processes: recovery.processes.iter().map(ProcessRow::new).collect(),

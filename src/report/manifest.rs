@@ -7,6 +7,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::SCHEMA_VERSION;
+use super::rows::FileRow;
 use super::time::rfc3339;
 use crate::dump::{Compression, Dump, Format, MemoryRange};
 use crate::recover::Recovery;
@@ -72,7 +73,9 @@ struct Input<'a> {
     /// Of the container in it.
     unpacked_size: u64,
     damaged: bool,
-    ranges: &'a [MemoryRange],
+    ranges: Vec<&'a MemoryRange>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    files: Vec<FileRow<'a>>,
 }
 
 struct Seconds<'a>(&'a [(&'static str, Duration)]);
@@ -117,7 +120,8 @@ impl<'a> Manifest<'a> {
                 addresses: dump.addresses.name(),
                 unpacked_size: dump.size,
                 damaged: dump.damaged,
-                ranges: recovery.memory.ranges(),
+                ranges: recovery.memory.own_ranges().collect(),
+                files: FileRow::all(&recovery.memory, true),
             },
             warnings: super::warnings(dump, recovery).chain(run.warnings.iter().map(String::as_str)).collect(),
         }

@@ -1,13 +1,16 @@
 //! Rows of the documents: one per tensor, model and process, the same in every format.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use super::plan::{Planned, plan};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{Change, LayoutScore, LayoutSource};
+use crate::dump::{FilledFile, PhysicalMemory};
 use crate::model::{Model, NamedTensor, Sighting, Status, TensorKind};
 use crate::recover::Process;
-use crate::tensor::{ArrayInfo, Form, Hole, Quantizer, TensorScore};
+use crate::tensor::{ArrayInfo, Form, Hole, Quantizer, Source, TensorScore};
 
 /// A tensor.
 #[derive(Serialize)]
@@ -24,6 +27,9 @@ pub(super) struct TensorRow<'a> {
     pub(super) status: Status,
     pub(super) device: Option<&'a str>,
     pub(super) holes: &'a [Hole],
+    /// What is not from the dump.
+    #[serde(skip_serializing_if = "<[Source]>::is_empty")]
+    pub(super) sources: &'a [Source],
     pub(super) sha256: Option<&'a str>,
     pub(super) same_as: Option<&'a str>,
     /// The file that holds its bytes.
@@ -57,6 +63,8 @@ struct PartRow {
     dtype: String,
     shape: Vec<u64>,
     status: Status,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sources: Vec<Source>,
     sha256: Option<String>,
     file: &'static str,
 }
@@ -85,6 +93,7 @@ impl PartRow {
             dtype: entry.dtype.to_string(),
             shape: entry.shape.clone(),
             status: entry.tensor.status,
+            sources: entry.tensor.sources.clone(),
             sha256: whole_hash(entry.tensor).map(str::to_owned),
             file: entry.file.name(),
         };
@@ -114,6 +123,7 @@ impl<'a> TensorRow<'a> {
             status: tensor.status,
             device: info.map(|info| info.device.as_str()),
             holes: &tensor.holes,
+            sources: &tensor.sources,
             sha256: whole_hash(tensor),
             same_as: tensor.same_as.as_deref(),
             file: planned.file().map(super::plan::WeightFile::name),
@@ -211,6 +221,36 @@ impl<'a> ModelRow<'a> {
             tensors,
             training,
         }
+    }
+}
+
+/// A file that was given for one that a process had mapped.
+#[derive(Serialize)]
+pub(super) struct FileRow<'a> {
+    /// The mapped file, as the kernel named it.
+    path: Cow<'a, str>,
+    /// The file that was given for it; where it lay says nothing of the dump.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    given: Option<Cow<'a, str>>,
+    size: u64,
+    sha256: &'a str,
+    /// Bytes of memory that come from it, and bytes of it that the image holds as well.
+    filled: u64,
+    agreed: u64,
+}
+
+impl<'a> FileRow<'a> {
+    /// All of them; `local` also tells where they lay.
+    pub(super) fn all(memory: &'a PhysicalMemory, local: bool) -> Vec<Self> {
+        let row = |file: &'a FilledFile| Self {
+            path: file.recorded.to_string_lossy(),
+            given: local.then(|| file.local.to_string_lossy()),
+            size: file.size,
+            sha256: &file.sha256,
+            filled: file.filled,
+            agreed: file.agreed,
+        };
+        memory.files().iter().map(row).collect()
     }
 }
 

@@ -56,6 +56,11 @@ impl Elements {
         Some((VirtAddr(low), VirtAddr(high.checked_add(self.size)?)))
     }
 
+    /// Whether the elements lie one after another in row-major order.
+    pub fn is_contiguous(&self) -> bool {
+        runs(self).0.is_empty()
+    }
+
     /// Whether some elements share their bytes: more of them than the span has room for (stride 0).
     pub fn overlap(&self) -> bool {
         self.span().is_none_or(|(start, end)| self.byte_len() > end.0 - start.0)
@@ -211,7 +216,7 @@ impl<E, S: FnMut(&[u8]) -> Result<(), E>> Gatherer<'_, S> {
         match self.holes.last_mut() {
             Some(last) if last.end == self.done && goes_on => last.end = end,
             _ => {
-                let reason = fault.to_string();
+                let reason = self.pages.memory.explain(fault);
                 self.holes.push(Hole { start: self.done, end, address: VirtAddr(at), reason });
             }
         }
@@ -229,8 +234,8 @@ fn same_cause(a: Fault, b: Fault) -> bool {
         (Fault::NotPresent { level: a, entry: x, .. }, Fault::NotPresent { level: b, entry: y, .. }) => {
             (a, x) == (b, y)
         }
+        (Fault::NotInImage { why: a, .. }, Fault::NotInImage { why: b, .. }) => a == b,
         (Fault::NotInDump { .. }, Fault::NotInDump { .. })
-        | (Fault::NotInImage { .. }, Fault::NotInImage { .. })
         | (Fault::NonCanonical { .. }, Fault::NonCanonical { .. }) => true,
         _ => false,
     }

@@ -8,6 +8,7 @@ mod infer;
 mod layout;
 mod read;
 mod shape;
+mod source;
 mod vote;
 
 pub use array::{ArrayField, ArrayInfo, ArrayLayout, ArrayScore, array_layouts, choose_array_layout};
@@ -16,3 +17,4 @@ pub use form::{Form, Quantizer, Sparse};
 pub use gather::{Elements, Hole, TooLarge, gather};
 pub use layout::{DtypeAt, Layout, LayoutError, Offsets, Raw, ScalarType, ShapeAt, layouts};
 pub use read::{SizesAndStrides, TensorError, TensorInfo};
+pub use source::{Source, sources};

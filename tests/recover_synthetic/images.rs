@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use tensorcarve::dump::{self, Dump, OpenOptions};
+use tensorcarve::dump::{self, Dump, MappedFiles, OpenOptions};
 use tensorcarve::model::Status;
+use tensorcarve::tensor::Source;
 
-use super::synthetic::{CPYTHONS, ModuleSpec, Options, Process, Tensor, Torch, recover, torch};
+use super::synthetic::{CPYTHONS, ModuleSpec, Options, Process, Tensor, Torch, recover, sha256, torch};
 use super::{assert_model, assert_whole, model, only_model};
 
 /// What a segment or a mapping may be used for, in the bits of an ELF segment.
@@ -27,6 +28,11 @@ fn opened(name: &str, bytes: &[u8], maps: Option<&str>) -> Dump {
 
 /// The core of a process, as the kernel writes it: notes first, reservations without a byte.
 fn core(process: &Process, flags: u32) -> Dump {
+    core_with_files(process, flags, &[])
+}
+
+/// The same with a list of mapped files: addresses, offset in pages, path.
+fn core_with_files(process: &Process, flags: u32, files: &[(u64, u64, u64, &str)]) -> Dump {
     let mut info = [0; 136];
     info[24..28].copy_from_slice(&4321u32.to_le_bytes());
     info[40..47].copy_from_slice(b"python3");
@@ -34,7 +40,11 @@ fn core(process: &Process, flags: u32) -> Dump {
         let head = [5, desc.len() as u32, kind].map(u32::to_le_bytes).concat();
         [&head[..], b"CORE\0\0\0\0", desc].concat()
     };
-    let notes = [note(3, &info), note(6, &[0; 32])].concat();
+    let mut list = [files.len() as u64, 0x1000].map(u64::to_le_bytes).concat();
+    list.extend(files.iter().flat_map(|(start, end, page, _)| [*start, *end, *page].map(u64::to_le_bytes).concat()));
+    list.extend(files.iter().flat_map(|(.., path)| [path.as_bytes(), b"\0"].concat()));
+    list.resize(list.len().next_multiple_of(4), 0);
+    let notes = [note(3, &info), note(6, &[0; 32]), note(0x4649_4c45, &list)].concat();
     let runs = process.machine.borrow().image(process.space);
     let reserved = process.reserve(1 << 26, 4096);
     // Type, flags, address, bytes in the file, bytes in memory.
@@ -116,6 +126,60 @@ fn what_the_image_lacks_is_a_hole() {
     let [hole] = tensor.holes.as_slice() else { panic!("{:?}", tensor.holes) };
     assert_eq!((hole.start, hole.end, hole.address.0), (0x1000, 0x2000, base + 0x1000));
     assert!(hole.reason.contains("not in the image of the process"), "{}", hole.reason);
+}
+
+#[test]
+fn weights_in_a_mapped_file_are_named_and_can_be_filled() {
+    let torch = torch("3.12", "2.6", Options::default());
+    let process = &torch.python.process;
+    let base = process.alloc_pages(0x6000);
+    // From the middle of the first page on; a transposed one; and one whose page the process has changed.
+    let plain = torch.tensor_at(&Tensor::f32(&[0x500]), base + 0x800);
+    let transposed = torch.tensor_at(&Tensor { stride: vec![1, 8], ..Tensor::f32(&[8, 4]) }, base + 0x3000);
+    let changed = torch.tensor_at(&Tensor::f32(&[0x500]), base + 0x4000);
+    let parameters = vec![("plain", Some(&plain)), ("transposed", Some(&transposed)), ("changed", Some(&changed))];
+    let net = torch.module_type("__main__", "Net");
+    torch.module(net, &ModuleSpec { parameters, ..ModuleSpec::default() });
+    // The file begins three pages before the mapping. Of its last but one page it has something else.
+    let bytes = process.machine.borrow().read(process.space, base, 0x6000);
+    let mut file = [vec![0xcc; 0x3000], bytes].concat();
+    file[0x7000..0x8000].fill(0xdd);
+    for page in [0, 1, 2, 3, 5] {
+        process.machine.borrow_mut().lose(process.space, base + page * 0x1000);
+    }
+    let mapped = [(base, base + 0x6000, 3, "/models/net.safetensors")];
+    let mut dump = core_with_files(process, READ | WRITE, &mapped);
+    let recovery = recover(&dump);
+    let tensors = &only_model(&recovery).tensors;
+    let statuses: Vec<Status> = tensors.iter().map(|tensor| tensor.status).collect();
+    assert_eq!(statuses, [Status::Missing, Status::Missing, Status::Partial]);
+    let [hole] = tensors[0].holes.as_slice() else { panic!("{:?}", tensors[0].holes) };
+    let reason = "it lies in the mapped file /models/net.safetensors at offset 0x3800, which cores leave out";
+    assert_eq!((hole.start, hole.end, hole.reason.as_str()), (0, 0x1400, reason));
+    let warning = recovery.warnings.iter().find(|text| text.contains("/models/net.safetensors")).unwrap();
+    let advice = "m0: 3 tensors lie in the mapped file /models/net.safetensors from offset 0x3800 on, which cores leave out; \
+                  set coredump_filter to 0x7f before the capture, copy /proc/PID/mem, or give the file with `--file PATH`";
+    assert_eq!(warning, advice);
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("net.safetensors");
+    fs::write(&path, &file).unwrap();
+    dump.fill(&MappedFiles { files: vec![path], sysroot: None }).unwrap();
+    let recovery = recover(&dump);
+    let tensors = &only_model(&recovery).tensors;
+    for (tensor, truth) in tensors.iter().zip([&plain, &transposed, &changed]) {
+        assert_whole(&torch, tensor, truth);
+    }
+    let places = |index: usize| {
+        let sources: &[Source] = &tensors[index].sources;
+        sources.iter().map(|it| (it.start, it.end, it.offset.0, it.bytes)).collect::<Vec<_>>()
+    };
+    assert_eq!(places(0), [(Some(0), Some(0x1400), 0x3800, 0x1400)]);
+    assert_eq!(places(1), [(None, None, 0x6000, 0x80)]);
+    assert_eq!(places(2), [(Some(0x1000), Some(0x1400), 0x8000, 0x400)]);
+    assert!(tensors.iter().flat_map(|tensor| &tensor.sources).all(|it| it.sha256 == sha256(&file)));
+    let warning = recovery.warnings.iter().find(|text| text.contains("m0: 3 tensors filled from")).unwrap();
+    assert!(warning.contains(&sha256(&file)) && warning.contains("nothing in the image tells"), "{warning}");
 }
 
 #[test]

@@ -144,6 +144,7 @@ impl Victim {
             parts: Vec::new(),
             status: Status::Complete,
             holes: Vec::new(),
+            sources: Vec::new(),
             sha256: None,
             problem: None,
         });

@@ -1,0 +1,420 @@
+//! Filling what the image of a process leaves out from the files that were mapped, where the user gives them.
+//!
+//! Bytes of the image always win: a page that the process has changed for itself is in it. A file may have changed since; pages
+//! that the image holds and that the process could not write must agree with it, or it is not used.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write;
+use std::fs;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::elf::MAGIC;
+use super::mapped::{FileKind, FileMapping, ImageKind, Mappings, without_deleted};
+use super::memory::subtract;
+use super::{Addresses, Dump, DumpErrorKind, MemoryRange, PhysicalMemory, RangeError, source, sysroot};
+use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
+
+/// Paths that a message lists.
+const LISTED: usize = 8;
+
+/// The files that the user gives for those that a process had mapped.
+#[derive(Clone, Debug, Default)]
+pub struct MappedFiles {
+    /// Each a path whose last part is that of a mapped file, or `RECORDED=PATH`, where RECORDED is the path of the mapped
+    /// file or the end of it.
+    pub files: Vec<PathBuf>,
+    /// A folder with a copy of the machine's files, in which each mapped file is looked up.
+    pub sysroot: Option<PathBuf>,
+}
+
+/// A file that a part of the memory comes from.
+#[derive(Debug)]
+pub struct FilledFile {
+    /// The mapped file, as the kernel named it when the image was taken.
+    pub recorded: Arc<Path>,
+    /// The file that was given for it.
+    pub local: PathBuf,
+    /// Bytes in that.
+    pub size: u64,
+    /// SHA-256 of all of it, in lower-case hex.
+    pub sha256: String,
+    /// Bytes of memory that come from it.
+    pub filled: u64,
+    /// Bytes of it that the image holds as well, and that agree.
+    pub agreed: u64,
+    /// Bytes of it behind all that the process had mapped.
+    pub unmapped: u64,
+    map: Mmap,
+    base: u64,
+}
+
+impl FilledFile {
+    /// Where it begins in the offsets of [`PhysicalMemory`].
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Where it ends there.
+    pub(super) fn end(&self) -> u64 {
+        self.base.saturating_add(self.size)
+    }
+
+    /// Bytes at such an offset.
+    pub(super) fn bytes(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        let start = usize::try_from(offset.checked_sub(self.base)?).ok()?;
+        self.map.get(start..start.checked_add(usize::try_from(len).ok()?)?)
+    }
+}
+
+/// Why the files that the user gives can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FillError {
+    /// The dump is of a machine.
+    #[error(
+        "files fill what the image of one process leaves out, and this dump is of a machine, whose page cache holds mapped \
+         files; leave --file and --sysroot away"
+    )]
+    Machine,
+    /// The image lists no mapped files.
+    #[error(
+        "the image of the process does not say which files were mapped (a core's note NT_FILE, or --maps); leave --file and --sysroot away"
+    )]
+    NoMappings,
+    /// No mapped file has that name.
+    #[error(
+        "{given}: no mapped file whose bytes are missing has this name: {candidates}; say RECORDED=PATH with one of these, or leave it away"
+    )]
+    Unmatched {
+        /// What the user gave.
+        given: String,
+        /// The mapped files.
+        candidates: String,
+    },
+    /// Several mapped files have that name.
+    #[error("{given}: several mapped files have this name: {candidates}; say RECORDED=PATH with one of these")]
+    Ambiguous {
+        /// What the user gave.
+        given: String,
+        /// The mapped files.
+        candidates: String,
+    },
+    /// Two files were given for one.
+    #[error("{given}: another file was given for {recorded} already; give one of them")]
+    Twice {
+        /// What the user gave.
+        given: String,
+        /// The mapped file.
+        recorded: String,
+    },
+    /// A file can't be read.
+    #[error("{} {reason}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not, as for a dump.
+        reason: DumpErrorKind,
+    },
+    /// The folder can't be used.
+    #[error("{}: cannot use it as the folder of the machine's files ({source}); name one that holds them", path.display())]
+    Sysroot {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The ranges contradict each other.
+    #[error(transparent)]
+    Ranges(#[from] RangeError),
+}
+
+impl Dump {
+    /// Fills what the image of a process leaves out from the files that the user gives. What was done is in
+    /// [`PhysicalMemory::files`] and in the warnings.
+    ///
+    /// # Errors
+    /// A file can't be read, or it is not clear for which mapped file it stands. A file that contradicts the image is not
+    /// used, which is a warning.
+    pub fn fill(&mut self, given: &MappedFiles) -> Result<(), FillError> {
+        if given.files.is_empty() && given.sysroot.is_none() {
+            return Ok(());
+        }
+        if self.addresses == Addresses::Physical {
+            return Err(FillError::Machine);
+        }
+        let missing = missing(&self.memory);
+        if self.memory.mappings().files().is_empty() {
+            return Err(FillError::NoMappings);
+        }
+        let mut wanted: BTreeMap<Arc<Path>, PathBuf> = BTreeMap::new();
+        for file in &given.files {
+            let (recorded, local) = choose(file.as_os_str(), &missing)?;
+            let (given, name) = (shown(file), shown(&recorded));
+            if wanted.insert(recorded, local).is_some() {
+                return Err(FillError::Twice { given, recorded: name });
+            }
+        }
+        let mut opened = Vec::new();
+        for (recorded, local) in wanted {
+            let map = open(&local).map_err(|reason| FillError::Unreadable { path: local.clone(), reason })?;
+            opened.push((recorded, local, map));
+        }
+        if let Some(root) = &given.sysroot {
+            self.look_up(root, &missing, &mut opened)?;
+        }
+        self.use_files(opened)
+    }
+
+    /// Opens those mapped files that are under a folder.
+    fn look_up(
+        &mut self,
+        root: &Path,
+        missing: &BTreeMap<Arc<Path>, u64>,
+        opened: &mut Vec<(Arc<Path>, PathBuf, Mmap)>,
+    ) -> Result<(), FillError> {
+        let unusable = |source| FillError::Sysroot { path: root.to_owned(), source };
+        let root = fs::canonicalize(root).map_err(unusable)?;
+        fs::read_dir(&root).map_err(unusable)?;
+        let mut absent = Vec::new();
+        // A deleted file is not the one that may stand in its place now.
+        let is_listed = |path: &Path| {
+            matches!(FileKind::of(path), FileKind::Named | FileKind::SharedMemory | FileKind::HugePages)
+                && without_deleted(path) == path
+        };
+        let named = missing.iter().filter(|(path, bytes)| **bytes > 0 && is_listed(path));
+        let known: Vec<Arc<Path>> = opened.iter().map(|(recorded, ..)| Arc::clone(recorded)).collect();
+        for (recorded, _) in named.filter(|(recorded, _)| !known.contains(recorded)) {
+            let local = sysroot::resolve(&root, recorded).ok();
+            match local.and_then(|local| Some((open(&local).ok()?, local))) {
+                Some((map, local)) => opened.push((Arc::clone(recorded), local, map)),
+                None => absent.push(shown(recorded)),
+            }
+        }
+        if !absent.is_empty() {
+            let (count, list) = (absent.len(), listed(absent.into_iter()));
+            self.warnings
+                .push(format!("{count} mapped files are not under {} or can't be read: {list}", root.display()));
+        }
+        Ok(())
+    }
+
+    /// Checks files against the image, and fills memory from those that pass.
+    fn use_files(&mut self, opened: Vec<(Arc<Path>, PathBuf, Mmap)>) -> Result<(), FillError> {
+        let checked: Vec<Checked> =
+            opened.into_par_iter().map(|(recorded, local, map)| check(&self.memory, recorded, local, map)).collect();
+        let (mut files, mut filled, mut base) = (Vec::new(), Vec::new(), self.memory.backing_len());
+        for Checked { mut file, parts, complaint } in checked {
+            self.warnings.extend(complaint);
+            if parts.is_empty() {
+                continue;
+            }
+            file.base = base;
+            let placed = parts.into_iter().map(|(addresses, offset)| MemoryRange {
+                start: addresses.start,
+                end: addresses.end,
+                offset: FileOffset(base.saturating_add(offset)),
+            });
+            filled.extend(placed);
+            base = file.end();
+            files.push(file);
+        }
+        self.memory = self.memory.with_files(files, filled)?;
+        Ok(())
+    }
+}
+
+/// The bytes that the image lacks of each mapped file.
+fn missing(memory: &PhysicalMemory) -> BTreeMap<Arc<Path>, u64> {
+    let mut missing: BTreeMap<Arc<Path>, u64> = BTreeMap::new();
+    for mapping in memory.mappings().files().iter().filter(|mapping| FileKind::of(&mapping.path) != FileKind::Device) {
+        let bytes = gaps(memory, mapping).iter().map(|gap| gap.end.0 - gap.start.0).sum::<u64>();
+        let sum = missing.entry(Arc::clone(&mapping.path)).or_default();
+        *sum = sum.saturating_add(bytes);
+    }
+    missing
+}
+
+/// What the image lacks of a mapping, but for what it lacks because it is cut off.
+fn gaps(memory: &PhysicalMemory, mapping: &FileMapping) -> Vec<Range<PhysAddr>> {
+    let Mappings { kind, cut, .. } = memory.mappings();
+    if *kind == ImageKind::Copy && mapping.writable == Some(true) && mapping.shared == Some(false) {
+        // A core holds such a mapping as soon as the process has changed a page of it; a copy may leave it out all the same.
+        return Vec::new();
+    }
+    let gaps = subtract(mapping.addresses.clone(), memory.ranges(), |range| range.start..range.end);
+    gaps.into_iter().flat_map(|gap| subtract(gap, cut, Clone::clone)).collect()
+}
+
+/// The mapped file that a file of the user stands for, and the path of the latter.
+fn choose(given: &OsStr, missing: &BTreeMap<Arc<Path>, u64>) -> Result<(Arc<Path>, PathBuf), FillError> {
+    let plain = Path::new(given);
+    let text = given.as_bytes();
+    let equals = text.iter().enumerate().filter(|(_, byte)| **byte == b'=').map(|(at, _)| at);
+    if fs::symlink_metadata(plain).is_err() {
+        for at in equals {
+            let (recorded, local) = (text.get(..at).unwrap_or_default(), text.get(at + 1..).unwrap_or_default());
+            let recorded = Path::new(OsStr::from_bytes(recorded));
+            let is_it = |path: &Path| path.ends_with(recorded) || without_deleted(path).ends_with(recorded);
+            let found: Vec<&Arc<Path>> = missing.keys().filter(|path| is_it(path)).collect();
+            let exact = found.iter().find(|path| path.as_os_str() == recorded.as_os_str());
+            match (exact, found.as_slice()) {
+                (Some(one), _) | (None, [one]) => {
+                    return Ok((Arc::clone(one), PathBuf::from(OsString::from(OsStr::from_bytes(local)))));
+                }
+                (None, []) => {}
+                (None, _) => return Err(ambiguous(plain, &found)),
+            }
+        }
+    }
+    let named: Vec<&Arc<Path>> =
+        missing.keys().filter(|path| plain.file_name() == without_deleted(path).file_name()).collect();
+    // Of several that have the name, the one that has most of the folders above it as well.
+    let absolute = std::path::absolute(plain).unwrap_or_else(|_| plain.to_owned());
+    let shared = |path: &Path| {
+        let pairs = without_deleted(path).components().rev().zip(absolute.components().rev());
+        pairs.take_while(|(a, b)| a == b).count()
+    };
+    let most = named.iter().map(|path| shared(path)).max().unwrap_or_default();
+    let best: Vec<&Arc<Path>> = named.into_iter().filter(|path| shared(path) == most).collect();
+    match best.as_slice() {
+        [one] => Ok((Arc::clone(one), plain.to_owned())),
+        [] => {
+            let mut candidates: Vec<(&Arc<Path>, &u64)> = missing.iter().filter(|(_, bytes)| **bytes > 0).collect();
+            candidates.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
+            let candidates = listed(candidates.into_iter().map(|(path, _)| shown(path)));
+            Err(FillError::Unmatched { given: shown(plain), candidates })
+        }
+        _ => Err(ambiguous(plain, &best)),
+    }
+}
+
+fn ambiguous(given: &Path, found: &[&Arc<Path>]) -> FillError {
+    let candidates = listed(found.iter().map(|path| shown(path)));
+    FillError::Ambiguous { given: shown(given), candidates }
+}
+
+/// Opens and maps a file that is to fill memory.
+fn open(path: &Path) -> Result<Mmap, DumpErrorKind> {
+    source::map_file(&source::open(path)?)
+}
+
+/// A file that was held against the image: the parts of memory that it fills, each with its offset in it.
+struct Checked {
+    file: FilledFile,
+    parts: Vec<(Range<PhysAddr>, u64)>,
+    complaint: Option<String>,
+}
+
+fn check(memory: &PhysicalMemory, recorded: Arc<Path>, local: PathBuf, map: Mmap) -> Checked {
+    let mappings = || memory.mappings().files().iter().filter(|mapping| mapping.path == recorded);
+    let size = map.len() as u64;
+    let (names, end) = (
+        format!("{}, given for {},", local.display(), shown(&recorded)),
+        mappings().map(FileMapping::end_offset).max(),
+    );
+    let (mut parts, mut complaint) = (Vec::new(), None);
+    let agreed =
+        mappings().try_fold(0u64, |agreed, mapping| Ok(agreed.saturating_add(compare(memory, mapping, &map)?)));
+    match agreed {
+        Err(Differs { offset }) => {
+            complaint = Some(format!(
+                "{names} is not used: from offset {offset:#x} on it differs from what the image holds of it; it has changed \
+                 since the capture, or is another file"
+            ));
+        }
+        Ok(_) => {
+            for (mapping, gap) in
+                mappings().flat_map(|mapping| gaps(memory, mapping).into_iter().map(move |gap| (mapping, gap)))
+            {
+                let offset = mapping.offset_of(gap.start);
+                let there = size.saturating_sub(offset).min(gap.end.0 - gap.start.0);
+                if there > 0 {
+                    parts.push((gap.start..PhysAddr(gap.start.0 + there), offset));
+                }
+            }
+            if parts.is_empty() {
+                complaint = Some(format!("{names} is not used: the image lacks nothing of what it could fill"));
+            } else if let Some(end) =
+                end.filter(|end| end.saturating_sub(size) >= FRAME_SIZE && !map.starts_with(&MAGIC))
+            {
+                // The last page of a mapping may reach past the end of its file; a library's loader maps more than it has.
+                complaint = Some(format!(
+                    "{names} has {size} bytes, and the process had mapped it up to offset {end:#x}: the rest stays missing"
+                ));
+            }
+        }
+    }
+    let filled = parts.iter().map(|(addresses, _)| addresses.end.0 - addresses.start.0).sum();
+    let sha256 = if parts.is_empty() { String::new() } else { hex(&Sha256::digest(&map)) };
+    let agreed = agreed.unwrap_or_default();
+    let unmapped = size.saturating_sub(end.unwrap_or_default());
+    let file = FilledFile { recorded, local, size, sha256, filled, agreed, unmapped, map, base: 0 };
+    Checked { file, parts, complaint }
+}
+
+/// A file contradicts the image at this offset.
+struct Differs {
+    offset: u64,
+}
+
+/// Holds a file against those bytes of a mapping of it that the image has, where these must be the file's: how many there are.
+fn compare(memory: &PhysicalMemory, mapping: &FileMapping, file: &[u8]) -> Result<u64, Differs> {
+    if mapping.writable != Some(false) && mapping.shared != Some(true) {
+        return Ok(0);
+    }
+    // The loader changes pages of programs before it takes away the right to write; not the first, which has the headers.
+    let limit = if file.starts_with(&MAGIC) { FRAME_SIZE } else { u64::MAX };
+    let mut agreed = 0u64;
+    for part in memory.only(std::slice::from_ref(&mapping.addresses)).ranges() {
+        let offset = mapping.offset_of(part.start);
+        let len = part.len().min(limit.saturating_sub(offset));
+        let there = usize::try_from(offset).ok().and_then(|start| file.get(start..)).unwrap_or_default();
+        let known = memory.range_bytes(part);
+        let len = usize::try_from(len).unwrap_or(usize::MAX).min(there.len()).min(known.len());
+        let (there, known) = (there.get(..len).unwrap_or_default(), known.get(..len).unwrap_or_default());
+        if there != known {
+            let at = there.iter().zip(known).take_while(|(a, b)| a == b).count();
+            return Err(Differs { offset: offset.saturating_add(at as u64) });
+        }
+        agreed = agreed.saturating_add(len as u64);
+    }
+    Ok(agreed)
+}
+
+/// A path from the evidence or the user, safe for a terminal.
+fn shown(path: &Path) -> String {
+    path.to_string_lossy()
+        .chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+        .collect()
+}
+
+/// The first of some paths.
+fn listed(paths: impl ExactSizeIterator<Item = String>) -> String {
+    let more = paths.len().saturating_sub(LISTED);
+    let list = paths.take(LISTED).collect::<Vec<_>>().join(", ");
+    match more {
+        _ if list.is_empty() => "there is none".to_owned(),
+        0 => list,
+        more => format!("{list} and {more} more"),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+#[path = "fill_tests.rs"]
+mod tests;

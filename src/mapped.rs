@@ -1,0 +1,117 @@
+//! What to tell an analyst of tensors whose bytes lie in mapped files: which file, and how to get it; or where they came from.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::addr::PhysAddr;
+use crate::dump::{Absence, FileMapping, FilledFile, PhysicalMemory};
+use crate::model::NamedTensor;
+use crate::recover::Process;
+
+/// The most files that get a sentence of their own, for each model.
+const MAX_FILES: usize = 8;
+
+/// Sentences on the tensors of each model, and on those of no model, one per mapped file.
+pub(crate) fn sentences(memory: &PhysicalMemory, processes: &[Process]) -> Vec<String> {
+    // A machine has none; what its processes had mapped is in the page cache.
+    if memory.mappings().files().is_empty() {
+        return Vec::new();
+    }
+    let mut sentences = Vec::new();
+    for process in processes {
+        for model in &process.models {
+            sentences.extend(of_tensors(memory, &model.id, "tensor", "tensors", model.all_tensors()));
+        }
+        let others = process.others.found.iter().map(|other| &other.tensor);
+        sentences.extend(of_tensors(memory, "of no model", "tensor or array", "tensors and arrays", others));
+    }
+    sentences
+}
+
+fn of_tensors<'t>(
+    memory: &PhysicalMemory,
+    whose: &str,
+    one: &str,
+    many: &str,
+    tensors: impl Iterator<Item = &'t NamedTensor>,
+) -> Vec<String> {
+    let counted = |count: usize| match count {
+        1 => format!("{whose}: 1 {one}"),
+        _ => format!("{whose}: {count} {many}"),
+    };
+    let mut missing: BTreeMap<&Path, (usize, u64, &FileMapping)> = BTreeMap::new();
+    let mut filled: BTreeMap<&str, usize> = BTreeMap::new();
+    let (mut all_missing, mut all_filled) = (0, 0);
+    // A tensor under several names is one.
+    for tensor in tensors.filter(|tensor| tensor.same_as.is_none()) {
+        let own = || std::iter::once(tensor).chain(&tensor.parts);
+        let mut lacks: BTreeMap<&Path, (u64, &FileMapping)> = BTreeMap::new();
+        for hole in own().flat_map(|tensor| &tensor.holes) {
+            let at = PhysAddr(hole.address.0);
+            if let Absence::File(index) = memory.absence(at)
+                && let Some(mapping) = memory.mappings().files().get(index)
+            {
+                let offset = mapping.offset_of(at);
+                let (first, _) = lacks.entry(&mapping.path).or_insert((offset, mapping));
+                *first = offset.min(*first);
+            }
+        }
+        all_missing += usize::from(!lacks.is_empty());
+        for (path, (offset, mapping)) in lacks {
+            let (count, first, _) = missing.entry(path).or_insert((0, offset, mapping));
+            *count += 1;
+            *first = offset.min(*first);
+        }
+        let mut files: Vec<&str> =
+            own().flat_map(|tensor| &tensor.sources).map(|source| source.file.as_str()).collect();
+        files.sort_unstable();
+        files.dedup();
+        all_filled += usize::from(!files.is_empty());
+        files.into_iter().for_each(|file| *filled.entry(file).or_default() += 1);
+    }
+    let mut sentences: Vec<String> = Vec::new();
+    let lie = |count: usize| format!("{} {}", counted(count), if count == 1 { "lies" } else { "lie" });
+    let files = missing.len();
+    let mut missing = missing.into_values();
+    if files > MAX_FILES {
+        // PyTorch's shared memory has a file for each storage.
+        if let Some((_, first, mapping)) = missing.next() {
+            let what = lie(all_missing);
+            let what = format!("{what} in {files} mapped files, which the reasons for their holes name; the first");
+            sentences.push(memory.mappings().advise(&format!("{what} lies"), mapping, first));
+        }
+    } else {
+        let own = missing.map(|(count, first, mapping)| memory.mappings().advise(&lie(count), mapping, first));
+        sentences.extend(own);
+    }
+    if filled.len() > MAX_FILES {
+        let files = filled.len();
+        sentences.push(format!(
+            "{} filled from {files} files that were given for mapped ones: recovery.json lists them with their hashes, and how much of each could be checked",
+            counted(all_filled)
+        ));
+        return sentences;
+    }
+    for (recorded, count) in filled {
+        let given = memory.files().iter().find(|file| file.recorded.to_string_lossy() == recorded);
+        sentences.extend(given.map(|file| from_file(&counted(count), recorded, file)));
+    }
+    sentences
+}
+
+/// What to say of tensors whose bytes are not from the dump.
+fn from_file(what: &str, recorded: &str, file: &FilledFile) -> String {
+    let FilledFile { local, size, sha256, agreed, unmapped, .. } = file;
+    let check = match agreed {
+        0 => "nothing in the image tells whether it has changed since the capture".to_owned(),
+        agreed => format!("the {agreed} bytes of it that the image holds agree, the others can't be checked"),
+    };
+    let check = match unmapped {
+        0 => check,
+        more => format!("{check}; it has {more} bytes more than the process had mapped"),
+    };
+    let local = local.display();
+    format!(
+        "{what} filled from {local} ({size} bytes, SHA-256 {sha256}), which was given for the mapped file {recorded}: {check}"
+    )
+}
