@@ -16,21 +16,30 @@ use crate::tensor::{self, Elements, Form, TooLarge};
 const CPU: &str = "cpu";
 const META: &str = "meta";
 
+/// Holes that are listed for the tensors of all models together, and for those of no model of a process; and at
+/// least for each tensor.
+const ALL_HOLES: usize = 1 << 18;
+const MIN_HOLES: usize = 4;
+
 /// One thing to read: where its elements lie, and what to fill in.
 pub(crate) struct Target<'t> {
     tensor: &'t mut NamedTensor,
     elements: Option<Elements>,
+    /// How many of its holes are listed.
+    most_holes: usize,
 }
 
 impl<'t> Target<'t> {
-    /// All tensors of a model.
-    pub(crate) fn of_model(model: &'t mut Model) -> impl Iterator<Item = Self> {
-        model.all_tensors_mut().map(|tensor| Self { elements: tensor.elements(), tensor })
+    /// All tensors of a model, which is one of `models`.
+    pub(crate) fn of_model(model: &'t mut Model, models: usize) -> impl Iterator<Item = Self> {
+        let most_holes = holes_for(models.saturating_mul(model.all_tensors().count()));
+        model.all_tensors_mut().map(move |tensor| Self { elements: tensor.elements(), tensor, most_holes })
     }
 
-    /// A tensor or an array of no model.
-    pub(crate) fn other(other: &'t mut Other) -> Self {
-        Self { elements: other.elements(), tensor: &mut other.tensor }
+    /// The tensors and arrays of a process that are of no model.
+    pub(crate) fn others(others: &'t mut [Other]) -> impl Iterator<Item = Self> {
+        let most_holes = holes_for(others.len());
+        others.iter_mut().map(move |other| Self { elements: other.elements(), tensor: &mut other.tensor, most_holes })
     }
 
     fn object(&self) -> VirtAddr {
@@ -40,6 +49,11 @@ impl<'t> Target<'t> {
     fn byte_len(&self) -> u64 {
         self.elements.as_ref().map_or(0, Elements::byte_len)
     }
+}
+
+/// How many holes are listed for each of that many tensors.
+fn holes_for(tensors: usize) -> usize {
+    (ALL_HOLES / tensors.max(1)).max(MIN_HOLES)
 }
 
 /// What is to be read once: a tensor under all its names.
@@ -59,7 +73,7 @@ pub(crate) fn tensors<'t, 'a>(
     observer.begin(Phase::Tensors, sizes.fold(0, u64::saturating_add));
     tensors.into_par_iter().for_each(|Alike { mut names, space }| {
         let Some((first, others)) = names.split_first_mut() else { return };
-        read(first.tensor, first.elements.as_ref(), &space, limit, observer);
+        read(first.tensor, first.elements.as_ref(), &space, (limit, first.most_holes), observer);
         for other in others {
             copy_findings(first.tensor, other.tensor);
         }
@@ -131,7 +145,7 @@ fn read(
     tensor: &mut NamedTensor,
     elements: Option<&Elements>,
     space: &AddressSpace<'_>,
-    limit: u64,
+    (limit, most_holes): (u64, usize),
     observer: &dyn Observer,
 ) {
     match tensor.info.as_ref().and_then(|info| info.device.split(':').next()) {
@@ -145,7 +159,7 @@ fn read(
         }
     }
     for part in &mut tensor.parts {
-        read(part, part.elements().as_ref(), space, limit, observer);
+        read(part, part.elements().as_ref(), space, (limit, most_holes), observer);
     }
     let Some(elements) = elements else {
         match tensor.info.as_ref().map(|info| &info.form) {
@@ -166,13 +180,12 @@ fn read(
     });
     match result {
         Ok(holes) => {
-            let missing: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
-            tensor.status = match missing {
+            tensor.status = match holes.bytes {
                 0 => Status::Complete,
                 missing if missing == elements.byte_len() => Status::Missing,
                 _ => Status::Partial,
             };
-            tensor.holes = holes;
+            tensor.holes = holes.shortened(most_holes);
             tensor.sources = tensor::sources(space, elements);
             tensor.sha256 = Some(report::hex(&hash.finalize()));
         }

@@ -207,9 +207,10 @@ pub fn recover(
     let all_others = processes.iter_mut().flat_map(|process| &mut process.others.found);
     warnings.extend(model::limit(all_others, memory.size()));
 
+    let count = processes.iter().map(|process| process.models.len()).sum();
     let targets = processes.iter_mut().map(|process| {
-        let models = process.models.iter_mut().flat_map(Target::of_model);
-        models.chain(process.others.found.iter_mut().map(Target::other)).collect()
+        let models = process.models.iter_mut().flat_map(|model| Target::of_model(model, count));
+        models.chain(Target::others(&mut process.others.found)).collect()
     });
     digest::tensors(targets.zip(interpreters.iter().map(|interpreter| interpreter.space)), memory.size(), observer);
     join_sightings(&mut processes);

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::Value;
-use crate::tensor::{Elements, Hole, Source, TensorInfo};
+use crate::tensor::{Elements, Holes, Source, TensorInfo};
 
 pub use find::{Graph, ModuleObject, graph, module_types};
 pub use optimizer::{Optimizer, ParamGroup, attach_optimizers, optimizer_types};
@@ -147,7 +147,7 @@ pub struct NamedTensor {
     /// How much of it is there.
     pub status: Status,
     /// What is not.
-    pub holes: Vec<Hole>,
+    pub holes: Holes,
     /// What is from files that the user gave, not from the dump.
     pub sources: Vec<Source>,
     /// SHA-256 of the contiguous bytes in lower-case hex, holes as zeros; `None` if there are no bytes.
@@ -178,7 +178,7 @@ impl NamedTensor {
             info,
             parts,
             status: Status::Missing,
-            holes: Vec::new(),
+            holes: Holes::default(),
             sources: Vec::new(),
             sha256: None,
             problem,

@@ -40,7 +40,7 @@ pub fn print_jsonl(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
 }
 
 /// The columns of the CSV.
-const COLUMNS: [&str; 19] = [
+const COLUMNS: [&str; 20] = [
     "root",
     "pid",
     "model",
@@ -60,6 +60,7 @@ const COLUMNS: [&str; 19] = [
     "sha256",
     "same_as",
     "problem",
+    "file_name",
 ];
 
 /// Writes one tensor per line, as CSV with a line of column names; sizes are joined by `x`.
@@ -94,6 +95,7 @@ pub fn print_csv(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
                     text(row.sha256),
                     text(row.same_as),
                     text(row.problem),
+                    row.file_name.unwrap_or_default(),
                 ]);
                 record.map_err(io_error)?;
             }

@@ -32,6 +32,8 @@ try:
 except ImportError:
     sys.exit("load.py needs PyTorch 1.10 or later; try: pip install torch")
 
+# Memory for tensors of which nothing is known, in all.
+STAND_IN_BYTES = 1 << 26
 HERE = os.path.dirname(os.path.abspath(__file__))
 SAFETENSORS = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
@@ -74,6 +76,11 @@ def read(name):
     return tensors
 
 
+def key_of(row):
+    """The key of a tensor or a part in its file: its name, unless that is reserved or occurs twice."""
+    return row.get("file_name", row["name"])
+
+
 def compressed_layout(row):
     """How a sparse tensor with one compressed dimension is kept; None where its shapes allow several."""
     shapes = {part["name"][len(row["name"]) + 1:]: part["shape"] for part in row["parts"]}
@@ -95,7 +102,7 @@ def can_join(row):
 
 def join(row, parts):
     """The tensor that safetensors has no type or form for, from its parts."""
-    own = {part["name"][len(row["name"]) + 1:]: parts[part["name"]] for part in row["parts"]}
+    own = {part["name"][len(row["name"]) + 1:]: parts[key_of(part)] for part in row["parts"]}
     form = row.get("form", {"name": None})
     if form["name"] == "quantized_per_tensor":
         return torch._make_per_tensor_quantized_tensor(own["int_repr"], form["scale"], form["zero_point"])
@@ -171,29 +178,46 @@ def python_values(row):
         place[path[-1]] = makers[kind](place[path[-1]])
 
 
-def new_tensor(row, made, joined):
+def new_tensor(row, shared, joined, room):
     """The parameter or buffer of a row, without its values unless they were joined; None if that can't be."""
     is_parameter = row["kind"] == "parameter"
-    shared = made.get(row["same_as"])
     if shared is not None and isinstance(shared, torch.nn.Parameter) == is_parameter:
         return shared
-    tensor, dtype = joined.get(row["name"]), dtype_of(row["dtype"])
+    tensor, dtype = joined, dtype_of(row["dtype"])
     if tensor is None:
         if dtype is None or row["shape"] is None or row.get("form"):
             return None
-        tensor = torch.empty(row["shape"], dtype=dtype)
-    if is_parameter:
+        tensor = torch.empty(row["shape"], dtype=dtype) if row["file"] and not row.get("parts") else stand_in(row["shape"], dtype, room)
+    if is_parameter and tensor is not None:
         can_learn = tensor.is_floating_point() or tensor.is_complex()
         tensor = torch.nn.Parameter(tensor, requires_grad=bool(row["requires_grad"]) and can_learn)
     return tensor
 
 
+def stand_in(shape, dtype, room):
+    """A tensor of which no element is known: nan, or zero for integers. One element stands for all of them where
+    there is no room for more: sizes from a dump can be anything. None for sizes that no tensor can have."""
+    count = 1
+    for size in shape:
+        count *= max(size, 1)
+    if count >= 1 << 60:
+        return None
+    one = torch.zeros((), dtype=dtype)
+    if one.is_floating_point() or one.is_complex():
+        one.fill_(float("nan"))
+    tensor = one.expand(shape)
+    if count * one.element_size() <= room[0]:
+        room[0] -= count * one.element_size()
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+    return tensor
+
+
 def build(tree, joined):
-    """The network without its values but those that were joined, and {name: tensor} of all that has a place in it."""
-    modules, by_object, made = {}, {}, {}
-    rows = {}
-    for row in tree["tensors"]:
-        rows.setdefault(row["name"], row)
+    """The network without its values but those that were joined, and {number of the row: tensor}."""
+    modules, by_object, made, first, room = {}, {}, {}, {}, [STAND_IN_BYTES]
+    waiting = {}
+    for number, row in enumerate(tree["tensors"]):
+        waiting.setdefault(row["name"], []).append(number)
 
     def module_at(name):
         if name not in modules:
@@ -207,9 +231,13 @@ def build(tree, joined):
             parent, _, own = name.rpartition(".")
             module_at(parent)._modules[own] = modules[name]
 
-    def register(row, module, own):
-        tensor = new_tensor(row, made, joined)
-        made[row["name"]] = tensor
+    def register(number, module, own):
+        row = tree["tensors"][number]
+        # The object and not the name tells which tensor it shares: two tensors can have one name.
+        same = row["object"] if int(row["object"], 16) else row["same_as"] or row["name"]
+        tensor = new_tensor(row, first.get(same) if row["same_as"] is not None else None, joined.get(number), room)
+        first.setdefault(same, tensor)
+        made[number] = tensor
         if row["kind"] == "parameter":
             module._parameters[own] = tensor
         else:
@@ -227,18 +255,19 @@ def build(tree, joined):
     for row in tree["modules"]:
         module, skip = modules[row["name"]], len(row["name"]) + 1 if row["name"] else 0
         for full in row["parameters"] + row["buffers"]:
-            if full in rows:
-                register(rows[full], module, full[skip:])
+            # Of two tensors with one name the module that comes first has the first.
+            if waiting.get(full):
+                register(waiting[full].pop(0), module, full[skip:])
         for own, kind in row["unset"].items():
             (module._parameters if kind == "parameter" else module._buffers).setdefault(own, None)
-    for full, row in rows.items():
-        if full not in made:
+    for full, numbers in waiting.items():
+        for number in numbers:
             # Of a module that is listed under its first name only.
             parent, _, own = full.rpartition(".")
-            register(row, module_at(parent), own)
+            register(number, module_at(parent), own)
     for module in modules.values():
         finish(module)
-    return module_at(""), {name: tensor for name, tensor in made.items() if tensor is not None}
+    return module_at(""), {number: tensor for number, tensor in made.items() if tensor is not None}
 
 
 def finish(module):
@@ -266,32 +295,47 @@ def load(partial=False):
     """
     with open(os.path.join(HERE, "model.json"), encoding="utf-8") as file:
         tree = json.load(file)
-    parts = read("parts.safetensors")
-    lost = lost_tensors(tree)
-    whole = [row for row in tree["tensors"] if row.get("parts") and row not in lost]
-    joined = {row["name"]: join(row, parts) for row in whole}
-    net, made = build(tree, joined)
+    rows, lost = tree["tensors"], lost_tensors(tree)
     if lost and not partial:
         raise RuntimeError(
             "not all of this network could be recovered; load(partial=True) loads the rest. Not complete: "
             + ", ".join("%s (%s)" % (shown(row["name"]), row["problem"] or row["status"]) for row in lost)
         )
-    values = dict(read("model.safetensors"))
-    if partial:
-        values.update((name, value) for name, value in read("partial.safetensors").items() if name in made)
-    values.update(joined)
-    listed = {row["name"] for row in tree["tensors"] if row["persistent"]}
-    net.load_state_dict({name: value for name, value in values.items() if name in listed}, strict=not lost)
-    # load_state_dict() passes over the buffers that state_dict() leaves out.
-    unlisted = dict(read("buffers.safetensors"))
-    unlisted.update((name, value) for name, value in values.items() if name not in listed)
+    files = {}
+
+    def value_of(row):
+        if row["file"] not in files:
+            files[row["file"]] = read(row["file"])
+        return files[row["file"]].get(key_of(row))
+
+    is_lost = {id(row) for row in lost}
+    parts = read("parts.safetensors")
+    joined = {
+        number: join(row, parts) for number, row in enumerate(rows) if row.get("parts") and id(row) not in is_lost
+    }
+    net, made = build(tree, joined)
+    by_name, values = {}, {}
+    for number, row in enumerate(rows):
+        if number in made and number not in joined:
+            values[number] = value_of(row) if row["file"] and not row.get("parts") else None
+        by_name.setdefault(row["name"], []).append(number)
+    # By PyTorch's own function what it can know: one tensor per name, of what state_dict() lists.
+    known = {}
+    for name, (number, *others) in by_name.items():
+        if not others and values.get(number) is not None and rows[number]["persistent"]:
+            known[name] = values.pop(number)
+    result = net.load_state_dict(known, strict=False)
+    # It does not find a name with a dot in its last part, though it is there.
+    values.update((by_name[name][0], known[name]) for name in result.unexpected_keys if name in known)
+    missing = [name for name in result.missing_keys if name not in by_name]
+    if missing and not lost:
+        raise RuntimeError("the dump has no values for what PyTorch's classes expect: %s" % missing)
     with torch.no_grad():
-        for name, value in unlisted.items():
-            made[name].copy_(value)
-        for name in {row["name"] for row in lost} - set(values) - set(unlisted):
-            if name in made:
-                tensor = made[name]
-                tensor.fill_(float("nan") if tensor.is_floating_point() or tensor.is_complex() else 0)
+        for number, value in values.items():
+            if value is not None:
+                if value.shape != made[number].shape:
+                    raise RuntimeError("%s has two tensors of different sizes" % shown(rows[number]["name"]))
+                made[number].copy_(value)
     return net
 
 
@@ -324,7 +368,8 @@ def main():
         net = load(partial)
     except RuntimeError as error:
         hint = "" if partial else "\nhint: python3 load.py --partial loads the rest"
-        sys.exit("error: %s%s" % (error, hint))
+        # PyTorch's own messages have names from the dump in them as they are.
+        sys.exit("error: %s%s" % ("\n".join(shown(line) for line in str(error).split("\n")), hint))
     print_tree(net)
     parameters = list(net.parameters())
     print("%d parameters in %d tensors" % (sum(p.numel() for p in parameters), len(parameters)))

@@ -23,6 +23,7 @@ mod earlier;
 mod error;
 mod folder;
 mod json;
+mod keys;
 mod lines;
 mod manifest;
 mod others;
@@ -114,7 +115,9 @@ pub fn is_whole(recovery: &Recovery) -> bool {
 
 /// Whether `load.py` of a model can load all weights without `--partial`.
 pub fn is_loadable(model: &Model) -> bool {
-    model.problems.is_empty() && model.tensors.iter().all(|tensor| tensor.status == Status::Complete)
+    let planned = plan::plan(model);
+    let mut tensors = planned.iter().take(model.tensors.len());
+    model.problems.is_empty() && tensors.all(|planned| planned.status() == Status::Complete)
 }
 
 /// The folder of a model within the output folder.

@@ -1,24 +1,31 @@
 //! Which file a tensor's bytes go to, and as what.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::{Error, StrDeserializer};
 
+use super::keys;
 use crate::model::{Model, NamedTensor, Other, Status, TensorKind};
 use crate::tensor::{Elements, ScalarType};
 
-/// The name that a safetensors file keeps for itself.
-const RESERVED: &str = "__metadata__";
+/// The longest header that the safetensors library reads, less room for what every header has.
+const MAX_HEADER: u64 = 100_000_000 - 4096;
+/// Bytes of an entry in a header beside its key and sizes, at most: names of fields, type, offsets.
+const ENTRY_BYTES: u64 = 128;
+/// Bytes of one size in a header, at most.
+const SIZE_BYTES: u64 = 21;
+const TOO_MANY_ELEMENTS: &str = "it is not written: its sizes multiply to more than a safetensors file can count";
+const HEADER_FULL: &str = "it is not written: the header of its file would be longer than safetensors reads";
 /// What a tensor of a type that safetensors has not is called where it is written byte by byte.
 const BYTES: &str = "bytes";
 /// The type of bytes.
 const BYTE: Dtype = Dtype::U8;
 
 /// A file of weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum WeightFile {
     /// What `state_dict()` lists, as far as every byte is there.
     Model,
@@ -93,7 +100,10 @@ impl WeightFile {
 /// An entry of a file of weights.
 pub(super) struct Entry<'a> {
     pub(super) file: WeightFile,
+    /// The tensor's name, or that of one of its parts.
     pub(super) name: String,
+    /// Its key in the file: the name, unless that is reserved or another tensor has it.
+    pub(super) key: String,
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<u64>,
     /// Where its bytes are.
@@ -111,7 +121,21 @@ pub(super) struct Planned<'a> {
     pub(super) unwritten: Option<&'static str>,
 }
 
+impl Entry<'_> {
+    /// Whether the format's own check takes the sizes: their product must not overflow, not even before a zero.
+    fn is_countable(&self) -> bool {
+        let count = self.shape.iter().try_fold(1u64, |count, size| count.checked_mul(*size));
+        let bits = count.and_then(|count| count.checked_mul(self.dtype.bitsize() as u64));
+        bits.is_some_and(|bits| bits.is_multiple_of(8) && bits / 8 == self.elements.byte_len())
+    }
+}
+
 impl Planned<'_> {
+    fn leave_out(&mut self, why: &'static str) {
+        self.entries.clear();
+        self.unwritten = Some(why);
+    }
+
     /// Whether it is written as something else than a tensor of its name, type and shape.
     pub(super) fn is_in_parts(&self) -> bool {
         self.entries.iter().any(|entry| entry.name != self.tensor.name)
@@ -121,30 +145,46 @@ impl Planned<'_> {
     pub(super) fn file(&self) -> Option<WeightFile> {
         self.entries.first().map(|entry| entry.file)
     }
+
+    /// How much of it is in the files.
+    pub(super) fn status(&self) -> Status {
+        if self.unwritten.is_some() { Status::Missing } else { self.tensor.status }
+    }
 }
 
 /// All tensors of a model, in their order, and what is written of each.
 pub(super) fn plan(model: &Model) -> Vec<Planned<'_>> {
-    let mut names = HashSet::new();
-    model.all_tensors().map(|tensor| planned(tensor, None, tensor.elements(), &mut names)).collect()
+    finished(model.all_tensors().map(|tensor| planned(tensor, None, tensor.elements())).collect())
 }
 
 /// All tensors and arrays of no model, likewise.
 pub(super) fn plan_others<'a>(others: impl Iterator<Item = &'a Other>) -> Vec<Planned<'a>> {
-    let mut names = HashSet::new();
     let planned = others.map(|other| {
         let dtype = other.array.as_ref().map(|array| &array.dtype);
-        planned(&other.tensor, dtype, other.elements(), &mut names)
+        planned(&other.tensor, dtype, other.elements())
     });
-    planned.collect()
+    finished(planned.collect())
 }
 
-fn planned<'a>(
-    tensor: &'a NamedTensor,
-    dtype: Option<&ScalarType>,
-    elements: Option<Elements>,
-    names: &mut HashSet<(TensorKind, String)>,
-) -> Planned<'a> {
+/// Gives every entry its key, and leaves out what the headers have no room for.
+fn finished(mut planned: Vec<Planned<'_>>) -> Vec<Planned<'_>> {
+    keys::assign(&mut planned);
+    let mut headers: HashMap<WeightFile, u64> = HashMap::new();
+    for tensor in &mut planned {
+        let is_full = tensor.entries.iter().any(|entry| {
+            let header = headers.entry(entry.file).or_default();
+            let sizes = SIZE_BYTES.saturating_mul(entry.shape.len() as u64);
+            *header = header.saturating_add(keys::json_len(&entry.key)).saturating_add(ENTRY_BYTES + sizes);
+            *header > MAX_HEADER
+        });
+        if is_full {
+            tensor.leave_out(HEADER_FULL);
+        }
+    }
+    planned
+}
+
+fn planned<'a>(tensor: &'a NamedTensor, dtype: Option<&ScalarType>, elements: Option<Elements>) -> Planned<'a> {
     let mut entries = Vec::new();
     let dtype = dtype.or(tensor.info.as_ref().map(|info| &info.dtype));
     let own = dtype.zip(elements).and_then(|(dtype, elements)| entry(tensor, tensor, dtype, elements));
@@ -154,25 +194,11 @@ fn planned<'a>(
         let own = dtype.zip(part.elements()).and_then(|(dtype, elements)| entry(part, tensor, dtype, elements));
         entries.extend(own);
     }
-    // Parameters and buffers share their names, whatever file they go to.
-    let kind = if tensor.kind == TensorKind::Buffer { TensorKind::Parameter } else { tensor.kind };
-    let mut is_taken = !names.insert((kind, tensor.name.clone()));
-    for entry in entries.iter().filter(|entry| entry.name != tensor.name) {
-        is_taken |= !names.insert((kind, entry.name.clone()));
+    let mut planned = Planned { tensor, entries, unwritten: None };
+    if !planned.entries.iter().all(Entry::is_countable) {
+        planned.leave_out(TOO_MANY_ELEMENTS);
     }
-    let unwritten = if entries.is_empty() {
-        None
-    } else if is_taken {
-        Some("another tensor of the model has the same name: not written")
-    } else if tensor.name == RESERVED {
-        Some("safetensors keeps this name for itself: not written")
-    } else {
-        None
-    };
-    if unwritten.is_some() {
-        entries.clear();
-    }
-    Planned { tensor, entries, unwritten }
+    planned
 }
 
 /// What is written of a tensor, which is a part of `whole` or that itself.
@@ -198,7 +224,7 @@ fn entry<'a>(
         }
     };
     let file = WeightFile::of(tensor, is_part || name != tensor.name)?;
-    Some(Entry { file, name, dtype, shape, elements, tensor })
+    Some(Entry { file, key: name.clone(), name, dtype, shape, elements, tensor })
 }
 
 /// The type in safetensors' own terms, if it has the type and the size agrees.

@@ -10,7 +10,7 @@ use crate::cpython::{Change, LayoutScore, LayoutSource};
 use crate::dump::{FilledFile, PhysicalMemory};
 use crate::model::{Model, NamedTensor, Sighting, Status, TensorKind};
 use crate::recover::Process;
-use crate::tensor::{ArrayInfo, Form, Hole, Quantizer, Source, TensorScore};
+use crate::tensor::{ArrayInfo, Form, Hole, Holes, MissingPages, Quantizer, Source, TensorScore};
 
 /// A tensor.
 #[derive(Serialize)]
@@ -27,6 +27,8 @@ pub(super) struct TensorRow<'a> {
     pub(super) status: Status,
     pub(super) device: Option<&'a str>,
     pub(super) holes: &'a [Hole],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    all_holes: Option<HolesRow<'a>>,
     /// What is not from the dump.
     #[serde(skip_serializing_if = "<[Source]>::is_empty")]
     pub(super) sources: &'a [Source],
@@ -34,6 +36,9 @@ pub(super) struct TensorRow<'a> {
     pub(super) same_as: Option<&'a str>,
     /// The file that holds its bytes.
     pub(super) file: Option<&'static str>,
+    /// Its key in that file, where it is not the name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) file_name: Option<String>,
     pub(super) problem: Option<&'a str>,
     pub(super) object: VirtAddr,
     pub(super) class: Option<&'a str>,
@@ -42,6 +47,23 @@ pub(super) struct TensorRow<'a> {
     /// What the file has in its place, where safetensors has not its type or form.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     parts: Vec<PartRow>,
+}
+
+/// All holes of a tensor that has more than are listed.
+#[derive(Serialize)]
+struct HolesRow<'a> {
+    /// The listed ones included.
+    count: u64,
+    bytes: u64,
+    /// Pages with bytes of those that are not listed.
+    pages: &'a [MissingPages],
+}
+
+impl<'a> HolesRow<'a> {
+    fn new(holes: &'a Holes) -> Option<Self> {
+        let row = Self { count: holes.count, bytes: holes.bytes, pages: &holes.pages };
+        (holes.count > holes.len() as u64).then_some(row)
+    }
 }
 
 /// What a tensor is that is not just elements at strides.
@@ -67,6 +89,8 @@ struct PartRow {
     sources: Vec<Source>,
     sha256: Option<String>,
     file: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_name: Option<String>,
 }
 
 impl FormRow {
@@ -96,9 +120,15 @@ impl PartRow {
             sources: entry.tensor.sources.clone(),
             sha256: whole_hash(entry.tensor).map(str::to_owned),
             file: entry.file.name(),
+            file_name: file_name(entry),
         };
         planned.entries.iter().map(part).collect()
     }
+}
+
+/// The key of an entry, where it is not its name.
+fn file_name(entry: &super::plan::Entry<'_>) -> Option<String> {
+    (entry.key != entry.name).then(|| entry.key.clone())
 }
 
 /// The hash of a tensor; that of bytes with made-up zeros among them would pass for one.
@@ -120,14 +150,16 @@ impl<'a> TensorRow<'a> {
             kind: tensor.kind,
             requires_grad: info.map(|info| info.requires_grad),
             persistent: tensor.persistent,
-            status: tensor.status,
+            status: planned.status(),
             device: info.map(|info| info.device.as_str()),
             holes: &tensor.holes,
+            all_holes: HolesRow::new(&tensor.holes),
             sources: &tensor.sources,
-            sha256: whole_hash(tensor),
+            sha256: whole_hash(tensor).filter(|_| planned.unwritten.is_none()),
             same_as: tensor.same_as.as_deref(),
             file: planned.file().map(super::plan::WeightFile::name),
-            problem: tensor.problem.as_deref().or(planned.unwritten),
+            file_name: planned.entries.first().filter(|_| !planned.is_in_parts()).and_then(file_name),
+            problem: planned.unwritten.or(tensor.problem.as_deref()),
             object: tensor.object,
             class: tensor.class.as_deref(),
             form: info.and_then(|info| FormRow::new(&info.form)),
@@ -173,8 +205,9 @@ impl Totals {
             optimizer_tensors: of(TensorKind::Optimizer),
             ..Self::default()
         };
-        for tensor in &model.tensors {
-            totals.complete += usize::from(tensor.status == Status::Complete);
+        for planned in plan(model).iter().take(model.tensors.len()) {
+            let tensor = planned.tensor;
+            totals.complete += usize::from(planned.status() == Status::Complete);
             if let (Some(info), None) = (&tensor.info, &tensor.same_as) {
                 totals.bytes = totals.bytes.saturating_add(info.byte_len());
                 if tensor.kind == TensorKind::Parameter {
@@ -190,7 +223,7 @@ impl Totals {
 pub(super) fn is_whole(model: &Model) -> bool {
     model.problems.is_empty()
         && model.optimizers.iter().all(|optimizer| optimizer.problems.is_empty())
-        && model.all_tensors().all(|tensor| tensor.status == Status::Complete)
+        && plan(model).iter().all(|planned| planned.status() == Status::Complete)
 }
 
 /// A model.

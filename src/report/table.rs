@@ -2,6 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use super::plan::plan;
 use super::rows::{Totals, is_whole};
 use crate::model::{Model, Status};
 use crate::recover::{Process, Recovery};
@@ -83,9 +84,11 @@ fn empty_row(process: &Process) -> Vec<String> {
 /// The state of a model in a few words.
 fn status(model: &Model) -> String {
     let words = [(Status::Partial, "partial"), (Status::Missing, "missing"), (Status::Device, "on a device")];
+    let planned = plan(model);
+    let of_modules = || planned.iter().take(model.tensors.len());
     let mut parts: Vec<String> = words
         .into_iter()
-        .map(|(status, word)| (model.tensors.iter().filter(|tensor| tensor.status == status).count(), word))
+        .map(|(status, word)| (of_modules().filter(|planned| planned.status() == status).count(), word))
         .filter(|(count, _)| *count > 0)
         .map(|(count, word)| format!("{count} {word}"))
         .collect();

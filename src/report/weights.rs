@@ -112,7 +112,7 @@ fn header(entries: &[(&Entry<'_>, &dyn VirtualMemory)]) -> Result<Vec<u8>, safet
             .and_then(|len| start.checked_add(len))
             .ok_or(safetensors::SafeTensorError::ValidationOverflow)?;
         let shape = entry.shape.iter().map(|size| *size as usize).collect();
-        rows.push((entry.name.clone(), TensorInfo { dtype: entry.dtype, shape, data_offsets: (start, end) }));
+        rows.push((entry.key.clone(), TensorInfo { dtype: entry.dtype, shape, data_offsets: (start, end) }));
     }
     // What the transformers library asks for before it takes a file for weights of PyTorch.
     let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);

@@ -1,7 +1,6 @@
 //! The bytes of a tensor or an array, in logical order, straight from the dump: what is not there is a hole.
 
-use serde::Serialize;
-
+use super::holes::{Holes, Recorder};
 use crate::addr::{FRAME_SIZE, VirtAddr};
 use crate::paging::{Fault, VirtualMemory};
 
@@ -67,19 +66,6 @@ impl Elements {
     }
 }
 
-/// A run of a tensor's bytes that the dump does not hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Hole {
-    /// First missing byte of the contiguous tensor.
-    pub start: u64,
-    /// First byte after the hole.
-    pub end: u64,
-    /// Virtual address of the first missing byte.
-    pub address: VirtAddr,
-    /// Why it could not be read.
-    pub reason: String,
-}
-
 /// The tensor claims more bytes than the storage, or the dump, can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{bytes} bytes are more than the limit of {limit}")]
@@ -102,7 +88,7 @@ pub fn gather<E: From<TooLarge>>(
     elements: &Elements,
     limit: u64,
     sink: impl FnMut(&[u8]) -> Result<(), E>,
-) -> Result<Vec<Hole>, E> {
+) -> Result<Holes, E> {
     let bytes = elements.byte_len();
     if bytes > limit {
         return Err(TooLarge { bytes, limit }.into());
@@ -112,8 +98,7 @@ pub fn gather<E: From<TooLarge>>(
         sink,
         buffer: Vec::with_capacity(BUFFER),
         done: 0,
-        holes: Vec::new(),
-        last_fault: None,
+        holes: Recorder::new(memory),
     };
     if bytes > 0 {
         let (mut outer, run) = runs(elements);
@@ -133,7 +118,7 @@ pub fn gather<E: From<TooLarge>>(
         }
     }
     gatherer.flush()?;
-    Ok(gatherer.holes)
+    Ok(gatherer.holes.finish())
 }
 
 /// Splits the dimensions: outer ones as size and stride, and the bytes of the contiguous rest.
@@ -167,9 +152,7 @@ struct Gatherer<'a, S> {
     sink: S,
     buffer: Vec<u8>,
     done: u64,
-    holes: Vec<Hole>,
-    /// The fault of the last hole, and the address after it.
-    last_fault: Option<(Fault, u64)>,
+    holes: Recorder<'a>,
 }
 
 impl<E, S: FnMut(&[u8]) -> Result<(), E>> Gatherer<'_, S> {
@@ -194,7 +177,7 @@ impl<E, S: FnMut(&[u8]) -> Result<(), E>> Gatherer<'_, S> {
                 }
                 Err(fault) => {
                     let count = left.min(FRAME_SIZE - VirtAddr(at).in_frame());
-                    self.hole(at, count, fault);
+                    self.holes.add(self.done, VirtAddr(at), count, fault);
                     if self.buffer.len() as u64 + count > BUFFER as u64 {
                         (self.sink)(&self.buffer)?;
                         self.buffer.clear();
@@ -210,34 +193,8 @@ impl<E, S: FnMut(&[u8]) -> Result<(), E>> Gatherer<'_, S> {
         Ok(())
     }
 
-    fn hole(&mut self, at: u64, count: u64, fault: Fault) {
-        let goes_on = self.last_fault.is_some_and(|(last, end)| end == at && same_cause(last, fault));
-        let end = self.done + count;
-        match self.holes.last_mut() {
-            Some(last) if last.end == self.done && goes_on => last.end = end,
-            _ => {
-                let reason = self.pages.memory.explain(fault);
-                self.holes.push(Hole { start: self.done, end, address: VirtAddr(at), reason });
-            }
-        }
-        self.last_fault = Some((fault, at.wrapping_add(count)));
-    }
-
     fn flush(&mut self) -> Result<(), E> {
         if self.buffer.is_empty() { Ok(()) } else { (self.sink)(&self.buffer) }
-    }
-}
-
-/// Whether two pages are missing for the same reason, so that one hole can name both.
-fn same_cause(a: Fault, b: Fault) -> bool {
-    match (a, b) {
-        (Fault::NotPresent { level: a, entry: x, .. }, Fault::NotPresent { level: b, entry: y, .. }) => {
-            (a, x) == (b, y)
-        }
-        (Fault::NotInImage { why: a, .. }, Fault::NotInImage { why: b, .. }) => a == b,
-        (Fault::NotInDump { .. }, Fault::NotInDump { .. })
-        | (Fault::NonCanonical { .. }, Fault::NonCanonical { .. }) => true,
-        _ => false,
     }
 }
 
@@ -311,7 +268,7 @@ mod tests {
         Elements { data: VirtAddr(data), shape: shape.to_vec(), stride, size }
     }
 
-    fn collect(memory: &Pattern, elements: &Elements) -> (Vec<u8>, Vec<Hole>) {
+    fn collect(memory: &Pattern, elements: &Elements) -> (Vec<u8>, Holes) {
         let mut bytes = Vec::new();
         let holes = gather::<TooLarge>(memory, elements, 1 << 20, |chunk| {
             bytes.extend_from_slice(chunk);
@@ -375,8 +332,9 @@ mod tests {
         let transposed = elements(&[0x1000, 7], &[1, 0x1000], 0, 1);
         let (bytes, holes) = collect(&memory, &transposed);
         assert_eq!(bytes, naive(&memory, &transposed));
-        let missing: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
-        assert_eq!(missing, 3 * 0x1000);
+        assert_eq!((holes.count, holes.bytes), (3 * 0x1000, 3 * 0x1000));
+        let runs: Vec<_> = holes.pages.iter().map(|run| (run.start.0, run.end.0)).collect();
+        assert_eq!(runs, [(0x2000, 0x4000), (0x6000, 0x7000)]);
         assert_eq!((holes[0].start, holes[0].end, holes[0].address.0), (2, 3, 0x2000));
     }
 

@@ -123,7 +123,7 @@ fn what_the_image_lacks_is_a_hole() {
     assert_eq!(model.object.0, root);
     let tensor = &model.tensors[0];
     assert_eq!(tensor.status, Status::Partial);
-    let [hole] = tensor.holes.as_slice() else { panic!("{:?}", tensor.holes) };
+    let [hole] = &tensor.holes[..] else { panic!("{:?}", tensor.holes) };
     assert_eq!((hole.start, hole.end, hole.address.0), (0x1000, 0x2000, base + 0x1000));
     assert!(hole.reason.contains("not in the image of the process"), "{}", hole.reason);
 }

@@ -11,7 +11,7 @@ use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
 use tensorcarve::recover::{Observer, Phase, Process, Recovery};
 use tensorcarve::report::Run;
 use tensorcarve::signature::Signatures;
-use tensorcarve::tensor::{Form, ScalarType, TensorInfo, TensorScore, TooLarge, gather};
+use tensorcarve::tensor::{Form, Holes, ScalarType, TensorInfo, TensorScore, TooLarge, gather};
 
 /// The top table; the three below it and the data follow it.
 pub const ROOT: PhysAddr = PhysAddr(0x1000);
@@ -143,7 +143,7 @@ impl Victim {
             info: Some(info),
             parts: Vec::new(),
             status: Status::Complete,
-            holes: Vec::new(),
+            holes: Holes::default(),
             sources: Vec::new(),
             sha256: None,
             problem: None,

@@ -14,7 +14,7 @@ use super::write;
 /// Pythons that may have PyTorch: the user's, and the system's beside a virtual environment.
 const PYTHONS: [&str; 2] = ["python3", "/usr/bin/python3"];
 
-fn python_with_torch() -> Option<&'static str> {
+pub fn python_with_torch() -> Option<&'static str> {
     let has_torch = |python: &&str| {
         Command::new(python).args(["-c", "import torch"]).output().is_ok_and(|output| output.status.success())
     };
@@ -25,11 +25,11 @@ fn python_with_torch() -> Option<&'static str> {
     found
 }
 
-fn python(python: &str, folder: &Path, arguments: &[&str]) -> Output {
+pub fn python(python: &str, folder: &Path, arguments: &[&str]) -> Output {
     Command::new(python).current_dir(folder).env("PYTHONDONTWRITEBYTECODE", "1").args(arguments).output().unwrap()
 }
 
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 

@@ -5,6 +5,7 @@ mod fixture;
 mod load;
 #[path = "../mounted/mod.rs"]
 mod mounted;
+mod names;
 
 use std::collections::BTreeMap;
 use std::fs;
