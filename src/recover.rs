@@ -206,6 +206,7 @@ pub fn recover(
     warnings.extend(processes.iter().filter_map(without_table));
     let all_others = processes.iter_mut().flat_map(|process| &mut process.others.found);
     warnings.extend(model::limit(all_others, memory.size()));
+    model::limit_models(processes.iter_mut().flat_map(|process| &mut process.models), memory.size());
 
     let count = processes.iter().map(|process| process.models.len()).sum();
     let targets = processes.iter_mut().map(|process| {

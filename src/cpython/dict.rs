@@ -3,11 +3,17 @@
 //! A dictionary's keys are in an own table, which the instances of a class share; the values are in
 //! that table (combined), or in an array of the dictionary (split), or from 3.13 in the instance itself.
 
+use std::collections::{BTreeSet, HashMap};
+
 use super::object::{ObjectError, Objects, field};
+use super::text::bounded;
 use crate::addr::VirtAddr;
 
 /// Base-2 logarithm of the largest key table that is read.
 const MAX_LOG2_SIZE: u32 = 26;
+
+/// The longest name that is kept whole, in bytes.
+const MAX_NAME: usize = 4096;
 
 /// The table of a dictionary's keys.
 struct Keys {
@@ -26,6 +32,28 @@ pub const UNREADABLE: &str = "?";
 
 /// Names and values of attributes, in the order of definition.
 pub type Attributes = Vec<(String, VirtAddr)>;
+
+/// The names of keys. Long ones are cut, and read once: one long string can be the key of every entry.
+#[derive(Default)]
+struct Names {
+    long: HashMap<VirtAddr, String>,
+}
+
+impl Names {
+    /// The name of a key; `None` if it is no string.
+    fn of(&mut self, objects: &Objects<'_>, key: VirtAddr) -> Option<String> {
+        if let Some(known) = self.long.get(&key) {
+            return Some(known.clone());
+        }
+        match objects.str(key) {
+            Ok(name) if name.len() > MAX_NAME => {
+                Some(self.long.entry(key).or_insert_with(|| bounded(name, MAX_NAME)).clone())
+            }
+            Err(ObjectError::Fault(_)) => Some(format!("{UNREADABLE}{key}")),
+            name => name.ok(),
+        }
+    }
+}
 
 impl Objects<'_> {
     /// Keys and values of a dictionary, in the order of insertion.
@@ -55,11 +83,25 @@ impl Objects<'_> {
     }
 
     fn named(&self, items: Vec<(VirtAddr, VirtAddr)>) -> Attributes {
-        let name = |key: VirtAddr| match self.str(key) {
-            Err(ObjectError::Fault(_)) => Some(format!("{UNREADABLE}{key}")),
-            name => name.ok(),
-        };
-        items.into_iter().filter_map(|(key, value)| Some((name(key)?, value))).collect()
+        let mut names = Names::default();
+        items.into_iter().filter_map(|(key, value)| Some((names.of(self, key)?, value))).collect()
+    }
+
+    /// The items with their names. A key that is no string has a name that begins with [`UNREADABLE`] as well:
+    /// nothing is left out.
+    pub(crate) fn with_names(&self, items: Vec<(VirtAddr, VirtAddr)>) -> Attributes {
+        let mut names = Names::default();
+        let mut name = |key: VirtAddr| names.of(self, key).unwrap_or_else(|| format!("{UNREADABLE}{key}"));
+        items.into_iter().map(|(key, value)| (name(key), value)).collect()
+    }
+
+    /// The elements of a `set` of strings, named like the keys of a dictionary; others are left out.
+    ///
+    /// # Errors
+    /// It can't be read whole, or is no set.
+    pub fn str_set(&self, object: VirtAddr) -> Result<BTreeSet<String>, ObjectError> {
+        let mut names = Names::default();
+        Ok(self.set(object)?.into_iter().filter_map(|element| names.of(self, element)).collect())
     }
 
     /// The value of a string key of a dictionary.

@@ -15,6 +15,7 @@ mod object;
 mod process;
 mod references;
 mod sweeper;
+mod text;
 mod types;
 mod value;
 
@@ -29,5 +30,6 @@ pub(crate) use object::field;
 pub use object::{ObjectError, Objects};
 pub use process::{Instances, Interpreter, interpreters};
 pub use sweeper::Sweeper;
+pub(crate) use text::bounded;
 pub use types::{TypeInfo, Types};
 pub use value::Value;

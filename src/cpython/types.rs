@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use super::layout::Layout;
 use super::object::{ObjectError, Objects, field};
 use super::references::References;
+use super::text::bounded;
 use crate::addr::VirtAddr;
 use crate::paging::VirtualMemory;
 
 /// The longest `tp_name` that is read, in bytes.
 const MAX_NAME: usize = 256;
+
+/// The longest full name of a class that is kept whole, in bytes.
+const MAX_FULL_NAME: usize = 512;
 
 /// The longest chain of bases.
 const MAX_BASES: usize = 64;
@@ -121,7 +125,7 @@ impl Objects<'_> {
     pub fn type_name(&self, type_object: VirtAddr) -> Result<String, ObjectError> {
         if self.type_flags(type_object)? & self.layout().flag_heap_type as u64 != 0 {
             let (module, qualname) = self.heap_type_name(type_object)?;
-            return Ok(format!("{module}.{qualname}"));
+            return Ok(bounded(format!("{module}.{qualname}"), MAX_FULL_NAME));
         }
         let address = self.pointer(type_object, self.layout().tp_name)?;
         c_string(self.memory(), address).ok_or(ObjectError::WrongType { address, expected: "C string" })

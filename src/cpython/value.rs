@@ -4,11 +4,15 @@ use serde::{Serialize, Serializer};
 
 use super::modules::Builtins;
 use super::object::Objects;
+use super::text::bounded;
 use crate::addr::VirtAddr;
 
 /// How deep lists and tuples may be nested, and how many elements there may be on all levels together.
 const MAX_DEPTH: u32 = 4;
 const MAX_ELEMENTS: usize = 4096;
+/// Bytes of text in one value. A string of no more than the second is kept whole in any case.
+const MAX_TEXT: usize = 1 << 16;
+const SHORT_TEXT: usize = 256;
 
 /// A value that stands for itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,11 +52,35 @@ impl Serialize for Value {
     }
 }
 
+/// What may still be read of one value.
+struct Left {
+    elements: usize,
+    text: usize,
+}
+
 impl Value {
     /// Reads an object; `None` if it is not plain, or can't be read.
     pub fn read(objects: &Objects<'_>, builtins: &Builtins, object: VirtAddr) -> Option<Self> {
-        let mut left = MAX_ELEMENTS;
-        Self::read_nested(objects, builtins, object, MAX_DEPTH, &mut left)
+        let mut room = usize::MAX;
+        Self::read_within(objects, builtins, object, &mut room)
+    }
+
+    /// The same with no more than `room` bytes of long strings; those that it has no room for are cut, and say so.
+    pub fn read_within(objects: &Objects<'_>, builtins: &Builtins, object: VirtAddr, room: &mut usize) -> Option<Self> {
+        let mut left = Left { elements: MAX_ELEMENTS, text: MAX_TEXT.min(*room) };
+        let before = left.text;
+        let value = Self::read_nested(objects, builtins, object, MAX_DEPTH, &mut left);
+        *room -= before - left.text;
+        value
+    }
+
+    /// Bytes of text that it takes to list it, about.
+    pub(crate) fn text_len(&self) -> usize {
+        match self {
+            Self::None | Self::Bool(_) | Self::Int(_) | Self::Float(_) => 8,
+            Self::Str(text) => text.len(),
+            Self::Tuple(values) | Self::List(values) => values.iter().map(Self::text_len).sum(),
+        }
     }
 
     fn read_nested(
@@ -60,7 +88,7 @@ impl Value {
         builtins: &Builtins,
         object: VirtAddr,
         depth: u32,
-        left: &mut usize,
+        left: &mut Left,
     ) -> Option<Self> {
         if builtins.none == Some(object) {
             return Some(Self::None);
@@ -71,7 +99,7 @@ impl Value {
         let flags = objects.type_flags(type_object).ok()?;
         let is = |flag: i64| flags & flag as u64 != 0;
         let mut elements = |items: Vec<VirtAddr>| -> Option<Vec<Self>> {
-            *left = left.checked_sub(items.len())?;
+            left.elements = left.elements.checked_sub(items.len())?;
             items.into_iter().map(|item| Self::read_nested(objects, builtins, item, depth, left)).collect()
         };
         if is(layout.flag_int) {
@@ -82,7 +110,12 @@ impl Value {
             return Some(if is_bool { Self::Bool(value != 0) } else { Self::Int(value) });
         }
         if is(layout.flag_str) {
-            return objects.str(object).ok().map(Self::Str);
+            let text = objects.str(object).ok()?;
+            let text = bounded(text, left.text.max(SHORT_TEXT));
+            if text.len() > SHORT_TEXT {
+                left.text = left.text.saturating_sub(text.len());
+            }
+            return Some(Self::Str(text));
         }
         if is(layout.flag_tuple) {
             return elements(objects.tuple(object).ok()?).map(Self::Tuple);

@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::addr::VirtAddr;
-use crate::cpython::{Attributes, Builtins, Interpreter, ObjectError, Objects, UNREADABLE, Value};
+use crate::cpython::{self, Attributes, Builtins, Interpreter, ObjectError, Objects, UNREADABLE, Value};
 
 /// Where the base class of all modules is defined, in every PyTorch.
 const MODULE_CLASS: (&str, &str) = ("torch.nn.modules.module", "Module");
+
+/// The longest name of a class whose module can't be read, in bytes.
+const MAX_QUALNAME: usize = 512;
 
 /// Where PyTorch's own layers are defined.
 const LAYERS: &str = "torch.nn.modules.";
@@ -39,6 +42,43 @@ fn common_base(interpreter: &Interpreter<'_>) -> Option<VirtAddr> {
     (heirs >= MIN_HEIRS).then_some(base)
 }
 
+/// What is read of each module in any case, and what of all modules together beyond that: entries of their
+/// dictionaries, and bytes of long strings. Many modules can share one dictionary.
+const OWN_ENTRIES: usize = 1 << 12;
+const OWN_TEXT: usize = 1 << 13;
+const SHARED_ENTRIES: usize = 1 << 22;
+const SHARED_TEXT: usize = 1 << 26;
+
+/// What may still be read of all modules together, beyond what each may have.
+struct Room {
+    entries: usize,
+    text: usize,
+}
+
+impl Room {
+    /// Cuts the entries of a dictionary to what there is room for; how many are left out.
+    fn cut<T>(&mut self, own: &mut usize, entries: &mut Vec<T>) -> usize {
+        let of_own = entries.len().min(*own);
+        *own -= of_own;
+        let of_shared = (entries.len() - of_own).min(self.entries);
+        self.entries -= of_shared;
+        let left_out = entries.len() - of_own - of_shared;
+        entries.truncate(of_own + of_shared);
+        left_out
+    }
+
+    /// Reads a plain value with room for its long strings.
+    fn value(&mut self, own: &mut usize, read: impl FnOnce(&mut usize) -> Option<Value>) -> Option<Value> {
+        let before = self.text.saturating_add(*own);
+        let mut left = before;
+        let value = read(&mut left);
+        let used = before - left;
+        self.text -= used.saturating_sub(*own);
+        *own = own.saturating_sub(used);
+        value
+    }
+}
+
 /// A `torch.nn.Module` object.
 #[derive(Clone, Debug)]
 pub struct ModuleObject {
@@ -48,6 +88,8 @@ pub struct ModuleObject {
     pub torch_class: Option<String>,
     /// `training`.
     pub training: Option<bool>,
+    /// Entries of its dictionaries that are left out, because all modules together have too many.
+    pub left_out: usize,
     /// Plain attributes, in the order of definition.
     pub attributes: Vec<(String, Value)>,
     /// The other attributes: objects, and containers of objects.
@@ -76,11 +118,12 @@ pub struct Graph {
 pub fn graph(interpreter: &Interpreter<'_>, builtins: &Builtins, types: &BTreeSet<VirtAddr>) -> Graph {
     let objects = interpreter.objects();
     let mut graph = Graph::default();
+    let mut room = Room { entries: SHARED_ENTRIES, text: SHARED_TEXT };
     for (type_object, found) in types.iter().filter_map(|address| Some((address, interpreter.instances.get(address)?)))
     {
         let (class, torch_class) = class_names(interpreter, *type_object);
         for &object in found {
-            match read_module(&objects, builtins, object, &class, torch_class.as_ref()) {
+            match read_module(&objects, builtins, object, (&class, torch_class.as_ref()), &mut room) {
                 Ok(module) => {
                     graph.modules.insert(object, module);
                 }
@@ -136,8 +179,8 @@ fn class_names(interpreter: &Interpreter<'_>, type_object: VirtAddr) -> (String,
     let objects = interpreter.objects();
     let is_torch = |name: &str| name.starts_with("torch.");
     let class = objects.type_name(type_object).unwrap_or_else(|_| {
-        let qualname = objects.heap_type_qualname(type_object);
-        format!("{UNREADABLE}.{}", qualname.as_deref().unwrap_or(UNREADABLE))
+        let qualname = objects.heap_type_qualname(type_object).unwrap_or_else(|_| UNREADABLE.to_owned());
+        format!("{UNREADABLE}.{}", cpython::bounded(qualname, MAX_QUALNAME))
     });
     if is_torch(&class) {
         return (class, None);
@@ -151,23 +194,32 @@ fn read_module(
     objects: &Objects<'_>,
     builtins: &Builtins,
     object: VirtAddr,
-    class: &str,
-    torch_class: Option<&String>,
+    (class, torch_class): (&str, Option<&String>),
+    room: &mut Room,
 ) -> Result<ModuleObject, ObjectError> {
-    let attributes = objects.attributes(object)?;
+    let mut attributes = objects.attributes(object)?;
+    let (mut own_entries, mut own_text) = (OWN_ENTRIES, OWN_TEXT);
     let attribute = |name: &str| attributes.iter().find(|(key, _)| key == name).map(|(_, value)| *value);
-    let registered = |name: &str| -> Result<Vec<(String, Option<VirtAddr>)>, ObjectError> {
+    let mut left_out = 0;
+    let mut registered = |name: &str| -> Result<Vec<(String, Option<VirtAddr>)>, ObjectError> {
         let missing = ObjectError::WrongType { address: object, expected: "module with its dictionaries" };
-        let items: Attributes = objects.str_dict(attribute(name).ok_or(missing)?)?;
+        let dict = attribute(name).ok_or(missing)?;
+        let mut items = objects.dict(dict)?;
+        left_out += room.cut(&mut own_entries, &mut items);
+        let items: Attributes = objects.with_names(items);
         Ok(items
             .into_iter()
             .map(|(key, value)| (key, Some(value).filter(|value| !is_none(objects, builtins, *value))))
             .collect())
     };
-    let non_persistent = attribute("_non_persistent_buffers_set").map(|set| objects.set(set)).transpose()?;
+    let (parameters, buffers) = (registered("_parameters")?, registered("_buffers")?);
+    let children = registered("_modules")?;
+    let non_persistent = attribute("_non_persistent_buffers_set").map(|set| objects.str_set(set)).transpose()?;
     let (mut plain, mut others) = (Vec::new(), Vec::new());
+    left_out += room.cut(&mut own_entries, &mut attributes);
     for (name, value) in &attributes {
-        match Value::read(objects, builtins, *value) {
+        let read = |room: &mut usize| Value::read_within(objects, builtins, *value, room);
+        match room.value(&mut own_text, read) {
             Some(value) => plain.push((name.clone(), value)),
             None => others.push((name.clone(), *value)),
         }
@@ -180,12 +232,13 @@ fn read_module(
         class: class.to_owned(),
         torch_class: torch_class.cloned(),
         training,
+        left_out,
         attributes: plain,
         objects: others,
-        parameters: registered("_parameters")?,
-        buffers: registered("_buffers")?,
-        non_persistent: non_persistent.into_iter().flatten().filter_map(|name| objects.str(name).ok()).collect(),
-        children: registered("_modules")?,
+        parameters,
+        buffers,
+        non_persistent: non_persistent.unwrap_or_default(),
+        children,
     })
 }
 

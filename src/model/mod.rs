@@ -4,9 +4,11 @@
 //! `torch.nn.modules.module.Module` and has the three dictionaries that such a module has. A model
 //! is a module that no other module holds, with at least one tensor somewhere in it.
 
+mod fair;
 mod find;
 mod optimizer;
 mod other;
+mod reading;
 mod referrers;
 mod tree;
 
@@ -18,7 +20,8 @@ use crate::tensor::{Elements, Holes, Source, TensorInfo};
 
 pub use find::{Graph, ModuleObject, graph, module_types};
 pub use optimizer::{Optimizer, ParamGroup, attach_optimizers, optimizer_types};
-pub use other::{ArrayTypes, Other, Others, array_types, limit, others, tensor_types};
+pub use other::{ArrayTypes, Other, Others, array_types, others, tensor_types};
+pub use reading::{Reading, limit, limit_models};
 pub use referrers::Referrer;
 pub use tree::models;
 
@@ -144,6 +147,8 @@ pub struct NamedTensor {
     /// Tensors that belong to it, under its name and theirs: indices and values of a sparse one, scales of a
     /// quantized one.
     pub parts: Vec<NamedTensor>,
+    /// What is read of it.
+    pub reading: Reading,
     /// How much of it is there.
     pub status: Status,
     /// What is not.
@@ -177,6 +182,7 @@ impl NamedTensor {
             class: None,
             info,
             parts,
+            reading: Reading::default(),
             status: Status::Missing,
             holes: Holes::default(),
             sources: Vec::new(),
@@ -190,8 +196,12 @@ impl NamedTensor {
         Self { problem: None, ..Self::new(name, TensorKind::Array, object, Err(String::new())) }
     }
 
-    /// Where its elements lie, if it has headers that say so.
+    /// Where what is read of it lies, if it has headers that say so.
     pub(crate) fn elements(&self) -> Option<Elements> {
-        self.info.as_ref().and_then(TensorInfo::elements)
+        match &self.reading {
+            Reading::Elements | Reading::SameAsFirst => self.info.as_ref().and_then(TensorInfo::elements),
+            Reading::Storage(stored) => Some(stored.elements.clone()),
+            Reading::LeftOut => None,
+        }
     }
 }

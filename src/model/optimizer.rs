@@ -1,6 +1,6 @@
 //! Optimizers: found by what they are, joined to the models by the parameters that they hold.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Model, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
@@ -13,6 +13,9 @@ const OPTIMIZER_CLASS: (&str, &str) = ("torch.optim.optimizer", "Optimizer");
 const MAX_DEPTH: u32 = 4;
 /// Values of one optimizer that are read, on all levels together.
 const MAX_VALUES: usize = 1 << 20;
+/// Optimizers that are listed with one model, and bytes of the text that is listed of one optimizer for one model.
+const MAX_OPTIMIZERS: usize = 32;
+const MAX_TEXT: usize = 1 << 24;
 /// The longest name, in bytes.
 const MAX_NAME: usize = 4096;
 
@@ -64,7 +67,16 @@ pub fn attach_optimizers(
         // What is no optimizer after all, but a stale pointer to its type, is passed over.
         for content in instances.iter().filter_map(|object| Content::read(&objects, *object).ok()) {
             let class = objects.type_name(*type_object).unwrap_or_else(|_| "?".to_owned());
-            for model in models.iter_mut() {
+            let holders = models.iter_mut().filter(|model| content.holds_any_of(model));
+            for model in holders {
+                if model.optimizers.len() >= MAX_OPTIMIZERS {
+                    let problem =
+                        format!("more optimizers hold its parameters than the {MAX_OPTIMIZERS} that are listed");
+                    if model.problems.last() != Some(&problem) {
+                        model.problems.push(problem);
+                    }
+                    continue;
+                }
                 attach(model, &content, &class, &objects, builtins, layout);
             }
         }
@@ -75,8 +87,12 @@ pub fn attach_optimizers(
 struct Content {
     object: VirtAddr,
     groups: Vec<Group>,
+    /// The places of each parameter: its group, and its number in that.
+    places: HashMap<VirtAddr, Vec<(usize, usize)>>,
     /// The state of each parameter, or why it can't be read.
     state: Result<Vec<(VirtAddr, VirtAddr)>, ObjectError>,
+    /// Where that is among them.
+    state_of: HashMap<VirtAddr, usize>,
 }
 
 struct Group {
@@ -97,8 +113,22 @@ impl Content {
             Ok(Group { parameters: objects.list(parameters)?, settings })
         };
         let groups = objects.list(attribute("param_groups")?)?;
-        let groups = groups.into_iter().map(group).collect::<Result<_, _>>()?;
-        Ok(Self { object, groups, state: objects.dict(attribute("state")?) })
+        let groups: Vec<Group> = groups.into_iter().map(group).collect::<Result<_, _>>()?;
+        let state = objects.dict(attribute("state")?);
+        let mut places: HashMap<VirtAddr, Vec<(usize, usize)>> = HashMap::new();
+        for (index, group) in groups.iter().enumerate() {
+            for (number, parameter) in group.parameters.iter().enumerate() {
+                places.entry(*parameter).or_default().push((index, number));
+            }
+        }
+        let of_state = state.iter().flatten().enumerate();
+        let state_of = of_state.map(|(index, (parameter, _))| (*parameter, index)).collect();
+        Ok(Self { object, groups, places, state, state_of })
+    }
+
+    fn holds_any_of(&self, model: &Model) -> bool {
+        let mut parameters = model.tensors.iter().filter(|tensor| tensor.kind == TensorKind::Parameter);
+        parameters.any(|tensor| self.places.contains_key(&tensor.object))
     }
 }
 
@@ -116,30 +146,43 @@ fn attach(
         names.entry(tensor.object).or_insert_with(|| tensor.name.clone());
     }
     let plain = |value: VirtAddr| Value::read(objects, builtins, value);
+    let held = names.iter().filter_map(|(object, name)| Some((content.places.get(object)?, name)));
+    let mut held: Vec<((usize, usize), &String)> =
+        held.flat_map(|(places, name)| places.iter().map(move |place| (*place, name))).collect();
+    held.sort_unstable();
     let groups: Vec<ParamGroup> = content
         .groups
         .iter()
-        .map(|group| {
-            let parameters: Vec<String> =
-                group.parameters.iter().filter_map(|object| names.get(object).cloned()).collect();
+        .enumerate()
+        .map(|(index, group)| {
+            let first = held.partition_point(|((of, _), _)| *of < index);
+            let here = held.iter().skip(first).take_while(|((of, _), _)| *of == index);
+            let parameters: Vec<String> = here.map(|(_, name)| (*name).clone()).collect();
             let settings = group.settings.iter();
             ParamGroup {
-                others: group.parameters.len() - parameters.len(),
+                others: group.parameters.len().saturating_sub(parameters.len()),
                 parameters,
                 settings: settings.filter_map(|(key, value)| Some((key.clone(), plain(*value)?))).collect(),
             }
         })
         .collect();
-    if groups.iter().all(|group| group.parameters.is_empty()) {
-        return;
-    }
-    let mut walk =
-        State { objects, builtins, layout, tensors: Vec::new(), plain: Vec::new(), left: MAX_VALUES, left_out: 0 };
+    let mut walk = State {
+        objects,
+        builtins,
+        layout,
+        tensors: Vec::new(),
+        plain: Vec::new(),
+        left: MAX_VALUES,
+        text: MAX_TEXT,
+        left_out: 0,
+    };
     let mut problems = Vec::new();
     match &content.state {
         Err(error) => problems.push(format!("its state could not be read: {error}")),
         Ok(state) => {
-            for (parameter, values) in state {
+            let mut own: Vec<usize> = names.keys().filter_map(|object| content.state_of.get(object).copied()).collect();
+            own.sort_unstable();
+            for (parameter, values) in own.into_iter().filter_map(|index| state.get(index)) {
                 let Some(name) = names.get(parameter) else { continue };
                 match objects.str_dict(*values) {
                     Err(error) => problems.push(format!("the state of {name:?} could not be read: {error}")),
@@ -154,8 +197,9 @@ fn attach(
     }
     if walk.left_out > 0 {
         let count = walk.left_out;
-        problems
-            .push(format!("{count} values of its state are left out: too many, nested too deep, or named too long"));
+        problems.push(format!(
+            "{count} values of its state are left out: too many, nested too deep, or with too long text"
+        ));
     }
     model.training.append(&mut walk.tensors);
     let optimizer = Optimizer { class: class.to_owned(), object: content.object, groups, state: walk.plain, problems };
@@ -171,6 +215,8 @@ struct State<'a> {
     plain: Vec<(String, String, Value)>,
     /// Values that may still be read.
     left: usize,
+    /// Bytes of text that may still be listed.
+    text: usize,
     /// Those that were not.
     left_out: usize,
 }
@@ -182,12 +228,14 @@ impl State<'_> {
             self.left_out += 1;
             return;
         };
-        if name.len() + key.len() > MAX_NAME {
+        let len = name.len() + key.len();
+        if len > MAX_NAME || len > self.text {
             self.left_out += 1;
             return;
         }
         self.left = left;
-        if let Some(plain) = Value::read(self.objects, self.builtins, value) {
+        self.text -= len;
+        if let Some(plain) = Value::read_within(self.objects, self.builtins, value, &mut self.text) {
             self.plain.push((name.to_owned(), key, plain));
         } else if self.is_tensor_like(value, parameter) {
             let read = match self.layout {

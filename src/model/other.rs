@@ -1,10 +1,10 @@
 //! Tensors and NumPy arrays that belong to no model: activations, attributes, elements of lists, orphans.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::find::Graph;
 use super::referrers::{Referrer, Search};
-use super::{Model, NamedTensor, Sighting, TensorKind};
+use super::{Model, NamedTensor, Reading, Sighting, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Modules};
 use crate::tensor::{self, ArrayInfo, ArrayLayout, ArrayScore, Elements, Layout};
@@ -41,10 +41,10 @@ impl Other {
 
     /// Where its elements lie, if they are to be read.
     pub(crate) fn elements(&self) -> Option<Elements> {
-        match &self.array {
+        match (&self.array, &self.tensor.reading) {
             _ if self.is_left_out => None,
-            Some(array) => array.elements(),
-            None => self.tensor.elements(),
+            (Some(array), Reading::Elements) => array.elements(),
+            _ => self.tensor.elements(),
         }
     }
 }
@@ -223,34 +223,4 @@ impl Known {
         }
         self.impls.insert(info.tensor_impl)
     }
-}
-
-/// Leaves out the bytes of what is more than `limit` all together, so that no dump makes us write without end. Those whose
-/// elements share their bytes (stride 0) come last. Says how many are left out.
-pub fn limit<'o>(others: impl Iterator<Item = &'o mut Other>, limit: u64) -> Option<String> {
-    let mut all: Vec<(Elements, &mut Other)> = others
-        .filter_map(|other| Some((other.elements()?, other)))
-        .filter(|(elements, _)| elements.byte_len() > 0)
-        .collect();
-    // The order of the processes and of the addresses, otherwise.
-    all.sort_by_key(|(elements, _)| elements.overlap());
-    // What forked processes share is written once.
-    let mut seen: HashMap<(VirtAddr, VirtAddr, u64), bool> = HashMap::new();
-    let (mut left, mut left_out) = (limit, 0);
-    for (elements, other) in all {
-        let bytes = elements.byte_len();
-        let is_in = *seen.entry((other.tensor.object, elements.data, bytes)).or_insert_with(|| {
-            let rest = left.checked_sub(bytes);
-            left = rest.unwrap_or(left);
-            rest.is_some()
-        });
-        if !is_in {
-            other.is_left_out = true;
-            other.tensor.problem = Some(
-                "its bytes are left out: those of all tensors and arrays together are more than the dump".to_owned(),
-            );
-            left_out += 1;
-        }
-    }
-    (left_out > 0).then(|| format!("{left_out} tensors and arrays of no model are listed without their bytes, which together are more than the dump"))
 }

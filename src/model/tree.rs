@@ -1,27 +1,64 @@
 //! From modules to models: dotted names, in the order in which PyTorch itself gives them.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::fair;
 use super::find::{Graph, ModuleObject};
 use super::{Model, Module, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, UNREADABLE};
 use crate::tensor;
 
-/// Places that modules and tensors of all models together may have, for each one that there is, and
-/// at least: modules that are shared on every level of a hostile tree would give 2^depth.
+/// Places beside the first that modules and tensors of all models together may have, for each one that there is,
+/// and at least: modules that are shared on every level of a hostile tree would give 2^depth.
 const PLACES_PER_ITEM: usize = 16;
 const MIN_PLACES: usize = 1 << 16;
 /// The longest name, in bytes.
 const MAX_NAME: usize = 4096;
+/// A name of so few bytes is given in any case.
+const MIN_NAME: usize = 128;
+/// Bytes of the names of one model: of all models' share, and at most and at least.
+const ALL_NAMES: usize = 1 << 26;
+const MAX_NAMES: usize = 1 << 24;
+const MIN_NAMES: usize = 1 << 16;
+/// Bytes of attributes that one model repeats, for modules in second places.
+const MAX_REPEATED: usize = 1 << 20;
 /// The deepest nesting of modules.
 const MAX_DEPTH: usize = 200;
+/// Problems of one model that are listed.
+const MAX_PROBLEMS: usize = 64;
 
 /// Every root module that has a tensor anywhere below it, with all names; bytes are not looked at yet.
 pub fn models(graph: &Graph, objects: &Objects<'_>, layout: Option<&tensor::Layout>) -> Vec<Model> {
     let items = graph.modules.values().map(|module| 1 + module.parameters.len() + module.buffers.len());
-    let mut places = items.sum::<usize>().saturating_mul(PLACES_PER_ITEM).max(MIN_PLACES);
-    graph.roots().into_iter().filter_map(|root| model(graph, objects, layout, root, &mut places)).collect()
+    let all_places = items.sum::<usize>().saturating_mul(PLACES_PER_ITEM).max(MIN_PLACES);
+    let roots = graph.roots();
+    let mut known = HashMap::new();
+    let needs: Vec<u64> = roots.iter().map(|root| places(graph, *root, &mut known)).collect();
+    let most_places = fair::share(needs, all_places as u64);
+    let names = (ALL_NAMES / roots.len().max(1)).clamp(MIN_NAMES, MAX_NAMES);
+    roots.into_iter().filter_map(|root| model(graph, objects, layout, root, (most_places, names))).collect()
+}
+
+/// How many places the modules and tensors at and below a module have; saturates. Modules that hold each other count
+/// once. `known` keeps what was counted; a zero stands for a module that is being counted.
+fn places(graph: &Graph, module: VirtAddr, known: &mut HashMap<VirtAddr, u64>) -> u64 {
+    let children = |of: VirtAddr| graph.modules.get(&of).into_iter().flat_map(|module| &module.children);
+    let mut todo = vec![(module, false)];
+    while let Some((at, is_below_counted)) = todo.pop() {
+        if is_below_counted {
+            let below = children(at).filter_map(|(_, child)| known.get(&(*child)?).copied());
+            let own = graph.modules.get(&at).map_or(0, |module| module.parameters.len() + module.buffers.len());
+            let all = below.fold(1 + own as u64, u64::saturating_add);
+            known.insert(at, all);
+        } else if let Entry::Vacant(entry) = known.entry(at) {
+            entry.insert(0);
+            todo.push((at, true));
+            todo.extend(children(at).filter_map(|(_, child)| Some(((*child)?, false))));
+        }
+    }
+    known.get(&module).copied().unwrap_or_default()
 }
 
 fn model(
@@ -29,7 +66,7 @@ fn model(
     objects: &Objects<'_>,
     layout: Option<&tensor::Layout>,
     root: VirtAddr,
-    places: &mut usize,
+    (places, names): (u64, usize),
 ) -> Option<Model> {
     let class = graph.modules.get(&root)?.class.clone();
     let mut walk = Walk {
@@ -40,13 +77,19 @@ fn model(
         tensors: Vec::new(),
         training: Vec::new(),
         problems: Vec::new(),
+        more_problems: 0,
         first_names: BTreeMap::new(),
+        classes: HashMap::new(),
+        seen: HashSet::new(),
         above: Vec::new(),
         places,
+        names,
+        repeated: MAX_REPEATED,
+        left_out: 0,
+        not_repeated: 0,
     };
-    if !walk.visit(root, "") {
-        walk.problems.push("more of it is left out: its modules or tensors have too many names".to_owned());
-    }
+    walk.visit(root, "");
+    walk.say_what_is_left_out();
     let Walk { modules, tensors, training, problems, .. } = walk;
     let model = Model {
         id: String::new(),
@@ -70,42 +113,62 @@ struct Walk<'a> {
     tensors: Vec<NamedTensor>,
     training: Vec<NamedTensor>,
     problems: Vec<String>,
+    /// Problems beyond those that are listed.
+    more_problems: usize,
     /// The name under which each tensor came first.
     first_names: BTreeMap<VirtAddr, String>,
+    /// Names of the tensors' classes.
+    classes: HashMap<VirtAddr, Option<String>>,
+    /// The modules that are listed.
+    seen: HashSet<VirtAddr>,
     /// The modules above the one that is visited.
     above: Vec<VirtAddr>,
-    /// Names that may still be given.
-    places: &'a mut usize,
+    /// Places beside the first that may still be listed.
+    places: u64,
+    /// Bytes of names that may still be given.
+    names: usize,
+    /// Bytes of attributes that may still be repeated.
+    repeated: usize,
+    /// Second places that are left out, and those that are listed without the attributes.
+    left_out: usize,
+    not_repeated: usize,
 }
 
 impl Walk<'_> {
-    /// Lists a module and all below it; `false` if there are too many.
-    fn visit(&mut self, object: VirtAddr, name: &str) -> bool {
-        if !self.take_place() {
-            return false;
-        }
-        if name.len() > MAX_NAME {
-            self.problems.push(format!("the module at {object} is left out: its name has {} bytes", name.len()));
-            return true;
-        }
+    /// Lists a module and all below it. Every module and every tensor is listed once, whatever else there is; for
+    /// second places there is a bound.
+    fn visit(&mut self, object: VirtAddr, name: &str) {
         if self.above.len() > MAX_DEPTH || self.above.contains(&object) {
-            self.problems.push(format!("the module {name:?} at {object} is left out: modules nest without end"));
-            return true;
+            self.problem(format!("the module {name:?} at {object} is left out: modules nest without end"));
+            return;
         }
-        let Some(module) = self.graph.modules.get(&object) else {
-            let reason = match self.graph.unreadable.get(&object) {
+        let graph = self.graph;
+        let Some(module) = graph.modules.get(&object) else {
+            let reason = match graph.unreadable.get(&object) {
                 Some(reason) => reason.to_string(),
                 None => "there is no object of a module's type".to_owned(),
             };
-            self.problems.push(format!("the module {name:?} at {object} could not be read: {reason}"));
-            return true;
+            self.problem(format!("the module {name:?} at {object} could not be read: {reason}"));
+            return;
         };
+        let is_first = !self.seen.contains(&object);
+        let Some(name) = self.name(name.to_owned(), object, is_first) else { return };
+        self.seen.insert(object);
         let own = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
-        self.modules.push(describe(module, object, name, own));
+        let mut row = describe(module, object, &name);
+        if !is_first && !self.may_repeat(&row) {
+            (row.hyper, row.private) = (Vec::new(), Vec::new());
+        }
+        let place = self.modules.len();
+        self.modules.push(row);
         let registered = [&module.parameters, &module.buffers, &module.children].into_iter().flatten();
         let nameless = registered.filter(|(key, _)| key.starts_with(UNREADABLE)).count();
         if nameless > 0 {
-            self.problems.push(format!("{nameless} names of what the module {name:?} holds could not be read"));
+            self.problem(format!("{nameless} names of what the module {name:?} holds could not be read"));
+        }
+        if module.left_out > 0 && is_first {
+            let count = module.left_out;
+            self.problem(format!("{count} entries of the module {name:?} are left out: all modules have too many"));
         }
         let parameters = module.parameters.iter().map(|(key, tensor)| (key, tensor, TensorKind::Parameter, true));
         let buffers = module
@@ -114,37 +177,70 @@ impl Walk<'_> {
             .map(|(key, tensor)| (key, tensor, TensorKind::Buffer, !module.non_persistent.contains(key)));
         for (key, tensor, kind, persistent) in parameters.chain(buffers) {
             let Some(tensor) = *tensor else { continue };
-            if !self.take_place() {
-                return false;
+            let is_first = !self.first_names.contains_key(&tensor);
+            let Some(full) = self.name(own(key), tensor, is_first) else { continue };
+            if let Some(row) = self.modules.get_mut(place) {
+                let names = if kind == TensorKind::Buffer { &mut row.buffers } else { &mut row.parameters };
+                names.push(full.clone());
             }
-            if key.len() > MAX_NAME {
-                self.problems.push(format!("the tensor at {tensor} is left out: its name has {} bytes", key.len()));
-                continue;
-            }
-            self.add(own(key), tensor, kind, persistent);
+            self.add(full, tensor, kind, persistent);
         }
         self.above.push(object);
-        let children = module.children.iter().filter_map(|(key, child)| Some((key, (*child)?)));
-        let mut is_whole = true;
-        for (key, child) in children {
-            is_whole = self.visit(child, &own(key));
-            if !is_whole {
-                break;
-            }
+        for (key, child) in module.children.iter().filter_map(|(key, child)| Some((key, (*child)?))) {
+            self.visit(child, &own(key));
         }
         self.above.pop();
-        is_whole
     }
 
-    /// Counts a name; `false` if it is one too many.
-    fn take_place(&mut self) -> bool {
-        match self.places.checked_sub(1) {
-            Some(rest) => {
-                *self.places = rest;
-                true
+    /// The name under which an object is listed, or `None` if that is one place too many. A first place has a name
+    /// in any case: the address stands for one that is too long.
+    fn name(&mut self, name: String, object: VirtAddr, is_first: bool) -> Option<String> {
+        if is_first {
+            let is_short = name.len() <= MAX_NAME && (name.len() <= MIN_NAME || name.len() <= self.names);
+            self.names = self.names.saturating_sub(name.len());
+            if is_short {
+                return Some(name);
             }
-            None => false,
+            let len = name.len();
+            self.problem(format!("the name of the object at {object} is left out: it has {len} bytes"));
+            return Some(format!("{UNREADABLE}{object}"));
         }
+        if name.len() > MAX_NAME || name.len() > self.names || self.places == 0 {
+            self.left_out += 1;
+            return None;
+        }
+        self.names -= name.len();
+        self.places -= 1;
+        Some(name)
+    }
+
+    /// Whether the attributes of a module in a second place are listed again.
+    fn may_repeat(&mut self, row: &Module) -> bool {
+        let bytes: usize =
+            row.hyper.iter().chain(&row.private).map(|(name, value)| name.len() + value.text_len()).sum();
+        match self.repeated.checked_sub(bytes) {
+            Some(rest) => self.repeated = rest,
+            None => self.not_repeated += 1,
+        }
+        self.not_repeated == 0
+    }
+
+    fn problem(&mut self, problem: String) {
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems.push(problem);
+        } else {
+            self.more_problems += 1;
+        }
+    }
+
+    fn say_what_is_left_out(&mut self) {
+        let said = [
+            (self.left_out, "second names of modules and tensors are left out: they have too many"),
+            (self.not_repeated, "modules in second places are listed without their attributes, which are too long"),
+            (self.more_problems, "more problems are left out"),
+        ];
+        let said = said.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+        self.problems.extend(said);
     }
 
     fn add(&mut self, name: String, object: VirtAddr, kind: TensorKind, persistent: bool) {
@@ -162,15 +258,16 @@ impl Walk<'_> {
                 self.training.push(NamedTensor::new(name.clone(), TensorKind::Gradient, object, grad));
             }
         }
-        let class = self.objects.type_of(object).and_then(|found| self.objects.type_name(found)).ok();
+        let objects = self.objects;
+        let of_type = |found: VirtAddr| objects.type_name(found).ok();
+        let type_object = objects.type_of(object).ok();
+        let class = type_object.and_then(|found| self.classes.entry(found).or_insert_with(|| of_type(found)).clone());
         self.tensors.push(NamedTensor { persistent, same_as, class, ..NamedTensor::new(name, kind, object, read) });
     }
 }
 
-fn describe(module: &ModuleObject, object: VirtAddr, name: &str, own: impl Fn(&str) -> String) -> Module {
-    let set = |items: &[(String, Option<VirtAddr>)]| -> Vec<String> {
-        items.iter().filter(|(_, tensor)| tensor.is_some()).map(|(key, _)| own(key)).collect()
-    };
+/// A module without the names of its tensors.
+fn describe(module: &ModuleObject, object: VirtAddr, name: &str) -> Module {
     let unset = |items: &[(String, Option<VirtAddr>)], kind| -> Vec<(String, TensorKind)> {
         items.iter().filter(|(_, tensor)| tensor.is_none()).map(|(key, _)| (key.clone(), kind)).collect()
     };
@@ -184,8 +281,8 @@ fn describe(module: &ModuleObject, object: VirtAddr, name: &str, own: impl Fn(&s
         training: module.training,
         hyper,
         private,
-        parameters: set(&module.parameters),
-        buffers: set(&module.buffers),
+        parameters: Vec::new(),
+        buffers: Vec::new(),
         unset: unset_names,
         object,
     }

@@ -90,9 +90,19 @@ def compressed_layout(row):
     return {(True, False): "csr", (False, True): "csc"}.get(tuple(fits))
 
 
+def count_of(shape):
+    """The elements of a shape, counted without its zeros."""
+    count = 1
+    for size in shape:
+        count *= max(size, 1)
+    return count
+
+
 def can_join(row):
     """Whether the parts that stand in the files for a tensor make it again."""
     form = row.get("form", {}).get("name")
+    if form == "overlapping":
+        return dtype_of(row["dtype"]) is not None and count_of(row["shape"]) < 1 << 60
     if form == "sparse_compressed":
         return compressed_layout(row) is not None
     if form in ("quantized_per_tensor", "quantized_per_channel", "sparse_coo"):
@@ -109,6 +119,13 @@ def join(row, parts):
     if form["name"] == "quantized_per_channel":
         scales, zero_points = own["q_per_channel_scales"], own["q_per_channel_zero_points"]
         return torch._make_per_channel_quantized_tensor(own["int_repr"], scales, zero_points, form["axis"])
+    if form["name"] == "overlapping":
+        flat = own.get("storage", own.get("storage.view_as_real"))
+        if flat is None:
+            flat = own["storage.bytes"].view(dtype_of(row["dtype"]))
+        elif "storage.view_as_real" in own:
+            flat = torch.view_as_complex(flat)
+        return flat.reshape(-1).as_strided(row["shape"], form["stride"], form["offset"])
     values = own.get("values", own.get("values.view_as_real"))
     if form["name"] is not None and not values.dtype.is_complex and "values.view_as_real" in own:
         values = torch.view_as_complex(values)
@@ -197,9 +214,7 @@ def new_tensor(row, shared, joined, room):
 def stand_in(shape, dtype, room):
     """A tensor of which no element is known: nan, or zero for integers. One element stands for all of them where
     there is no room for more: sizes from a dump can be anything. None for sizes that no tensor can have."""
-    count = 1
-    for size in shape:
-        count *= max(size, 1)
+    count = count_of(shape)
     if count >= 1 << 60:
         return None
     one = torch.zeros((), dtype=dtype)

@@ -8,7 +8,8 @@ use serde::de::IntoDeserializer;
 use serde::de::value::{Error, StrDeserializer};
 
 use super::keys;
-use crate::model::{Model, NamedTensor, Other, Status, TensorKind};
+use crate::addr::VirtAddr;
+use crate::model::{Model, NamedTensor, Other, Reading, Status, TensorKind};
 use crate::tensor::{Elements, ScalarType};
 
 /// The longest header that the safetensors library reads, less room for what every header has.
@@ -18,9 +19,13 @@ const ENTRY_BYTES: u64 = 128;
 /// Bytes of one size in a header, at most.
 const SIZE_BYTES: u64 = 21;
 const TOO_MANY_ELEMENTS: &str = "it is not written: its sizes multiply to more than a safetensors file can count";
+const LEFT_OUT: &str = "its bytes are left out: those of all tensors together are more than the dump can hold";
+const NO_FIRST: &str = "it is not written: nor is the tensor that it is another name of";
 const HEADER_FULL: &str = "it is not written: the header of its file would be longer than safetensors reads";
 /// What a tensor of a type that safetensors has not is called where it is written byte by byte.
 const BYTES: &str = "bytes";
+/// What lies under elements that share their bytes.
+const STORAGE: &str = "storage";
 /// The type of bytes.
 const BYTE: Dtype = Dtype::U8;
 
@@ -119,6 +124,8 @@ pub(super) struct Planned<'a> {
     pub(super) entries: Vec<Entry<'a>>,
     /// Why nothing is written, where the status does not say it.
     pub(super) unwritten: Option<&'static str>,
+    /// The file and the key of the tensor that it is another name of, if nothing is written for it.
+    pub(super) first: Option<(WeightFile, String)>,
 }
 
 impl Entry<'_> {
@@ -143,7 +150,7 @@ impl Planned<'_> {
 
     /// The file that holds its bytes.
     pub(super) fn file(&self) -> Option<WeightFile> {
-        self.entries.first().map(|entry| entry.file)
+        self.entries.first().map(|entry| entry.file).or(self.first.as_ref().map(|(file, _)| *file))
     }
 
     /// How much of it is in the files.
@@ -169,6 +176,17 @@ pub(super) fn plan_others<'a>(others: impl Iterator<Item = &'a Other>) -> Vec<Pl
 /// Gives every entry its key, and leaves out what the headers have no room for.
 fn finished(mut planned: Vec<Planned<'_>>) -> Vec<Planned<'_>> {
     keys::assign(&mut planned);
+    let entries = planned.iter().filter_map(|planned| Some((planned.tensor, planned.entries.first()?)));
+    let firsts: HashMap<VirtAddr, (WeightFile, String)> =
+        entries.rev().map(|(tensor, entry)| (tensor.object, (entry.file, entry.key.clone()))).collect();
+    for tensor in &mut planned {
+        if tensor.tensor.reading == Reading::SameAsFirst {
+            tensor.first = firsts.get(&tensor.tensor.object).cloned();
+            if tensor.first.is_none() {
+                tensor.unwritten = Some(NO_FIRST);
+            }
+        }
+    }
     let mut headers: HashMap<WeightFile, u64> = HashMap::new();
     for tensor in &mut planned {
         let is_full = tensor.entries.iter().any(|entry| {
@@ -186,6 +204,7 @@ fn finished(mut planned: Vec<Planned<'_>>) -> Vec<Planned<'_>> {
 
 fn planned<'a>(tensor: &'a NamedTensor, dtype: Option<&ScalarType>, elements: Option<Elements>) -> Planned<'a> {
     let mut entries = Vec::new();
+    let elements = elements.filter(|_| tensor.reading != Reading::SameAsFirst);
     let dtype = dtype.or(tensor.info.as_ref().map(|info| &info.dtype));
     let own = dtype.zip(elements).and_then(|(dtype, elements)| entry(tensor, tensor, dtype, elements));
     entries.extend(own);
@@ -194,9 +213,12 @@ fn planned<'a>(tensor: &'a NamedTensor, dtype: Option<&ScalarType>, elements: Op
         let own = dtype.zip(part.elements()).and_then(|(dtype, elements)| entry(part, tensor, dtype, elements));
         entries.extend(own);
     }
-    let mut planned = Planned { tensor, entries, unwritten: None };
+    let mut planned = Planned { tensor, entries, unwritten: None, first: None };
     if !planned.entries.iter().all(Entry::is_countable) {
         planned.leave_out(TOO_MANY_ELEMENTS);
+    }
+    if tensor.reading == Reading::LeftOut {
+        planned.leave_out(LEFT_OUT);
     }
     planned
 }
@@ -208,10 +230,13 @@ fn entry<'a>(
     scalar: &ScalarType,
     elements: Elements,
 ) -> Option<Entry<'a>> {
-    let is_part = tensor.name != whole.name;
+    let own = match tensor.reading {
+        Reading::Storage(_) => format!("{}.{STORAGE}", tensor.name),
+        _ => tensor.name.clone(),
+    };
     let mut shape = elements.shape.clone();
     let (name, dtype) = match dtype(scalar) {
-        Some(dtype) => (tensor.name.clone(), dtype),
+        Some(dtype) => (own, dtype),
         None => {
             let raw = scalar.raw.as_ref().and_then(|raw| Some((raw.name.as_str(), dtype_named(&raw.safetensors)?)));
             let is_whole = |(_, dtype): &(&str, Dtype)| scalar.size.is_multiple_of((dtype.bitsize() as u64 / 8).max(1));
@@ -220,10 +245,10 @@ fn entry<'a>(
             if per_element != 1 {
                 shape.push(per_element);
             }
-            (format!("{}.{name}", tensor.name), dtype)
+            (format!("{own}.{name}"), dtype)
         }
     };
-    let file = WeightFile::of(tensor, is_part || name != tensor.name)?;
+    let file = WeightFile::of(tensor, name != whole.name)?;
     Some(Entry { file, key: name.clone(), name, dtype, shape, elements, tensor })
 }
 

@@ -8,9 +8,9 @@ use super::plan::{Planned, plan};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{Change, LayoutScore, LayoutSource};
 use crate::dump::{FilledFile, PhysicalMemory};
-use crate::model::{Model, NamedTensor, Sighting, Status, TensorKind};
+use crate::model::{Model, NamedTensor, Reading, Sighting, Status, TensorKind};
 use crate::recover::Process;
-use crate::tensor::{ArrayInfo, Form, Hole, Holes, MissingPages, Quantizer, Source, TensorScore};
+use crate::tensor::{ArrayInfo, Form, Hole, Holes, MissingPages, Quantizer, Source, Stored, TensorScore};
 
 /// A tensor.
 #[derive(Serialize)]
@@ -66,6 +66,17 @@ impl<'a> HolesRow<'a> {
     }
 }
 
+/// The form of a tensor whose elements share their bytes, where its storage is written.
+const OVERLAPPING: &str = "overlapping";
+
+/// What is written in place of elements that share their bytes.
+fn stored(tensor: &NamedTensor) -> Option<&Stored> {
+    match &tensor.reading {
+        Reading::Storage(stored) => Some(stored),
+        Reading::Elements | Reading::SameAsFirst | Reading::LeftOut => None,
+    }
+}
+
 /// What a tensor is that is not just elements at strides.
 #[derive(Serialize)]
 struct FormRow {
@@ -76,6 +87,10 @@ struct FormRow {
     zero_point: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     axis: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stride: Option<Vec<i64>>,
 }
 
 /// An entry of a file that is a part of a tensor.
@@ -94,8 +109,13 @@ struct PartRow {
 }
 
 impl FormRow {
-    fn new(form: &Form) -> Option<Self> {
-        let row = Self { name: form.name(), scale: None, zero_point: None, axis: None };
+    fn new(tensor: &NamedTensor) -> Option<Self> {
+        let row = |name| Self { name, scale: None, zero_point: None, axis: None, offset: None, stride: None };
+        if let Some(Stored { offset, stride, .. }) = stored(tensor) {
+            return Some(Self { offset: Some(*offset), stride: Some(stride.clone()), ..row(OVERLAPPING) });
+        }
+        let form = &tensor.info.as_ref()?.form;
+        let row = row(form.name());
         match *form {
             Form::Strided => None,
             Form::Quantized(Quantizer::PerTensor { scale, zero_point }) => {
@@ -155,14 +175,17 @@ impl<'a> TensorRow<'a> {
             holes: &tensor.holes,
             all_holes: HolesRow::new(&tensor.holes),
             sources: &tensor.sources,
-            sha256: whole_hash(tensor).filter(|_| planned.unwritten.is_none()),
+            sha256: whole_hash(tensor).filter(|_| planned.unwritten.is_none() && stored(tensor).is_none()),
             same_as: tensor.same_as.as_deref(),
             file: planned.file().map(super::plan::WeightFile::name),
-            file_name: planned.entries.first().filter(|_| !planned.is_in_parts()).and_then(file_name),
+            file_name: match &planned.first {
+                Some((_, key)) => Some(key.clone()).filter(|key| *key != tensor.name),
+                None => planned.entries.first().filter(|_| !planned.is_in_parts()).and_then(file_name),
+            },
             problem: planned.unwritten.or(tensor.problem.as_deref()),
             object: tensor.object,
             class: tensor.class.as_deref(),
-            form: info.and_then(|info| FormRow::new(&info.form)),
+            form: FormRow::new(tensor),
             parts: PartRow::all(planned),
         }
     }
@@ -209,7 +232,8 @@ impl Totals {
             let tensor = planned.tensor;
             totals.complete += usize::from(planned.status() == Status::Complete);
             if let (Some(info), None) = (&tensor.info, &tensor.same_as) {
-                totals.bytes = totals.bytes.saturating_add(info.byte_len());
+                let bytes = stored(tensor).map_or(info.byte_len(), |stored| stored.elements.byte_len());
+                totals.bytes = totals.bytes.saturating_add(bytes);
                 if tensor.kind == TensorKind::Parameter {
                     totals.parameters = totals.parameters.saturating_add(info.numel());
                 }

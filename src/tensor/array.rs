@@ -14,6 +14,8 @@ const FAMILY: &str = "numpy";
 const MAX_DIMS: u32 = 64;
 /// The largest element, in bytes.
 const MAX_ITEM: u64 = 1 << 30;
+/// The longest name of a field, in bytes.
+const MAX_FIELD_NAME: usize = 1024;
 /// Fields of a structured type that are listed.
 const MAX_FIELDS: usize = 1024;
 
@@ -211,6 +213,9 @@ impl ArrayLayout {
             let fields = objects.str_dict(objects.pointer(descr, self.offsets.fields).ok()?).ok()?;
             let field = |name: &VirtAddr| {
                 let name = objects.str(*name).ok()?;
+                if name.len() > MAX_FIELD_NAME {
+                    return None;
+                }
                 let (_, value) = fields.iter().find(|(key, _)| *key == name)?;
                 let [dtype, offset, ..] = *objects.tuple(*value).ok()? else { return None };
                 let (kind, byte_order, size, _) = self.dtype(objects, dtype).ok()?;

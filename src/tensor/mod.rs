@@ -10,6 +10,7 @@ mod layout;
 mod read;
 mod shape;
 mod source;
+mod stored;
 mod vote;
 
 pub use array::{ArrayField, ArrayInfo, ArrayLayout, ArrayScore, array_layouts, choose_array_layout};
@@ -20,3 +21,4 @@ pub use holes::{Hole, Holes, MissingPages};
 pub use layout::{DtypeAt, Layout, LayoutError, Offsets, Raw, ScalarType, ShapeAt, layouts};
 pub use read::{SizesAndStrides, TensorError, TensorInfo};
 pub use source::{Source, sources};
+pub use stored::Stored;

@@ -1,7 +1,7 @@
 //! Tensors that belong to no model, and what refers to them.
 
 use tensorcarve::addr::VirtAddr;
-use tensorcarve::model::{Other, Referrer, Status, TensorKind};
+use tensorcarve::model::{Other, Reading, Referrer, Status, TensorKind};
 use tensorcarve::recover::Recovery;
 
 use super::synthetic::{CPYTHONS, ModuleSpec, Options, PYTORCHES, Placed, Tensor, Torch, dump, recover, sha256, torch};
@@ -151,11 +151,27 @@ fn forked_processes_list_a_tensor_once_unless_it_changed() {
 }
 
 #[test]
-fn tensors_that_repeat_themselves_are_not_written_without_end() {
+fn tensors_that_repeat_themselves_are_read_once() {
     let torch = torch("3.13", "2.14", Options::default());
     let one = torch.tensor(&Tensor::f32(&[1000]));
     let claims: Vec<Placed> =
         (1..=8).map(|i| torch.view(&Tensor::f32(&[1000 * i, 1000]).strided(&[0, 1]), &one)).collect();
+    let recovery = recover(&dump(&torch.python.process));
+    assert_eq!(recovery.warnings, Vec::<String>::new());
+    assert_whole(&torch, &find(&recovery, &one).tensor, &one);
+    for claim in &claims {
+        let found = &find(&recovery, claim).tensor;
+        assert!(matches!(&found.reading, Reading::Storage(stored) if stored.elements.numel() == 1000), "{found:?}");
+        assert_eq!(found.status, Status::Complete);
+        assert_eq!(found.sha256.as_deref(), Some(sha256(&one.logical).as_str()));
+    }
+}
+
+#[test]
+fn tensors_of_no_model_are_not_written_without_end() {
+    let torch = torch("3.13", "2.14", Options::default());
+    let one = torch.tensor(&Tensor::f32(&[200_000]));
+    let claims: Vec<Placed> = (1..=8).map(|i| torch.view(&Tensor::f32(&[200_000 - i]).strided(&[1]), &one)).collect();
     let dump = dump(&torch.python.process);
     let recovery = recover(&dump);
     assert_whole(&torch, &find(&recovery, &one).tensor, &one);

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use tensorcarve::addr::{FileOffset, PhysAddr, VirtAddr};
 use tensorcarve::cpython::{Change, LayoutScore, LayoutSource, Value};
 use tensorcarve::dump::{Addresses, Dump, Format, MemoryRange, PhysicalMemory};
-use tensorcarve::model::{Model, Module, NamedTensor, Others, Sighting, Status, TensorKind};
+use tensorcarve::model::{Model, Module, NamedTensor, Others, Reading, Sighting, Status, TensorKind};
 use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
 use tensorcarve::recover::{Observer, Phase, Process, Recovery};
 use tensorcarve::report::Run;
@@ -142,6 +142,7 @@ impl Victim {
             class: None,
             info: Some(info),
             parts: Vec::new(),
+            reading: Reading::default(),
             status: Status::Complete,
             holes: Holes::default(),
             sources: Vec::new(),
@@ -230,7 +231,11 @@ impl Victim {
 /// Fills in what a tensor's bytes tell.
 fn hash(tensor: &mut NamedTensor, space: &AddressSpace<'_>) {
     let info = tensor.info.as_ref().filter(|_| tensor.status == Status::Complete);
-    let Some(elements) = info.and_then(TensorInfo::elements) else { return };
+    let elements = match &tensor.reading {
+        Reading::Storage(stored) => Some(stored.elements.clone()),
+        _ => info.and_then(TensorInfo::elements),
+    };
+    let Some(elements) = elements.filter(|_| info.is_some()) else { return };
     let mut hasher = Sha256::new();
     let holes = gather::<TooLarge>(space, &elements, 1 << 30, |bytes| {
         hasher.update(bytes);

@@ -3,7 +3,7 @@
 use safetensors::SafeTensors;
 use serde_json::{Value as Json, json};
 use tensorcarve::addr::VirtAddr;
-use tensorcarve::model::{NamedTensor, Other, Status, TensorKind};
+use tensorcarve::model::{NamedTensor, Other, Reading, Status, TensorKind};
 use tensorcarve::report;
 use tensorcarve::tensor::ArrayInfo;
 
@@ -31,7 +31,7 @@ fn document(path: std::path::PathBuf) -> Json {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-fn row<'a>(rows: &'a Json, number: usize) -> (&'a Json, &'a Json, &'a Json) {
+fn row(rows: &Json, number: usize) -> (&Json, &Json, &Json) {
     (&rows[number]["name"], &rows[number]["file_name"], &rows[number]["status"])
 }
 
@@ -137,6 +137,51 @@ fn errors_of_pytorch_do_not_steer_the_terminal() {
     write(dir.path(), false, &victim.finish()).unwrap();
     let output = text(&python(interpreter, &dir.path().join("models/m0"), &["load.py"]));
     assert!(!output.contains(['\u{1b}', '\u{7}']) && output.contains("title"), "{output:?}");
+}
+
+#[test]
+fn a_storage_is_written_for_elements_that_share_it_and_once_for_names_of_one_tensor() {
+    let mut victim = Victim::new("__main__.Net");
+    victim.module("", ("__main__.Net", None), vec![]);
+    victim.parameter("row", &[2], &[1.0, 2.0]);
+    let object = victim.last().object;
+    victim.parameter("twin", &[2], &[1.0, 2.0]);
+    let twin = victim.last();
+    (twin.object, twin.same_as, twin.reading) = (object, Some("row".to_owned()), Reading::SameAsFirst);
+    let mut repeat = |name: &str, shape: &[u64], stride: &[u64], values: &[f32]| {
+        victim.parameter(name, &[values.len() as u64], values);
+        let info = victim.last().info.as_mut().unwrap();
+        (info.shape, info.stride) = (shape.to_vec(), stride.to_vec());
+        victim.last().reading =
+            Reading::Storage(victim.last().info.as_ref().unwrap().elements().unwrap().stored().unwrap());
+    };
+    repeat("wide", &[1 << 40, 2], &[0, 1], &[3.0, 4.0]);
+    repeat("windows", &[3, 2], &[1, 1], &[5.0, 6.0, 7.0, 8.0]);
+    let dir = tempfile::tempdir().unwrap();
+    let found = victim.finish();
+    assert!(report::is_whole(&found.1));
+    write(dir.path(), false, &found).unwrap();
+    let folder = dir.path().join("models/m0");
+    let rows = &document(folder.join("model.json"))["tensors"];
+    assert_eq!((&rows[1]["file"], &rows[1]["file_name"]), (&json!("model.safetensors"), &json!("row")));
+    let [wide, windows] = [&rows[2], &rows[3]];
+    assert_eq!(
+        (&wide["status"], &wide["sha256"], &wide["file"]),
+        (&json!("complete"), &Json::Null, &json!("parts.safetensors"))
+    );
+    assert_eq!(wide["form"], json!({"name": "overlapping", "offset": 0, "stride": [0, 1]}));
+    assert_eq!((&wide["parts"][0]["name"], &wide["parts"][0]["shape"]), (&json!("wide.storage"), &json!([1, 2])));
+    assert_eq!(windows["form"]["stride"], json!([1, 1]));
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    assert_eq!(SafeTensors::deserialize(&bytes).unwrap().names(), ["row"]);
+    let Some(interpreter) = python_with_torch() else { return };
+    let check = "import torch; from load import load; net = load()\n\
+                 assert net.twin is net.row and net.row.tolist() == [1, 2]\n\
+                 assert net.wide.shape == (1 << 40, 2) and net.wide[12345].tolist() == [3, 4]\n\
+                 assert net.windows.tolist() == [[5, 6], [6, 7], [7, 8]]\n\
+                 print('checks passed')";
+    let output = python(interpreter, &folder, &["-c", check]);
+    assert!(output.status.success() && text(&output).contains("checks passed"), "{}", text(&output));
 }
 
 #[test]
