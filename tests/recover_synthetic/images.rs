@@ -153,7 +153,7 @@ fn weights_in_a_mapped_file_are_named_and_can_be_filled() {
     let tensors = &only_model(&recovery).tensors;
     let statuses: Vec<Status> = tensors.iter().map(|tensor| tensor.status).collect();
     assert_eq!(statuses, [Status::Missing, Status::Missing, Status::Partial]);
-    let [hole] = tensors[0].holes.as_slice() else { panic!("{:?}", tensors[0].holes) };
+    let [hole] = &tensors[0].holes[..] else { panic!("{:?}", tensors[0].holes) };
     let reason = "it lies in the mapped file /models/net.safetensors at offset 0x3800, which cores leave out";
     assert_eq!((hole.start, hole.end, hole.reason.as_str()), (0, 0x1400, reason));
     let warning = recovery.warnings.iter().find(|text| text.contains("/models/net.safetensors")).unwrap();
