@@ -42,8 +42,14 @@ impl<'t> Target<'t> {
         others.iter_mut().map(move |other| Self { elements: other.elements(), tensor: &mut other.tensor, most_holes })
     }
 
-    fn object(&self) -> VirtAddr {
-        self.tensor.info.as_ref().map_or(self.tensor.object, |info| info.tensor_impl)
+    /// What is read: the same for all names of one thing, and different for two things, wherever they lie.
+    fn key(&self) -> Key {
+        let info = self.tensor.info.as_ref();
+        Key {
+            tensor_impl: info.map(|info| info.tensor_impl),
+            object: info.map_or(self.tensor.object, |info| info.object),
+            elements: self.elements.clone(),
+        }
     }
 
     fn byte_len(&self) -> u64 {
@@ -54,6 +60,17 @@ impl<'t> Target<'t> {
 /// How many holes are listed for each of that many tensors.
 fn holes_for(tensors: usize) -> usize {
     (ALL_HOLES / tensors.max(1)).max(MIN_HOLES)
+}
+
+/// What tells one thing to read from another. Addresses alone do not: a damaged entry of a dictionary may hold the address
+/// of another tensor's `TensorImpl`, and an array may lie where a `TensorImpl` lies.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    /// Of a tensor whose headers were read.
+    tensor_impl: Option<VirtAddr>,
+    object: VirtAddr,
+    /// Where the bytes lie, if they are to be read.
+    elements: Option<Elements>,
 }
 
 /// What is to be read once: a tensor under all its names.
@@ -96,18 +113,18 @@ fn distinct<'t, 'a>(
     spaces: impl IntoIterator<Item = (Vec<Target<'t>>, AddressSpace<'a>)>,
     limit: u64,
 ) -> Vec<Alike<'t, 'a>> {
-    let mut by_address: BTreeMap<(VirtAddr, VirtAddr), Vec<Alike<'t, 'a>>> = BTreeMap::new();
+    let mut by_key: BTreeMap<Key, Vec<Alike<'t, 'a>>> = BTreeMap::new();
     for (targets, space) in spaces {
-        let mut by_object: BTreeMap<VirtAddr, Vec<Target<'t>>> = BTreeMap::new();
+        // In one space the same addresses hold the same headers.
+        let mut of_space: BTreeMap<Key, Vec<Target<'t>>> = BTreeMap::new();
         for target in targets {
-            by_object.entry(target.object()).or_default().push(target);
+            of_space.entry(target.key()).or_default().push(target);
         }
-        for (object, names) in by_object {
-            let data = names.first().and_then(|name| name.elements.as_ref()).map(|elements| elements.data);
-            by_address.entry((object, data.unwrap_or_default())).or_default().push(Alike { names, space });
+        for (key, names) in of_space {
+            by_key.entry(key).or_default().push(Alike { names, space });
         }
     }
-    by_address.into_values().flat_map(|alike| if alike.len() > 1 { join(alike, limit) } else { alike }).collect()
+    by_key.into_values().flat_map(|alike| if alike.len() > 1 { join(alike, limit) } else { alike }).collect()
 }
 
 /// Makes one of those tensors that have the same headers and lie in the same frames.
@@ -117,7 +134,7 @@ fn join<'t, 'a>(alike: Vec<Alike<'t, 'a>>, limit: u64) -> Vec<Alike<'t, 'a>> {
         let first = tensor.names.first();
         let places = first.and_then(|first| places(first.elements.as_ref()?, &tensor.space, limit));
         let same = joined.iter_mut().find(|(other_places, other)| {
-            let headers = |target: &Target<'t>| (target.tensor.info.clone(), target.elements.clone());
+            let headers = |target: &Target<'t>| target.tensor.info.clone();
             places.is_some() && *other_places == places && other.names.first().map(headers) == first.map(headers)
         });
         match same {

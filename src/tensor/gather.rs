@@ -13,7 +13,7 @@ const CACHED_PAGES: u64 = 1 << 14;
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Where the elements of a tensor or an array lie.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Elements {
     /// The first element.
     pub data: VirtAddr,
