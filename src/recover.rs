@@ -324,14 +324,20 @@ fn describe(
     let types = WantedTypes::new(interpreter, &modules);
     let builtins = Builtins::new(&objects, &modules);
     let graph = model::graph(interpreter, &builtins, &types.torch);
+    let torch_version =
+        modules.get("torch.version").and_then(|dict| cpython::attribute_str(&objects, *dict, "__version__"));
     let mut tensors: Vec<VirtAddr> = graph.tensors().into_iter().collect();
+    let instances = types.tensors.iter().filter_map(|found| interpreter.instances.get(found)).flatten();
+    let others: Vec<VirtAddr> = instances.copied().take(TENSOR_SAMPLE).collect();
     if tensors.is_empty() {
-        let instances = types.tensors.iter().filter_map(|found| interpreter.instances.get(found)).flatten();
         // Any pointer to the type looks like an instance; what no layout reads decides nothing.
         let is_tensor = |at: &&VirtAddr| torch_layouts.iter().any(|layout| layout.read(&objects, **at).is_ok());
-        tensors.extend(instances.take(TENSOR_SAMPLE).filter(is_tensor));
+        tensors.extend(others.iter().filter(is_tensor));
     }
-    let chosen = tensor::choose(torch_layouts, &objects, &tensors);
+    let known: BTreeSet<VirtAddr> = tensors.iter().copied().collect();
+    let others: Vec<VirtAddr> = others.into_iter().filter(|object| !known.contains(object)).collect();
+    let sample = tensor::Sample { tensors: &tensors, others: &others, version: torch_version.as_deref() };
+    let chosen = tensor::choose(torch_layouts, &objects, &sample);
     let layout = chosen.as_ref().map(|(layout, ..)| layout.as_ref());
     let mut models = model::models(&graph, &objects, layout);
     model::attach_optimizers(&mut models, interpreter, &builtins, layout, &types.optimizers);
@@ -342,8 +348,6 @@ fn describe(
         (&types.arrays, array_layouts),
     );
     let type_at = interpreter.space.translate(interpreter.type_object).ok().map(|found| found.pa);
-    let torch_version =
-        modules.get("torch.version").and_then(|dict| cpython::attribute_str(&objects, *dict, "__version__"));
     Process {
         root: interpreter.space.root(),
         levels: interpreter.space.levels(),
@@ -363,22 +367,33 @@ fn describe(
     }
 }
 
-/// Says so if no table reads the tensors of a process.
+/// Says so if no table reads the tensors of a process, or if several do and disagree.
 fn without_table(process: &Process) -> Option<String> {
-    let Some((TensorScore { readable, tried, version, inferred, changes, .. }, _)) = &process.torch_layout else {
+    let place = process.type_object.0;
+    let Some((score, _)) = &process.torch_layout else {
         let tensors: usize = process.models.iter().map(|model| model.tensors.len()).sum();
         return (tensors > 0).then(|| {
             format!(
-                "the PyTorch of the process with `type` at {} has no layout file, and none could be inferred from its {tensors} tensors",
-                process.type_object.0
+                "the PyTorch of the process with `type` at {place} has no layout file, and none could be inferred from its {tensors} tensors"
             )
         });
     };
-    inferred.then(|| {
-        format!(
-            "the PyTorch of the process with `type` at {} has no layout file: one was inferred from that of {version} with {} numbers changed, which reads {readable} of {tried} tensors; recovery.json lists them",
-            process.type_object.0,
+    let TensorScore { readable, tried, others, version, inferred, changes, rivals, .. } = score;
+    if *inferred {
+        return Some(format!(
+            "the PyTorch of the process with `type` at {place} has no layout file: one was inferred from that of {version} with {} numbers changed, which reads {readable} of {tried} tensors; recovery.json lists them",
             changes.len()
+        ));
+    }
+    if !rivals.is_empty() {
+        return Some(format!(
+            "the layouts of PyTorch {version} and {} fit the tensors of the process with `type` at {place} equally well: what they read differently is left out",
+            rivals.join(" and ")
+        ));
+    }
+    (*readable + *others == 0 && *tried > 0).then(|| {
+        format!(
+            "no layout file reads any of the {tried} tensors of the process with `type` at {place}, and they are too few or too damaged to infer a layout from; what is said of each is by the layout {version}, the nearest to the version that its PyTorch gives"
         )
     })
 }

@@ -13,6 +13,8 @@ mod synthetic;
 mod arrays;
 #[path = "recover_synthetic/budgets.rs"]
 mod budgets;
+#[path = "recover_synthetic/choice.rs"]
+mod choice;
 #[path = "recover_synthetic/forms.rs"]
 mod forms;
 #[path = "recover_synthetic/images.rs"]

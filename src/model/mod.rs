@@ -144,6 +144,8 @@ pub struct NamedTensor {
     pub class: Option<String>,
     /// Its headers; `None` if they could not be read, or it is no tensor but an array.
     pub info: Option<TensorInfo>,
+    /// Whether only an inferred layout reads its headers: its bytes may be there and the reading wrong.
+    pub inferred: bool,
     /// Tensors that belong to it, under its name and theirs: indices and values of a sparse one, scales of a
     /// quantized one.
     pub parts: Vec<NamedTensor>,
@@ -168,9 +170,11 @@ impl NamedTensor {
             Ok(info) => (Some(info), None),
             Err(problem) => (None, Some(problem)),
         };
+        let inferred = info.as_ref().is_some_and(|info| info.inferred);
         let parts = info.as_ref().map(|info| info.form.parts()).unwrap_or_default().into_iter();
         let part = |(part, info): (&str, &TensorInfo)| {
-            Self::new(format!("{name}.{part}"), kind, info.object, Ok(info.clone()))
+            let info = TensorInfo { inferred, ..info.clone() };
+            Self::new(format!("{name}.{part}"), kind, info.object, Ok(info))
         };
         let parts = parts.map(part).collect();
         Self {
@@ -181,6 +185,7 @@ impl NamedTensor {
             same_as: None,
             class: None,
             info,
+            inferred,
             parts,
             reading: Reading::default(),
             status: Status::Missing,

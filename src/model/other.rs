@@ -6,7 +6,7 @@ use super::find::Graph;
 use super::referrers::{Referrer, Search};
 use super::{Model, NamedTensor, Reading, Sighting, TensorKind};
 use crate::addr::VirtAddr;
-use crate::cpython::{Interpreter, Modules};
+use crate::cpython::{self, Interpreter, Modules};
 use crate::tensor::{self, ArrayInfo, ArrayLayout, ArrayScore, Elements, Layout};
 
 /// Where the class of all tensors is defined, in every PyTorch: its `__module__` is set by hand.
@@ -134,7 +134,7 @@ pub fn others(
         }
         all.found.append(&mut gradients);
     }
-    add_arrays(&mut all, interpreter, arrays, array_layouts, name);
+    add_arrays(&mut all, interpreter, modules, arrays, array_layouts, name);
     // Most of what can't be read is no object: any pointer to a type after a small number looks like one. What
     // something refers to is.
     let wanted = all.found.iter().chain(&unreadable).map(|other| other.tensor.object);
@@ -157,6 +157,7 @@ pub fn others(
 fn add_arrays(
     all: &mut Others,
     interpreter: &Interpreter<'_>,
+    modules: &Modules,
     types: &ArrayTypes,
     layouts: &[ArrayLayout],
     name: impl Fn(VirtAddr) -> String,
@@ -164,15 +165,38 @@ fn add_arrays(
     let objects = interpreter.objects();
     let arrays = instances(interpreter, types, "arrays", &mut all.warnings);
     let sample: Vec<VirtAddr> = arrays.iter().map(|(object, _)| *object).take(SAMPLE).collect();
-    let Some((layout, score)) = tensor::choose_array_layout(layouts, &objects, &sample) else { return };
-    all.array_layout = Some(score);
+    let version = numpy_version(interpreter, modules);
+    let Some(reader) = tensor::choose_array_layout(layouts, &objects, &sample, version.as_deref()) else { return };
+    let versions = [std::slice::from_ref(&reader.score.version), &reader.score.rivals].concat().join(" and ");
+    let undecided =
+        format!("the layouts of NumPy {versions} fit the process's arrays equally well and differ in this one");
+    let mut undecided_count = 0;
     for (object, class) in arrays {
-        if let Ok(info) = layout.read(&objects, object) {
-            let problem = info.holds_objects.then(|| "its elements are pointers to Python objects".to_owned());
+        if let Ok(info) = reader.read(&objects, object) {
+            undecided_count += usize::from(info.is_undecided);
+            let problem = match &info {
+                info if info.is_undecided => Some(undecided.clone()),
+                info if info.holds_objects => Some("its elements are pointers to Python objects".to_owned()),
+                _ => None,
+            };
             let tensor = NamedTensor { class, problem, ..NamedTensor::array(name(object), object) };
             all.found.push(Other { array: Some(info), ..Other::new(tensor) });
         }
     }
+    if undecided_count > 0 {
+        let place = interpreter.type_object;
+        all.warnings.push(format!(
+            "{undecided_count} arrays of the process with `type` at {place} are listed without type and bytes: the layouts of NumPy {versions} fit its arrays equally well, and no version of NumPy that tells them apart could be read"
+        ));
+    }
+    all.array_layout = Some(reader.score);
+}
+
+/// NumPy's version as it says itself: `numpy.version.version`, or `numpy.__version__`.
+fn numpy_version(interpreter: &Interpreter<'_>, modules: &Modules) -> Option<String> {
+    let objects = interpreter.objects();
+    let read = |module: &str, name: &str| cpython::attribute_str(&objects, *modules.get(module)?, name);
+    read("numpy.version", "version").or_else(|| read(ARRAY_CLASS.0, "__version__"))
 }
 
 /// The live objects of those types, with the name of their class; as many as are read.

@@ -389,7 +389,14 @@ def main():
     parameters = list(net.parameters())
     print("%d parameters in %d tensors" % (sum(p.numel() for p in parameters), len(parameters)))
     with open(os.path.join(HERE, "model.json"), encoding="utf-8") as file:
-        lost = lost_tensors(json.load(file))
+        tree = json.load(file)
+    lost = lost_tensors(tree)
+    inferred = [row for row in tree["tensors"] if row.get("inferred")]
+    if inferred:
+        print(
+            "inferred layout: no known layout of PyTorch reads %d of the %d tensors; where theirs was inferred wrongly, "
+            "their values are wrong" % (len(inferred), len(tree["tensors"]))
+        )
     if lost:
         print("not complete: " + ", ".join("%s (%s)" % (shown(row["name"]), row["status"]) for row in lost))
     else:

@@ -25,6 +25,9 @@ pub(super) struct TensorRow<'a> {
     pub(super) requires_grad: Option<bool>,
     pub(super) persistent: bool,
     pub(super) status: Status,
+    /// Whether only an inferred layout reads it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    inferred: bool,
     pub(super) device: Option<&'a str>,
     pub(super) holes: &'a [Hole],
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -171,6 +174,7 @@ impl<'a> TensorRow<'a> {
             requires_grad: info.map(|info| info.requires_grad),
             persistent: tensor.persistent,
             status: planned.status(),
+            inferred: tensor.inferred,
             device: info.map(|info| info.device.as_str()),
             holes: &tensor.holes,
             all_holes: HolesRow::new(&tensor.holes),
@@ -210,6 +214,8 @@ pub(super) struct Totals {
     /// Tensors whose every byte is there, and all tensors.
     pub(super) complete: usize,
     pub(super) tensors: usize,
+    /// Tensors that only an inferred layout reads.
+    pub(super) inferred: usize,
     /// Elements of all parameters, shared ones counted once.
     pub(super) parameters: u64,
     /// Bytes of all tensors, shared ones counted once.
@@ -231,6 +237,7 @@ impl Totals {
         for planned in plan(model).iter().take(model.tensors.len()) {
             let tensor = planned.tensor;
             totals.complete += usize::from(planned.status() == Status::Complete);
+            totals.inferred += usize::from(tensor.inferred);
             if let (Some(info), None) = (&tensor.info, &tensor.same_as) {
                 let bytes = stored(tensor).map_or(info.byte_len(), |stored| stored.elements.byte_len());
                 totals.bytes = totals.bytes.saturating_add(bytes);
@@ -365,6 +372,10 @@ struct TorchLayout<'a> {
     learned: usize,
     contradicted: usize,
     tried: usize,
+    others: usize,
+    is_of_version: bool,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    rivals: &'a [String],
     inferred: bool,
     changes: &'a [Change],
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -380,18 +391,22 @@ impl<'a> PythonLayout<'a> {
 
 impl<'a> TorchLayout<'a> {
     fn new(score: &'a TensorScore) -> Self {
-        let TensorScore {
+        let TensorScore { readable, filled, same_abi, learned, contradicted, tried, others, inferred, .. } = *score;
+        Self {
+            version: &score.version,
             readable,
             filled,
             same_abi,
             learned,
             contradicted,
             tried,
+            others,
+            is_of_version: score.is_of_version,
+            rivals: &score.rivals,
             inferred,
-            ref version,
-            ref changes,
-        } = *score;
-        Self { version, readable, filled, same_abi, learned, contradicted, tried, inferred, changes, runner_up: None }
+            changes: &score.changes,
+            runner_up: None,
+        }
     }
 }
 

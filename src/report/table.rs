@@ -97,7 +97,15 @@ fn status(model: &Model) -> String {
         1 => parts.push("1 problem".to_owned()),
         count => parts.push(format!("{count} problems")),
     }
-    if is_whole(model) { "complete".to_owned() } else { parts.join(", ") }
+    if is_whole(model) {
+        parts.push("complete".to_owned());
+    }
+    match (Totals::new(model).inferred, model.tensors.len()) {
+        (0, _) => {}
+        (inferred, all) if inferred == all => parts.push("inferred layout".to_owned()),
+        (inferred, _) => parts.push(format!("{inferred} by an inferred layout")),
+    }
+    parts.join(", ")
 }
 
 /// A name from a dump, safe for a terminal and not endless.

@@ -18,6 +18,8 @@ const MAX_ITEM: u64 = 1 << 30;
 const MAX_FIELD_NAME: usize = 1024;
 /// Fields of a structured type that are listed.
 const MAX_FIELDS: usize = 1024;
+/// Name of a type that is not known.
+const UNKNOWN: &str = "?";
 
 layout_struct! {
     /// Offsets in NumPy's structures, from the end of the `PyObject` that each begins with.
@@ -57,7 +59,7 @@ struct Kind {
     /// Whether the elements are pointers to objects.
     #[serde(default)]
     is_pointer: bool,
-    /// Names in safetensors by size.
+    /// All sizes that an element can have, with their names in safetensors; any size if there are none.
     #[serde(default)]
     sizes: Vec<Size>,
 }
@@ -102,13 +104,23 @@ pub struct ArrayInfo {
     pub fields: Vec<ArrayField>,
     /// Whether the elements are pointers to Python objects.
     pub holds_objects: bool,
+    /// Whether layouts that fit equally well give it different types: its own is not known then.
+    pub is_undecided: bool,
 }
 
 impl ArrayInfo {
-    /// Where the elements lie; `None` if they are pointers, which mean nothing outside of the process.
+    /// Where the elements lie; `None` if that is undecided, or if they are pointers, which mean nothing outside of the process.
     pub fn elements(&self) -> Option<Elements> {
         let (data, shape, stride) = (self.data, self.shape.clone(), self.strides.clone());
-        (!self.holds_objects).then_some(Elements { data, shape, stride, size: self.dtype.size })
+        let is_readable = !self.holds_objects && !self.is_undecided;
+        is_readable.then_some(Elements { data, shape, stride, size: self.dtype.size })
+    }
+
+    /// The same without what layouts disagree about.
+    fn without_type(self) -> Self {
+        let name = UNKNOWN.to_owned();
+        let dtype = ScalarType { index: 0, type_id: None, name, size: 0, safetensors: None, raw: None };
+        Self { dtype, fields: Vec::new(), holds_objects: false, is_undecided: true, ..self }
     }
 }
 
@@ -133,22 +145,74 @@ pub struct ArrayScore {
     pub tried: usize,
     /// The layout's version.
     pub version: String,
+    /// Versions of the layouts that read as many, where neither this nor NumPy's own version tells which is right.
+    pub rivals: Vec<String>,
 }
 
-/// The layout that reads most of the arrays; `None` if no layout reads any.
+/// The layout of a process's arrays, as far as it could be decided.
+pub struct ArrayReader<'a> {
+    layout: &'a ArrayLayout,
+    /// Layouts that fit equally well.
+    rivals: Vec<&'a ArrayLayout>,
+    /// How well it reads the arrays.
+    pub score: ArrayScore,
+}
+
+/// The layout that reads most of the arrays; `None` if no layout reads any. Among layouts that read equally many it is the one of
+/// `version`, NumPy's own (`2.1.3`), if that is known.
 pub fn choose_array_layout<'a>(
     layouts: &'a [ArrayLayout],
     objects: &Objects<'_>,
     arrays: &[VirtAddr],
-) -> Option<(&'a ArrayLayout, ArrayScore)> {
+    version: Option<&str>,
+) -> Option<ArrayReader<'a>> {
     let score = |layout: &'a ArrayLayout| {
         let readable = arrays.iter().filter(|array| layout.read(objects, **array).is_ok()).count();
-        (layout, ArrayScore { readable, tried: arrays.len(), version: layout.offsets.version.clone() })
+        (readable, layout.is_of(version), layout)
     };
-    layouts.iter().map(score).filter(|(_, score)| score.readable > 0).max_by_key(|(_, score)| score.readable)
+    let scored: Vec<_> = layouts.iter().map(score).filter(|(readable, ..)| *readable > 0).collect();
+    let &(readable, is_of_version, layout) = scored.iter().max_by_key(|(readable, is_of, _)| (*readable, *is_of))?;
+    let is_rival = |other: &&(usize, bool, &'a ArrayLayout)| {
+        (other.0, other.1) == (readable, is_of_version) && !std::ptr::eq(other.2, layout)
+    };
+    let rivals: Vec<_> = scored.iter().filter(is_rival).map(|(.., layout)| *layout).collect();
+    let mut reader = ArrayReader {
+        layout,
+        rivals,
+        score: ArrayScore { readable, tried: arrays.len(), version: layout.version().to_owned(), rivals: Vec::new() },
+    };
+    if arrays.iter().any(|array| reader.read(objects, *array).is_ok_and(|info| info.is_undecided)) {
+        reader.score.rivals = reader.rivals.iter().map(|rival| rival.version().to_owned()).collect();
+    }
+    Some(reader)
+}
+
+impl ArrayReader<'_> {
+    /// Reads the array at `object`. Where layouts that fit equally well read it differently, its type stays open.
+    ///
+    /// # Errors
+    /// A header can't be read, or its fields contradict each other, by each of the layouts that fit.
+    pub fn read(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<ArrayInfo, ObjectError> {
+        let read = self.layout.read(objects, object);
+        let mut others = self.rivals.iter().map(|rival| rival.read(objects, object).ok());
+        match others.find(|other| other.as_ref() != read.as_ref().ok()) {
+            None => read,
+            Some(other) => other.map_or(read, Ok).map(ArrayInfo::without_type),
+        }
+    }
 }
 
 impl ArrayLayout {
+    /// The range of NumPy versions that it is for, by the first: `1`, `2`.
+    fn version(&self) -> &str {
+        &self.offsets.version
+    }
+
+    /// Whether a version of NumPy is in the layout's range.
+    fn is_of(&self, version: Option<&str>) -> bool {
+        version.and_then(|version| version.split('.').next()) == Some(self.version())
+    }
+
     /// Reads the array at `object`.
     ///
     /// # Errors
@@ -170,7 +234,7 @@ impl ArrayLayout {
         let holds_objects = kind.is_pointer;
         let base = Some(objects.pointer(head, at.base)?).filter(|base| base.0 != 0);
         let (data, fields) = (objects.pointer(head, at.data)?, self.fields(objects, descr));
-        let info = ArrayInfo { object, dtype, shape, strides, data, base, fields, holds_objects };
+        let info = ArrayInfo { object, dtype, shape, strides, data, base, fields, holds_objects, is_undecided: false };
         let bytes = info.shape.iter().try_fold(size, |bytes, count| bytes.checked_mul(*count));
         let elements = Elements { data, shape: info.shape.clone(), stride: info.strides.clone(), size };
         if bytes.is_none_or(|bytes| bytes > i64::MAX as u64) || elements.span().is_none() {
@@ -200,7 +264,7 @@ impl ArrayLayout {
         }
         let unused = u64::BITS.saturating_sub(at.item_size_bits.unsigned_abs() as u32).min(u64::BITS - 1);
         let size = objects.word(head, at.item_size)? << unused >> unused;
-        if size > MAX_ITEM {
+        if size > MAX_ITEM || !kind.allows(size) {
             return Err(implausible("elsize", size));
         }
         Ok((kind, char::from(byte_order), size, head))
@@ -229,6 +293,12 @@ impl ArrayLayout {
 }
 
 impl Kind {
+    /// Whether an element of the kind can have that size. No number has none; text and plain bytes may.
+    fn allows(&self, size: u64) -> bool {
+        let is_in_units = size.is_multiple_of(self.unit.unwrap_or(1).max(1));
+        is_in_units && (self.sizes.is_empty() || self.sizes.iter().any(|known| known.size == size))
+    }
+
     fn scalar_type(&self, byte_order: char, size: u64) -> ScalarType {
         let units = size / self.unit.unwrap_or(1).max(1);
         // The machine's own order is little-endian.

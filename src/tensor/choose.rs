@@ -1,19 +1,34 @@
-//! Which layout reads the tensors of a process: the table that fits best, or one that is inferred where none does.
+//! Which layout reads the tensors of a process: the table that the evidence speaks for, or one that is inferred where none reads them.
+//!
+//! A table is trusted: a damaged tensor is unreadable by the right table and may be readable by a wrong one, so a table that reads most
+//! tensors is never given up, and an inferred layout must do better than damage to a few words could explain.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use super::infer::Evidence;
 use super::layout::Layout;
-use super::read::TensorError;
+use super::read::{TensorError, TensorInfo};
 use crate::addr::VirtAddr;
 use crate::cpython::{Change, ObjectError, Objects};
 
-/// A table fits if at most one in this many tensors contradicts it: some are odd, or were captured while they changed.
-const ODD_ONE_IN: usize = 8;
+/// Damaged words, at most, that must not decide which layout is right.
+const FEW: usize = 5;
+
+/// What a process tells about the layout of its tensors.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sample<'s> {
+    /// The Python objects of its modules' tensors.
+    pub tensors: &'s [VirtAddr],
+    /// What seems to be other tensors. Some are none, so one that can't be read says nothing.
+    pub others: &'s [VirtAddr],
+    /// PyTorch's version as it says itself: `1.13.0+cu117`.
+    pub version: Option<&'s str>,
+}
 
 /// How well a layout reads the tensors of a process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TensorScore {
     /// Tensors whose fields agree.
     pub readable: usize,
@@ -27,91 +42,215 @@ pub struct TensorScore {
     pub learned: usize,
     /// Tensors that were tried.
     pub tried: usize,
+    /// Tensors of no module that it reads as well.
+    pub others: usize,
     /// Version of the table.
     pub version: String,
+    /// Whether the table is one of those that are nearest to PyTorch's own version.
+    pub is_of_version: bool,
+    /// Versions of the tables that fit equally well and read some tensors differently.
+    pub rivals: Vec<String>,
     /// Whether the table was only the first guess, and the tensors themselves told the rest.
     pub inferred: bool,
     /// The numbers that are not those of the table.
     pub changes: Vec<Change>,
 }
 
-impl TensorScore {
-    /// Whether another layout could read more.
-    fn is_doubtful(&self, has_autograd: bool) -> bool {
-        let fits = self.readable > 0 && self.contradicted * ODD_ONE_IN <= self.tried;
-        !fits || (has_autograd && (self.same_abi == 0 || self.learned == 0))
+/// What speaks for a layout.
+#[derive(Clone, Debug, Default)]
+struct Tally {
+    score: TensorScore,
+    /// Tensors whose headers agree, with or without their autograd data.
+    headers: usize,
+    /// Tensors whose headers contradict themselves.
+    broken: usize,
+    /// Tensors that have autograd data, by this layout.
+    autograd: usize,
+    /// Storages of those tensors.
+    storages: BTreeSet<VirtAddr>,
+    /// The same evidence from tensors of no module, all together, and of their C++ ABI.
+    of_others: usize,
+    abi_of_others: usize,
+}
+
+impl Tally {
+    fn new(layout: &Layout, objects: &Objects<'_>, sample: &Sample<'_>, nearest: &BTreeSet<Release>) -> Self {
+        let mut tally = Self::count(layout, objects, sample.tensors);
+        let others = Self::count(layout, objects, sample.others);
+        (tally.of_others, tally.abi_of_others) = (others.points(), others.score.same_abi);
+        let is_of_version = release(&layout.offsets.version).is_some_and(|release| nearest.contains(&release));
+        let (version, tried) = (layout.offsets.version.clone(), sample.tensors.len());
+        tally.score = TensorScore { version, tried, is_of_version, others: others.score.readable, ..tally.score };
+        tally
     }
 
-    /// What decides between layouts, the most important first.
-    fn key(&self) -> (usize, usize, usize, Reverse<usize>) {
-        // A wrong place for the storage may read as one that is large, and on some device.
-        (self.readable + self.filled, self.same_abi, self.learned, Reverse(self.changes.len()))
+    fn count(layout: &Layout, objects: &Objects<'_>, tensors: &[VirtAddr]) -> Self {
+        let mut tally = Self::default();
+        let score = &mut tally.score;
+        for tensor in tensors {
+            let info = match layout.read_headers(objects, *tensor) {
+                Ok(info) => info,
+                Err(error) => {
+                    tally.broken += usize::from(!matches!(error, TensorError::Object(ObjectError::Fault(_))));
+                    continue;
+                }
+            };
+            tally.headers += 1;
+            tally.storages.extend(Some(info.storage).filter(|storage| storage.0 != 0));
+            score.filled += usize::from(is_filled(&info));
+            if let Some(is_same) = layout.string_abi_fits(objects, info.tensor_impl) {
+                tally.autograd += 1;
+                score.same_abi += usize::from(is_same);
+            }
+            match layout.requires_grad(objects, info.tensor_impl) {
+                Ok(requires_grad) => {
+                    let grad_fits = || {
+                        let grad = layout.read_grad(objects, &info);
+                        grad.is_ok_and(|grad| grad.is_none_or(|grad| grad.shape == info.shape))
+                    };
+                    score.readable += 1;
+                    score.learned += usize::from(requires_grad && grad_fits());
+                }
+                Err(error) => score.contradicted += usize::from(!matches!(error, ObjectError::Fault(_))),
+            }
+        }
+        score.contradicted += tally.broken;
+        tally
+    }
+
+    /// How many fields of how many tensors agree.
+    fn points(&self) -> usize {
+        let score = &self.score;
+        // A wrong place for the storage may read as one that is large, and on some device: that it is filled counts by itself.
+        self.headers + score.readable + score.filled + score.same_abi + score.learned + self.of_others
+    }
+
+    /// What decides between layouts. PyTorch's own version outweighs as much as a few damaged words can change, if the
+    /// layout reads anything at all: what vendors build does not always keep to the version that it names. Among layouts
+    /// for which as much speaks the rarer evidence decides.
+    fn key(&self) -> (usize, bool, [usize; 4], Reverse<usize>) {
+        let points = self.points();
+        let is_of_version = self.score.is_of_version && points > 0;
+        let TensorScore { readable, filled, same_abi, learned, .. } = self.score;
+        let rarest_first = [same_abi + self.abi_of_others, learned, filled, readable];
+        (points + if is_of_version { FEW } else { 0 }, is_of_version, rarest_first, Reverse(self.score.changes.len()))
+    }
+
+    fn reads_most(&self) -> bool {
+        self.headers > self.broken
     }
 }
 
-/// The layout that reads most of the tensors, its score, and that of the next best table.
+/// The layout that the evidence speaks for, its score, and that of the next best table.
 ///
-/// `None` if no layout reads any.
+/// `None` if no layout reads any tensor. If PyTorch's version is known, it is the table of that version even then: it
+/// says of each tensor what is wrong with it.
 pub fn choose<'a>(
     tables: &'a [Layout],
     objects: &Objects<'_>,
-    tensors: &[VirtAddr],
+    sample: &Sample<'_>,
 ) -> Option<(Cow<'a, Layout>, TensorScore, Option<TensorScore>)> {
-    let mut scored: Vec<_> =
-        tables.iter().map(|table| (Cow::Borrowed(table), score(table, objects, tensors))).collect();
-    scored.sort_by_key(|(_, score)| score.key());
-    let has_autograd = |layout: &Layout| {
-        let mut read = tensors.iter().filter_map(|tensor| layout.read(objects, *tensor).ok());
-        read.any(|info| layout.string_abi_fits(objects, info.tensor_impl).is_some())
+    let nearest = nearest(tables, sample.version);
+    let tally = |layout: &Layout| Tally::new(layout, objects, sample, &nearest);
+    let mut tallied: Vec<(&Layout, Tally)> = tables.iter().map(|table| (table, tally(table))).collect();
+    tallied.sort_by_key(|(_, tally)| (Reverse(tally.key()), Reverse(tally.score.is_of_version)));
+    let (table, best) = tallied.first()?;
+    let scores = |tallies: &[(&Layout, Tally)]| {
+        tallies.iter().find(|(_, tally)| tally.points() > 0).map(|(_, tally)| tally.score.clone())
     };
-    let is_doubtful = scored.last().is_some_and(|(table, score)| score.is_doubtful(has_autograd(table)));
-    if is_doubtful {
-        let evidence = Evidence::new(objects, tensors);
-        let inferred = tables.iter().filter_map(|table| {
-            let layout = evidence.infer(table)?;
-            let score = score(&layout, objects, tensors);
-            let changes = changes(table, &layout);
-            // As it stands, the table is among those that were tried.
-            (!changes.is_empty()).then_some((Cow::Owned(layout), TensorScore { inferred: true, changes, ..score }))
-        });
-        let best = inferred.max_by_key(|(_, score)| score.key());
-        scored.extend(best);
-        scored.sort_by_key(|(_, score)| score.key());
+    if let Some((layout, score)) = inferred(&tallied, objects, sample, tally) {
+        return Some((Cow::Owned(layout), score, scores(&tallied)));
     }
-    scored.retain(|(_, score)| score.readable > 0);
-    let (layout, best) = scored.pop()?;
-    Some((layout, best, scored.pop().map(|(_, score)| score)))
+    let runner_up = scores(tallied.get(1..).unwrap_or_default());
+    if best.points() == 0 {
+        return best.score.is_of_version.then(|| (Cow::Borrowed(*table), best.score.clone(), None));
+    }
+    let tied = tallied.iter().skip(1).take_while(|(_, tally)| tally.key() == best.key()).map(|(layout, _)| *layout);
+    let differs = |rival: &Layout, tensor: &VirtAddr| {
+        let (own, other) = (table.read_headers(objects, *tensor), rival.read_headers(objects, *tensor));
+        own.is_ok_and(|own| !other.is_ok_and(|other| other.is_like(&own)))
+    };
+    let all = || sample.tensors.iter().chain(sample.others);
+    let rivals: Vec<&Layout> = tied.filter(|rival| all().any(|tensor| differs(rival, tensor))).collect();
+    if rivals.is_empty() {
+        return Some((Cow::Borrowed(*table), best.score.clone(), runner_up));
+    }
+    let versions = rivals.iter().map(|rival| rival.offsets.version.clone()).collect();
+    let layout = table.with_rivals(&rivals);
+    Some((Cow::Owned(layout), TensorScore { rivals: versions, ..best.score.clone() }, runner_up))
 }
 
-fn score(layout: &Layout, objects: &Objects<'_>, tensors: &[VirtAddr]) -> TensorScore {
-    let mut score = TensorScore {
-        readable: 0,
-        filled: 0,
-        contradicted: 0,
-        same_abi: 0,
-        learned: 0,
-        tried: tensors.len(),
-        version: layout.offsets.version.clone(),
-        inferred: false,
-        changes: Vec::new(),
+/// A layout in place of the best table, if there is more against that table than damage to a few words would be.
+fn inferred(
+    tallied: &[(&Layout, Tally)],
+    objects: &Objects<'_>,
+    sample: &Sample<'_>,
+    tally: impl Fn(&Layout) -> Tally,
+) -> Option<(Layout, TensorScore)> {
+    let (table, best) = tallied.first()?;
+    let evidence = || Evidence::new(objects, sample.tensors);
+    let scored = |of: &Layout, layout: Layout| {
+        let changes = changes(of, &layout);
+        let tally = tally(&layout);
+        // As it stands, the table is among those that were tried.
+        (!changes.is_empty()).then(|| {
+            let score = TensorScore { inferred: true, changes, ..tally.score.clone() };
+            (layout, Tally { score, ..tally })
+        })
     };
-    for tensor in tensors {
-        let info = match layout.read(objects, *tensor) {
-            Ok(info) => info,
-            Err(error) => {
-                score.contradicted += usize::from(!matches!(error, TensorError::Object(ObjectError::Fault(_))));
-                continue;
-            }
-        };
-        score.readable += 1;
-        let end = info.storage_offset.saturating_mul(info.dtype.size).saturating_add(info.byte_len());
-        score.filled += usize::from(info.storage_bytes > 0 && info.storage_bytes == end);
-        score.same_abi += usize::from(layout.string_abi_fits(objects, info.tensor_impl) == Some(true));
-        let grad_fits =
-            layout.read_grad(objects, &info).is_ok_and(|grad| grad.is_none_or(|grad| grad.shape == info.shape));
-        score.learned += usize::from(info.requires_grad && grad_fits);
+    if best.reads_most() {
+        // All but the autograd data is where the table has it: those may have moved by themselves.
+        if best.autograd <= FEW || best.score.same_abi > 0 {
+            return None;
+        }
+        let evidence = evidence();
+        let is_alike = |tally: &Tally| (tally.headers, tally.score.filled) == (best.headers, best.score.filled);
+        let alike = tallied.iter().filter(|(_, tally)| is_alike(tally));
+        let moved = alike.filter_map(|(start, _)| scored(start, evidence.infer_autograd(start)?));
+        let gain = |tally: &Tally| tally.score.same_abi + tally.score.learned;
+        let (layout, found) = moved.max_by_key(|(_, tally)| gain(tally))?;
+        return (gain(&found) > gain(best) + FEW).then(|| (layout.inferred_beside(table), found.score));
     }
-    score
+    let evidence = evidence();
+    let candidates = tallied.iter().filter_map(|(start, _)| scored(start, evidence.infer(start)?));
+    // Each word belongs to one tensor or to one storage: damage to a few makes no more than a few storages unreadable.
+    let is_better = |(layout, found): &(Layout, Tally)| {
+        found.storages.len() > best.storages.len() + FEW && agrees(layout, (table, best), objects, sample.tensors)
+    };
+    let (layout, found) = candidates.filter(is_better).max_by_key(|(_, tally)| tally.key())?;
+    Some((layout.inferred_beside(table), found.score))
+}
+
+/// Whether a layout reads what a table reads as that reads it, where chance would not give that.
+fn agrees(layout: &Layout, (table, tally): (&Layout, &Tally), objects: &Objects<'_>, tensors: &[VirtAddr]) -> bool {
+    let mut known = tensors.iter().filter_map(|tensor| Some((tensor, table.read_headers(objects, *tensor).ok()?)));
+    tally.score.filled == 0
+        || known.all(|(tensor, info)| {
+            info.numel() <= 1 || layout.read_headers(objects, *tensor).is_ok_and(|found| found.is_like(&info))
+        })
+}
+
+/// Whether the storage ends where the elements end.
+fn is_filled(info: &TensorInfo) -> bool {
+    let end = info.storage_offset.saturating_mul(info.dtype.size).saturating_add(info.byte_len());
+    info.storage_bytes > 0 && info.storage_bytes == end
+}
+
+/// Major and minor number of a release.
+type Release = (u32, u32);
+
+fn release(version: &str) -> Option<Release> {
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// The releases of the tables that could be of a version: its own, or else the last before it and the first after it.
+fn nearest(tables: &[Layout], version: Option<&str>) -> BTreeSet<Release> {
+    let Some(own) = version.and_then(release) else { return BTreeSet::new() };
+    let known: BTreeSet<Release> = tables.iter().filter_map(|table| release(&table.offsets.version)).collect();
+    let before = known.range(..=own).next_back().copied();
+    let after = known.range(own..).next().copied().filter(|_| before != Some(own));
+    before.into_iter().chain(after).collect()
 }
 
 fn changes(table: &Layout, found: &Layout) -> Vec<Change> {

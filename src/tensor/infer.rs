@@ -76,6 +76,16 @@ impl<'a> Evidence<'a> {
         Some(layout)
     }
 
+    /// The table with other places in the autograd data; `None` if the tensors don't tell enough.
+    pub(super) fn infer_autograd(&self, table: &Layout) -> Option<Layout> {
+        let found = self.infer(table)?.offsets;
+        let mut layout = table.clone();
+        let at = &mut layout.offsets;
+        (at.autograd_meta, at.requires_grad, at.name) = (found.autograd_meta, found.requires_grad, found.name);
+        (at.grad, at.grad_fn) = (found.grad, found.grad_fn);
+        Some(layout)
+    }
+
     /// Finds the pointers between object and `TensorImpl`.
     fn impls(&self, layout: &mut Layout) -> Option<Vec<Structure>> {
         let at = &mut layout.offsets;
@@ -257,6 +267,7 @@ impl<'a> Evidence<'a> {
         // The tensor's own device lies beside it.
         let moved = at - table.dtype.offset();
         for (device, of_table) in [
+            (&mut layout.offsets.device_has_value, table.offsets.device_has_value),
             (&mut layout.offsets.device_type, table.offsets.device_type),
             (&mut layout.offsets.device_index, table.offsets.device_index),
         ] {

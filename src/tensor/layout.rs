@@ -28,6 +28,7 @@ layout_struct! {
         pyobj: "tensor.pyobj" as i64,
         storage_offset: "tensor.storage_offset" as i64,
         numel: "tensor.numel" as i64,
+        device_has_value: "tensor.device_has_value" as Option<i64>,
         device_type: "tensor.device_type" as Option<i64>,
         device_index: "tensor.device_index" as Option<i64>,
         quantizer_scalar_type: "quantizer.scalar_type" as Option<i64>,
@@ -160,6 +161,10 @@ pub struct Layout {
     pub dtype: DtypeAt,
     scalar_types: Vec<ScalarType>,
     device_types: Vec<DeviceType>,
+    /// Layouts that fit the process equally well: what they read differently is not known.
+    pub(super) rivals: Vec<Layout>,
+    /// The best table, if this layout is inferred: what it reads as well is known without the inference.
+    pub(super) table: Option<Box<Layout>>,
 }
 
 /// Why the files of a signature set do not give a PyTorch layout.
@@ -212,7 +217,19 @@ impl Layout {
             dtype,
             scalar_types: table(layout, "scalar_types")?,
             device_types: table(layout, "device_types")?,
+            rivals: Vec::new(),
+            table: None,
         })
+    }
+
+    /// The same, for tensors that others fit as well.
+    pub(super) fn with_rivals(&self, rivals: &[&Self]) -> Self {
+        Self { rivals: rivals.iter().map(|rival| (*rival).clone()).collect(), ..self.clone() }
+    }
+
+    /// The same, as one that was inferred where that table was the best.
+    pub(super) fn inferred_beside(self, table: &Self) -> Self {
+        Self { table: Some(Box::new(table.clone())), ..self }
     }
 
     /// All offsets by their names in layout files.

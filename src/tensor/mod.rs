@@ -13,8 +13,8 @@ mod source;
 mod stored;
 mod vote;
 
-pub use array::{ArrayField, ArrayInfo, ArrayLayout, ArrayScore, array_layouts, choose_array_layout};
-pub use choose::{TensorScore, choose};
+pub use array::{ArrayField, ArrayInfo, ArrayLayout, ArrayReader, ArrayScore, array_layouts, choose_array_layout};
+pub use choose::{Sample, TensorScore, choose};
 pub use form::{Form, Quantizer, Sparse};
 pub use gather::{Elements, TooLarge, gather};
 pub use holes::{Hole, Holes, MissingPages};

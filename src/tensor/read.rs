@@ -41,6 +41,8 @@ pub struct TensorInfo {
     pub requires_grad: bool,
     /// How its elements are kept.
     pub form: Form,
+    /// Whether no layout file reads it so: the layout was inferred from the tensors of the process.
+    pub inferred: bool,
 }
 
 impl TensorInfo {
@@ -52,6 +54,13 @@ impl TensorInfo {
     /// Bytes of the elements when they lie one after another.
     pub fn byte_len(&self) -> u64 {
         self.numel().saturating_mul(self.dtype.size)
+    }
+
+    /// Whether the other has the same elements, in the same place.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let place = |info: &Self| (info.tensor_impl, info.storage, info.data, info.storage_offset, info.storage_bytes);
+        (place(self), &self.shape, &self.stride) == (place(other), &other.shape, &other.stride)
+            && (&self.dtype.name, &self.device, &self.form) == (&other.dtype.name, &other.device, &other.form)
     }
 
     /// Where the elements lie; `None` for a tensor without a storage.
@@ -123,16 +132,27 @@ impl Layout {
     ///
     /// # Errors
     /// A header can't be read, or its fields contradict each other: the object must be the one that
-    /// the `TensorImpl` names, sizes must multiply to the number of elements, and the elements must
-    /// lie inside the storage.
+    /// the `TensorImpl` names, sizes must multiply to the number of elements, the elements must
+    /// lie inside the storage, and tensor and storage on the same device. Or a layout that fits the process equally well reads it
+    /// differently.
     pub fn read(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<TensorInfo, TensorError> {
+        self.read_impl(objects, self.tensor_impl(objects, object)?)
+    }
+
+    /// The same by this layout alone and without the autograd data: the tensor is said to require no gradient.
+    pub(super) fn read_headers(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<TensorInfo, TensorError> {
+        self.read_form(objects, self.tensor_impl(objects, object)?)
+    }
+
+    /// The `TensorImpl` of a Python object, which must point back to it.
+    fn tensor_impl(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<VirtAddr, TensorError> {
         let tensor = objects.pointer(object, self.offsets.impl_pointer)?;
         let named = self.python_object(objects, tensor)?;
         if named != object {
             let reason = format!("its TensorImpl belongs to the object at {named}");
             return Err(TensorError::Contradiction { object, reason });
         }
-        self.read_impl(objects, tensor)
+        Ok(tensor)
     }
 
     /// Reads the gradient of a tensor (`.grad`); `None` if it has none.
@@ -160,6 +180,27 @@ impl Layout {
 
     /// Reads a tensor by its `TensorImpl`, whatever its form.
     pub(super) fn read_impl(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
+        let info =
+            TensorInfo { requires_grad: self.requires_grad(objects, tensor)?, ..self.read_form(objects, tensor)? };
+        let differs = |rival: &&Self| !rival.read_form(objects, tensor).is_ok_and(|other| other.is_like(&info));
+        if let Some(rival) = self.rivals.iter().find(differs) {
+            let (own, other) = (&self.offsets.version, &rival.offsets.version);
+            let reason = format!("the layouts {own} and {other} fit the process equally well and read it differently");
+            return Err(TensorError::Contradiction { object: info.object, reason });
+        }
+        let is_known = |table: &Self| {
+            let found = match info.object {
+                VirtAddr(0) => table.read_form(objects, tensor),
+                object => table.read_headers(objects, object),
+            };
+            found.is_ok_and(|found| found.is_like(&info))
+        };
+        let inferred = self.table.as_ref().is_some_and(|table| !is_known(table));
+        Ok(TensorInfo { inferred, ..info })
+    }
+
+    /// Reads a tensor by its `TensorImpl` but for its autograd data.
+    fn read_form(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
         let head = self.read_strided(objects, tensor)?;
         if head.storage.0 == 0 {
             return self.without_storage(objects, head);
@@ -169,7 +210,8 @@ impl Layout {
         Ok(TensorInfo { form, ..head })
     }
 
-    /// Reads a tensor as one with a storage; one that has none comes back without stride, data and device.
+    /// Reads a tensor as one with a storage; one that has none comes back without stride, data and device. Whether it requires a
+    /// gradient is left open.
     pub(super) fn read_strided(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
         let at = &self.offsets;
         let object = self.python_object(objects, tensor)?;
@@ -210,8 +252,9 @@ impl Layout {
             data: VirtAddr(0),
             storage_bytes: 0,
             device: String::new(),
-            requires_grad: self.requires_grad(objects, tensor)?,
+            requires_grad: false,
             form: Form::Strided,
+            inferred: false,
         };
         if storage.0 == 0 {
             return Ok(head);
@@ -227,6 +270,11 @@ impl Layout {
             return Err(contradiction(reason));
         }
         let device = self.device(objects, storage, at.storage_device_type, at.storage_device_index)?;
+        if let Some(own) = self.own_device_type(objects, tensor)?
+            && device.split(':').next() != Some(own)
+        {
+            return Err(contradiction(format!("its TensorImpl is on the device {own}, its storage on {device}")));
+        }
         let offset = storage_offset.wrapping_mul(dtype.size);
         let data = VirtAddr(if base.0 == 0 { 0 } else { base.0.wrapping_add(offset) });
         Ok(TensorInfo { stride, storage_offset, data, storage_bytes, device, ..head })
@@ -248,7 +296,17 @@ impl Layout {
         Ok(if index < 0 { name.to_owned() } else { format!("{name}:{index}") })
     }
 
-    fn requires_grad(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<bool, ObjectError> {
+    /// The type of the device that a `TensorImpl` names itself; `None` where it names none that is known.
+    fn own_device_type(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<Option<&str>, ObjectError> {
+        let (Some(has_value), Some(device_type)) = (self.offsets.device_has_value, self.offsets.device_type) else {
+            return Ok(None);
+        };
+        let has_value = objects.byte(tensor, has_value)? == 1;
+        Ok(if has_value { self.device_type(objects.byte(tensor, device_type)?) } else { None })
+    }
+
+    /// Whether gradients are recorded for a tensor.
+    pub(super) fn requires_grad(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<bool, ObjectError> {
         let meta = objects.pointer(tensor, self.offsets.autograd_meta)?;
         if meta.0 == 0 {
             return Ok(false);

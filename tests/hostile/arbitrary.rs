@@ -96,15 +96,16 @@ proptest! {
                 }
             }
             let tensors: Vec<VirtAddr> = anywhere.collect();
-            if let Some((chosen, best, _)) = tensor::choose(&torch_layouts, &objects, &tensors) {
+            let sample = tensor::Sample { tensors: &tensors, ..Default::default() };
+            if let Some((chosen, best, _)) = tensor::choose(&torch_layouts, &objects, &sample) {
                 prop_assert!(best.readable > 0 && best.readable <= best.tried);
                 let read = tensors.iter().filter_map(|at| chosen.read(&objects, *at).ok());
                 for elements in read.filter_map(|info| info.elements()) {
                     check_elements(&memory, &elements)?;
                 }
             }
-            if let Some((chosen, best)) = tensor::choose_array_layout(&array_layouts, &objects, &tensors) {
-                prop_assert!(best.readable > 0 && best.readable <= best.tried);
+            if let Some(chosen) = tensor::choose_array_layout(&array_layouts, &objects, &tensors, None) {
+                prop_assert!(chosen.score.readable > 0 && chosen.score.readable <= chosen.score.tried);
                 let read = tensors.iter().filter_map(|at| chosen.read(&objects, *at).ok());
                 for elements in read.filter_map(|info| info.elements()) {
                     check_elements(&memory, &elements)?;

@@ -124,3 +124,61 @@ fn what_is_missing_of_an_array_is_a_hole() {
     let row = |row: u64| (row * 4096 + 1024, row * 4096 + 2048);
     assert_eq!(holes, [row(0), row(1), row(2), row(3)]);
 }
+
+#[test]
+fn an_element_of_a_number_has_a_size() {
+    for version in ["1", "2"] {
+        let machine = Machine::new(Options::default());
+        let python = python(&machine, "3.11");
+        let numpy = Numpy::new(&python, version);
+        let data = python.process.alloc(64);
+        let scalars: Vec<u64> = (0..3)
+            .map(|i| numpy.array(&python, numpy.array_class, &spec(('<', 'f', 8), &[], &[], data + 8 * i)))
+            .collect();
+        scalars.iter().for_each(|object| numpy.clear_other_sizes(&python, *object));
+        let recovery = recover(&dump(&python.process));
+        let score = recovery.processes[0].others.array_layout.as_ref().unwrap();
+        assert_eq!((score.version.as_str(), score.readable, score.rivals.len()), (version, 3, 0));
+        for (i, object) in (0..).zip(scalars) {
+            let found = array(&recovery, object);
+            assert_eq!((found.tensor.status, found.array.as_ref().unwrap().dtype.size), (Status::Complete, 8));
+            let bytes = python.process.read(data + 8 * i, 8);
+            assert_eq!(found.tensor.sha256.as_deref(), Some(sha256(&bytes).as_str()));
+        }
+    }
+}
+
+#[test]
+fn a_tie_between_layouts_is_decided_by_the_version_or_said() {
+    for version in ["1", "2"] {
+        for release in [None, Some(format!("{version}.26.4"))] {
+            let machine = Machine::new(Options::default());
+            let python = python(&machine, "3.11");
+            let numpy = Numpy::new(&python, version);
+            if let Some(release) = &release {
+                python.module("numpy.version", &[("version", python.str(release))]);
+            }
+            let data = python.process.alloc(64);
+            // Text may have no characters: by the other layout it has none.
+            let text = numpy.array(&python, numpy.array_class, &spec(('<', 'U', 8), &[], &[], data));
+            numpy.clear_other_sizes(&python, text);
+            let recovery = recover(&dump(&python.process));
+            let found = array(&recovery, text);
+            let score = recovery.processes[0].others.array_layout.as_ref().unwrap();
+            if release.is_some() {
+                assert_eq!((score.version.as_str(), score.rivals.len()), (version, 0));
+                assert_eq!(found.tensor.status, Status::Complete);
+                assert_eq!(found.tensor.sha256.as_deref(), Some(sha256(&python.process.read(data, 8)).as_str()));
+            } else {
+                assert_eq!(score.rivals.len(), 1);
+                assert_eq!((found.tensor.status, &found.tensor.sha256), (Status::Missing, &None));
+                assert!(found.tensor.problem.as_ref().unwrap().contains("equally well"));
+                assert!(
+                    recovery.warnings.iter().any(|warning| warning.starts_with("1 arrays")),
+                    "{recovery:?}",
+                    recovery = recovery.warnings
+                );
+            }
+        }
+    }
+}

@@ -63,6 +63,7 @@ fn assert_inferred(torch: &Torch, recovery: &Recovery, placed: &[Placed], change
     for found in &model.tensors {
         let index: usize = found.name[1..].parse().unwrap();
         assert_whole(torch, found, &placed[index]);
+        assert!(found.inferred, "{found:?}");
     }
     let grads: Vec<_> =
         model.training.iter().map(|grad| (grad.status, grad.info.as_ref().unwrap().shape.clone())).collect();
@@ -160,6 +161,26 @@ fn vectors_of_sizes_are_found_where_they_moved() {
     let torch = patched("1.7", &moved);
     let placed = place(&torch);
     assert_inferred(&torch, &recover(&dump(&torch.python.process)), &placed, &moved);
+}
+
+#[test]
+fn autograd_data_that_moved_alone_leave_the_rest_to_the_table() {
+    let moved =
+        [("autograd.name", 24), ("autograd.grad", 56), ("autograd.grad_fn", 64), ("autograd.requires_grad", 160)];
+    let torch = patched("2.6", &moved);
+    let placed = place(&torch);
+    let recovery = recover(&dump(&torch.python.process));
+    let (layout, _) = recovery.processes[0].torch_layout.as_ref().unwrap();
+    assert!(
+        layout.inferred && layout.changes.iter().all(|change| change.number.starts_with("autograd.")),
+        "{layout:?}"
+    );
+    for found in &only_model(&recovery).tensors {
+        let index: usize = found.name[1..].parse().unwrap();
+        assert_whole(&torch, found, &placed[index]);
+        // Its elements are where the table has them.
+        assert!(!found.inferred, "{found:?}");
+    }
 }
 
 #[test]

@@ -126,6 +126,7 @@ impl Victim {
             device: "cpu".to_owned(),
             requires_grad: kind == TensorKind::Parameter,
             form: Form::Strided,
+            inferred: false,
         };
         let tensors = match kind {
             TensorKind::Parameter | TensorKind::Buffer => &mut self.model.tensors,
@@ -141,6 +142,7 @@ impl Victim {
             same_as: None,
             class: None,
             info: Some(info),
+            inferred: false,
             parts: Vec::new(),
             reading: Reading::default(),
             status: Status::Complete,
@@ -265,7 +267,10 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
         same_abi: 5,
         learned: 4,
         tried: 5,
+        others: 0,
         version: "1.13".to_owned(),
+        is_of_version: false,
+        rivals: Vec::new(),
         inferred: true,
         changes: vec![Change { number: "tensor.numel", from: Some(168), to: Some(184) }],
     };

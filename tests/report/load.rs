@@ -196,6 +196,12 @@ fn a_network_runs_again() {
     // 18 + 4 + 12 + 3 + 12 + 2; the tied weight counts once.
     assert!(shown.contains("51 parameters in 8 tensors"), "{shown}");
     assert!(!shown.contains('\u{1b}'), "{shown}");
+    assert!(!shown.contains("inferred"), "{shown}");
+    let mut victim = network();
+    victim.last().inferred = true;
+    write(dir.path(), true, &victim.finish()).unwrap();
+    let shown = text(&python(interpreter, &folder, &["load.py"]));
+    assert!(shown.contains("no known layout of PyTorch reads 1 of the"), "{shown}");
 }
 
 #[test]

@@ -182,6 +182,7 @@ fn tensors_of_no_model_stand_beside_the_models() {
         base: None,
         fields: Vec::new(),
         holds_objects: false,
+        is_undecided: false,
     };
     let first = found.1.processes[0].others.found[0].clone();
     let tensor = NamedTensor {
@@ -383,4 +384,27 @@ fn lines_and_tables_hold_what_was_found() {
     assert!(table.contains("__main__.\\u{1b}[31mNet") && table.contains("8/10"), "{table}");
     assert!(table.contains("1 partial, 1 missing"), "{table}");
     assert!(!report::is_whole(&recovery));
+}
+
+#[test]
+fn what_only_an_inferred_layout_reads_is_marked() {
+    let mut victim = Victim::new("__main__.Net");
+    victim.module("", ("__main__.Net", Some("torch.nn.modules.module.Module")), vec![]);
+    victim.parameter("a", &[2], &[1., 2.]);
+    victim.parameter("b", &[2], &[3., 4.]);
+    victim.last().inferred = true;
+    let (dump, mut recovery) = victim.finish();
+    let dir = tempfile::tempdir().unwrap();
+    assert!(report::models_table(&recovery).contains("complete, 1 by an inferred layout"));
+    recovery.processes[0].models[0].tensors[0].inferred = true;
+    assert!(report::models_table(&recovery).contains("complete, inferred layout"));
+    recovery.processes[0].models[0].tensors[0].inferred = false;
+    write(dir.path(), false, &(dump, recovery)).unwrap();
+    let model = json(dir.path().join("recovery.json"))["processes"][0]["models"][0].clone();
+    assert_eq!(model["totals"]["inferred"], 1);
+    let rows: Vec<_> = model["tensors"].as_array().unwrap().iter().collect();
+    assert_eq!((rows[0].get("inferred"), rows[1].get("inferred")), (None, Some(&json!(true))));
+    assert_eq!(rows[1]["status"], "complete");
+    let tree = json(dir.path().join("models/m0/model.json"));
+    assert_eq!(tree["tensors"][1]["inferred"], true);
 }

@@ -85,6 +85,7 @@ fn sizes_that_the_format_cannot_count_are_listed_and_the_rest_is_written() {
             base: None,
             fields: Vec::new(),
             holds_objects: false,
+            is_undecided: false,
         };
         let first = &found.1.processes[0].others.found[0];
         let name = format!("0x1000.{address:#x}");

@@ -60,6 +60,19 @@ impl Numpy {
         object
     }
 
+    /// Lets the type of an array have elements of no size by all other layouts.
+    pub fn clear_other_sizes(&self, python: &Python, array: u64) {
+        let head = |object: u64| object + python.at("object.ob_type") + 8;
+        let descr = head(python.process.get(head(array) + self.at("array.descr")));
+        let own = self.at("dtype.elsize");
+        for layout in SIGNATURES.layouts("numpy") {
+            let other = layout.get("dtype.elsize").unwrap().cast_unsigned();
+            if other != own {
+                python.process.put(descr + other, 0);
+            }
+        }
+    }
+
     pub fn array(&self, python: &Python, class: u64, spec: &Array<'_>) -> u64 {
         let object = python.object(class, 128);
         let head = object + python.at("object.ob_type") + 8;
