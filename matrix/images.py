@@ -105,7 +105,7 @@ def take_gcore(pid, folder, options=()):
 
 
 def take_gcore_all(pid, folder):
-    """With the mappings that the process asked not to be dumped, and file-backed ones."""
+    """With the mappings that the process asked not to be dumped; without those of files all the same."""
     return take_gcore(pid, folder, ["-a"])
 
 

@@ -14,7 +14,7 @@ SECONDS_TO_RECOVER = 900
 
 
 # Captures that leave mapped files out.
-WITHOUT_FILES = ["gcore", "kernel"]
+WITHOUT_FILES = ["gcore", "gcore-all", "kernel"]
 
 
 def recover(tool, image, files=()):

@@ -64,6 +64,15 @@ fn dumps_that_are_none_are_refused_before_anything_is_written() {
 }
 
 #[test]
+fn files_for_a_dump_that_has_no_mapped_files_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dump, out) = (empty_dump(dir.path()), dir.path().join("out"));
+    refused(&recover(&dump, &out, &["--file", "model.safetensors"]), &["dump is of a machine", "leave --file"]);
+    refused(&recover(&dump, &out, &["--sysroot", "/"]), &["dump is of a machine"]);
+    assert!(!out.exists());
+}
+
+#[test]
 fn an_output_folder_that_is_not_ours_is_refused_and_not_touched() {
     let dir = tempfile::tempdir().unwrap();
     let dump = empty_dump(dir.path());

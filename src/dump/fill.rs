@@ -176,7 +176,7 @@ impl Dump {
     fn look_up(
         &mut self,
         root: &Path,
-        missing: &BTreeMap<Arc<Path>, u64>,
+        missing: &BTreeMap<Arc<Path>, Lack>,
         opened: &mut Vec<(Arc<Path>, PathBuf, Mmap)>,
     ) -> Result<(), FillError> {
         let unusable = |source| FillError::Sysroot { path: root.to_owned(), source };
@@ -188,7 +188,7 @@ impl Dump {
             matches!(FileKind::of(path), FileKind::Named | FileKind::SharedMemory | FileKind::HugePages)
                 && without_deleted(path) == path
         };
-        let named = missing.iter().filter(|(path, bytes)| **bytes > 0 && is_listed(path));
+        let named = missing.iter().filter(|(path, lack)| lack.bytes > 0 && is_listed(path));
         let known: Vec<Arc<Path>> = opened.iter().map(|(recorded, ..)| Arc::clone(recorded)).collect();
         for (recorded, _) in named.filter(|(recorded, _)| !known.contains(recorded)) {
             let local = sysroot::resolve(&root, recorded).ok();
@@ -230,13 +230,22 @@ impl Dump {
     }
 }
 
-/// The bytes that the image lacks of each mapped file.
-fn missing(memory: &PhysicalMemory) -> BTreeMap<Arc<Path>, u64> {
-    let mut missing: BTreeMap<Arc<Path>, u64> = BTreeMap::new();
+/// What the image lacks of a mapped file.
+#[derive(Clone, Copy, Default)]
+struct Lack {
+    bytes: u64,
+    /// Mappings of the file: a program or a library has several.
+    mappings: usize,
+}
+
+/// The mapped files by their paths, with what the image lacks of each.
+fn missing(memory: &PhysicalMemory) -> BTreeMap<Arc<Path>, Lack> {
+    let mut missing: BTreeMap<Arc<Path>, Lack> = BTreeMap::new();
     for mapping in memory.mappings().files().iter().filter(|mapping| FileKind::of(&mapping.path) != FileKind::Device) {
         let bytes = gaps(memory, mapping).iter().map(|gap| gap.end.0 - gap.start.0).sum::<u64>();
-        let sum = missing.entry(Arc::clone(&mapping.path)).or_default();
-        *sum = sum.saturating_add(bytes);
+        let lack = missing.entry(Arc::clone(&mapping.path)).or_default();
+        lack.bytes = lack.bytes.saturating_add(bytes);
+        lack.mappings += 1;
     }
     missing
 }
@@ -253,7 +262,7 @@ fn gaps(memory: &PhysicalMemory, mapping: &FileMapping) -> Vec<Range<PhysAddr>> 
 }
 
 /// The mapped file that a file of the user stands for, and the path of the latter.
-fn choose(given: &OsStr, missing: &BTreeMap<Arc<Path>, u64>) -> Result<(Arc<Path>, PathBuf), FillError> {
+fn choose(given: &OsStr, missing: &BTreeMap<Arc<Path>, Lack>) -> Result<(Arc<Path>, PathBuf), FillError> {
     let plain = Path::new(given);
     let text = given.as_bytes();
     let equals = text.iter().enumerate().filter(|(_, byte)| **byte == b'=').map(|(at, _)| at);
@@ -286,8 +295,9 @@ fn choose(given: &OsStr, missing: &BTreeMap<Arc<Path>, u64>) -> Result<(Arc<Path
     match best.as_slice() {
         [one] => Ok((Arc::clone(one), plain.to_owned())),
         [] => {
-            let mut candidates: Vec<(&Arc<Path>, &u64)> = missing.iter().filter(|(_, bytes)| **bytes > 0).collect();
-            candidates.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
+            let mut candidates: Vec<(&Arc<Path>, &Lack)> = missing.iter().filter(|(_, lack)| lack.bytes > 0).collect();
+            // Large files of data first.
+            candidates.sort_by_key(|(_, lack)| (lack.mappings, std::cmp::Reverse(lack.bytes)));
             let candidates = listed(candidates.into_iter().map(|(path, _)| shown(path)));
             Err(FillError::Unmatched { given: shown(plain), candidates })
         }

@@ -1,5 +1,7 @@
 //! Tests of filling: which file stands for which mapping, what is filled, what is refused.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::dump::{Compression, Format, ProcessImage};
 
@@ -149,8 +151,8 @@ fn what_was_cut_off_or_left_out_of_a_copy_is_not_filled() {
 #[test]
 fn a_file_is_known_by_its_name() {
     let recorded = ["/a/m.bin", "/b/c/m.bin", "/b/d/m.bin", "/gone.bin (deleted)", "/memfd:w (deleted)", "/odd=name"];
-    let missing: BTreeMap<Arc<Path>, u64> =
-        recorded.iter().zip(1..).map(|(path, bytes)| (Path::new(path).into(), bytes)).collect();
+    let lacks = [(1, 1), (1, 2), (1, 3), (4, 4), (1, 5), (1, 6)].map(|(mappings, bytes)| Lack { bytes, mappings });
+    let missing: BTreeMap<Arc<Path>, Lack> = recorded.iter().map(|path| Path::new(path).into()).zip(lacks).collect();
     let chosen = |given: &str| match choose(given.as_ref(), &missing) {
         Ok((recorded, local)) => format!("{} by {}", recorded.display(), local.display()),
         Err(error) => error.to_string(),
@@ -170,7 +172,7 @@ fn a_file_is_known_by_its_name() {
         );
     }
     let none = chosen("/x/other.bin");
-    assert!(none.contains("no mapped file") && none.contains("/odd=name, /memfd:w (deleted), /gone.bin"), "{none}");
+    assert!(none.contains("no mapped file") && none.contains("/odd=name, /memfd:w (deleted), /b/d/m.bin"), "{none}");
 }
 
 #[test]
@@ -207,4 +209,38 @@ fn files_are_looked_up_under_a_folder() {
     let bytes: Vec<Option<u8>> = (1..=6).map(|place| byte(&dump, place << 16)).collect();
     assert_eq!(bytes, [Some(1), None, None, None, None, None]);
     assert!(dump.warnings[0].starts_with("3 mapped files are not under"), "{:?}", dump.warnings);
+}
+
+proptest! {
+    /// Every byte is from the image where that has it, else from the file at the place that the mapping says, else a hole.
+    #[test]
+    fn a_page_is_from_the_image_or_from_its_place_in_the_file(
+        held in prop::collection::btree_set(0u64..40, 0..20),
+        cut in prop::collection::btree_set(0u64..40, 0..4),
+        spec in prop::collection::vec((0u64..6, 1u64..8, 0u64..12), 0..6),
+        pages in 1u8..10,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path(), "m.bin", pages, 0);
+        let (mut at, mut files) = (0, vec![file_mapping(1 << 40, 1, 0, "/m.bin", true)]);
+        for (gap, count, offset) in spec {
+            files.insert(files.len() - 1, file_mapping((at + gap) * PAGE, count, offset * PAGE, "/m.bin", true));
+            at += gap + count;
+        }
+        let held: Vec<(u64, u8)> = held.into_iter().map(|page| (page * PAGE, 0xaa)).chain([(1 << 41, 0xaa)]).collect();
+        let cut: Vec<Range<PhysAddr>> = cut.into_iter().map(|page| PhysAddr(page * PAGE)..PhysAddr((page + 1) * PAGE)).collect();
+        let mut dump = image(&held, Mappings { cut: cut.clone(), ..mappings(files.clone()) });
+        dump.fill(&given(&[&path])).unwrap();
+        for page in (0..50).map(|page| page * PAGE) {
+            let mapping = files.iter().find(|file| file.addresses.contains(&PhysAddr(page)));
+            let in_file = mapping.map(|mapping| mapping.offset_of(PhysAddr(page)) / PAGE + 1);
+            let is_cut = cut.iter().any(|range| range.contains(&PhysAddr(page)));
+            let expected = match in_file {
+                _ if held.contains(&(page, 0xaa)) => Some(0xaa),
+                Some(number) if !is_cut && number <= u64::from(pages) => Some(number as u8),
+                _ => None,
+            };
+            prop_assert_eq!(byte(&dump, page), expected, "page {:#x}", page);
+        }
+    }
 }

@@ -67,6 +67,35 @@ fn code_is_known_and_paths_have_blanks() {
 }
 
 #[test]
+fn mappings_of_files_are_known_whether_they_are_in_the_copy_or_not() {
+    let copy = copy(|mapping| mapping.readable && mapping.writable);
+    let contents = parse(&copy, MAPS).unwrap();
+    let files = contents.mappings.files();
+    let found: Vec<_> = files
+        .iter()
+        .map(|file| (file.addresses.start.0, file.offset, file.path.to_str().unwrap(), file.writable, file.shared))
+        .collect();
+    let python = "/usr/bin/python3.11";
+    let wanted = [
+        (0x5600_0000_0000, 0, python, Some(false), Some(false)),
+        (0x5600_0000_0010, 0x10, python, Some(false), Some(false)),
+        (0x5600_0000_0030, 0x30, python, Some(true), Some(false)),
+        (0x7f00_0000_0000, 0, "/dev/nvidia0", Some(true), Some(true)),
+        (0x7f00_0000_2000, 0, "/a name with  blanks (deleted)", Some(false), Some(false)),
+        (0x7f00_0000_3000, 0, "/dev/shm/torch_1", Some(true), Some(true)),
+    ];
+    assert_eq!(found, wanted);
+    let reason = |at: u64| {
+        let absence = contents.mappings.absence(PhysAddr(at), |_| None);
+        contents.mappings.explain(PhysAddr(at), absence)
+    };
+    let by = "which the copy of /proc/PID/mem leaves out";
+    assert_eq!(reason(0x5600_0000_0018), format!("it lies in the mapped file {python} at offset 0x18, {by}"));
+    assert!(reason(0x7f00_0000_1010).contains("had it mapped"), "{}", reason(0x7f00_0000_1010));
+    assert_eq!(reason(0x1000), "0x1000 is not in the image of the process");
+}
+
+#[test]
 fn a_copy_that_does_not_go_with_its_maps_is_refused() {
     let whole = copy(|mapping| mapping.readable);
     match parse(&whole[..whole.len() - 1], MAPS) {
