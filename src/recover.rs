@@ -147,6 +147,7 @@ pub fn recover(
     let python_layouts = cpython::layouts(signatures)?;
     let torch_layouts = tensor::layouts(signatures)?;
     let array_layouts = tensor::array_layouts(signatures)?;
+    let script_layouts = model::ScriptLayouts::new(signatures)?;
 
     let view = match &dump.addresses {
         Addresses::Physical => of_machine(dump, mmu, signatures, backend, observer),
@@ -182,7 +183,7 @@ pub fn recover(
     cpython::ask(&mut candidates, &hits(&|name| name == DEBUG_OFFSETS), &sweeper, signatures);
     let (interpreters, unread) = cpython::interpreters(&candidates, &python_layouts, &sweeper, |interpreter| {
         let types = WantedTypes::new(interpreter, &interpreter.modules(&interpreter.module_types()));
-        let all = [types.python, types.torch, types.optimizers, types.tensors, types.arrays];
+        let all = [types.python, types.torch, types.optimizers, types.tensors, types.arrays, types.scripts];
         all.into_iter().flatten().collect()
     });
     warnings.extend(unread.into_iter().filter_map(|index| candidates.get(index)).map(unread_python));
@@ -194,7 +195,7 @@ pub fn recover(
             let mut torch_layouts = torch_layouts.clone();
             let grown = interpreter.layout.object_size.wrapping_sub(plain_header);
             torch_layouts.iter_mut().for_each(|layout| layout.offsets.impl_pointer += grown);
-            describe(interpreter, &torch_layouts, &array_layouts)
+            describe(interpreter, &torch_layouts, &array_layouts, &script_layouts)
         })
         .collect();
     if let Addresses::Virtual(ProcessImage { pid, comm }) = &dump.addresses {
@@ -298,6 +299,8 @@ struct WantedTypes {
     tensors: BTreeSet<VirtAddr>,
     /// `numpy.ndarray` and all that derive from it.
     arrays: BTreeSet<VirtAddr>,
+    /// `torch.ScriptObject` and all that derive from it.
+    scripts: BTreeSet<VirtAddr>,
 }
 
 impl WantedTypes {
@@ -309,6 +312,7 @@ impl WantedTypes {
             optimizers: model::optimizer_types(interpreter),
             tensors: model::tensor_types(interpreter, modules),
             arrays: model::array_types(interpreter, modules),
+            scripts: model::script_types(interpreter),
         }
     }
 }
@@ -318,6 +322,7 @@ fn describe(
     interpreter: &Interpreter<'_>,
     torch_layouts: &[tensor::Layout],
     array_layouts: &[tensor::ArrayLayout],
+    script_layouts: &model::ScriptLayouts,
 ) -> Process {
     let objects = interpreter.objects();
     let modules = interpreter.modules(&interpreter.module_types());
@@ -337,9 +342,13 @@ fn describe(
     let known: BTreeSet<VirtAddr> = tensors.iter().copied().collect();
     let others: Vec<VirtAddr> = others.into_iter().filter(|object| !known.contains(object)).collect();
     let sample = tensor::Sample { tensors: &tensors, others: &others, version: torch_version.as_deref() };
-    let chosen = tensor::choose(torch_layouts, &objects, &sample);
+    let scripts = model::Scripts::find(interpreter, &types.scripts, script_layouts, &graph);
+    let chosen = tensor::choose(torch_layouts, &objects, &sample)
+        .or_else(|| model::choose_script_layout(torch_layouts, &scripts));
     let layout = chosen.as_ref().map(|(layout, ..)| layout.as_ref());
-    let mut models = model::models(&graph, &objects, layout);
+    let scripts = scripts.with_layout(layout);
+    let mut models = model::models(&graph, &scripts, &objects, layout);
+    models.extend(scripts.models(&graph));
     model::attach_optimizers(&mut models, interpreter, &builtins, layout, &types.optimizers);
     let others = model::others(
         interpreter,

@@ -29,6 +29,8 @@ mod machines;
 mod modules;
 #[path = "recover_synthetic/others.rs"]
 mod others;
+#[path = "recover_synthetic/scripts.rs"]
+mod scripts;
 #[path = "recover_synthetic/tensors.rs"]
 mod tensors;
 #[path = "recover_synthetic/training.rs"]

@@ -10,6 +10,7 @@ mod optimizer;
 mod other;
 mod reading;
 mod referrers;
+mod script;
 mod tree;
 
 use serde::Serialize;
@@ -23,6 +24,7 @@ pub use optimizer::{Optimizer, ParamGroup, attach_optimizers, optimizer_types};
 pub use other::{ArrayTypes, Other, Others, array_types, others, tensor_types};
 pub use reading::{Reading, limit, limit_models};
 pub use referrers::Referrer;
+pub use script::{MatrixNumbers, ObjectNumbers, ScriptLayouts, Scripts, choose_script_layout, script_types};
 pub use tree::models;
 
 /// A neural network.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::fair;
 use super::find::{Graph, ModuleObject};
+use super::script::Scripts;
 use super::{Model, Module, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, UNREADABLE};
@@ -30,7 +31,12 @@ const MAX_DEPTH: usize = 200;
 const MAX_PROBLEMS: usize = 64;
 
 /// Every root module that has a tensor anywhere below it, with all names; bytes are not looked at yet.
-pub fn models(graph: &Graph, objects: &Objects<'_>, layout: Option<&tensor::Layout>) -> Vec<Model> {
+pub fn models(
+    graph: &Graph,
+    scripts: &Scripts<'_>,
+    objects: &Objects<'_>,
+    layout: Option<&tensor::Layout>,
+) -> Vec<Model> {
     let items = graph.modules.values().map(|module| 1 + module.parameters.len() + module.buffers.len());
     let all_places = items.sum::<usize>().saturating_mul(PLACES_PER_ITEM).max(MIN_PLACES);
     let roots = graph.roots();
@@ -38,7 +44,7 @@ pub fn models(graph: &Graph, objects: &Objects<'_>, layout: Option<&tensor::Layo
     let needs: Vec<u64> = roots.iter().map(|root| places(graph, *root, &mut known)).collect();
     let most_places = fair::share(needs, all_places as u64);
     let names = (ALL_NAMES / roots.len().max(1)).clamp(MIN_NAMES, MAX_NAMES);
-    roots.into_iter().filter_map(|root| model(graph, objects, layout, root, (most_places, names))).collect()
+    roots.into_iter().filter_map(|root| model(graph, scripts, objects, layout, root, (most_places, names))).collect()
 }
 
 /// How many places the modules and tensors at and below a module have; saturates. Modules that hold each other count
@@ -63,6 +69,7 @@ fn places(graph: &Graph, module: VirtAddr, known: &mut HashMap<VirtAddr, u64>) -
 
 fn model(
     graph: &Graph,
+    scripts: &Scripts<'_>,
     objects: &Objects<'_>,
     layout: Option<&tensor::Layout>,
     root: VirtAddr,
@@ -71,6 +78,7 @@ fn model(
     let class = graph.modules.get(&root)?.class.clone();
     let mut walk = Walk {
         graph,
+        scripts,
         objects,
         layout,
         modules: Vec::new(),
@@ -107,6 +115,7 @@ fn model(
 
 struct Walk<'a> {
     graph: &'a Graph,
+    scripts: &'a Scripts<'a>,
     objects: &'a Objects<'a>,
     layout: Option<&'a tensor::Layout>,
     modules: Vec<Module>,
@@ -144,6 +153,9 @@ impl Walk<'_> {
         }
         let graph = self.graph;
         let Some(module) = graph.modules.get(&object) else {
+            if self.add_script(object, name) {
+                return;
+            }
             let reason = match graph.unreadable.get(&object) {
                 Some(reason) => reason.to_string(),
                 None => "there is no object of a module's type".to_owned(),
@@ -184,6 +196,9 @@ impl Walk<'_> {
                 names.push(full.clone());
             }
             self.add(full, tensor, kind, persistent);
+        }
+        for (key, held) in &module.objects {
+            self.add_packed(own(key), *held);
         }
         self.above.push(object);
         for (key, child) in module.children.iter().filter_map(|(key, child)| Some((key, (*child)?))) {
@@ -263,6 +278,38 @@ impl Walk<'_> {
         let type_object = objects.type_of(object).ok();
         let class = type_object.and_then(|found| self.classes.entry(found).or_insert_with(|| of_type(found)).clone());
         self.tensors.push(NamedTensor { persistent, same_as, class, ..NamedTensor::new(name, kind, object, read) });
+    }
+}
+
+impl Walk<'_> {
+    /// Lists what an attribute has packed in a C++ object, if it has.
+    fn add_packed(&mut self, name: String, value: VirtAddr) {
+        if !self.scripts.holds(value) {
+            return;
+        }
+        let is_first = self.seen.insert(value);
+        if let Some(name) = self.name(name, value, is_first) {
+            self.tensors.extend(self.scripts.packed(&name, value));
+        }
+    }
+
+    /// Lists a script module and all below it; `false` if the Python module at `object` is none.
+    fn add_script(&mut self, object: VirtAddr, name: &str) -> bool {
+        let Some(held) = self.scripts.of_module(object, name) else { return false };
+        if !self.seen.insert(object) {
+            // In a second place, each of its names counts.
+            let names = (held.modules.len() + held.tensors.len()) as u64;
+            let Some(rest) = self.places.checked_sub(names) else {
+                self.left_out += names as usize;
+                return true;
+            };
+            self.places = rest;
+        }
+        self.modules.extend(held.modules);
+        self.tensors.extend(held.tensors);
+        self.training.extend(held.training);
+        held.problems.into_iter().for_each(|problem| self.problem(problem));
+        true
     }
 }
 

@@ -34,6 +34,8 @@ pub(super) static LAYOUTS: &[(&str, &str)] = layouts![
     "cpython-debug-offsets-3.13.toml",
     "cpython-debug-offsets-3.14.toml",
     "cpython-debug-offsets-3.15.toml",
+    "fbgemm-2021.toml",
+    "fbgemm.toml",
     "numpy-1.toml",
     "numpy-2.toml",
     "pytorch-1.7-old-abi.toml",
@@ -48,4 +50,6 @@ pub(super) static LAYOUTS: &[(&str, &str)] = layouts![
     "pytorch-2.6-old-abi.toml",
     "pytorch-2.10.toml",
     "pytorch-2.14.toml",
+    "torchscript-old-abi.toml",
+    "torchscript.toml",
 ];

@@ -113,7 +113,7 @@ impl ArrayInfo {
     pub fn elements(&self) -> Option<Elements> {
         let (data, shape, stride) = (self.data, self.shape.clone(), self.strides.clone());
         let is_readable = !self.holds_objects && !self.is_undecided;
-        is_readable.then_some(Elements { data, shape, stride, size: self.dtype.size })
+        is_readable.then_some(Elements { data, shape, stride, size: self.dtype.size, jumps: Vec::new() })
     }
 
     /// The same without what layouts disagree about.
@@ -236,7 +236,8 @@ impl ArrayLayout {
         let (data, fields) = (objects.pointer(head, at.data)?, self.fields(objects, descr));
         let info = ArrayInfo { object, dtype, shape, strides, data, base, fields, holds_objects, is_undecided: false };
         let bytes = info.shape.iter().try_fold(size, |bytes, count| bytes.checked_mul(*count));
-        let elements = Elements { data, shape: info.shape.clone(), stride: info.strides.clone(), size };
+        let (shape, stride) = (info.shape.clone(), info.strides.clone());
+        let elements = Elements { data, shape, stride, size, jumps: Vec::new() };
         if bytes.is_none_or(|bytes| bytes > i64::MAX as u64) || elements.span().is_none() {
             return Err(implausible("dimensions", info.shape.first().copied().unwrap_or_default()));
         }

@@ -23,6 +23,26 @@ pub struct Elements {
     pub stride: Vec<i64>,
     /// Bytes of one element.
     pub size: u64,
+    /// Where a dimension is kept in blocks: what is skipped between them.
+    pub jumps: Vec<Jump>,
+}
+
+/// What is skipped after every so many steps along a dimension, on top of its stride: a matrix in blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Jump {
+    /// The dimension.
+    pub dim: usize,
+    /// Steps between two jumps.
+    pub every: u64,
+    /// Bytes.
+    pub bytes: i64,
+}
+
+impl Jump {
+    /// Bytes that are skipped before the element of that index.
+    fn before(self, index: u64) -> i64 {
+        index.checked_div(self.every).unwrap_or_default().cast_signed().wrapping_mul(self.bytes)
+    }
 }
 
 impl Elements {
@@ -48,6 +68,11 @@ impl Elements {
             return Some((self.data, self.data));
         }
         let (mut low, mut high) = (self.data.0, self.data.0);
+        for jump in &self.jumps {
+            let last = self.shape.get(jump.dim)?.saturating_sub(1);
+            let reach = last.checked_div(jump.every)?.checked_mul(jump.bytes.unsigned_abs())?;
+            if jump.bytes < 0 { low = low.checked_sub(reach)? } else { high = high.checked_add(reach)? }
+        }
         for (size, stride) in self.shape.iter().zip(&self.stride) {
             let reach = size.saturating_sub(1).checked_mul(stride.unsigned_abs())?;
             if *stride < 0 { low = low.checked_sub(reach)? } else { high = high.checked_add(reach)? }
@@ -106,11 +131,18 @@ pub fn gather<E: From<TooLarge>>(
         let (inner_size, inner_stride) = outer.pop().unwrap_or((1, 0));
         let mut index = vec![0u64; outer.len()];
         let steps = |i: u64, stride: i64| stride.wrapping_mul(i.cast_signed());
+        let jumps = |dim: usize, i: u64| {
+            let of_dim = elements.jumps.iter().filter(|jump| jump.dim == dim);
+            of_dim.fold(0i64, |sum, jump| sum.wrapping_add(jump.before(i)))
+        };
+        let inner = outer.len();
         loop {
             let offset = index.iter().zip(&outer).map(|(i, (_, stride))| steps(*i, *stride));
-            let first = offset.fold(elements.data.0, u64::wrapping_add_signed);
+            let jumped = index.iter().enumerate().map(|(dim, i)| jumps(dim, *i));
+            let first = offset.chain(jumped).fold(elements.data.0, u64::wrapping_add_signed);
             for i in 0..inner_size {
-                gatherer.run(VirtAddr(first.wrapping_add_signed(steps(i, inner_stride))), run)?;
+                let at = first.wrapping_add_signed(steps(i, inner_stride)).wrapping_add_signed(jumps(inner, i));
+                gatherer.run(VirtAddr(at), run)?;
             }
             if !advance(&mut index, &outer) {
                 break;
@@ -125,7 +157,7 @@ pub fn gather<E: From<TooLarge>>(
 fn runs(elements: &Elements) -> (Vec<(u64, i64)>, u64) {
     let mut outer: Vec<(u64, i64)> = elements.shape.iter().copied().zip(elements.stride.iter().copied()).collect();
     let mut run = elements.size;
-    while let Some((size, stride)) = outer.last().copied() {
+    while let Some((size, stride)) = outer.last().copied().filter(|_| elements.jumps.is_empty()) {
         if size != 1 && stride != run.cast_signed() {
             break;
         }
@@ -265,7 +297,7 @@ mod tests {
     /// Strides in elements, as PyTorch has them.
     fn elements(shape: &[u64], stride: &[i64], data: u64, size: u64) -> Elements {
         let stride = stride.iter().map(|stride| stride * size.cast_signed()).collect();
-        Elements { data: VirtAddr(data), shape: shape.to_vec(), stride, size }
+        Elements { data: VirtAddr(data), shape: shape.to_vec(), stride, size, jumps: Vec::new() }
     }
 
     fn collect(memory: &Pattern, elements: &Elements) -> (Vec<u8>, Holes) {
@@ -319,6 +351,36 @@ mod tests {
             assert_eq!(bytes, naive(&memory, &elements), "{elements:?}");
             assert!(holes.is_empty());
         }
+    }
+
+    /// A matrix of 11 rows and 7 columns in blocks of 8 by 3, four rows of a column side by side, as FBGEMM packs it.
+    #[test]
+    fn blocks_give_the_logical_order() {
+        let memory = Pattern::new(&[0x2000]);
+        let (rows, columns, block_rows, block_columns, side_by_side) = (11u64, 7u64, 8u64, 3u64, 4u64);
+        let blocks = columns.div_ceil(block_columns);
+        let place = |row: u64, column: u64| {
+            (row / block_rows * blocks + column / block_columns) * block_rows * block_columns
+                + row % block_rows / side_by_side * block_columns * side_by_side
+                + column % block_columns * side_by_side
+                + row % side_by_side
+        };
+        let jump = |dim, every, bytes| Jump { dim, every, bytes };
+        let jumps = vec![
+            jump(0, block_columns, (block_rows * block_columns - block_columns * side_by_side) as i64),
+            jump(1, side_by_side, ((block_columns - 1) * side_by_side) as i64),
+            jump(1, block_rows, ((blocks - 1) * block_rows * block_columns) as i64),
+        ];
+        let packed = Elements { jumps, ..elements(&[columns, rows], &[side_by_side as i64, 1], 0x1fd0, 1) };
+        let (bytes, holes) = collect(&memory, &packed);
+        let truth = (0..columns).flat_map(|column| (0..rows).map(move |row| (row, column)));
+        let addresses: Vec<u64> = truth.map(|(row, column)| 0x1fd0 + place(row, column)).collect();
+        let there: Vec<u8> =
+            addresses.iter().map(|at| if *at < 0x2000 { memory.bytes[*at as usize] } else { 0 }).collect();
+        assert_eq!(bytes, there);
+        assert_eq!(holes.bytes, addresses.iter().filter(|at| **at >= 0x2000).count() as u64);
+        let last = addresses.iter().max().unwrap() + 1;
+        assert!(packed.span().is_some_and(|(start, end)| start.0 == 0x1fd0 && end.0 >= last));
     }
 
     #[test]

@@ -257,6 +257,10 @@ impl Layout {
         numbers
     }
 
+    pub(super) fn scalar_types(&self) -> &[ScalarType] {
+        &self.scalar_types
+    }
+
     /// The scalar type of that number.
     pub fn scalar_type(&self, index: u16) -> Option<&ScalarType> {
         self.scalar_types.iter().find(|scalar| scalar.index == index)

@@ -1,7 +1,7 @@
 //! Reading a tensor: from the Python object to the C++ `TensorImpl` and its storage.
 
 use super::form::Form;
-use super::gather::Elements;
+use super::gather::{Elements, Jump};
 use super::layout::{DtypeAt, Layout, ScalarType, ShapeAt};
 use crate::addr::VirtAddr;
 use crate::cpython::{ObjectError, Objects, field};
@@ -43,6 +43,8 @@ pub struct TensorInfo {
     pub form: Form,
     /// Whether no layout file reads it so: the layout was inferred from the tensors of the process.
     pub inferred: bool,
+    /// What is skipped along its dimensions where they are kept in blocks.
+    pub jumps: Vec<Jump>,
 }
 
 impl TensorInfo {
@@ -71,7 +73,7 @@ impl TensorInfo {
         let size = self.dtype.size;
         // Strides that are used have been checked; those of dimensions without neighbours may be anything.
         let stride = self.stride.iter().map(|stride| stride.wrapping_mul(size).cast_signed()).collect();
-        Some(Elements { data: self.data, shape: self.shape.clone(), stride, size })
+        Some(Elements { data: self.data, shape: self.shape.clone(), stride, size, jumps: self.jumps.clone() })
     }
 }
 
@@ -255,6 +257,7 @@ impl Layout {
             requires_grad: false,
             form: Form::Strided,
             inferred: false,
+            jumps: Vec::new(),
         };
         if storage.0 == 0 {
             return Ok(head);

@@ -20,6 +20,10 @@ impl Elements {
     /// Where elements only repeat along a dimension (stride 0), these are the distinct ones; otherwise all from the
     /// lowest to the highest.
     pub fn stored(&self) -> Option<Stored> {
+        // What is kept in blocks shares nothing.
+        if !self.jumps.is_empty() {
+            return None;
+        }
         let once = |(size, stride): (&u64, &i64)| if *stride == 0 { 1 } else { *size };
         let shape: Vec<u64> = self.shape.iter().zip(&self.stride).map(once).collect();
         let distinct = Self { shape, ..self.clone() };
@@ -38,7 +42,7 @@ impl Elements {
         let whole = |bytes: u64| bytes.is_multiple_of(self.size).then(|| bytes / self.size);
         let stride = self.stride.iter().map(|stride| (stride % size == 0).then_some(stride / size));
         let (offset, count) = (whole(self.data.0 - start.0)?, whole(end.0 - start.0)?);
-        let elements = Self { data: start, shape: vec![count], stride: vec![size], size: self.size };
+        let elements = Self { data: start, shape: vec![count], stride: vec![size], ..self.clone() };
         Some(Stored { elements, offset, stride: stride.collect::<Option<_>>()? })
     }
 }
@@ -49,7 +53,7 @@ mod tests {
     use crate::addr::VirtAddr;
 
     fn elements(shape: &[u64], stride: &[i64]) -> Elements {
-        Elements { data: VirtAddr(0x1000), shape: shape.to_vec(), stride: stride.to_vec(), size: 4 }
+        Elements { data: VirtAddr(0x1000), shape: shape.to_vec(), stride: stride.to_vec(), size: 4, jumps: Vec::new() }
     }
 
     /// The address of an element, by its index.

@@ -127,6 +127,7 @@ impl Victim {
             requires_grad: kind == TensorKind::Parameter,
             form: Form::Strided,
             inferred: false,
+            jumps: Vec::new(),
         };
         let tensors = match kind {
             TensorKind::Parameter | TensorKind::Buffer => &mut self.model.tensors,

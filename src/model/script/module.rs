@@ -1,0 +1,162 @@
+//! Script modules: the names under which their tensors stand in `state_dict()`.
+
+use std::collections::BTreeMap;
+
+use super::Scripts;
+use super::object::{Slot, SlotKind, SlotValue};
+use super::packed::capsule;
+use crate::addr::VirtAddr;
+use crate::cpython::Value;
+use crate::model::{Module, NamedTensor, TensorKind};
+
+/// The deepest nesting of modules.
+const MAX_DEPTH: usize = 200;
+/// The longest name, in bytes.
+const MAX_NAME: usize = 4096;
+/// Names that the tensors and modules of one script module may have.
+const MAX_PLACES: usize = 1 << 16;
+/// The attribute that all modules have, unless they are frozen (torch/csrc/jit/passes/freeze_module.cpp).
+const TRAINING: &str = "training";
+
+/// What a script module holds.
+#[derive(Default)]
+pub(crate) struct Held {
+    pub(crate) modules: Vec<Module>,
+    pub(crate) tensors: Vec<NamedTensor>,
+    pub(crate) training: Vec<NamedTensor>,
+    pub(crate) problems: Vec<String>,
+}
+
+/// A walk through a script module and those below it.
+pub(super) struct Walk<'a> {
+    scripts: &'a Scripts<'a>,
+    held: Held,
+    first_names: BTreeMap<VirtAddr, String>,
+    above: Vec<VirtAddr>,
+    left: usize,
+}
+
+impl<'a> Walk<'a> {
+    /// All that the module at `object` holds, under names that begin with `name`.
+    pub(super) fn run(scripts: &'a Scripts<'a>, object: VirtAddr, name: &str) -> Held {
+        let (held, first_names, above) = (Held::default(), BTreeMap::new(), Vec::new());
+        let mut walk = Self { scripts, held, first_names, above, left: MAX_PLACES };
+        if !walk.visit(object, name) {
+            walk.held.problems.push("more of it is left out: its modules or tensors have too many names".to_owned());
+        }
+        walk.held
+    }
+
+    /// Lists a module and all below it; `false` if there are too many.
+    fn visit(&mut self, object: VirtAddr, name: &str) -> bool {
+        if !self.take_place() {
+            return false;
+        }
+        if self.above.len() > MAX_DEPTH || self.above.contains(&object) || name.len() > MAX_NAME {
+            self.held.problems.push(format!("a script module at {object} is left out: it nests too deep"));
+            return true;
+        }
+        let read = match self.scripts.read(object) {
+            Ok(read) => read,
+            Err(reason) => {
+                self.held.problems.push(format!("the script module {name:?} could not be read: {reason}"));
+                return true;
+            }
+        };
+        let own = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
+        let is_tensor = |slot: &&Slot| matches!(slot.value, SlotValue::Tensor(_));
+        let of_kind = |kind: SlotKind| -> Vec<&Slot> { read.slots.iter().filter(|slot| slot.kind == kind).collect() };
+        let (parameters, buffers) = (of_kind(SlotKind::Parameter), of_kind(SlotKind::Buffer));
+        let training = read.slots.iter().find_map(|slot| match slot.value {
+            SlotValue::Other(payload) if slot.name == TRAINING => Some(payload & 0xff == 1),
+            _ => None,
+        });
+        let names = |slots: &[&Slot]| slots.iter().copied().filter(is_tensor).map(|slot| own(&slot.name)).collect();
+        let unset = |slots: &[&Slot], kind| -> Vec<(String, TensorKind)> {
+            let unset = slots.iter().filter(|slot| slot.value == SlotValue::Unset);
+            unset.map(|slot| (slot.name.clone(), kind)).collect()
+        };
+        self.held.modules.push(Module {
+            name: name.to_owned(),
+            class: read.class.clone(),
+            torch_class: None,
+            training,
+            hyper: training.map(|value| (TRAINING.to_owned(), Value::Bool(value))).into_iter().collect(),
+            private: Vec::new(),
+            parameters: names(&parameters),
+            buffers: names(&buffers),
+            unset: [unset(&parameters, TensorKind::Parameter), unset(&buffers, TensorKind::Buffer)].concat(),
+            object: self.scripts.python_module(object).unwrap_or(object),
+        });
+        let others = of_kind(SlotKind::Attribute);
+        let kinds = [(parameters, TensorKind::Parameter, true), (buffers, TensorKind::Buffer, true)];
+        for (slots, kind, persistent) in kinds.into_iter().chain([(others.clone(), TensorKind::Buffer, false)]) {
+            for slot in slots {
+                let SlotValue::Tensor(tensor) = slot.value else { continue };
+                if !self.take_place() {
+                    return false;
+                }
+                self.add(own(&slot.name), tensor, kind, persistent);
+            }
+        }
+        self.above.push(object);
+        let mut is_whole = true;
+        for slot in others {
+            let SlotValue::Object(child) = slot.value else { continue };
+            let name = own(&slot.name);
+            let is_packed = self.scripts.read(child).is_ok_and(|child| capsule(&child.slots).is_some());
+            is_whole = if is_packed { self.add_packed(&name, child) } else { self.visit(child, &name) };
+            if !is_whole {
+                break;
+            }
+        }
+        self.above.pop();
+        is_whole
+    }
+
+    /// Counts a name; `false` if it is one too many.
+    fn take_place(&mut self) -> bool {
+        let rest = self.left.checked_sub(1);
+        self.left = rest.unwrap_or_default();
+        rest.is_some()
+    }
+
+    fn add(&mut self, name: String, tensor: VirtAddr, kind: TensorKind, persistent: bool) {
+        let objects = self.scripts.objects;
+        let Some(layout) = self.scripts.layout else {
+            let read = Err("no known layout reads the tensors of this PyTorch".to_owned());
+            let unread = NamedTensor::new(name, kind, VirtAddr(0), read);
+            self.held.tensors.push(NamedTensor { persistent, ..unread });
+            return;
+        };
+        if layout.is_undefined(&objects, tensor) {
+            return;
+        }
+        let same_as = self.first_names.get(&tensor).cloned();
+        self.first_names.entry(tensor).or_insert_with(|| name.clone());
+        let read = layout.read_tensor_impl(&objects, tensor).map_err(|error| error.to_string());
+        if let (Ok(info), None) = (&read, &same_as) {
+            let grad = layout.read_grad(&objects, info).map_err(|error| error.to_string());
+            if let Some(grad) = grad.transpose() {
+                let object = grad.as_ref().map(|info| info.object).unwrap_or_default();
+                self.held.training.push(NamedTensor::new(name.clone(), TensorKind::Gradient, object, grad));
+            }
+        }
+        let object = read.as_ref().map(|info| info.object).unwrap_or_default();
+        let type_object = || objects.type_of(object).and_then(|found| objects.type_name(found)).ok();
+        let class = if object.0 == 0 { None } else { type_object() };
+        let named = NamedTensor::new(name, kind, object, read);
+        self.held.tensors.push(NamedTensor { persistent, same_as, class, ..named });
+    }
+
+    /// Lists what a module has packed, which `state_dict()` of a script module leaves out.
+    fn add_packed(&mut self, name: &str, object: VirtAddr) -> bool {
+        for tensor in self.scripts.packed_at(name, object, VirtAddr(0), false) {
+            if !self.take_place() {
+                return false;
+            }
+            self.held.tensors.push(tensor);
+        }
+        true
+    }
+}
