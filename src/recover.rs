@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
-use crate::cpython::{self, Builtins, Candidate, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper};
+use crate::cpython::{
+    self, Builtins, Candidate, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper, UnsoundOffset,
+};
 use crate::digest::{self, Target};
-use crate::dump::{Addresses, Dump, Format, PhysicalMemory, ProcessImage};
+use crate::dump::{Addresses, Dump, DumpError, Format, PhysicalMemory, ProcessImage};
 use crate::mapped;
 use crate::model::{self, Model, Others, Sighting};
 use crate::paging::{self, AddressSpace, Discovery};
@@ -115,7 +117,7 @@ impl Observer for Silent {
     fn advance(&self, _bytes: u64) {}
 }
 
-/// Why a dump could not be searched: the signatures lack what the work needs.
+/// Why a dump could not be searched: the signatures lack what the work needs, or the dump can't be read any more.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     /// No rules of page tables.
@@ -130,12 +132,15 @@ pub enum RecoverError {
     /// A PyTorch layout lacks a number or a table.
     #[error(transparent)]
     TorchLayout(#[from] tensor::LayoutError),
+    /// The file of the dump changed, or a part of it could not be read.
+    #[error(transparent)]
+    Input(#[from] DumpError),
 }
 
 /// Finds the models in a dump.
 ///
 /// # Errors
-/// The signatures lack what the work needs; a dump with nothing in it is no error.
+/// The signatures lack what the work needs, or the dump changed meanwhile; a dump with nothing in it is no error.
 pub fn recover(
     dump: &Dump,
     signatures: &Signatures,
@@ -160,6 +165,7 @@ pub fn recover(
     };
     let View { memory, found, discovery, mut warnings } = view;
     let memory = &memory;
+    memory.check()?;
 
     observer.begin(Phase::Cpython, 0);
     let spaces: Vec<AddressSpace<'_>> = match &dump.addresses {
@@ -180,13 +186,16 @@ pub fn recover(
     for root in left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root()) {
         warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
     }
-    cpython::ask(&mut candidates, &hits(&|name| name == DEBUG_OFFSETS), &sweeper, signatures);
+    let unsound = cpython::ask(&mut candidates, &hits(&|name| name == DEBUG_OFFSETS), &sweeper, signatures);
+    warnings
+        .extend(unsound.into_iter().filter_map(|(index, found)| Some(unsound_offsets(candidates.get(index)?, &found))));
     let (interpreters, unread) = cpython::interpreters(&candidates, &python_layouts, &sweeper, |interpreter| {
         let types = WantedTypes::new(interpreter, &interpreter.modules(&interpreter.module_types()));
         let all = [types.python, types.torch, types.optimizers, types.tensors, types.arrays, types.scripts];
         all.into_iter().flatten().collect()
     });
     warnings.extend(unread.into_iter().filter_map(|index| candidates.get(index)).map(unread_python));
+    memory.check()?;
     let plain_header = python_layouts.iter().map(|layout| layout.object_size).min().unwrap_or_default();
     let mut processes: Vec<Process> = interpreters
         .par_iter()
@@ -215,6 +224,7 @@ pub fn recover(
         models.chain(Target::others(&mut process.others.found)).collect()
     });
     digest::tensors(targets.zip(interpreters.iter().map(|interpreter| interpreter.space)), memory.size(), observer);
+    memory.check()?;
     join_sightings(&mut processes);
     join_others(&mut processes);
     warnings.extend(processes.iter_mut().flat_map(|process| std::mem::take(&mut process.others.warnings)));
@@ -405,6 +415,14 @@ fn without_table(process: &Process) -> Option<String> {
             "no layout file reads any of the {tried} tensors of the process with `type` at {place}, and they are too few or too damaged to infer a layout from; what is said of each is by the layout {version}, the nearest to the version that its PyTorch gives"
         )
     })
+}
+
+/// Says that what an interpreter tells of itself contradicts itself.
+fn unsound_offsets(candidate: &Candidate<'_>, (address, reason): &(VirtAddr, UnsoundOffset)) -> String {
+    format!(
+        "the CPython whose `type` is at {} is read without its own _Py_DebugOffsets at {address}: in them {reason}",
+        candidate.type_object
+    )
 }
 
 /// Says that an interpreter is there of which nothing can be read.

@@ -268,6 +268,48 @@ fn a_reader_that_goes_is_no_error() {
     assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
 }
 
+/// Stopped as soon as the dump is mapped, so that it is cut off in the middle of the work.
+#[test]
+fn a_dump_that_is_cut_off_meanwhile_is_said_and_nothing_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = dir.path().join("large.raw");
+    let out = dir.path().join("out");
+    for verb in ["recover", "scan", "spaces"] {
+        let file = fs::File::create(&dump).unwrap();
+        file.set_len(256 << 20).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
+        command.arg(verb).arg(&dump).args(["-j", "1"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if verb == "recover" {
+            command.arg("-o").arg(&out);
+        }
+        let run = command.spawn().unwrap();
+        let signal = |name: &str| Command::new("kill").args([name, &run.id().to_string()]).status().unwrap();
+        let start = Instant::now();
+        let maps = format!("/proc/{}/maps", run.id());
+        while !fs::read_to_string(&maps).unwrap().contains("large.raw") {
+            assert!(start.elapsed() < Duration::from_secs(60));
+        }
+        signal("-STOP");
+        file.set_len(0x1234).unwrap();
+        signal("-CONT");
+        let output = run.wait_with_output().unwrap();
+        refused(&output, &["large.raw", "268435456 bytes", "has 4660 now", "from offset 0x1234 on"]);
+        assert!(!out.exists());
+    }
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let limited =
+        format!("ulimit -f 40 && exec {} recover {SHIPPED} -o {}", env!("CARGO_BIN_EXE_tensorcarve"), out.display());
+    // What the dump is unpacked to is a file too.
+    let output = Command::new("bash").args(["-c", &limited]).output().unwrap();
+    refused(&output, &["--spool-dir"]);
+    assert!(!out.exists());
+}
+
 #[test]
 fn an_interrupted_run_ends_at_once_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();

@@ -215,7 +215,7 @@ fn what_holds_no_memory_is_refused() {
     let jpeg = [&b"\xff\xd8\xff\xe0\0\x10JFIF\0"[..], &[3; 9999]].concat();
     refused(&jpeg, &["looks like a JPEG image, not a dump of memory", "--input-format raw"]);
     refused(&gzip(&jpeg), &["JPEG"]);
-    refused(&b"one line of text\n".repeat(999), &["a text file"]);
+    refused(&b"one line of text\n".repeat(999), &["a text file", "name the dump itself"]);
     refused(&[b"AVML", &[0; 9999][..]].concat(), &["AVML", "avml-convert"]);
     refused(&[b"BZh91AY&SY", &[0; 9999][..]].concat(), &["bzip2", "unpack it first"]);
     refused(&gzip(&xz(&lime())), &["xz inside gzip"]);
@@ -232,10 +232,17 @@ fn a_lime_dump_cut_in_a_range_is_used_as_far_as_it_goes() {
 }
 
 #[test]
-fn a_lime_range_that_ends_before_it_starts_is_refused() {
+fn a_lime_range_that_ends_before_it_starts_costs_what_follows() {
     let mut file = lime();
     file[8224 + 16..8224 + 24].copy_from_slice(&0xf_0000u64.to_le_bytes());
-    let reason = refused(&file, &["0x2020", "0x100000", "0xf0000"]);
+    let dump = open_bytes(&file).unwrap();
+    assert!(dump.damaged);
+    assert_eq!((dump.memory.size(), dump.memory.bytes(PhysAddr(0x1000), 8192)), (8192, lime().get(32..32 + 8192)));
+    for word in ["8224 bytes", "0x2020", "0x100000", "0xf0000"] {
+        assert!(dump.warnings[0].contains(word), "no {word} in {:?}", dump.warnings);
+    }
+    // As the first, there is nothing to use.
+    let reason = refused(&file[8224..], &["offset 0x0", "0x100000", "0xf0000"]);
     assert!(matches!(reason, DumpErrorKind::LimeRange { .. }));
 }
 

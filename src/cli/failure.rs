@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, Write};
 
+use tensorcarve::recover::RecoverError;
 use tensorcarve::signature::{SignatureError, UnknownSignature};
 
 /// Why a run failed.
@@ -59,9 +60,12 @@ impl From<tensorcarve::scan::BackendError> for Failure {
     }
 }
 
-impl From<tensorcarve::recover::RecoverError> for Failure {
-    fn from(error: tensorcarve::recover::RecoverError) -> Self {
-        Self::new(error).hint("leave --signatures away to use those that are built in")
+impl From<RecoverError> for Failure {
+    fn from(error: RecoverError) -> Self {
+        match error {
+            RecoverError::Input(error) => error.into(),
+            error => Self::new(error).hint("leave --signatures away to use those that are built in"),
+        }
     }
 }
 

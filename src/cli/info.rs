@@ -1,7 +1,7 @@
 //! `info`: what a dump is.
 
 use serde::Serialize;
-use tensorcarve::dump::{self, Compression, Format, MemoryRange};
+use tensorcarve::dump::{self, Compression, Format, MemoryRange, Source};
 use tensorcarve::recover::{Observer, Phase};
 use tensorcarve::report::{bytes_in_words, columns, printable};
 
@@ -52,8 +52,13 @@ pub(super) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
     Ok(if dump.damaged { Outcome::Partly } else { Outcome::Found })
 }
 
-/// Opens the dump, with unpacking as a phase where it is compressed.
+/// Opens the dump that was named, as [`open_source`] does.
 pub(super) fn open(input: &InputArgs, progress: &Progress) -> Result<dump::Dump, Failure> {
+    open_source(Source::open(&input.dump)?, input, progress)
+}
+
+/// Opens the dump, with unpacking as a phase where it is compressed.
+pub(super) fn open_source(source: Source, input: &InputArgs, progress: &Progress) -> Result<dump::Dump, Failure> {
     let seen = std::cell::Cell::new(None);
     let unpacked = |done: u64, total: u64| {
         if seen.get().is_none() {
@@ -62,7 +67,7 @@ pub(super) fn open(input: &InputArgs, progress: &Progress) -> Result<dump::Dump,
         progress.advance(done.saturating_sub(seen.get().unwrap_or(0)));
         seen.set(Some(done));
     };
-    dump::open(&input.dump, &input.options(), &unpacked).map_err(|error| {
+    dump::open_source(source, &input.options(), &unpacked).map_err(|error| {
         // The line of progress must not stay above the error.
         progress.finish();
         error.into()

@@ -1,8 +1,8 @@
-//! SHA-256 of the dump file as it was named, on a thread of its own beside the work.
+//! SHA-256 of the dump file, on a thread of its own beside the work.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::path::Path;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -35,12 +35,12 @@ pub(super) struct Hashed {
 }
 
 impl InputHash {
-    /// Starts on the file, which is known to be one that can be opened. A thread that nobody waits
-    /// for any more ends with the process.
-    pub(super) fn start(path: &Path) -> Self {
-        let (path, done) = (path.to_owned(), Arc::default());
+    /// Starts on the open file that is analysed: another one may have its path by now. A thread that nobody waits for any
+    /// more ends with the process.
+    pub(super) fn start(file: &File) -> Self {
+        let (file, done) = (file.try_clone(), Arc::default());
         let counter = Arc::clone(&done);
-        Self { thread: thread::spawn(move || hash(&path, &counter)), done }
+        Self { thread: thread::spawn(move || hash(&file?, &counter)), done }
     }
 
     /// Waits for the hash; a phase of its own, with what is left to do, if it is not there yet.
@@ -59,15 +59,15 @@ impl InputHash {
     }
 }
 
-fn hash(path: &Path, done: &AtomicU64) -> io::Result<Hashed> {
+fn hash(file: &File, done: &AtomicU64) -> io::Result<Hashed> {
     let start = Instant::now();
-    let mut file = File::open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; BUFFER];
     loop {
-        match file.read(&mut buffer) {
+        // At a place of its own: the cursor is shared with whoever else reads the file.
+        let bytes = done.load(Ordering::Relaxed);
+        match file.read_at(&mut buffer, bytes) {
             Ok(0) => {
-                let bytes = done.load(Ordering::Relaxed);
                 return Ok(Hashed { sha256: hex(&hasher.finalize()), bytes, time: start.elapsed() });
             }
             Ok(count) => {
@@ -90,9 +90,9 @@ mod tests {
         std::fs::write(file.path(), "abc").unwrap();
         let done = AtomicU64::new(0);
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        let hashed = hash(file.path(), &done).unwrap();
+        let hashed = hash(&File::open(file.path()).unwrap(), &done).unwrap();
         assert_eq!((hashed.sha256.as_str(), hashed.bytes), (expected, 3));
         assert_eq!(done.into_inner(), 3);
-        assert!(hash(Path::new("/nonexistent"), &AtomicU64::new(0)).is_err());
+        assert!(hash(&File::open("/").unwrap(), &AtomicU64::new(0)).is_err());
     }
 }

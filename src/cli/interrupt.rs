@@ -1,4 +1,4 @@
-//! Ctrl-C: ends at once, and leaves the output folder as it was.
+//! Signals: Ctrl-C ends at once, and leaves the output folder as it was; a limit on the size of files is an error.
 
 use std::process;
 use std::sync::{Mutex, PoisonError};
@@ -14,6 +14,9 @@ const INTERRUPTED: i32 = 130;
 
 /// Installs the handler.
 pub(super) fn install() -> Result<(), Failure> {
+    // SAFETY: no handler of ours is involved: a write past `ulimit -f` then fails as on a full disk, where the signal would
+    // end the process and leave the folder behind.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let handler = || {
         // The file that a dump is unpacked to has no name, and goes with the process.
         let pending = PENDING.lock().unwrap_or_else(PoisonError::into_inner).take();

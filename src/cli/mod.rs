@@ -48,6 +48,8 @@ pub(crate) const ERROR: u8 = 2;
 /// Does what was asked for.
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
     interrupt::install()?;
+    tensorcarve::dump::catch_unreadable_pages()
+        .map_err(|error| Failure::new(format!("cannot handle pages of a dump that can't be read ({error})")))?;
     match &arguments.verb {
         Verb::Recover(recover) => recover::run(recover),
         Verb::Info(info) => info::run(info),

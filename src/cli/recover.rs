@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use tensorcarve::cpython::Change;
-use tensorcarve::dump::{Dump, Format};
+use tensorcarve::dump::{Dump, Format, Source};
 use tensorcarve::paging::SpaceKind;
 use tensorcarve::recover::{RecoverError, Recovery, recover};
 use tensorcarve::report::{self, OutputFolder, Run};
@@ -12,7 +12,7 @@ use tensorcarve::scan::{self, Choice};
 use tensorcarve::signature::Signatures;
 
 use super::args::{LineFormat, RecoverArgs};
-use super::info::{open, say_warnings};
+use super::info::{open_source, say_warnings};
 use super::input_hash::{Hashed, InputHash};
 use super::progress::{PhaseTime, Progress, rate, say_times};
 use super::spaces::{gpu_warning, in_pool, say_choice};
@@ -27,8 +27,9 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let output_dir = args.output_dir.clone().unwrap_or_else(|| default_output_dir(&args.input.dump));
     let folder = interrupt::undoable(|| OutputFolder::create(&output_dir, args.overwrite), |folder| folder.cleanup())?;
     let progress = Progress::new(&args.talk);
-    let hash = (!args.no_hash && is_readable(&args.input.dump)).then(|| InputHash::start(&args.input.dump));
-    let mut dump = open(&args.input, &progress)?;
+    let source = Source::open(&args.input.dump)?;
+    let hash = (!args.no_hash).then(|| InputHash::start(source.file()));
+    let mut dump = open_source(source, &args.input, &progress)?;
     let (mut times, mut hashed) = (Vec::new(), None);
     let (recovery, choice) = in_pool(args.work.threads, || -> Result<(Recovery, Choice), Failure> {
         dump.fill(&args.mapped.files())?;
@@ -66,12 +67,6 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
         tell(args, &dump, &recovery, &output_dir, &Work { times, hashed, choice });
     }
     Ok(outcome(&dump, &recovery))
-}
-
-/// Whether reading the file ends: a pipe could wait for ever, and is refused later.
-fn is_readable(dump: &Path) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    dump.metadata().is_ok_and(|metadata| metadata.is_file() || metadata.file_type().is_block_device())
 }
 
 /// `<name of the dump>.carved` in the current folder.

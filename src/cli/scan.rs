@@ -97,6 +97,7 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
         (found, explanation)
     })?;
     let times = progress.finish();
+    memory.check()?;
     let rows = || found.hits.iter().take(limit).map(|hit| row(hit, &signatures, &memory));
     stdout::print(|out| match args.format {
         LineFormat::Table => print_table(out, rows(), explanation.as_ref().map(|it| rejected(it, &signatures))),

@@ -41,6 +41,7 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     })
     .flatten()?;
     let times = progress.finish();
+    dump.memory.check()?;
     stdout::print_document(args.format, &document(&discovery), |_| table(&discovery))?;
     let warnings = dump.warnings.iter().chain(&discovery.warnings).map(String::as_str);
     say_warnings(warnings.chain(gpu_warning().as_deref()), &args.talk);

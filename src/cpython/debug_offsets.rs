@@ -3,6 +3,9 @@
 //! The file of the program holds the same bytes, and the page cache with it. Those are believed that belong to an
 //! interpreter that runs: its head, first thread and imported modules are where they should be.
 
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
 use super::candidate::{Candidate, is_type_type};
 use super::layout::Layout;
 use super::object::{ObjectError, Objects, field};
@@ -18,14 +21,46 @@ const FAMILY: &str = "cpython-debug-offsets";
 const MAX_COOKIES: usize = 1 << 14;
 /// No structure of CPython's is larger, in bytes.
 const MAX_SIZE: i64 = 1 << 20;
+/// Bytes of a field whose layout names no other width.
+const POINTER: i64 = 8;
+/// What the names of such widths begin with, and those of numbers that are none of the interpreter's layout.
+const WIDTH: &str = "width.";
+const OURS: [&str; 2] = ["debug_offsets.", WIDTH];
 /// Fields that hold a size of a structure, not an offset in it.
 const SIZES: [&str; 4] = ["size", "sizeof", "sizeof_ascii", "sizeof_compact"];
 
+/// Why an interpreter's own numbers are not believed: they contradict each other.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{number} = {value} is not between {} and {}", .possible.start(), .possible.end())]
+pub struct UnsoundOffset {
+    /// The number, by its name in layout files.
+    number: String,
+    /// What the interpreter says, in bytes.
+    value: i64,
+    /// What it could be: a size, or an offset at which the field still lies in its structure.
+    possible: RangeInclusive<i64>,
+}
+
 /// Lets every candidate whose `_Py_DebugOffsets` are among the hits of their cookie be read with the numbers in them.
-pub fn ask(candidates: &mut [Candidate<'_>], hits: &[Hit], sweeper: &Sweeper<'_>, known: &signature::Signatures) {
+///
+/// Returns those that are not believed: index of the candidate, address of the structure, reason.
+pub fn ask(
+    candidates: &mut [Candidate<'_>],
+    hits: &[Hit],
+    sweeper: &Sweeper<'_>,
+    known: &signature::Signatures,
+) -> BTreeMap<usize, (VirtAddr, UnsoundOffset)> {
+    let mut unsound = BTreeMap::new();
     for (index, address) in hits.iter().take(MAX_COOKIES).flat_map(|hit| sweeper.addresses(hit.anchor)) {
         let Some(candidate) = candidates.get_mut(index).filter(|candidate| candidate.told.is_none()) else { continue };
-        let Some(told) = DebugOffsets::read(&candidate.space, address, known) else { continue };
+        let told = match DebugOffsets::read(&candidate.space, address, known) {
+            Ok(Some(told)) => told,
+            Ok(None) => continue,
+            Err(reason) => {
+                unsound.entry(index).or_insert((address, reason));
+                continue;
+            }
+        };
         let layouts: Vec<Layout> = candidate.layouts.iter().map(|layout| told.over(layout)).collect();
         let belong = |layout: &Layout| {
             let objects = Objects::new(&candidate.space, layout);
@@ -34,8 +69,10 @@ pub fn ask(candidates: &mut [Candidate<'_>], hits: &[Hit], sweeper: &Sweeper<'_>
         let layouts: Vec<Layout> = layouts.into_iter().filter(belong).collect();
         if !layouts.is_empty() {
             (candidate.layouts, candidate.told) = (layouts, Some(told));
+            unsound.remove(&index);
         }
     }
+    unsound
 }
 
 /// The numbers that an interpreter tells of itself, by their names in layout files.
@@ -45,9 +82,13 @@ pub(super) struct DebugOffsets {
 }
 
 impl DebugOffsets {
-    /// Reads the structure at `address`; `None` if it is none that is known, or tells what can't be.
-    pub(super) fn read(memory: &dyn VirtualMemory, address: VirtAddr, known: &signature::Signatures) -> Option<Self> {
-        known.layouts(FAMILY).find_map(|places| {
+    /// Reads the structure at `address`; `None` if it is none that is known.
+    fn read(
+        memory: &dyn VirtualMemory,
+        address: VirtAddr,
+        known: &signature::Signatures,
+    ) -> Result<Option<Self>, UnsoundOffset> {
+        let found = known.layouts(FAMILY).find_map(|places| {
             let at = |key: &str| memory.read_u64(field(address, places.get(key)?)).ok();
             // PY_VERSION_HEX: major and minor version in the upper bytes of 32 bits.
             let version = u32::try_from(at("debug_offsets.version")?).ok()?;
@@ -55,25 +96,37 @@ impl DebugOffsets {
             if places.version != format!("{major}.{minor}") || at("debug_offsets.free_threaded")? > 1 {
                 return None;
             }
-            let is_told = |key: &&String| !key.starts_with("debug_offsets.");
-            let numbers =
-                places.fields.keys().filter(is_told).map(|key| Some((key.clone(), at(key)?.try_into().ok()?)));
-            let offsets = Self { numbers: numbers.collect::<Option<_>>()? };
-            offsets.is_sound().then_some(offsets)
-        })
+            let is_told = |key: &&String| OURS.iter().all(|ours| !key.starts_with(ours));
+            // What is no number of 63 bits is too large to be sound.
+            let number = |key: &String| Some((key.clone(), at(key)?.try_into().unwrap_or(i64::MAX)));
+            let numbers = places.fields.keys().filter(is_told).map(number);
+            Some((Self { numbers: numbers.collect::<Option<_>>()? }, places))
+        });
+        let Some((offsets, places)) = found else { return Ok(None) };
+        offsets.check(places)?;
+        Ok(Some(offsets))
     }
 
     pub(super) fn get(&self, key: &str) -> Option<i64> {
         self.numbers.iter().find(|(known, _)| known == key).map(|(_, value)| *value)
     }
 
-    /// Whether no structure is too large, and every field lies in its own.
-    fn is_sound(&self) -> bool {
-        self.numbers.iter().all(|(key, value)| {
-            let Some((of, name)) = key.split_once('.') else { return false };
-            let size = SIZES.iter().take(2).find_map(|size| self.get(&format!("{of}.{size}"))).unwrap_or(MAX_SIZE);
-            if SIZES.contains(&name) { (1..=MAX_SIZE).contains(value) } else { (0..size).contains(value) }
-        })
+    /// That no structure is too large, and every field lies in its own with all its bytes.
+    fn check(&self, places: &signature::Layout) -> Result<(), UnsoundOffset> {
+        for (number, value) in &self.numbers {
+            let (of, name) = number.split_once('.').unwrap_or_default();
+            let possible = if SIZES.contains(&name) {
+                1..=MAX_SIZE
+            } else {
+                let size = SIZES.iter().take(2).find_map(|size| self.get(&format!("{of}.{size}"))).unwrap_or(MAX_SIZE);
+                let width = places.get(&format!("{WIDTH}{number}")).unwrap_or(POINTER);
+                0..=size.saturating_sub(width)
+            };
+            if !possible.contains(value) {
+                return Err(UnsoundOffset { number: number.clone(), value: *value, possible });
+            }
+        }
+        Ok(())
     }
 
     /// Whether they are those of a running interpreter whose `type` this is; `objects` read with a layout of theirs.

@@ -21,7 +21,7 @@ mod value;
 
 pub use candidate::{Candidate, candidates};
 pub use choice::{Change, LayoutScore, LayoutSource};
-pub use debug_offsets::ask;
+pub use debug_offsets::{UnsoundOffset, ask};
 pub use dict::{Attributes, UNREADABLE};
 pub(crate) use layout::layout_struct;
 pub use layout::{Layout, MissingField, layouts};

@@ -12,7 +12,7 @@ use object::elf::{FileHeader64, PF_W, PF_X, PN_XNUM, PT_LOAD, ProgramHeader64};
 use object::read::elf::{FileHeader, ProgramHeader};
 
 use super::coverage::Coverage;
-use super::{Contents, DumpErrorKind, Format, MAX_RANGES, MemoryRange, process_core};
+use super::{Contents, DumpErrorKind, Format, MAX_RANGES, MemoryRange, foreign, process_core};
 use crate::addr::{FileOffset, PhysAddr};
 
 /// The first four bytes of each ELF file.
@@ -22,6 +22,18 @@ pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
 const HEADER_SIZE: u64 = 64;
 /// Bytes in a program header of one.
 const PROGRAM_HEADER_SIZE: u64 = 56;
+/// Machines that are processors on a graphics card, and what a core of one is.
+const GPUS: [(object::elf::Machine, &str); 2] =
+    [(object::elf::EM_CUDA, "a core of an NVIDIA GPU (CUDA)"), (object::elf::EM_AMDGPU, "a core of an AMD GPU (ROCm)")];
+/// What to do about one.
+const GPU: &str = "it holds the memory of the GPU, in which no Python object lies; take a core of the process as well, with \
+                   `gcore`, and name that";
+/// The section in which a Xen core keeps memory, and the words that its note begins with.
+/// Source: Xen, `docs/misc/dump-core-format.txt`.
+const XEN_PAGES: &[u8] = b".xen_pages";
+const XEN_MAGICS: [u64; 2] = [0xf00f_ebed, 0xf00f_ebee];
+/// Bytes from the start in which that note is looked for.
+const XEN_NOTE_REACH: usize = 64 << 10;
 /// First address of the kernel's half of a 64-bit address space.
 const KERNEL_HALF: u64 = 1 << 63;
 
@@ -30,6 +42,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
     refuse_kind(bytes)?;
     let broken = |offset, what| DumpErrorKind::ElfHeader { offset: FileOffset(offset), what };
     let file = FileHeader64::<LE>::parse(bytes).map_err(|_| broken(0, "expected ELF version 1"))?;
+    if file.e_phnum(LE) == 0 && is_xen_core(file, bytes) {
+        let what = "a Xen core (`xl dump-core`), whose memory is in sections";
+        return Err(DumpErrorKind::OtherDump { what, remedy: foreign::XEN_CORE });
+    }
     let table = file.e_phoff(LE);
     let counted = file.program_headers(LE, bytes).ok();
     let headers = counted
@@ -47,7 +63,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
             Contents { image: Some(image), mappings, ..contents }
         }
         None => {
-            let direct_map = direct_map(headers);
+            let direct_map = direct_map(size, headers);
             let address = |header: &ProgramHeader64<LE>| is_physical(header, direct_map).then(|| header.p_paddr(LE));
             let contents = read_segments(size, headers, address)?;
             Contents { code: Vec::new(), ..contents }
@@ -60,6 +76,25 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
         ));
     }
     Ok(contents)
+}
+
+/// Whether a file without program headers is a core of a Xen guest: by the name of a section, or where the file ends
+/// before its section headers, by the note at its start.
+fn is_xen_core(file: &FileHeader64<LE>, bytes: &[u8]) -> bool {
+    if let Ok(sections) = file.sections(LE, bytes) {
+        let mut names = sections.iter().filter_map(|section| sections.section_name(LE, section).ok());
+        if names.any(|name| name == XEN_PAGES) {
+            return true;
+        }
+    }
+    let head = bytes.get(..XEN_NOTE_REACH).unwrap_or(bytes);
+    let (words, _) = head.as_chunks::<4>();
+    words.windows(2).any(|pair| {
+        matches!(pair, [low, high] if {
+            let word = u64::from(u32::from_le_bytes(*low)) | u64::from(u32::from_le_bytes(*high)) << 32;
+            XEN_MAGICS.contains(&word)
+        })
+    })
 }
 
 /// The program headers of a core that has more than a 16-bit number can count, and was cut off: their number stands in the
@@ -105,6 +140,9 @@ fn refuse_kind(bytes: &[u8]) -> Result<(), DumpErrorKind> {
     let machine = half([a0, a1]);
     if class == 2 && order == 1 && machine == object::elf::EM_X86_64.0 {
         return Ok(());
+    }
+    if let Some((_, what)) = GPUS.iter().find(|(gpu, _)| gpu.0 == machine) {
+        return Err(DumpErrorKind::OtherDump { what, remedy: GPU });
     }
     let bits = if class == 1 { "32-bit" } else { "64-bit" };
     let order = if big_endian { "big-endian" } else { "little-endian" };
@@ -177,15 +215,20 @@ fn loads(headers: &[ProgramHeader64<LE>]) -> impl Iterator<Item = (usize, &Progr
     headers.iter().enumerate().filter(|(_, h)| h.p_type(LE) == PT_LOAD && h.p_filesz(LE) != 0)
 }
 
-/// The distance of virtual from physical addresses that most segments share: the kernel's direct map.
-fn direct_map(headers: &[ProgramHeader64<LE>]) -> Option<u64> {
-    let mut votes: HashMap<u64, usize> = HashMap::new();
+/// The distance between virtual and physical addresses that holds for most bytes of the file: the kernel's direct map.
+///
+/// The number of segments says nothing: with its option `-p`, `dump-guest-memory` writes one for every page that a
+/// process or a module has mapped, and the direct map in a few large ones.
+fn direct_map(size: u64, headers: &[ProgramHeader64<LE>]) -> Option<u64> {
+    let mut votes: HashMap<u64, u64> = HashMap::new();
     let placed = loads(headers).filter(|(_, h)| h.p_vaddr(LE) >= KERNEL_HALF && has_address(h));
     for (_, header) in placed {
-        *votes.entry(header.p_vaddr(LE).wrapping_sub(header.p_paddr(LE))).or_default() += 1;
+        let bytes = votes.entry(header.p_vaddr(LE).wrapping_sub(header.p_paddr(LE))).or_default();
+        // What is not in the file has no vote: a header may claim any size.
+        *bytes = bytes.saturating_add(header.p_filesz(LE).min(size.saturating_sub(header.p_offset(LE))));
     }
-    // The distance itself breaks ties, so that the answer does not hang on the order of a hash map.
-    votes.into_iter().max_by_key(|(distance, count)| (*count, *distance)).map(|(distance, _)| distance)
+    // The distance itself breaks ties, so that the answer does not depend on the order of a hash map.
+    votes.into_iter().max_by_key(|(distance, bytes)| (*bytes, *distance)).map(|(distance, _)| distance)
 }
 
 fn has_address(header: &ProgramHeader64<LE>) -> bool {

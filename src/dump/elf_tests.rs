@@ -82,6 +82,26 @@ fn kcore_lists_ram_vmalloc_and_text() {
     }
 }
 
+/// `dump-guest-memory -p` lists each mapping of the kernel: many small ones at one distance, the direct map in few.
+#[test]
+fn the_direct_map_is_where_most_bytes_are_mapped() {
+    const MAP: u64 = 0xffff_8880_0000_0000;
+    const MODULES: u64 = 0xffff_ffff_c000_0000;
+    let low = load(MAP, 0, 0x100);
+    let map = [low, load(MAP + 0x1000, 0x1000, 0x100), load(MAP + 0x8000, 0x8000, 0x400)];
+    let modules = (1..40).map(|i| load(MODULES + 0x1000 * i, 0x10_0000 + 0x1000 * i, 8));
+    let claims = (LOAD, MODULES - 0x1000, 0xff_0000, vec![0xaa; 8], 8);
+    let mut file = core(&[&map[..], &modules.collect::<Vec<_>>(), &[claims]].concat());
+    let contents = parse(&file).unwrap();
+    assert!(ranges(&contents).contains(&(0, 0x100)), "{:?}", ranges(&contents));
+    assert!(contents.warnings.is_empty(), "{:?}", contents.warnings);
+    // A size that is claimed and not in the file counts for nothing.
+    let at = 64 + 56 * 42 + 32;
+    file[at..at + 8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+    let contents = parse(&file).unwrap();
+    assert!(ranges(&contents).contains(&(0, 0x100)), "{:?}", ranges(&contents));
+}
+
 #[test]
 fn a_truncated_core_keeps_what_is_there() {
     let file = core(&[load(0, 0x1000, 32), load(0, 0x8000, 32), load(0, 0x9000, 8)]);
@@ -182,6 +202,41 @@ fn other_elf_files_are_named() {
     file[18] = 3;
     assert!(matches!(parse(&file), Err(DumpErrorKind::ElfMachine(m)) if m == "32-bit little-endian x86"));
     assert!(matches!(parse(&file[..40]), Err(DumpErrorKind::CutHeader { need: 64, have: 40, .. })));
+    file[4] = 2;
+    for (machine, want) in [(190, "NVIDIA"), (224, "AMD")] {
+        file[18] = machine;
+        let Err(reason) = parse(&file) else { panic!("was read") };
+        assert!(reason.to_string().contains(want) && reason.to_string().contains("gcore"), "{reason}");
+    }
+}
+
+#[test]
+fn a_xen_core_is_named() {
+    // No program headers; a note, two sections, of which one has the pages, and the names.
+    let mut file = core(&[]);
+    file.extend(note(b"Xen", 0x200_0001, &0xf00f_ebed_u64.to_le_bytes()));
+    let names = file.len() as u64;
+    file.extend(b"\0.xen_pages\0.shstrtab\0");
+    let headers = file.len() as u64;
+    let section = |name: u32, kind: u32, offset: u64, size: u64| {
+        [
+            &[name, kind].map(u32::to_le_bytes).concat()[..],
+            &[0, 0, offset, size, 0, 8, 0].map(u64::to_le_bytes).concat(),
+        ]
+        .concat()
+    };
+    file.extend([section(0, 0, 0, 0), section(1, 1, 0x1000, 0x4000), section(12, 3, names, 22)].concat());
+    file[40..48].copy_from_slice(&headers.to_le_bytes());
+    file[58..64].copy_from_slice(&[64, 0, 3, 0, 2, 0]);
+    for file in [&file[..], &file[..headers as usize]] {
+        let Err(reason) = parse(file) else { panic!("was read") };
+        assert!(matches!(reason, DumpErrorKind::OtherDump { .. }), "{reason}");
+        for word in ["a Xen core", "layerwriter", "vmi-dump-memory"] {
+            assert!(reason.to_string().contains(word), "{reason}");
+        }
+    }
+    // Any other file without segments holds no memory.
+    assert!(matches!(parse(&core(&[])), Err(DumpErrorKind::NoMemory { .. })));
 }
 
 #[test]

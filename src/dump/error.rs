@@ -44,6 +44,45 @@ pub enum DumpErrorKind {
         /// What the system said.
         source: io::Error,
     },
+    /// Another program has made the file shorter or longer while it was read.
+    #[error(
+        "changed while it was read: it had {was} bytes when it was opened and has {now} now, so that nothing can be said \
+         of its content from offset {offset} on; wait until nothing writes to it, or copy it, and run again"
+    )]
+    Resized {
+        /// Bytes in the file when it was opened.
+        was: u64,
+        /// Bytes in it now.
+        now: u64,
+        /// Where the smaller of the two ends.
+        offset: FileOffset,
+    },
+    /// Another program has written to the file while it was read.
+    #[error(
+        "changed while it was read: its time of modification is another than when it was opened, so that what was read \
+         may be of two states; wait until nothing writes to it, or copy it, and run again"
+    )]
+    Rewritten,
+    /// The system could not read a part of the file.
+    #[error(
+        "cannot be read at offset {offset}: its disk or network fails there; see the system's log (`dmesg`), copy it to \
+         another disk, for example with `ddrescue`, and name the copy"
+    )]
+    Unreadable {
+        /// Where the first page that was missed begins.
+        offset: FileOffset,
+    },
+    /// The system could not read a part of the spool file.
+    #[error(
+        "cannot be read at offset {offset} of what was unpacked into {}: the disk there is full, or fails; \
+         name another folder with --spool-dir", dir.display()
+    )]
+    SpoolUnreadable {
+        /// The folder of the spool file.
+        dir: PathBuf,
+        /// Where the first page that was missed begins.
+        offset: FileOffset,
+    },
     /// The file, or what it unpacks to, has no bytes.
     #[error("holds no bytes; the capture or the copy has failed, take it again")]
     Empty,
@@ -56,6 +95,14 @@ pub enum DumpErrorKind {
     /// A file of another kind.
     #[error("looks like {0}, not a dump of memory; if it is a raw dump all the same, say --input-format raw")]
     OtherFile(&'static str),
+    /// A file in which no memory is: text, weights, a program.
+    #[error("is {what}, not a dump of memory; {remedy}")]
+    NoDump {
+        /// What it is, with an article.
+        what: &'static str,
+        /// What to do instead.
+        remedy: &'static str,
+    },
     /// An archive or compression that we do not unpack.
     #[error("is {0}, which tensorcarve does not unpack; unpack it first and name the dump that was in it")]
     Archive(&'static str),
@@ -66,6 +113,18 @@ pub enum DumpErrorKind {
         what: &'static str,
         /// How to get a dump that can be read.
         remedy: &'static str,
+    },
+    /// One of several files that a kdump file was split into.
+    #[error(
+        "is one part of a compressed kdump file that was split (its part has the page frames {first:#x} to {end:#x}), \
+         which tensorcarve does not read; take the dump as ELF and in one piece: `makedumpfile -E` without --split, \
+         `virsh dump --memory-only --format elf`, or `dump-guest-memory` without -z"
+    )]
+    KdumpPart {
+        /// Number of the first page frame in it.
+        first: u64,
+        /// Number of the first page frame that is no longer in it.
+        end: u64,
     },
     /// The compressed stream ends before its own end mark.
     #[error(
@@ -200,7 +259,7 @@ pub enum DumpErrorKind {
     )]
     ElfNotCore(&'static str),
     /// An ELF core of a machine that we do not read.
-    #[error("is an ELF core of a machine that tensorcarve does not read ({0}); expected 64-bit little-endian x86-64")]
+    #[error("is an ELF core of {0}, which tensorcarve does not support yet; dumps of 64-bit x86 machines can be read")]
     ElfMachine(String),
     /// A broken ELF header.
     #[error("the ELF header at file offset {offset} is broken ({what}); copy the file again, or take the dump again")]

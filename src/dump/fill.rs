@@ -12,14 +12,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::elf::MAGIC;
 use super::mapped::{FileKind, FileMapping, ImageKind, Mappings, without_deleted};
 use super::memory::subtract;
-use super::{Addresses, Dump, DumpErrorKind, MemoryRange, PhysicalMemory, RangeError, source, sysroot};
+use super::{
+    Addresses, Dump, DumpError, DumpErrorKind, MappedFile, MemoryRange, PhysicalMemory, RangeError, Source, sysroot,
+};
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 
 /// Paths that a message lists.
@@ -52,7 +53,7 @@ pub struct FilledFile {
     pub agreed: u64,
     /// Bytes of it behind all that the process had mapped.
     pub unmapped: u64,
-    map: Mmap,
+    map: MappedFile,
     base: u64,
 }
 
@@ -60,6 +61,16 @@ impl FilledFile {
     /// Where it begins in the offsets of [`PhysicalMemory`].
     pub(crate) fn base(&self) -> u64 {
         self.base
+    }
+
+    /// Whether all that was read of it was there, and is still the same; as [`PhysicalMemory::check`].
+    pub(super) fn check(&self) -> Result<(), DumpError> {
+        self.map.check()
+    }
+
+    /// Whether a page of it could not be read.
+    pub(super) fn is_lost(&self) -> bool {
+        self.map.is_lost()
     }
 
     /// Where it ends there.
@@ -177,7 +188,7 @@ impl Dump {
         &mut self,
         root: &Path,
         missing: &BTreeMap<Arc<Path>, Lack>,
-        opened: &mut Vec<(Arc<Path>, PathBuf, Mmap)>,
+        opened: &mut Vec<(Arc<Path>, PathBuf, MappedFile)>,
     ) -> Result<(), FillError> {
         let unusable = |source| FillError::Sysroot { path: root.to_owned(), source };
         let root = fs::canonicalize(root).map_err(unusable)?;
@@ -206,7 +217,7 @@ impl Dump {
     }
 
     /// Checks files against the image, and fills memory from those that pass.
-    fn use_files(&mut self, opened: Vec<(Arc<Path>, PathBuf, Mmap)>) -> Result<(), FillError> {
+    fn use_files(&mut self, opened: Vec<(Arc<Path>, PathBuf, MappedFile)>) -> Result<(), FillError> {
         let checked: Vec<Checked> =
             opened.into_par_iter().map(|(recorded, local, map)| check(&self.memory, recorded, local, map)).collect();
         let (mut files, mut filled, mut base) = (Vec::new(), Vec::new(), self.memory.backing_len());
@@ -311,8 +322,8 @@ fn ambiguous(given: &Path, found: &[&Arc<Path>]) -> FillError {
 }
 
 /// Opens and maps a file that is to fill memory.
-fn open(path: &Path) -> Result<Mmap, DumpErrorKind> {
-    source::map_file(&source::open(path)?)
+fn open(path: &Path) -> Result<MappedFile, DumpErrorKind> {
+    MappedFile::new(Source::open_inner(path)?).map_err(|(reason, _)| reason)
 }
 
 /// A file that was held against the image: the parts of memory that it fills, each with its offset in it.
@@ -322,7 +333,7 @@ struct Checked {
     complaint: Option<String>,
 }
 
-fn check(memory: &PhysicalMemory, recorded: Arc<Path>, local: PathBuf, map: Mmap) -> Checked {
+fn check(memory: &PhysicalMemory, recorded: Arc<Path>, local: PathBuf, map: MappedFile) -> Checked {
     let mappings = || memory.mappings().files().iter().filter(|mapping| mapping.path == recorded);
     let size = map.len() as u64;
     let (names, end) = (

@@ -13,17 +13,8 @@ pub(super) const MAGIC: [u8; 4] = *b"EMiL";
 /// Bytes in a header.
 const HEADER_SIZE: u64 = 32;
 
-/// One header.
-struct Header {
-    magic: u32,
-    version: u32,
-    start: u64,
-    /// Last byte of the range, inclusive.
-    last: u64,
-}
-
-/// The ranges of a LiME file. A file that ends early, or goes on as something else after at least
-/// one sound range, is damaged, not refused.
+/// The ranges of a LiME file. A file that ends early, or whose later headers are broken, is damaged, not refused: the
+/// ranges before are used. What comes after is not looked for, because memory can hold headers of LiME as well.
 pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
     let size = bytes.len() as u64;
     let mut contents = Contents::default();
@@ -31,62 +22,36 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
     let mut offset = 0u64;
     let mut headers = 0usize;
     while offset < size {
-        let have = size - offset;
-        let Some(header) = read_header(bytes, offset) else {
-            if headers == 0 {
-                return Err(DumpErrorKind::CutHeader {
-                    format: Format::Lime,
-                    offset: FileOffset(offset),
-                    need: HEADER_SIZE,
-                    have,
-                });
+        let (start, end) = match read_header(bytes, offset) {
+            Ok(range) => range,
+            Err(reason) if headers == 0 => return Err(reason),
+            Err(reason) => {
+                let reason = reason.to_string();
+                // The advice at its end is for a file of which nothing can be read.
+                let reason = reason.rsplit_once("; ").map_or(reason.as_str(), |(what, _)| what);
+                let lost = size - offset;
+                let offset = FileOffset(offset);
+                contents
+                    .warn(format!("the last {lost} bytes of the file, from offset {offset} on, are lost: {reason}"));
+                break;
             }
-            contents.warn(format!(
-                "the file ends {have} bytes into the 32-byte LiME header at file offset {}: what follows is missing",
-                FileOffset(offset)
-            ));
-            break;
         };
-        if header.magic != u32::from_le_bytes(MAGIC) {
-            let found = header.magic;
-            if headers == 0 {
-                return Err(DumpErrorKind::LimeMagic { offset: FileOffset(offset), found });
-            }
-            contents.warn(format!(
-                "no LiME header at file offset {} (expected the magic 0x4c694d45, found {found:#010x}): \
-                 the last {have} bytes of the file are not used",
-                FileOffset(offset)
-            ));
-            break;
-        }
-        let version = header.version;
-        if version != 1 {
-            return Err(DumpErrorKind::LimeVersion { offset: FileOffset(offset), version });
-        }
         if headers == MAX_RANGES {
-            return Err(DumpErrorKind::TooManyRanges {
-                format: Format::Lime,
-                offset: FileOffset(offset),
-                limit: MAX_RANGES,
-            });
+            let (format, offset) = (Format::Lime, FileOffset(offset));
+            return Err(DumpErrorKind::TooManyRanges { format, offset, limit: MAX_RANGES });
         }
         headers += 1;
-        let (start, last) = (header.start, header.last);
-        let impossible =
-            || DumpErrorKind::LimeRange { offset: FileOffset(offset), start: PhysAddr(start), end: PhysAddr(last) };
-        let end = last.checked_add(1).ok_or_else(impossible)?;
-        let claimed = end.checked_sub(start).filter(|len| *len > 0).ok_or_else(impossible)?;
         let data = offset + HEADER_SIZE;
+        let claimed = end.0 - start.0;
         let there = claimed.min(size - data);
+        let range = MemoryRange { start, end: PhysAddr(start.0 + there), offset: FileOffset(data) };
         if there < claimed {
             contents.warn(format!(
-                "the file ends {} bytes short: the memory from {} to {} is missing",
+                "the file ends {} bytes short: the memory from {} to {end} is missing",
                 claimed - there,
-                PhysAddr(start + there),
-                PhysAddr(end)
+                range.end
             ));
         }
-        let range = MemoryRange { start: PhysAddr(start), end: PhysAddr(start + there), offset: FileOffset(data) };
         coverage.claim(range, &mut contents.ranges);
         offset = data + there;
     }
@@ -100,12 +65,27 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
     Ok(contents)
 }
 
-fn read_header(bytes: &[u8], offset: u64) -> Option<Header> {
-    let start = usize::try_from(offset).ok()?;
-    let header = bytes.get(start..start.checked_add(HEADER_SIZE as usize)?)?;
+/// What the header at this offset announces: first address, and the one after the last. The header lies in the file.
+fn read_header(bytes: &[u8], at: u64) -> Result<(PhysAddr, PhysAddr), DumpErrorKind> {
+    let offset = FileOffset(at);
+    let have = (bytes.len() as u64).saturating_sub(at);
+    let here = usize::try_from(at).ok().and_then(|at| bytes.get(at..)?.first_chunk::<{ HEADER_SIZE as usize }>());
+    let Some(header) = here else {
+        return Err(DumpErrorKind::CutHeader { format: Format::Lime, offset, need: HEADER_SIZE, have });
+    };
     let words: [u64; 4] = bytemuck::pod_read_unaligned(header);
     let [mark, start, last, _reserved] = words.map(u64::from_le);
-    Some(Header { magic: mark as u32, version: (mark >> 32) as u32, start, last })
+    let (magic, version) = (mark as u32, (mark >> 32) as u32);
+    if magic != u32::from_le_bytes(MAGIC) {
+        return Err(DumpErrorKind::LimeMagic { offset, found: magic });
+    }
+    if version != 1 {
+        return Err(DumpErrorKind::LimeVersion { offset, version });
+    }
+    match last.checked_add(1) {
+        Some(end) if start < end => Ok((PhysAddr(start), PhysAddr(end))),
+        _ => Err(DumpErrorKind::LimeRange { offset, start: PhysAddr(start), end: PhysAddr(last) }),
+    }
 }
 
 impl Contents {
@@ -157,18 +137,29 @@ mod tests {
 
     #[test]
     fn a_cut_or_bad_later_header_keeps_the_ranges_before() {
-        for tail in [&header(0, 9)[..9], &[b'x'; 64][..]] {
+        let mut version = range(0x9000, 32);
+        version[4] = 2;
+        for (tail, why) in [
+            (&header(0, 9)[..9], "needs 32 bytes, the file has 9"),
+            (&[b'x'; 64][..], "expected the magic 0x4c694d45, found 0x78787878"),
+            (&version, "says version 2, expected 1"),
+            (&[header(0x9000, 0x8000), vec![0; 32]].concat(), "claims memory from 0x9000 to 0x8000"),
+            (&header(0x9000, u64::MAX), "claims memory from 0x9000 to 0xffffffffffffffff"),
+        ] {
             let contents = parse(&[&range(0x1000, 0x20), tail].concat()).unwrap();
             assert_eq!((contents.ranges.len(), contents.damaged), (1, true));
+            let lost = format!("the last {} bytes of the file, from offset 0x40 on, are lost", tail.len());
+            let warning = &contents.warnings[0];
+            assert!(warning.contains(&lost) && warning.contains(why), "{warning}");
+            assert!(!warning.contains("; "), "{warning}");
         }
     }
 
     #[test]
     fn impossible_headers_are_refused() {
-        let later = [range(0x1000, 0x20), header(0x9000, 0x8000)].concat();
         assert!(matches!(
-            parse(&later),
-            Err(DumpErrorKind::LimeRange { offset: FileOffset(64), start: PhysAddr(0x9000), end: PhysAddr(0x8000) })
+            parse(&header(0x9000, 0x8000)),
+            Err(DumpErrorKind::LimeRange { offset: FileOffset(0), start: PhysAddr(0x9000), end: PhysAddr(0x8000) })
         ));
         assert!(matches!(parse(&header(0, u64::MAX)), Err(DumpErrorKind::LimeRange { .. })));
         assert!(matches!(parse(&header(1, 0)), Err(DumpErrorKind::LimeRange { .. })));

@@ -241,6 +241,11 @@ fn read_maps(maps: &str) -> Result<Vec<Mapping<'_>>, DumpErrorKind> {
     Ok(mappings)
 }
 
+/// Whether a line could be of a maps file.
+pub(super) fn is_line(text: &str) -> bool {
+    read_line(text).is_some()
+}
+
 fn read_line(text: &str) -> Option<Mapping<'_>> {
     let hex = |text: &str| u64::from_str_radix(text, 16).ok();
     let mut rest = text.trim();

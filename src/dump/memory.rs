@@ -3,11 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use serde::Serialize;
 
 use super::fill::FilledFile;
 use super::mapped::{Absence, Mappings};
+use super::{DumpError, MappedFile};
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 
 /// One run of physical memory that lies in one piece in the file.
@@ -73,7 +73,7 @@ pub(super) fn joined(ranges: &[Range<PhysAddr>]) -> Vec<Range<PhysAddr>> {
 
 /// Where the bytes are kept.
 enum Backing {
-    Mapped(Mmap),
+    Mapped(MappedFile),
     Owned(Vec<u8>),
 }
 
@@ -134,8 +134,30 @@ impl PartialEq for MemoryKey {
 
 impl PhysicalMemory {
     /// The memory of a mapped file.
-    pub fn mapped(map: Mmap, ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
-        Self::new(Arc::new(Backing::Mapped(map)), ranges)
+    pub fn mapped(map: impl Into<MappedFile>, ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
+        Self::new(Arc::new(Backing::Mapped(map.into())), ranges)
+    }
+
+    /// Asks whether all that was read was there, and is still the same: to be asked before anything is reported.
+    ///
+    /// # Errors
+    /// A page of the file could not be read, where [`catch_unreadable_pages`](super::catch_unreadable_pages) kept that
+    /// from ending the process; or the file has another size or time of modification than when it was opened.
+    pub fn check(&self) -> Result<(), DumpError> {
+        match &*self.backing {
+            Backing::Mapped(map) => map.check()?,
+            Backing::Owned(_) => {}
+        }
+        self.files.iter().try_for_each(FilledFile::check)
+    }
+
+    /// Whether a page could not be read: long work need not go on, as [`PhysicalMemory::check`] fails.
+    pub fn is_lost(&self) -> bool {
+        let is_lost = match &*self.backing {
+            Backing::Mapped(map) => map.is_lost(),
+            Backing::Owned(_) => false,
+        };
+        is_lost || self.files.iter().any(FilledFile::is_lost)
     }
 
     /// Memory held in a buffer, for synthetic dumps and benchmarks.

@@ -13,7 +13,9 @@
 mod coverage;
 mod elf;
 mod error;
+mod fault;
 mod fill;
+mod foreign;
 mod lime;
 mod mapped;
 mod maps;
@@ -23,6 +25,7 @@ mod sniff;
 mod source;
 mod spool;
 mod sysroot;
+mod text;
 mod unpacked_size;
 
 use std::fmt;
@@ -30,17 +33,18 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use serde::Serialize;
 
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 pub use error::{DumpError, DumpErrorKind};
+pub use fault::catch_unreadable_pages;
 pub use fill::{FillError, FilledFile, MappedFiles};
 pub use mapped::{Absence, FileKind, FileMapping, ImageKind, Mappings};
 #[cfg(feature = "gpu")]
 pub(crate) use memory::MemoryKey;
 pub use memory::{FilledPart, MemoryRange, PhysicalMemory, RangeError};
 use sniff::Kind;
+pub use source::{MappedFile, Source};
 
 /// The container of a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -181,56 +185,74 @@ const MAX_RANGES: usize = 1 << 20;
 /// Bytes of a maps file that are looked at: [`MAX_RANGES`] lines are shorter.
 const MAX_MAPS: u64 = (MAX_RANGES as u64) << 8;
 
-/// Opens the dump at `path`: maps it, or unpacks it first where it is compressed. Where the file system
+/// Opens the dump at `path`, as [`open_source`] does.
+///
+/// # Errors
+/// As for [`open_source`]; or there is no file that can be opened.
+pub fn open(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> Result<Dump, DumpError> {
+    open_source(Source::open(path)?, options, progress)
+}
+
+/// Opens a dump: maps it, or unpacks it first where it is compressed. Where the file system
 /// cannot map, the file is copied first to where it would be unpacked.
 ///
 /// `progress` is called from this thread while a dump is unpacked or copied, with the bytes of the file that
 /// are used up and the bytes it has; it is not called for a dump that is mapped as it is.
 ///
+/// A file that is cut off while it is mapped ends the process, unless [`catch_unreadable_pages`] was called before. Whether
+/// it was cut off, or changed, [`PhysicalMemory::check`] says.
+///
 /// # Errors
 ///
 /// [`DumpErrorKind`] has one for each thing that the file may be instead of a dump, and for each
 /// contradiction in its headers. A dump that only misses a part opens, with [`Dump::damaged`] set.
-pub fn open(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> Result<Dump, DumpError> {
-    open_inner(path, options, progress).map_err(|reason| DumpError { path: path.to_owned(), reason })
+pub fn open_source(source: Source, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> Result<Dump, DumpError> {
+    let path = source.path().to_owned();
+    open_inner(source, options, progress).map_err(|reason| DumpError { path, reason })
 }
 
-fn open_inner(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> Result<Dump, DumpErrorKind> {
+fn open_inner(source: Source, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> Result<Dump, DumpErrorKind> {
     let maps = options.maps.as_deref().map(read_maps).transpose()?;
     let spool_dir = || options.spool_dir.clone().unwrap_or_else(std::env::temp_dir);
-    let file = source::open(path)?;
+    // What was read is believed only if all of it could be read.
+    let check = |map: &MappedFile| map.check().map_err(|error| error.reason);
     let mut copied = None;
-    let given = match source::map_file(&file) {
-        Err(error) if source::is_unmappable(&error) => {
+    let given = match MappedFile::new(source) {
+        Err((error, source)) if source::is_unmappable(&error) => {
             let dir = spool_dir();
-            let map = source::map_file(&spool::copy(&file, &dir, progress)?)?;
             copied = Some(format!("the dump's file system cannot map files: it was copied to {} first", dir.display()));
-            map
+            let copy = spool::copy(source.file(), &dir, progress)?;
+            MappedFile::spooled(copy, dir, Some(source))?
         }
-        mapped => mapped?,
+        mapped => mapped.map_err(|(error, _)| error)?,
     };
     let file_size = given.len() as u64;
-    let (file, map, compression, kind) = match sniff::sniff(&given) {
+    let kind = sniff::sniff(&given);
+    check(&given)?;
+    let (map, compression, kind) = match kind {
         Kind::Compressed(compression) => {
-            let file = spool::unpack(compression, &given, &spool_dir(), progress)?;
-            let map = source::map_file(&file)?;
+            let dir = spool_dir();
+            let unpacked = spool::unpack(compression, &given, &dir, progress);
+            check(&given)?;
+            let map = MappedFile::spooled(unpacked?, dir, given.into_source())?;
             let kind = sniff::sniff(&map);
-            (file, map, Some(compression), kind)
+            (map, Some(compression), kind)
         }
-        kind => (file, given, None, kind),
+        kind => (given, None, kind),
     };
     let forced = if maps.is_some() { Some(Format::Raw) } else { options.format };
     let format = choose(forced, compression, kind, map.len() as u64)?;
     let contents = match (format, maps) {
-        (_, Some(maps)) => maps::parse(&map, &maps)?,
-        (Format::Raw, None) => raw(&map),
-        (Format::Lime, None) => lime::parse(&map)?,
-        (Format::Elf, None) => elf::parse(&map)?,
+        (_, Some(maps)) => maps::parse(&map, &maps),
+        (Format::Raw, None) => Ok(raw(&map)),
+        (Format::Lime, None) => lime::parse(&map),
+        (Format::Elf, None) => elf::parse(&map),
     };
+    check(&map)?;
     let size = map.len() as u64;
-    let Contents { ranges, image, mappings, code: mut barren, mut warnings, damaged } = contents;
+    let Contents { ranges, image, mappings, code: mut barren, mut warnings, damaged } = contents?;
     if image.is_some() {
-        barren.extend(unwritten(&ranges, &source::holes(&file, size)));
+        barren.extend(unwritten(&ranges, &map.holes()));
     }
     let memory = PhysicalMemory::mapped(map, ranges)?.with_barren(&barren).with_mappings(mappings);
     let addresses = image.map_or(Addresses::Physical, Addresses::Virtual);
@@ -259,7 +281,8 @@ fn unwritten(ranges: &[MemoryRange], holes: &[Range<u64>]) -> Vec<Range<PhysAddr
 fn read_maps(path: &Path) -> Result<String, DumpErrorKind> {
     let read = || -> Result<String, DumpErrorKind> {
         let mut text = Vec::new();
-        let mut file = source::open(path)?.take(MAX_MAPS);
+        let source = Source::open_inner(path)?;
+        let mut file = source.file().take(MAX_MAPS);
         file.read_to_end(&mut text).map_err(|source| DumpErrorKind::Io { doing: "read", source })?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     };
@@ -281,7 +304,7 @@ fn choose(forced: Option<Format>, outer: Option<Compression>, kind: Kind, size: 
 }
 
 /// A dump without a container.
-fn raw(map: &Mmap) -> Contents {
+fn raw(map: &[u8]) -> Contents {
     let size = map.len() as u64;
     let range = MemoryRange { start: PhysAddr(0), end: PhysAddr(size), offset: FileOffset(0) };
     let odd = size % FRAME_SIZE;

@@ -1,28 +1,164 @@
-//! The file on disk: what it is to the system, and its bytes, mapped.
+//! The file on disk: what it is to the system, its bytes, mapped, and whether it is still what it was.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
-use std::ops::Range;
-use std::path::Path;
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use memmap2::{Mmap, MmapOptions};
 use rustix::io::Errno;
 
-use super::{DumpErrorKind, MAX_RANGES};
+use super::fault::Watched;
+use super::{DumpError, DumpErrorKind, MAX_RANGES};
+use crate::addr::FileOffset;
 
 /// Bytes of a hole that is worth to be known: each cuts memory in two.
 const MIN_HOLE: u64 = 1 << 20;
 /// What failed, as a verb.
 const MAP: &str = "map";
 
-/// Opens the file that the user named. Fails where it is no file, or may not be read.
-pub(super) fn open(path: &Path) -> Result<File, DumpErrorKind> {
-    // Looked at before it is opened: opening a pipe would wait for somebody to write into it.
-    let metadata = fs::metadata(path).map_err(|e| explain("find", e))?;
-    if let Some(refusal) = refuse_type(&metadata) {
-        return Err(refusal);
+/// A file that is open, and what the system said of it then.
+///
+/// The path is not looked up again: whoever puts another file in its place does no harm.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    file: File,
+    at_open: State,
+}
+
+/// What changes when somebody writes to a file; nothing of the kind is known of a block device.
+#[derive(Debug, PartialEq, Eq)]
+struct State {
+    size: Option<u64>,
+    modified: Option<SystemTime>,
+}
+
+impl State {
+    fn of(file: &File) -> Result<Self, DumpErrorKind> {
+        let metadata = file.metadata().map_err(|e| explain("examine", e))?;
+        let is_file = metadata.is_file();
+        let modified = metadata.modified().ok().filter(|_| is_file);
+        Ok(Self { size: is_file.then_some(metadata.len()), modified })
     }
-    File::open(path).map_err(|e| explain("open", e))
+}
+
+impl Source {
+    /// Opens the file that the user named.
+    ///
+    /// # Errors
+    /// It is no file, or may not be read.
+    pub fn open(path: &Path) -> Result<Self, DumpError> {
+        Self::open_inner(path).map_err(|reason| DumpError { path: path.to_owned(), reason })
+    }
+
+    pub(super) fn open_inner(path: &Path) -> Result<Self, DumpErrorKind> {
+        // Looked at before it is opened: opening a pipe would wait for somebody to write into it.
+        let metadata = fs::metadata(path).map_err(|e| explain("find", e))?;
+        if let Some(refusal) = refuse_type(&metadata) {
+            return Err(refusal);
+        }
+        let file = File::open(path).map_err(|e| explain("open", e))?;
+        let at_open = State::of(&file)?;
+        Ok(Self { path: path.to_owned(), file, at_open })
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The path by which it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the file is as it was when it was opened, as far as its size and its time of modification tell; `lost` is
+    /// the offset of what could not be read.
+    fn check(&self, lost: Option<u64>) -> Result<(), DumpErrorKind> {
+        let now = State::of(&self.file)?;
+        if let (Some(was), Some(now)) = (self.at_open.size, now.size)
+            && was != now
+        {
+            return Err(DumpErrorKind::Resized { was, now, offset: FileOffset(was.min(now)) });
+        }
+        if let Some(offset) = lost {
+            return Err(DumpErrorKind::Unreadable { offset: FileOffset(offset) });
+        }
+        if now == self.at_open { Ok(()) } else { Err(DumpErrorKind::Rewritten) }
+    }
+}
+
+/// The bytes of a file, mapped, and known to the handler of pages that can't be read.
+#[derive(Debug)]
+pub struct MappedFile {
+    /// Before the map, so that it is dropped first: what is watched must be mapped.
+    watched: Watched,
+    map: Mmap,
+    /// The file that was named.
+    source: Option<Source>,
+    /// What is mapped in its place, where that is a spool file, and its folder.
+    spool: Option<(File, PathBuf)>,
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+/// A mapping of which no file is known: that it changes is not noticed, but that a page can't be read is.
+impl From<Mmap> for MappedFile {
+    fn from(map: Mmap) -> Self {
+        Self { watched: Watched::new(&map), map, source: None, spool: None }
+    }
+}
+
+impl MappedFile {
+    /// Maps the whole of a file. With an error gives the file back, so that it can be read in another way.
+    pub(super) fn new(source: Source) -> Result<Self, (DumpErrorKind, Source)> {
+        match map_file(&source.file) {
+            Ok(map) => Ok(Self { source: Some(source), ..Self::from(map) }),
+            Err(reason) => Err((reason, source)),
+        }
+    }
+
+    /// Maps a spool file in `dir` that was made of a source.
+    pub(super) fn spooled(file: File, dir: PathBuf, source: Option<Source>) -> Result<Self, DumpErrorKind> {
+        let map = map_file(&file)?;
+        Ok(Self { source, spool: Some((file, dir)), ..Self::from(map) })
+    }
+
+    /// The file that was named.
+    pub(super) fn into_source(self) -> Option<Source> {
+        self.source
+    }
+
+    /// The holes of the file that is mapped.
+    pub(super) fn holes(&self) -> Vec<Range<u64>> {
+        let file = self.spool.as_ref().map(|(file, _)| file).or(self.source.as_ref().map(Source::file));
+        file.map_or_else(Vec::new, |file| holes(file, self.map.len() as u64))
+    }
+
+    /// Whether a part of it could not be read, so that zeros were read in its place.
+    pub(super) fn is_lost(&self) -> bool {
+        self.watched.lost().is_some()
+    }
+
+    /// Fails if a part of it could not be read, or if its source is no longer what it was.
+    pub(super) fn check(&self) -> Result<(), DumpError> {
+        let lost = self.watched.lost();
+        let reason = match (&self.spool, lost.map(FileOffset)) {
+            (Some((_, dir)), Some(offset)) => Err(DumpErrorKind::SpoolUnreadable { dir: dir.clone(), offset }),
+            (None, Some(offset)) if self.source.is_none() => Err(DumpErrorKind::Unreadable { offset }),
+            _ => self.source.as_ref().map_or(Ok(()), |source| source.check(lost)),
+        };
+        let path = || self.source.as_ref().map_or_else(PathBuf::new, |source| source.path.clone());
+        reason.map_err(|reason| DumpError { path: path(), reason })
+    }
 }
 
 /// Whether mapping failed because the file system has no way to do so, though it reads.
@@ -34,7 +170,7 @@ pub(super) fn is_unmappable(error: &DumpErrorKind) -> bool {
 /// Maps the whole of an open file.
 ///
 /// Private to us, because some file systems cannot share a map; as we only read, it is the same.
-pub(super) fn map_file(mut file: &File) -> Result<Mmap, DumpErrorKind> {
+fn map_file(mut file: &File) -> Result<Mmap, DumpErrorKind> {
     // The end, not the metadata: a block device has a size only here.
     let size = file.seek(SeekFrom::End(0)).map_err(|e| explain("measure", e))?;
     if size == 0 {
@@ -42,17 +178,16 @@ pub(super) fn map_file(mut file: &File) -> Result<Mmap, DumpErrorKind> {
     }
     let len = usize::try_from(size)
         .map_err(|_| explain(MAP, io::Error::new(io::ErrorKind::FileTooLarge, "larger than the address space")))?;
-    // SAFETY: a mapping is sound for as long as nobody changes or shortens the file. We do neither:
-    // a dump is opened for reading alone, and a spool file has no name by which others could reach
-    // it. A dump that another program changes meanwhile is a risk that we take, and document, as
-    // all tools that map evidence do: evidence is kept from being written to, and the alternative,
-    // a copy, is impossible for dumps larger than the memory of this machine.
+    // SAFETY: a mapping is sound for as long as nobody changes or shortens the file. We do neither: a dump is opened for
+    // reading alone, and a spool file has no name by which others could reach it. Another program can; that is a risk that
+    // all tools that map evidence take. Where the file was shortened, `fault` keeps the process alive; that it changed is
+    // noticed by `Source::check` before anything is reported.
     unsafe { MmapOptions::new().len(len).map_copy_read_only(file) }.map_err(|e| explain(MAP, e))
 }
 
 /// Long stretches of a file in which it has no bytes, as far as its file system tells them from written zeros: as zeros
 /// they are read. Sorted; `size` is that of the file.
-pub(super) fn holes(file: &File, size: u64) -> Vec<Range<u64>> {
+fn holes(file: &File, size: u64) -> Vec<Range<u64>> {
     let mut holes = Vec::new();
     let mut at = 0;
     while let Ok(hole) = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(at)) {

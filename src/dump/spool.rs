@@ -255,8 +255,8 @@ fn free_space(dir: &Path) -> io::Result<u64> {
 }
 
 fn is_no_space(error: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
 fn write_error(dir: &Path, source: io::Error, need: u64, free: u64) -> DumpErrorKind {

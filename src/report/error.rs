@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::dump::DumpError;
+
 /// Why the output could not be written.
 ///
 /// Each message ends with what to try, behind the last semicolon.
@@ -63,6 +65,9 @@ pub enum OutputError {
         /// Name of the tensor.
         tensor: String,
     },
+    /// The file of the dump changed, or a part of it could not be read.
+    #[error(transparent)]
+    Input(#[from] DumpError),
     /// The header of a file of weights can't be made.
     #[error("{}: the header cannot be written ({reason}); report this as a bug, with recovery.json's rows", path.display())]
     Header {
@@ -76,8 +81,8 @@ pub enum OutputError {
 impl OutputError {
     /// What became of `path` when the system refused to do `doing`.
     pub(super) fn io(path: &Path, doing: &'static str, source: io::Error) -> Self {
-        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        if matches!(source.kind(), StorageFull | QuotaExceeded) {
             let free = super::space::free(path.parent().unwrap_or(path)).ok();
             return Self::NoSpace { path: path.to_owned(), need: None, free };
         }
@@ -86,10 +91,13 @@ impl OutputError {
 }
 
 fn remedy(source: &io::Error) -> &'static str {
-    use io::ErrorKind::{NotADirectory, PermissionDenied, ReadOnlyFilesystem};
+    use io::ErrorKind::{FileTooLarge, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
     match source.kind() {
         PermissionDenied => "name a folder that this user may write to with --output-dir",
         ReadOnlyFilesystem => "the file system is read-only, name a folder on another with --output-dir",
+        FileTooLarge => {
+            "raise the limit on the size of files (`ulimit -f`), or name a folder on another file system with --output-dir"
+        }
         NotADirectory => "a part of the path is a file, name another folder with --output-dir",
         _ => "check the disk, or name another folder with --output-dir",
     }

@@ -75,6 +75,22 @@ pub fn write(
     observer: &dyn Observer,
     run: impl FnOnce() -> Run,
 ) -> Result<(), OutputError> {
+    let written = write_all(&folder, dump, mmu, recovery, observer, run);
+    // Before any other error, which it explains, and before anything is in its place.
+    dump.memory.check()?;
+    written?;
+    folder.finish()
+}
+
+/// Writes all files aside.
+fn write_all(
+    folder: &OutputFolder,
+    dump: &Dump,
+    mmu: &Mmu,
+    recovery: &Recovery,
+    observer: &dyn Observer,
+    run: impl FnOnce() -> Run,
+) -> Result<(), OutputError> {
     let models =
         || recovery.processes.iter().flat_map(|process| process.models.iter().map(move |model| (process, model)));
     let others = others::plan(recovery);
@@ -87,7 +103,7 @@ pub fn write(
         let planned = plan::plan(model);
         let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> =
             planned.iter().map(|planned| (planned, &space as _)).collect();
-        weights::write(&folder, &Place::Model(&model.id), &WeightFile::OF_MODEL, &here, observer)?;
+        weights::write(folder, &Place::Model(&model.id), &WeightFile::OF_MODEL, &here, observer)?;
         let held = others::held_by(recovery, model);
         folder.json(&format!("{}/model.json", model_dir(model)), 3, &tree::TreeDocument::new(model, &held))?;
         let mut loader = folder.file(&format!("{}/load.py", model_dir(model)))?;
@@ -99,13 +115,12 @@ pub fn write(
         let spaces: Vec<AddressSpace<'_>> = spaces.collect();
         let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> =
             others.iter().zip(&spaces).map(|(planned, space)| (planned, space as _)).collect();
-        weights::write(&folder, &Place::Top, &WeightFile::OF_OTHERS, &here, observer)?;
+        weights::write(folder, &Place::Top, &WeightFile::OF_OTHERS, &here, observer)?;
         folder.json(others::FILE, others::DEPTH, &others::OthersDocument::new(recovery, &others))?;
     }
     folder.json(earlier::RECOVERY, document::DEPTH, &document::Document::new(dump, recovery))?;
     let run = run();
-    folder.json("manifest.json", 2, &manifest::Manifest::new(dump, recovery, &run))?;
-    folder.finish()
+    folder.json("manifest.json", 2, &manifest::Manifest::new(dump, recovery, &run))
 }
 
 /// Whether all of every model that was found could be read.

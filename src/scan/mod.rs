@@ -103,6 +103,8 @@ pub struct ScanResult {
 ///
 /// `progress` is called from the scanning threads after each chunk with the number of bytes in it;
 /// the numbers add up to [`PhysicalMemory::size`].
+///
+/// Ends early where the dump can't be read any more, see [`PhysicalMemory::check`].
 pub fn scan(
     memory: &PhysicalMemory,
     signatures: &Signatures,
@@ -127,6 +129,9 @@ pub fn scan(
         .into_par_iter()
         .map(|chunk| {
             let mut hits = Vec::new();
+            if memory.is_lost() {
+                return hits;
+            }
             chunk.partial_frames().for_each(|view| scalar::match_view(&plan, chunk.range, view, &mut hits));
             let (whole, classes) = chunk.whole_frames;
             engine.scan_frames(&plan, chunk.range, whole, classes, &mut hits);

@@ -15,7 +15,8 @@ use crate::dump::PhysicalMemory;
 ///
 /// `frames` are runs of physical addresses to look at, sorted, not overlapping, on frame borders
 /// (as from a process's pages); what of them the dump does not hold is skipped. `progress` is called
-/// from the sweeping threads with numbers of bytes that add up to what is looked at.
+/// from the sweeping threads with numbers of bytes that add up to what is looked at. Ends early where the dump can't be
+/// read any more, see [`PhysicalMemory::check`].
 pub fn sweep(
     memory: &PhysicalMemory,
     frames: &[Range<PhysAddr>],
@@ -41,6 +42,9 @@ pub fn sweep(
         .into_par_iter()
         .map(|slots| {
             let mut found = Vec::new();
+            if memory.is_lost() {
+                return found;
+            }
             engine.sweep(values, slots, &mut found);
             progress(slots.bytes.len() as u64);
             found

@@ -178,7 +178,7 @@ fn runtime(python: &Python, version: &str, told: &Layout, is_running: bool) -> u
     let [interpreter, thread] = [process.alloc(0x800), process.alloc(0x800)];
     let put = |key: &str, value: u64| process.put(at + places.get(key).unwrap().cast_unsigned(), value);
     process.write(at, b"xdebugpy");
-    for key in places.fields.keys() {
+    for key in places.fields.keys().filter(|key| !key.starts_with("width.")) {
         let value = match (key.as_str(), key.split_once('.').unwrap().1) {
             ("runtime_state.interpreters_head", _) => 0x700,
             ("interpreter_state.threads_head", _) => 0x108,
@@ -234,20 +234,39 @@ fn what_an_interpreter_tells_of_itself_is_preferred() {
 fn debug_offsets_of_no_running_interpreter_are_not_believed() {
     let mut wrong = layout("3.14");
     moved(&mut wrong, &["float"], 0, 8);
-    for (is_running, is_sound) in [(false, true), (true, false)] {
+    // A field that begins outside its structure, or ends outside it; all structures are 0x800 bytes long.
+    let fields = [None, Some(("float.ob_fval", 0x800)), Some(("float.ob_fval", 0x7f9)), Some(("int.ob_digit", 0x7fd))];
+    for unsound in fields {
         let machine = Machine::new(Options::default());
         let torch = Torch::new(Python::new(Process::new(&machine), "3.14"), "2.6");
-        if !is_sound {
-            // A field that lies outside its structure.
-            wrong.fields.get_mut("float.ob_fval").unwrap().value = 0x800;
+        let mut wrong = wrong.clone();
+        if let Some((field, offset)) = unsound {
+            wrong.fields.get_mut(field).unwrap().value = offset;
         }
+        let is_running = unsound.is_some();
         runtime(&torch.python, "3.14", &wrong, is_running);
         let (root, truth) = model(&torch);
         let recovery = recover(&dump(&torch.python.process));
         assert_model(&torch, root, &truth, &recovery);
         let (score, _) = &recovery.processes[0].python_layout;
         assert_eq!((score.source, changes(score)), (LayoutSource::Table, vec![]));
+        let said: Vec<&String> = recovery.warnings.iter().filter(|said| said.contains("_Py_DebugOffsets")).collect();
+        match unsound {
+            Some((field, offset)) => {
+                let most = 0x800 - if field == "int.ob_digit" { 4 } else { 8 };
+                assert!(said[0].contains(&format!("{field} = {offset} is not between 0 and {most}")), "{said:?}");
+            }
+            None => assert_eq!(said, Vec::<&String>::new()),
+        }
     }
+    // The last place at which a field of four bytes fits.
+    let machine = Machine::new(Options::default());
+    let torch = Torch::new(Python::new(Process::new(&machine), "3.14"), "2.6");
+    wrong.fields.get_mut("int.ob_digit").unwrap().value = 0x7fc;
+    runtime(&torch.python, "3.14", &wrong, true);
+    model(&torch);
+    let recovery = recover(&dump(&torch.python.process));
+    assert!(recovery.warnings.iter().all(|said| !said.contains("_Py_DebugOffsets")), "{:?}", recovery.warnings);
 }
 
 #[test]

@@ -47,6 +47,7 @@ pub(super) fn measure(path: &Path, threads: u16, rounds: u16) -> Result<Vec<Row>
         }
         add("map", "input-touched", &reads, &reads);
         warm.iter().for_each(|(way, speeds)| add(way, "input-warm", speeds, &reads));
+        touched.check()?;
         // Pages that a mapping holds do not leave the cache.
         drop(touched);
         let mut cold = [("map", Samples::default()), ("pread", Samples::default())];

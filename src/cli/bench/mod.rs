@@ -245,6 +245,7 @@ fn measure_dump(
             rows.extend(on_device(&work, memory, backends, threads, set, read)?);
         }
     }
+    memory.check()?;
     Ok((memory.size(), rows))
 }
 
