@@ -58,7 +58,8 @@
 //!
 //! Any byte of a dump may be anything. Counts, lengths and pointers are checked before they are
 //! used, arithmetic on them does not overflow, walks end. Panics, unchecked indexing and
-//! undocumented `unsafe` are denied by lints; `unsafe` is in the map of the input (`dump/source.rs`) and in the
+//! undocumented `unsafe` are denied by lints; `unsafe` is in the map of the input (`dump/source.rs`), in the handler for
+//! pages of it that can't be read (`dump/fault.rs`), and in the
 //! vectors of the scan with their loads (`scan/simd.rs`, `scan/vector*`, `scan/needles/`).
 
 #[cfg(test)]
@@ -70,6 +71,7 @@ mod digest;
 pub mod dump;
 mod mapped;
 pub mod model;
+pub mod other_pythons;
 pub mod paging;
 pub mod recover;
 pub mod report;

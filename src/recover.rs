@@ -12,7 +12,8 @@ use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, DumpError, Format, PhysicalMemory, ProcessImage};
 use crate::mapped;
 use crate::model::{self, Model, Others, Sighting};
-use crate::paging::{self, AddressSpace, Discovery};
+use crate::other_pythons::{self, OtherPython};
+use crate::paging::{self, AddressSpace, Discovery, SpaceKind};
 use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
 use crate::signature::{Mmu, Signatures};
 use crate::tensor::{self, TensorScore};
@@ -20,6 +21,8 @@ use crate::tensor::{self, TensorScore};
 /// The signatures of CPython's `type` object, or what their names begin with, and of the cookie before what it tells.
 const TYPE_SIGNATURE: &str = "cpython.type";
 const DEBUG_OFFSETS: &str = "cpython.debug_offsets";
+/// The signature of the name of a module that every PyPy has.
+const PYPY_NAME: &str = "pypy.module_name";
 /// Page tables and mappings of a space per frame of the dump, and at least, before it is taken for hostile.
 const MAPPINGS_PER_FRAME: u64 = 4;
 const MIN_MAPPINGS: u64 = 1 << 16;
@@ -36,6 +39,8 @@ pub struct Recovery {
     pub discovery: Discovery,
     /// The interpreters, each with its models.
     pub processes: Vec<Process>,
+    /// Pythons that run and are not read.
+    pub other_pythons: Vec<OtherPython>,
     /// What an analyst should know, in words.
     pub warnings: Vec<String>,
 }
@@ -181,6 +186,13 @@ pub fn recover(
     let types = hits(&|name| name.starts_with(TYPE_SIGNATURE));
     let mut candidates = cpython::candidates(memory, &types, &spaces, &python_layouts);
     let limit = MAPPINGS_PER_FRAME * found.frames.len() as u64 + MIN_MAPPINGS;
+    let mut other_pythons = other_pythons::python2(&mut candidates, signatures, limit);
+    let of_processes = discovery.spaces.iter().zip(&spaces).filter(|(found, _)| found.kind == SpaceKind::Process);
+    let process_spaces: Vec<AddressSpace<'_>> = match &dump.addresses {
+        Addresses::Physical => of_processes.map(|(_, space)| *space).collect(),
+        Addresses::Virtual(_) => spaces.clone(),
+    };
+    other_pythons.extend(other_pythons::pypys(&process_spaces, &hits(&|name| name == PYPY_NAME), limit));
     let searched = memory.searchable();
     let (sweeper, left_out) = Sweeper::new(&searched, backend, &candidates, limit);
     for root in left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root()) {
@@ -194,7 +206,12 @@ pub fn recover(
         let all = [types.python, types.torch, types.optimizers, types.tensors, types.arrays, types.scripts];
         all.into_iter().flatten().collect()
     });
-    warnings.extend(unread.into_iter().filter_map(|index| candidates.get(index)).map(unread_python));
+    let unreadable = unread.into_iter().filter_map(|index| candidates.get(index)).map(OtherPython::unreadable);
+    // What looks like CPython in a process of PyPy is its imitation of CPython's C API.
+    let unreadable: Vec<OtherPython> =
+        unreadable.filter(|found| other_pythons.iter().all(|other| other.root != found.root)).collect();
+    other_pythons.extend(unreadable);
+    warnings.extend(other_pythons.iter().map(OtherPython::warning));
     memory.check()?;
     let plain_header = python_layouts.iter().map(|layout| layout.object_size).min().unwrap_or_default();
     let mut processes: Vec<Process> = interpreters
@@ -229,7 +246,7 @@ pub fn recover(
     join_others(&mut processes);
     warnings.extend(processes.iter_mut().flat_map(|process| std::mem::take(&mut process.others.warnings)));
     warnings.extend(mapped::sentences(memory, &processes));
-    Ok(Recovery { memory: memory.clone(), discovery, processes, warnings })
+    Ok(Recovery { memory: memory.clone(), discovery, processes, other_pythons, warnings })
 }
 
 /// Memory with the addresses that are used, and what was found in it at first.
@@ -421,15 +438,6 @@ fn without_table(process: &Process) -> Option<String> {
 fn unsound_offsets(candidate: &Candidate<'_>, (address, reason): &(VirtAddr, UnsoundOffset)) -> String {
     format!(
         "the CPython whose `type` is at {} is read without its own _Py_DebugOffsets at {address}: in them {reason}",
-        candidate.type_object
-    )
-}
-
-/// Says that an interpreter is there of which nothing can be read.
-fn unread_python(candidate: &Candidate<'_>) -> String {
-    let place = candidate.space.root().map_or_else(String::new, |root| format!(" in the address space {root}"));
-    format!(
-        "the classes of a CPython whose `type` is at {}{place} can't be read: no layout file fits, none could be inferred, or too much of it is not in the dump; its models are not among these",
         candidate.type_object
     )
 }

@@ -222,6 +222,28 @@ fn what_holds_no_memory_is_refused() {
 }
 
 #[test]
+fn parts_of_a_split_file_are_said_to_be_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = lime();
+    let parts: Vec<PathBuf> = (1..=3).map(|part| dir.path().join(format!("memory.lime.00{part}"))).collect();
+    for (part, bytes) in parts.iter().zip(whole.chunks(8192)) {
+        fs::write(part, bytes).unwrap();
+    }
+    let first = open(&parts[0]).unwrap();
+    assert_eq!((first.format, first.damaged), (Format::Lime, true));
+    assert!(first.warnings.iter().any(|said| said.contains("the first part")), "{:?}", first.warnings);
+    let second = open(&parts[1]).unwrap();
+    assert_eq!(second.format, Format::Raw);
+    assert!(
+        second.warnings.iter().any(|said| said.contains("memory.lime.001 lies beside it")),
+        "{:?}",
+        second.warnings
+    );
+    fs::write(&parts[0], &whole).unwrap();
+    assert!(open(&parts[0]).unwrap().warnings.is_empty());
+}
+
+#[test]
 fn a_lime_dump_cut_in_a_range_is_used_as_far_as_it_goes() {
     let whole = lime();
     let dump = open_bytes(&whole[..whole.len() - 1000]).unwrap();

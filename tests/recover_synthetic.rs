@@ -27,6 +27,8 @@ mod inferred;
 mod machines;
 #[path = "recover_synthetic/modules.rs"]
 mod modules;
+#[path = "recover_synthetic/other_pythons.rs"]
+mod other_pythons;
 #[path = "recover_synthetic/others.rs"]
 mod others;
 #[path = "recover_synthetic/scripts.rs"]

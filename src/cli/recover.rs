@@ -1,10 +1,12 @@
 //! `recover`: from a dump to models in a folder.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use tensorcarve::cpython::Change;
 use tensorcarve::dump::{Dump, Format, Source};
+use tensorcarve::other_pythons::{OtherPython, OtherPythonKind};
 use tensorcarve::paging::SpaceKind;
 use tensorcarve::recover::{RecoverError, Recovery, recover};
 use tensorcarve::report::{self, OutputFolder, Run};
@@ -168,29 +170,59 @@ fn say_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
         true => "the image of one process".to_owned(),
         false => format!("{} address spaces, {of_processes} of them of processes", spaces.len()),
     };
-    say(&format!("no model found: {searched}; Python processes: {python}, with PyTorch: {torch}"));
-    let hint = if is_image && python == 0 && dump.damaged {
+    let others = match recovery.other_pythons.len() {
+        0 => String::new(),
+        others => format!(", others that are not read: {others}"),
+    };
+    say(&format!("no model found: {searched}; Python processes: {python}{others}, with PyTorch: {torch}"));
+    say(&format!("hint: {}", why_nothing(dump, recovery)));
+    say(&format!("what was found on the way: {}", output_dir.join("recovery.json").display()));
+}
+
+/// Why there is no model, as far as the search came, and what to try.
+fn why_nothing(dump: &Dump, recovery: &Recovery) -> String {
+    let is_image = dump.addresses.process().is_some();
+    let spaces = &recovery.discovery.spaces;
+    let has_torch = recovery.processes.iter().any(|process| process.has_torch);
+    let has_others = recovery.processes.iter().any(|process| !process.others.found.is_empty());
+    let hint = if has_torch && has_others {
+        "PyTorch was imported, and no module was found that holds its tensors: they are listed by themselves"
+    } else if has_torch {
+        "PyTorch was imported, but no module with tensors was alive when the dump was taken"
+    } else if !recovery.processes.is_empty() && has_others {
+        "Python was running, and no PyTorch was found in it: its NumPy arrays are listed by themselves"
+    } else if !recovery.processes.is_empty() {
+        "Python was running, and no PyTorch was found in it: it was not imported when the dump was taken, or that part of \
+         memory is not in the dump"
+    } else if recovery.other_pythons.iter().any(|other| other.kind == OtherPythonKind::UnreadableCpython) {
+        "a CPython was found, and its classes can't be read: its version may have no layout yet (see signatures/README.md), \
+         or too much of its memory is not in the dump"
+    } else if !recovery.other_pythons.is_empty() {
+        return format!("only CPython 3 is read, and this is {}", names(&recovery.other_pythons));
+    } else if is_image && dump.damaged {
         "the image is cut off: where Python is a shared library, the interpreter's own data lie at high addresses, which an \
          image holds last; take it again with more room (`ulimit -c unlimited`)"
-    } else if is_image && python == 0 {
+    } else if is_image {
         "no Python interpreter was found in the process; if it ran one, its version may have no layout yet: see \
          signatures/README.md; or the image leaves out its writable memory (a coredump_filter without bit 0)"
-    } else if is_image {
-        "the interpreter was found, but no module with tensors was alive in it when the image was taken"
     } else if spaces.is_empty() && dump.format == Format::Raw {
-        "no page tables were found: is this a whole dump of an x86-64 machine? One of several gigabytes that was written \
-         without the holes in its memory can't be placed: take it in LiME or ELF format, or with the holes as zeros"
+        "no page tables were found: is this a whole dump of an x86-64 machine, and not of one process? One of several \
+         gigabytes that was written without the holes in its memory can't be placed: take it in LiME or ELF format, or with \
+         the holes as zeros"
     } else if spaces.is_empty() {
         "no page tables were found: check with `tensorcarve info` that this is a whole dump of an x86-64 machine"
-    } else if python == 0 {
-        "no Python interpreter was found; if one was running, its version may have no layout yet: see signatures/README.md"
-    } else if torch == 0 {
-        "Python was running, but none had imported PyTorch when the dump was taken"
+    } else if dump.damaged {
+        "no Python interpreter was found, and a part of the dump is missing, in which it may have been; take the dump again"
     } else {
-        "PyTorch was imported, but no module with tensors was alive when the dump was taken"
+        "no Python interpreter was found; if one was running, its version may have no layout yet: see signatures/README.md"
     };
-    say(&format!("hint: {hint}"));
-    say(&format!("what was found on the way: {}", output_dir.join("recovery.json").display()));
+    hint.to_owned()
+}
+
+/// The Pythons that are not read, each once.
+fn names(others: &[OtherPython]) -> String {
+    let names: BTreeSet<String> = others.iter().map(OtherPython::to_string).collect();
+    names.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 fn outcome(dump: &Dump, recovery: &Recovery) -> Outcome {

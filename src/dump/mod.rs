@@ -20,6 +20,7 @@ mod lime;
 mod mapped;
 mod maps;
 mod memory;
+mod parts;
 mod process_core;
 mod sniff;
 mod source;
@@ -208,10 +209,15 @@ pub fn open(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> 
 /// contradiction in its headers. A dump that only misses a part opens, with [`Dump::damaged`] set.
 pub fn open_source(source: Source, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> Result<Dump, DumpError> {
     let path = source.path().to_owned();
-    open_inner(source, options, progress).map_err(|reason| DumpError { path, reason })
+    open_inner(source, &path, options, progress).map_err(|reason| DumpError { path, reason })
 }
 
-fn open_inner(source: Source, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> Result<Dump, DumpErrorKind> {
+fn open_inner(
+    source: Source,
+    path: &Path,
+    options: &OpenOptions,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Dump, DumpErrorKind> {
     let maps = options.maps.as_deref().map(read_maps).transpose()?;
     let spool_dir = || options.spool_dir.clone().unwrap_or_else(std::env::temp_dir);
     // What was read is believed only if all of it could be read.
@@ -242,6 +248,7 @@ fn open_inner(source: Source, options: &OpenOptions, progress: &dyn Fn(u64, u64)
     };
     let forced = if maps.is_some() { Some(Format::Raw) } else { options.format };
     let format = choose(forced, compression, kind, map.len() as u64)?;
+    let is_placed = maps.is_some();
     let contents = match (format, maps) {
         (_, Some(maps)) => maps::parse(&map, &maps),
         (Format::Raw, None) => Ok(raw(&map)),
@@ -257,6 +264,9 @@ fn open_inner(source: Source, options: &OpenOptions, progress: &dyn Fn(u64, u64)
     let memory = PhysicalMemory::mapped(map, ranges)?.with_barren(&barren).with_mappings(mappings);
     let addresses = image.map_or(Addresses::Physical, Addresses::Virtual);
     warnings.extend(copied);
+    if damaged || format == Format::Raw && !is_placed {
+        warnings.extend(parts::warning(path));
+    }
     Ok(Dump { memory, addresses, format, compression, file_size, size, warnings, damaged })
 }
 

@@ -6,7 +6,9 @@ use serde::Serialize;
 
 use super::rows::{FileRow, ProcessRow};
 use super::{SCHEMA_VERSION, TOOL, json};
+use crate::addr::{PhysAddr, VirtAddr};
 use crate::dump::{Dump, Format, MemoryRange};
+use crate::other_pythons::{OtherPython, OtherPythonKind};
 use crate::paging::Space;
 use crate::recover::Recovery;
 
@@ -21,7 +23,16 @@ pub(super) struct Document<'a> {
     dump: DumpRow<'a>,
     spaces: &'a [Space],
     processes: Vec<ProcessRow<'a>>,
+    other_pythons: Vec<OtherPythonRow<'a>>,
     warnings: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct OtherPythonRow<'a> {
+    root: Option<PhysAddr>,
+    kind: OtherPythonKind,
+    version: Option<&'a str>,
+    evidence: VirtAddr,
 }
 
 #[derive(Serialize)]
@@ -51,8 +62,15 @@ impl<'a> Document<'a> {
             },
             spaces: &recovery.discovery.spaces,
             processes: recovery.processes.iter().map(ProcessRow::new).collect(),
+            other_pythons: recovery.other_pythons.iter().map(OtherPythonRow::new).collect(),
             warnings: super::warnings(dump, recovery).collect(),
         }
+    }
+}
+
+impl<'a> OtherPythonRow<'a> {
+    fn new(found: &'a OtherPython) -> Self {
+        Self { root: found.root, kind: found.kind, version: found.version.as_deref(), evidence: found.evidence }
     }
 }
 

@@ -3,6 +3,7 @@
 /// What is looked for, and the rules of page tables.
 pub(super) static SIGNATURES: &[(&str, &str)] = &[
     ("signatures/cpython.toml", include_str!("../../signatures/cpython.toml")),
+    ("signatures/pypy.toml", include_str!("../../signatures/pypy.toml")),
     ("signatures/x86_64.toml", include_str!("../../signatures/x86_64.toml")),
 ];
 
@@ -13,6 +14,7 @@ macro_rules! layouts {
 }
 /// Struct layouts per version.
 pub(super) static LAYOUTS: &[(&str, &str)] = layouts![
+    "cpython-2.toml",
     "cpython-3.6.toml",
     "cpython-3.6-trace-refs.toml",
     "cpython-3.8.toml",

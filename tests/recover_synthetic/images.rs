@@ -27,7 +27,7 @@ fn opened(name: &str, bytes: &[u8], maps: Option<&str>) -> Dump {
 }
 
 /// The core of a process, as the kernel writes it: notes first, reservations without a byte.
-fn core(process: &Process, flags: u32) -> Dump {
+pub fn core(process: &Process, flags: u32) -> Dump {
     core_with_files(process, flags, &[])
 }
 

@@ -294,7 +294,13 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
     };
     let space = Space { root: ROOT, levels: 4, kind: SpaceKind::Process, kpti_user_root: None };
     let discovery = Discovery { spaces: vec![space], tried: Vec::new(), warnings: Vec::new() };
-    Recovery { memory, discovery, processes: vec![process], warnings: vec!["a \"warning\"\n".to_owned()] }
+    Recovery {
+        memory,
+        discovery,
+        processes: vec![process],
+        other_pythons: Vec::new(),
+        warnings: vec!["a \"warning\"\n".to_owned()],
+    }
 }
 
 pub fn run() -> Run {

@@ -1,0 +1,214 @@
+//! Pythons that run and are not read: CPython 2, PyPy, and CPythons of which no class can be read.
+
+use std::fmt;
+
+use memchr::memmem::Finder;
+
+use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
+use crate::cpython::{Candidate, field};
+use crate::paging::{AddressSpace, Mapping, VirtualMemory};
+use crate::scan::Hit;
+use crate::signature::{Layout, Signatures};
+
+/// Family of the layouts that tell CPython 2 from CPython 3.
+const FAMILY: &str = "cpython-2";
+/// What the version of CPython 2 begins with in its `sys.version`, and what comes before that of PyPy.
+const PYTHON2_VERSION: &[u8] = b"2.7.";
+const PYPY_VERSION: &[u8] = b"[PyPy ";
+/// Bytes of a version, at most.
+const VERSION: usize = 16;
+/// Bytes of `sys.version`, at most.
+const VERSION_TEXT: u64 = 512;
+/// Interpreters whose version is looked for: each costs a look at all that its process keeps.
+const MAX_VERSIONS: usize = 16;
+
+/// A Python that runs and is not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherPython {
+    /// Root of its address space; `None` where the dump is its image and has no page tables.
+    pub root: Option<PhysAddr>,
+    /// Which Python.
+    pub kind: OtherPythonKind,
+    /// Its version, as its `sys.version` says.
+    pub version: Option<String>,
+    /// Where it was told by: its `type`; of PyPy the name of its module `__pypy__`.
+    pub evidence: VirtAddr,
+}
+
+/// Which Python it is that is not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OtherPythonKind {
+    /// CPython 2.
+    Python2,
+    /// PyPy.
+    Pypy,
+    /// A CPython of which no layout reads any class.
+    UnreadableCpython,
+}
+
+impl fmt::Display for OtherPython {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let version = self.version.as_deref();
+        match self.kind {
+            OtherPythonKind::Python2 => write!(f, "CPython {}", version.unwrap_or("2")),
+            OtherPythonKind::Pypy => {
+                write!(f, "PyPy{}", version.map_or(String::new(), |version| format!(" {version}")))
+            }
+            OtherPythonKind::UnreadableCpython => f.write_str("a CPython whose classes can't be read"),
+        }
+    }
+}
+
+impl OtherPython {
+    /// That it is there, and why nothing of it is read.
+    pub(crate) fn warning(&self) -> String {
+        let place = self.root.map_or("the process".to_owned(), |root| format!("the address space {root}"));
+        let at = self.evidence;
+        match self.kind {
+            OtherPythonKind::Python2 => {
+                format!(
+                    "{self} runs in {place} (its `type` is at {at}): CPython 2 is not supported, nothing of it is read"
+                )
+            }
+            OtherPythonKind::Pypy => format!(
+                "{self} runs in {place} (the name of its module `__pypy__` is at {at}): PyPy is not supported, nothing of it is read"
+            ),
+            OtherPythonKind::UnreadableCpython => format!(
+                "{self} runs in {place} (its `type` is at {at}): no layout file fits, none could be inferred, or too much of it is not in the dump; its models are not among these"
+            ),
+        }
+    }
+
+    /// An interpreter of which no layout reads any class.
+    pub(crate) fn unreadable(candidate: &Candidate<'_>) -> Self {
+        let (root, evidence) = (candidate.space.root(), candidate.type_object);
+        Self { root, kind: OtherPythonKind::UnreadableCpython, version: None, evidence }
+    }
+}
+
+/// Takes the interpreters of CPython 2 out of the candidates for `type`; `limit` bounds the page tables of each that are
+/// looked at.
+///
+/// The `type` of CPython 2 is confirmed as that of CPython 3 is, and has the flags that all types of CPython 2 have.
+pub(crate) fn python2(candidates: &mut Vec<Candidate<'_>>, signatures: &Signatures, limit: u64) -> Vec<OtherPython> {
+    let mut found: Vec<OtherPython> = Vec::new();
+    for layout in signatures.layouts(FAMILY) {
+        let is_python2 = |candidate: &Candidate<'_>| {
+            let (offset, default) = layout.get("type.tp_flags").zip(layout.get("tp_flags.DEFAULT")).unwrap_or_default();
+            let flags = candidate.space.read_u64(field(candidate.type_object, offset));
+            default != 0 && flags.is_ok_and(|flags| flags & default.cast_unsigned() == default.cast_unsigned())
+        };
+        for candidate in candidates.extract_if(.., |candidate| is_python2(candidate)) {
+            let (root, evidence) = (candidate.space.root(), candidate.type_object);
+            let is_asked = found.len() < MAX_VERSIONS;
+            let version = is_asked.then(|| python2_version(&candidate, layout, limit)).flatten();
+            found.push(OtherPython { root, kind: OtherPythonKind::Python2, version, evidence });
+        }
+    }
+    found
+}
+
+/// The version in a string of a CPython 2 that has the form of `sys.version`.
+fn python2_version(candidate: &Candidate<'_>, layout: &Layout, limit: u64) -> Option<String> {
+    let Candidate { space, type_object, .. } = candidate;
+    let (ob_type, ob_size, ob_sval) =
+        (layout.get("object.ob_type")?, layout.get("str.ob_size")?, layout.get("str.ob_sval")?);
+    let mut budget = limit;
+    find_text(space, &space.user_mappings(&mut budget)?, PYTHON2_VERSION, limit, |at| {
+        let string = field(at, -ob_sval);
+        let type_of = |object: VirtAddr| space.read_u64(field(object, ob_type)).ok().map(VirtAddr);
+        let is_string = type_of(type_of(string)?)? == *type_object;
+        let length = space.read_u64(field(string, ob_size)).ok().filter(|length| *length <= VERSION_TEXT)?;
+        let mut text = vec![0; usize::try_from(length).ok()?];
+        space.read(at, &mut text).ok()?;
+        // As in `2.7.18 (default, Apr 20 2020, 20:30:41) \n[GCC 9.3.0]`.
+        let is_version = text.windows(2).any(|pair| pair == b" (") && text.windows(2).any(|pair| pair == b"\n[");
+        (is_string && is_version).then(|| version(&text)).flatten()
+    })
+}
+
+/// The PyPys among processes: `hits` are of the name of PyPy's module; those count that a process has mapped as data.
+/// `limit` bounds the page tables and the pages of each process that are looked at.
+pub(crate) fn pypys(spaces: &[AddressSpace<'_>], hits: &[Hit], limit: u64) -> Vec<OtherPython> {
+    let mut found: Vec<OtherPython> = Vec::new();
+    if hits.is_empty() {
+        return found;
+    }
+    for space in spaces {
+        let mut budget = limit;
+        let Some(mut mappings) = space.user_mappings(&mut budget) else { continue };
+        mappings.retain(|mapping| !mapping.executable);
+        let place = |mapping: &Mapping| {
+            let first = hits.partition_point(|hit| hit.anchor < mapping.pa);
+            let distance = hits.get(first)?.anchor.0 - mapping.pa.0;
+            (distance < mapping.len).then(|| mapping.va.checked_add(distance)).flatten()
+        };
+        let Some(evidence) = mappings.iter().find_map(place) else { continue };
+        let is_asked = found.len() < MAX_VERSIONS;
+        let after = |at: VirtAddr| {
+            let mut text = [0; VERSION];
+            space.read(at.checked_add(PYPY_VERSION.len() as u64)?, &mut text).ok()?;
+            version(&text)
+        };
+        let version = is_asked.then(|| find_text(space, &mappings, PYPY_VERSION, limit, after)).flatten();
+        found.push(OtherPython { root: space.root(), kind: OtherPythonKind::Pypy, version, evidence });
+    }
+    found
+}
+
+/// The version that a text begins with: numbers and dots, at least one of each.
+fn version(text: &[u8]) -> Option<String> {
+    let len = text.iter().take(VERSION).take_while(|byte| byte.is_ascii_digit() || **byte == b'.').count();
+    let version = std::str::from_utf8(text.get(..len)?).ok()?;
+    let is_version = version.contains('.') && version.starts_with(|first: char| first.is_ascii_digit());
+    is_version.then(|| version.trim_end_matches('.').to_owned())
+}
+
+/// The first answer to a place at which a text stands in data of a space. Places across the border of two pages that are
+/// not neighbours in the dump are passed over. Not more than `limit` pages are looked at.
+fn find_text(
+    space: &AddressSpace<'_>,
+    mappings: &[Mapping],
+    text: &[u8],
+    limit: u64,
+    answer: impl Fn(VirtAddr) -> Option<String>,
+) -> Option<String> {
+    let finder = Finder::new(text);
+    let mut left = limit;
+    mappings.iter().filter(|mapping| !mapping.executable).find_map(|mapping| {
+        let mut done = 0;
+        while done < mapping.len {
+            let at = mapping.va.checked_add(done)?;
+            let bytes = space.bytes_at(at).unwrap_or_default();
+            left = left.checked_sub(1 + bytes.len() as u64 / FRAME_SIZE)?;
+            if bytes.is_empty() {
+                done += FRAME_SIZE;
+                continue;
+            }
+            let bytes = bytes.get(..usize::try_from(mapping.len - done).ok()?).unwrap_or(bytes);
+            let found = finder.find_iter(bytes).find_map(|place| answer(at.checked_add(place as u64)?));
+            if found.is_some() {
+                return found;
+            }
+            done += bytes.len() as u64;
+        }
+        None
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_end_where_their_numbers_end() {
+        assert_eq!(version(b"2.7.18 (default, "), Some("2.7.18".to_owned()));
+        assert_eq!(version(b"2.7.18+ (default"), Some("2.7.18".to_owned()));
+        assert_eq!(version(b"7.3.11 with GCC "), Some("7.3.11".to_owned()));
+        assert_eq!(version(b"7.3.-alpha"), Some("7.3".to_owned()));
+        for none in [&b""[..], b"7 with", b".7.3", b"with 7.3"] {
+            assert_eq!(version(none), None);
+        }
+    }
+}
