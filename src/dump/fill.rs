@@ -373,7 +373,7 @@ fn check(memory: &PhysicalMemory, recorded: Arc<Path>, local: PathBuf, map: Mapp
         }
     }
     let filled = parts.iter().map(|(addresses, _)| addresses.end.0 - addresses.start.0).sum();
-    let sha256 = if parts.is_empty() { String::new() } else { hex(&Sha256::digest(&map)) };
+    let sha256 = if parts.is_empty() { String::new() } else { hex(&Sha256::digest(&*map)) };
     let agreed = agreed.unwrap_or_default();
     let unmapped = size.saturating_sub(end.unwrap_or_default());
     let file = FilledFile { recorded, local, size, sha256, filled, agreed, unmapped, map, base: 0 };
