@@ -25,7 +25,7 @@ mod tests {
         assert_eq!(share([], 5), u64::MAX);
         assert_eq!(share([3, 2], 5), u64::MAX);
         assert_eq!(share([100, 2, 100], 12), 5);
-        assert_eq!(share([u64::MAX, 10, 1], 12), 1);
+        assert_eq!(share([u64::MAX, 10, 1], 12), 5);
         assert_eq!(share([u64::MAX, 1, 1], 12), 10);
         assert_eq!(share([7; 4], 2), 0);
     }

@@ -248,10 +248,13 @@ def build(tree, joined):
 
     def register(number, module, own):
         row = tree["tensors"][number]
-        # The object and not the name tells which tensor it shares: two tensors can have one name.
-        same = row["object"] if int(row["object"], 16) else row["same_as"] or row["name"]
-        tensor = new_tensor(row, first.get(same) if row["same_as"] is not None else None, joined.get(number), room)
-        first.setdefault(same, tensor)
+        # Two tensors can have one name: which of them it shares is told by the object, if that is known.
+        place = ("object", row["object"]) if int(row["object"], 16) else None
+        shared = None if row["same_as"] is None else first.get(place, first.get(("name", row["same_as"])))
+        tensor = new_tensor(row, shared, joined.get(number), room)
+        for key in (place, ("name", row["name"])):
+            if key is not None:
+                first.setdefault(key, tensor)
         made[number] = tensor
         if row["kind"] == "parameter":
             module._parameters[own] = tensor
@@ -339,10 +342,15 @@ def load(partial=False):
     for name, (number, *others) in by_name.items():
         if not others and values.get(number) is not None and rows[number]["persistent"]:
             known[name] = values.pop(number)
-    result = net.load_state_dict(known, strict=False)
+    try:
+        result = net.load_state_dict(known, strict=False)
+        unused, missing = result.unexpected_keys, result.missing_keys
+    except (AttributeError, KeyError, TypeError):
+        # A class's own code wants what was not recovered: the values go into their places without it.
+        unused, missing = known, []
     # It does not find a name with a dot in its last part, though it is there.
-    values.update((by_name[name][0], known[name]) for name in result.unexpected_keys if name in known)
-    missing = [name for name in result.missing_keys if name not in by_name]
+    values.update((by_name[name][0], known[name]) for name in unused if name in known)
+    missing = [name for name in missing if name not in by_name]
     if missing and not lost:
         raise RuntimeError("the dump has no values for what PyTorch's classes expect: %s" % missing)
     with torch.no_grad():
