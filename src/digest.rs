@@ -157,8 +157,26 @@ fn places(elements: &Elements, space: &AddressSpace<'_>, limit: u64) -> Option<V
     Some(places)
 }
 
-/// Reads all bytes of a tensor and its parts once: status, holes and hash.
+/// Reads all bytes of a tensor and its parts once: status, holes and hash; and says so where the bytes are not its elements.
 fn read(
+    tensor: &mut NamedTensor,
+    elements: Option<&Elements>,
+    space: &AddressSpace<'_>,
+    limits: (u64, usize),
+    observer: &dyn Observer,
+) {
+    read_bytes(tensor, elements, space, limits, observer);
+    let Some(info) = tensor.info.as_ref().filter(|_| tensor.status != Status::Device) else { return };
+    if let Some(obstacle) = info.obstacle() {
+        if tensor.status == Status::Complete {
+            tensor.status = if info.numel() == 0 { Status::Missing } else { Status::Partial };
+        }
+        tensor.problem = Some(obstacle);
+    }
+}
+
+/// Reads all bytes of a tensor and its parts once.
+fn read_bytes(
     tensor: &mut NamedTensor,
     elements: Option<&Elements>,
     space: &AddressSpace<'_>,
@@ -180,12 +198,12 @@ fn read(
     }
     let Some(elements) = elements else {
         match tensor.info.as_ref().map(|info| &info.form) {
-            Some(Form::Sparse(_)) => tensor.status = joint_status(&tensor.parts),
+            Some(Form::Sparse(_) | Form::Nested(Some(_))) => tensor.status = joint_status(&tensor.parts),
             Some(Form::Opaque) => {
                 tensor.problem = Some("it is opaque: how it keeps its elements is not known".to_owned())
             }
             // Left out, and it says why.
-            Some(Form::Strided | Form::Quantized(_)) | None => {}
+            Some(Form::Strided | Form::Quantized(_) | Form::Nested(None) | Form::Short) | None => {}
         }
         return;
     };

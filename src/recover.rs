@@ -69,6 +69,8 @@ pub struct Process {
     pub has_torch: bool,
     /// Layout that reads its tensors, with score and runner-up; `None` where no tensor was read.
     pub torch_layout: Option<(TensorScore, Option<TensorScore>)>,
+    /// First of the releases by which its tensors' dispatch keys are read; `None` where that is not known.
+    pub torch_keys: Option<String>,
     /// Modules (`torch.nn.Module` instances) that are alive in it.
     pub module_count: usize,
     /// Its models; one that several processes share is listed with the first of them.
@@ -156,6 +158,7 @@ pub fn recover(
     signatures.index_of(TYPE_SIGNATURE).ok_or(RecoverError::NoTypeSignature)?;
     let python_layouts = cpython::layouts(signatures)?;
     let torch_layouts = tensor::layouts(signatures)?;
+    let key_tables = tensor::key_tables(signatures)?;
     let array_layouts = tensor::array_layouts(signatures)?;
     let script_layouts = model::ScriptLayouts::new(signatures)?;
 
@@ -221,7 +224,7 @@ pub fn recover(
             let mut torch_layouts = torch_layouts.clone();
             let grown = interpreter.layout.object_size.wrapping_sub(plain_header);
             torch_layouts.iter_mut().for_each(|layout| layout.offsets.impl_pointer += grown);
-            describe(interpreter, &torch_layouts, &array_layouts, &script_layouts)
+            describe(interpreter, (&torch_layouts, &key_tables), &array_layouts, &script_layouts)
         })
         .collect();
     if let Addresses::Virtual(ProcessImage { pid, comm }) = &dump.addresses {
@@ -347,7 +350,7 @@ impl WantedTypes {
 /// What one interpreter holds; the bytes of tensors are not looked at yet.
 fn describe(
     interpreter: &Interpreter<'_>,
-    torch_layouts: &[tensor::Layout],
+    (torch_layouts, key_tables): (&[tensor::Layout], &[tensor::KeyTable]),
     array_layouts: &[tensor::ArrayLayout],
     script_layouts: &model::ScriptLayouts,
 ) -> Process {
@@ -368,11 +371,15 @@ fn describe(
     }
     let known: BTreeSet<VirtAddr> = tensors.iter().copied().collect();
     let others: Vec<VirtAddr> = others.into_iter().filter(|object| !known.contains(object)).collect();
-    let sample = tensor::Sample { tensors: &tensors, others: &others, version: torch_version.as_deref() };
+    let release = torch_version.as_deref();
+    let sample = tensor::Sample { tensors: &tensors, others: &others, version: release };
     let scripts = model::Scripts::find(interpreter, &types.scripts, script_layouts, &graph);
     let chosen = tensor::choose(torch_layouts, &objects, &sample)
-        .or_else(|| model::choose_script_layout(torch_layouts, &scripts));
-    let layout = chosen.as_ref().map(|(layout, ..)| layout.as_ref());
+        .or_else(|| model::choose_script_layout(torch_layouts, &scripts))
+        .map(|(layout, best, next)| {
+            (layout.into_owned().with_keys(key_tables, &objects, &tensors, release, best.inferred), best, next)
+        });
+    let layout = chosen.as_ref().map(|(layout, ..)| layout);
     let scripts = scripts.with_layout(layout);
     let mut models = model::models(&graph, &scripts, &objects, layout);
     models.extend(scripts.models(&graph));
@@ -384,6 +391,7 @@ fn describe(
         (&types.arrays, array_layouts),
     );
     let type_at = interpreter.space.translate(interpreter.type_object).ok().map(|found| found.pa);
+    let torch_keys = layout.and_then(|layout| layout.keys.as_ref()).map(|keys| keys.version.clone());
     Process {
         root: interpreter.space.root(),
         levels: interpreter.space.levels(),
@@ -396,6 +404,7 @@ fn describe(
         has_torch: torch_version.is_some() || !types.torch.is_empty(),
         torch_version,
         torch_layout: chosen.map(|(_, best, next)| (best, next)),
+        torch_keys,
         module_count: graph.modules.len(),
         models,
         shared_models: Vec::new(),

@@ -15,9 +15,16 @@ import torch
 PLAIN = (int, float, bool, str, type(None))
 
 
+def resolved(tensor):
+    """The same with its values in memory, where it is a lazy conjugate or negative view (PyTorch 1.10 and later)."""
+    for name in ("resolve_conj", "resolve_neg"):
+        tensor = getattr(tensor, name)() if hasattr(tensor, name) else tensor
+    return tensor
+
+
 def value_bytes(tensor):
     """The elements in row-major order, as state_dict() would save them."""
-    dense = tensor.detach().contiguous()
+    dense = resolved(tensor.detach()).contiguous()
     return ctypes.string_at(dense.data_ptr(), dense.numel() * dense.element_size()) if dense.numel() else b""
 
 
@@ -46,6 +53,8 @@ def form(tensor):
     """`strided`, or what it is that safetensors has no entry for."""
     if "Uninitialized" in type(tensor).__name__:
         return "lazy"
+    if getattr(tensor, "is_nested", False):
+        return "nested"
     if tensor.layout != torch.strided:
         return "sparse"
     if not on_cpu(tensor):
@@ -62,6 +71,11 @@ def described_odd(tensor):
         return row
     if row["form"] in ("meta", "accelerator"):
         return dict(described(tensor), **row)
+    if row["form"] == "nested":
+        # The tensors in it have shapes, it has none.
+        values = b"".join(value_bytes(part) for part in tensor.unbind())
+        digests = [hashlib.sha256(value_bytes(part)).hexdigest() for part in nested_tables(tensor)]
+        return dict(row, shape=None, parts=[hashlib.sha256(values).hexdigest()] + digests)
     row["shape"] = list(tensor.shape)
     parts = []
     if row["form"] == "sparse":
@@ -74,6 +88,20 @@ def described_odd(tensor):
         parts = [tensor]
     row["parts"] = [hashlib.sha256(value_bytes(part)).hexdigest() for part in parts]
     return row
+
+
+def nested_tables(tensor):
+    """The tensors that say which elements of a nested tensor belong to which tensor in it, as far as they can be had."""
+    names = ("_nested_tensor_size", "_nested_tensor_strides")
+    return [getattr(tensor, name)() for name in names if hasattr(tensor, name)]
+
+
+def registered(module, prefix=""):
+    """Names of all parameters and buffers, also of modules that stand in several places."""
+    names = [prefix + name for name in list(module._parameters) + list(module._buffers)]
+    for name, child in module._modules.items():
+        names += registered(child, prefix + name + ".") if child is not None else []
+    return names
 
 
 def plain(value):
@@ -136,6 +164,8 @@ def tell(role, net, optimizer=None, mapped=None):
         "id": hex(id(net)),
         "state_dict": {},
         "odd": {},
+        # What state_dict() holds beside parameters and buffers.
+        "extra": [],
         "modules": {name: described_module(module) for name, module in net.named_modules()},
         "grads": {
             name: described(parameter.grad)
@@ -145,8 +175,11 @@ def tell(role, net, optimizer=None, mapped=None):
         "training_elsewhere": training_elsewhere(net, optimizer),
         "mapped": mapped or {},
     }
+    names = set(registered(net))
     for name, tensor in net.state_dict(keep_vars=True).items():
-        if form(tensor) == "strided":
+        if name not in names or not torch.is_tensor(tensor):
+            truth["extra"].append(name)
+        elif form(tensor) == "strided":
             truth["state_dict"][name] = described(tensor)
         else:
             truth["odd"][name] = described_odd(tensor)

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::extra::{self, Extra};
 use crate::addr::VirtAddr;
 use crate::cpython::{self, Attributes, Builtins, Interpreter, ObjectError, Objects, UNREADABLE, Value};
 
@@ -18,11 +19,16 @@ const MIN_HEIRS: usize = 3;
 
 /// The types whose instances are modules: `torch.nn.Module` and all that derive from it.
 pub fn module_types(interpreter: &Interpreter<'_>) -> BTreeSet<VirtAddr> {
-    let mut bases = interpreter.heap_type(MODULE_CLASS.0, MODULE_CLASS.1);
+    bases(interpreter).into_iter().flat_map(|base| interpreter.subtypes(base)).collect()
+}
+
+/// `torch.nn.Module`; more than one where an old one is left.
+fn bases(interpreter: &Interpreter<'_>) -> BTreeSet<VirtAddr> {
+    let mut bases: BTreeSet<VirtAddr> = interpreter.heap_type(MODULE_CLASS.0, MODULE_CLASS.1).into_iter().collect();
     if bases.is_empty() {
         bases.extend(common_base(interpreter));
     }
-    bases.into_iter().flat_map(|base| interpreter.subtypes(base)).collect()
+    bases
 }
 
 /// The class from which most of PyTorch's layers derive, next to `object`: the base class of all
@@ -102,6 +108,8 @@ pub struct ModuleObject {
     pub non_persistent: BTreeSet<String>,
     /// `_modules`, likewise.
     pub children: Vec<(String, Option<VirtAddr>)>,
+    /// Why `state_dict()` may hold more than all these.
+    pub extra: Vec<Extra>,
 }
 
 /// The modules of an interpreter.
@@ -117,13 +125,15 @@ pub struct Graph {
 /// Reads all modules among the instances of `types`, which are those of [`module_types`].
 pub fn graph(interpreter: &Interpreter<'_>, builtins: &Builtins, types: &BTreeSet<VirtAddr>) -> Graph {
     let objects = interpreter.objects();
+    let bases = bases(interpreter);
     let mut graph = Graph::default();
     let mut room = Room { entries: SHARED_ENTRIES, text: SHARED_TEXT };
     for (type_object, found) in types.iter().filter_map(|address| Some((address, interpreter.instances.get(address)?)))
     {
         let (class, torch_class) = class_names(interpreter, *type_object);
+        let extra = extra::of_type(interpreter, *type_object, &bases);
         for &object in found {
-            match read_module(&objects, builtins, object, (&class, torch_class.as_ref()), &mut room) {
+            match read_module(&objects, builtins, object, (&class, torch_class.as_ref()), &extra, &mut room) {
                 Ok(module) => {
                     graph.modules.insert(object, module);
                 }
@@ -195,6 +205,7 @@ fn read_module(
     builtins: &Builtins,
     object: VirtAddr,
     (class, torch_class): (&str, Option<&String>),
+    of_type: &[Extra],
     room: &mut Room,
 ) -> Result<ModuleObject, ObjectError> {
     let mut attributes = objects.attributes(object)?;
@@ -228,6 +239,9 @@ fn read_module(
         Value::Bool(training) if name == "training" => Some(*training),
         _ => None,
     });
+    let registered = [&parameters, &buffers, &children].into_iter().flatten().map(|(name, _)| name.as_str());
+    let names = registered.chain(plain.iter().map(|(name, _)| name.as_str())).collect();
+    let extra = extra::of_module(objects, of_type, &attributes, &names);
     Ok(ModuleObject {
         class: class.to_owned(),
         torch_class: torch_class.cloned(),
@@ -239,6 +253,7 @@ fn read_module(
         buffers,
         non_persistent: non_persistent.unwrap_or_default(),
         children,
+        extra,
     })
 }
 

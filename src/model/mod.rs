@@ -4,6 +4,7 @@
 //! `torch.nn.modules.module.Module` and has the three dictionaries that such a module has. A model
 //! is a module that no other module holds, with at least one tensor somewhere in it.
 
+mod extra;
 mod fair;
 mod find;
 mod optimizer;
@@ -19,6 +20,7 @@ use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::Value;
 use crate::tensor::{Elements, Holes, Source, TensorInfo};
 
+pub use extra::Extra;
 pub use find::{Graph, ModuleObject, graph, module_types};
 pub use optimizer::{Optimizer, ParamGroup, attach_optimizers, optimizer_types};
 pub use other::{ArrayTypes, Other, Others, array_types, others, tensor_types};

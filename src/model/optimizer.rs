@@ -239,7 +239,7 @@ impl State<'_> {
             self.plain.push((name.to_owned(), key, plain));
         } else if self.is_tensor_like(value, parameter) {
             let read = match self.layout {
-                Some(layout) => layout.read(self.objects, value).map_err(|error| error.to_string()),
+                Some(layout) => layout.read_header(self.objects, value).map_err(|error| error.to_string()),
                 None => Err("no known layout reads the tensors of this PyTorch".to_owned()),
             };
             self.tensors.push(NamedTensor::new(format!("{name}.{key}"), TensorKind::Optimizer, value, read));

@@ -7,7 +7,7 @@ use super::referrers::{Referrer, Search};
 use super::{Model, NamedTensor, Reading, Sighting, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{self, Interpreter, Modules};
-use crate::tensor::{self, ArrayInfo, ArrayLayout, ArrayScore, Elements, Layout};
+use crate::tensor::{self, ArrayInfo, ArrayLayout, ArrayScore, Elements, Form, Layout};
 
 /// Where the class of all tensors is defined, in every PyTorch: its `__module__` is set by hand.
 const TENSOR_CLASS: (&str, &str) = ("torch", "Tensor");
@@ -113,11 +113,12 @@ pub fn others(
             if known.objects.contains(&object) {
                 continue;
             }
-            let read = layout.read(&objects, object).map_err(|error| error.to_string());
-            if read.as_ref().is_ok_and(|info| !known.add(info)) {
+            let read = layout.read_header(&objects, object).map_err(|error| error.to_string());
+            let sound = read.as_ref().ok().filter(|info| info.form != Form::Short);
+            if sound.is_some_and(|info| !known.add(info)) {
                 continue;
             }
-            let found = if read.is_ok() { &mut all.found } else { &mut unreadable };
+            let found = if sound.is_some() { &mut all.found } else { &mut unreadable };
             let tensor = NamedTensor::new(name(object), TensorKind::Other, object, read);
             found.push(Other::new(NamedTensor { class: class.clone(), ..tensor }));
         }

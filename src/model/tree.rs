@@ -3,6 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::extra::Extra;
 use super::fair;
 use super::find::{Graph, ModuleObject};
 use super::script::Scripts;
@@ -89,6 +90,7 @@ fn model(
         first_names: BTreeMap::new(),
         classes: HashMap::new(),
         seen: HashSet::new(),
+        extra: BTreeMap::new(),
         above: Vec::new(),
         places,
         names,
@@ -98,6 +100,7 @@ fn model(
     };
     walk.visit(root, "");
     walk.say_what_is_left_out();
+    walk.say_what_may_be_more();
     let Walk { modules, tensors, training, problems, .. } = walk;
     let model = Model {
         id: String::new(),
@@ -130,6 +133,8 @@ struct Walk<'a> {
     classes: HashMap<VirtAddr, Option<String>>,
     /// The modules that are listed.
     seen: HashSet<VirtAddr>,
+    /// Why `state_dict()` may hold more, with the first module that it holds for and the number of others.
+    extra: BTreeMap<Extra, (String, usize)>,
     /// The modules above the one that is visited.
     above: Vec<VirtAddr>,
     /// Places beside the first that may still be listed.
@@ -166,6 +171,13 @@ impl Walk<'_> {
         let is_first = !self.seen.contains(&object);
         let Some(name) = self.name(name.to_owned(), object, is_first) else { return };
         self.seen.insert(object);
+        // What a method adds to state_dict() is most often what the module has packed, and that is listed.
+        let has_packed = module.objects.iter().any(|(_, held)| self.scripts.holds(*held));
+        let is_listed = |extra: &&Extra| has_packed && matches!(extra, Extra::Method { class: Some(_), .. });
+        for extra in module.extra.iter().filter(|extra| !is_listed(extra)) {
+            let with = self.extra.entry(extra.clone());
+            with.and_modify(|(_, others)| *others += 1).or_insert_with(|| (name.clone(), 0));
+        }
         let own = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
         let mut row = describe(module, object, &name);
         if !is_first && !self.may_repeat(&row) {
@@ -205,6 +217,13 @@ impl Walk<'_> {
             self.visit(child, &own(key));
         }
         self.above.pop();
+    }
+
+    /// Says why `state_dict()` may hold more than what is listed.
+    fn say_what_may_be_more(&mut self) {
+        for (extra, (name, others)) in std::mem::take(&mut self.extra) {
+            self.problem(extra.describe(&name, others));
+        }
     }
 
     /// The name under which an object is listed, or `None` if that is one place too many. A first place has a name
@@ -262,7 +281,7 @@ impl Walk<'_> {
         let same_as = self.first_names.get(&object).cloned();
         self.first_names.entry(object).or_insert_with(|| name.clone());
         let read = match self.layout {
-            Some(layout) => layout.read(self.objects, object).map_err(|error| error.to_string()),
+            Some(layout) => layout.read_header(self.objects, object).map_err(|error| error.to_string()),
             None => Err("no known layout reads the tensors of this PyTorch".to_owned()),
         };
         // A gradient is of the tensor, not of its names.

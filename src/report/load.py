@@ -105,9 +105,20 @@ def can_join(row):
         return dtype_of(row["dtype"]) is not None and count_of(row["shape"]) < 1 << 60
     if form == "sparse_compressed":
         return compressed_layout(row) is not None
-    if form in ("quantized_per_tensor", "quantized_per_channel", "sparse_coo"):
+    if form in ("quantized_per_tensor", "quantized_per_channel", "sparse_coo", "nested"):
         return dtype_of(row["dtype"]) is not None
     return form is None and dtype_of(row["dtype"]) is not None
+
+
+def nested_tensor(values, sizes, strides, offsets):
+    """A nested tensor; without offsets each of the tensors in it begins where the one before ends."""
+    tensors, place = [], 0
+    for number, (size, stride) in enumerate(zip(sizes.tolist(), strides.tolist())):
+        start = place if offsets is None else int(offsets[number])
+        tensors.append(torch.as_strided(values, size, stride, start).contiguous())
+        place = start + tensors[-1].numel()
+    make = getattr(torch, "nested", torch)
+    return make.nested_tensor(tensors, dtype=values.dtype)
 
 
 def join(row, parts):
@@ -129,6 +140,8 @@ def join(row, parts):
     values = own.get("values", own.get("values.view_as_real"))
     if form["name"] is not None and not values.dtype.is_complex and "values.view_as_real" in own:
         values = torch.view_as_complex(values)
+    if form["name"] == "nested":
+        return nested_tensor(values, own["nested_sizes"], own["nested_strides"], own.get("storage_offsets"))
     if form["name"] == "sparse_coo":
         return torch.sparse_coo_tensor(own["indices"], values, row["shape"])
     if form["name"] == "sparse_compressed":
@@ -373,10 +386,23 @@ def shown(text):
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def whose(name):
+    """What is known of a class that is not made again."""
+    if not name.startswith("torch."):
+        return "user's class"
+    place, parts = torch, name.split(".")[1:]
+    for number, part in enumerate(parts, 1):
+        # Nothing may be imported on the way.
+        found = vars(place).get(part) if isinstance(place, (type, type(torch))) else None
+        if found is None:
+            return "not in this PyTorch" + ("" if number == len(parts) else ", or in a part of it that is loaded on demand")
+        place = found
+    return "the base class of all modules" if place is torch.nn.Module else "PyTorch's, but not a layer of torch.nn"
+
+
 def print_tree(module, name="", depth=0):
     known = nn_class(module.recovered_class) is not None
-    whose = "not in this PyTorch" if module.recovered_class.startswith("torch.") else "user's class"
-    note = "" if known else "  (%s%s)" % (whose, ", no forward()" if isinstance(module, Recovered) else "")
+    note = "" if known else "  (%s%s)" % (whose(module.recovered_class), ", no forward()" if isinstance(module, Recovered) else "")
     print("%s%s%s%s" % ("  " * depth, shown(name) + ": " if depth else "", shown(module.recovered_class), note))
     for own, tensor in list(module._parameters.items()) + list(module._buffers.items()):
         what = "None" if tensor is None else "%s %s" % (str(tensor.dtype)[6:], list(tensor.shape))

@@ -47,6 +47,9 @@ pub(super) struct TensorRow<'a> {
     pub(super) class: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     form: Option<FormRow>,
+    /// The dispatch keys that an ordinary tensor does not have.
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    keys: &'a [String],
     /// What the file has in its place, where safetensors has not its type or form.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     parts: Vec<PartRow>,
@@ -125,7 +128,9 @@ impl FormRow {
                 Some(Self { scale: Some(scale), zero_point: Some(zero_point), ..row })
             }
             Form::Quantized(Quantizer::PerChannel { axis, .. }) => Some(Self { axis: Some(axis), ..row }),
-            Form::Quantized(Quantizer::Unknown) | Form::Sparse(_) | Form::Opaque => Some(row),
+            Form::Quantized(Quantizer::Unknown) | Form::Sparse(_) | Form::Nested(_) | Form::Short | Form::Opaque => {
+                Some(row)
+            }
         }
     }
 }
@@ -163,11 +168,13 @@ impl<'a> TensorRow<'a> {
     pub(super) fn new(planned: &Planned<'a>) -> Self {
         let tensor = planned.tensor;
         let info = tensor.info.as_ref();
+        // The tensors in a nested one have shapes, it has none.
+        let shaped = info.filter(|info| !matches!(info.form, Form::Nested(_)));
         Self {
             name: &tensor.name,
             dtype: info.map(|info| info.dtype.label()),
-            shape: info.map(|info| info.shape.as_slice()),
-            stride: info.map(|info| info.stride.as_slice()),
+            shape: shaped.map(|info| info.shape.as_slice()),
+            stride: shaped.map(|info| info.stride.as_slice()),
             storage_offset: info.map(|info| info.storage_offset),
             data: info.map(|info| info.data).filter(|data| data.0 != 0),
             kind: tensor.kind,
@@ -190,6 +197,7 @@ impl<'a> TensorRow<'a> {
             object: tensor.object,
             class: tensor.class.as_deref(),
             form: FormRow::new(tensor),
+            keys: info.map_or(&[], |info| &info.keys.unusual),
             parts: PartRow::all(planned),
         }
     }
@@ -361,6 +369,8 @@ struct PythonLayout<'a> {
 struct TorchRow<'a> {
     version: Option<&'a str>,
     layout: Option<TorchLayout<'a>>,
+    /// First of the releases whose dispatch keys its tensors have; what they mean is not known without one.
+    dispatch_keys: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -432,9 +442,11 @@ impl<'a> ProcessRow<'a> {
                 types: process.type_count,
                 layout: python_layout,
             },
-            torch: process
-                .has_torch
-                .then_some(TorchRow { version: process.torch_version.as_deref(), layout: torch_layout }),
+            torch: process.has_torch.then_some(TorchRow {
+                version: process.torch_version.as_deref(),
+                layout: torch_layout,
+                dispatch_keys: process.torch_keys.as_deref(),
+            }),
             modules: process.module_count,
             models: process.models.iter().map(ModelRow::new).collect(),
             shared_models: &process.shared_models,

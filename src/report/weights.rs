@@ -10,7 +10,6 @@ use sha2::{Digest, Sha256};
 use super::error::OutputError;
 use super::folder::{OutputFile, OutputFolder};
 use super::plan::{Entry, Planned, WeightFile};
-use crate::model::Status;
 use crate::paging::VirtualMemory;
 use crate::recover::Observer;
 use crate::tensor::{Elements, TooLarge, gather};
@@ -70,7 +69,7 @@ fn write_file(
     placed.into_par_iter().try_for_each(|(entry, memory, at)| {
         let (digest, is_whole) = copy(&entry.elements, memory, &file, at, observer)?;
         let is_same = entry.tensor.sha256.as_ref().is_none_or(|expected| *expected == digest);
-        if is_same && is_whole == (entry.tensor.status == Status::Complete) {
+        if is_same && is_whole == (entry.tensor.holes.bytes == 0) {
             return Ok(());
         }
         Err(OutputError::Changed { model: place.name().to_owned(), tensor: entry.tensor.name.clone() })

@@ -113,7 +113,7 @@ impl ArrayInfo {
     pub fn elements(&self) -> Option<Elements> {
         let (data, shape, stride) = (self.data, self.shape.clone(), self.strides.clone());
         let is_readable = !self.holds_objects && !self.is_undecided;
-        is_readable.then_some(Elements { data, shape, stride, size: self.dtype.size, jumps: Vec::new() })
+        is_readable.then_some(Elements { data, shape, stride, size: self.dtype.size, ..Elements::default() })
     }
 
     /// The same without what layouts disagree about.
@@ -237,7 +237,7 @@ impl ArrayLayout {
         let info = ArrayInfo { object, dtype, shape, strides, data, base, fields, holds_objects, is_undecided: false };
         let bytes = info.shape.iter().try_fold(size, |bytes, count| bytes.checked_mul(*count));
         let (shape, stride) = (info.shape.clone(), info.strides.clone());
-        let elements = Elements { data, shape, stride, size, jumps: Vec::new() };
+        let elements = Elements { data, shape, stride, size, ..Elements::default() };
         if bytes.is_none_or(|bytes| bytes > i64::MAX as u64) || elements.span().is_none() {
             return Err(implausible("dimensions", info.shape.first().copied().unwrap_or_default()));
         }

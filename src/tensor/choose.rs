@@ -91,7 +91,13 @@ impl Tally {
             let info = match layout.read_headers(objects, *tensor) {
                 Ok(info) => info,
                 Err(error) => {
-                    tally.broken += usize::from(!matches!(error, TensorError::Object(ObjectError::Fault(_))));
+                    // A storage of no bytes was freed, as FSDP does it: that says nothing of the layout.
+                    let is_telling = match &error {
+                        TensorError::Object(ObjectError::Fault(_)) => false,
+                        TensorError::Short(info) => info.storage_bytes > 0,
+                        _ => true,
+                    };
+                    tally.broken += usize::from(is_telling);
                     continue;
                 }
             };

@@ -1,13 +1,16 @@
 //! Tensors that are more, or other, than elements at strides: quantized, sparse, without a storage.
 
-use super::layout::Layout;
-use super::read::{TensorError, TensorInfo};
+use super::keys::Keys;
+use super::layout::{Layout, ScalarType};
+use super::read::{TensorError, TensorInfo, WORD};
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, field};
 
 /// Words after the type of a `TensorImpl` in which fields of a derived class are looked for. Nothing that was
 /// published has them further away than six.
 const DERIVED_WORDS: u64 = 16;
+/// The most bytes of a vector of offsets: one of as many tensors as fit in it.
+const MAX_VECTOR: u64 = 1 << 24;
 
 /// How a tensor keeps its elements.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +21,11 @@ pub enum Form {
     Quantized(Quantizer),
     /// Positions and values of the elements that are not zero.
     Sparse(Sparse),
+    /// Several tensors of different shapes, one after another; `None` where they are in tensors that a Python object refers
+    /// to (`torch.jagged`).
+    Nested(Option<Box<Nested>>),
+    /// In a storage with fewer bytes than they take: it was freed, made smaller, or overwritten.
+    Short,
     /// Without a storage, in a way that is not known: other devices' and libraries' own tensors.
     Opaque,
 }
@@ -66,6 +74,20 @@ pub enum Sparse {
     },
 }
 
+/// The tensors that make up a nested one (`torch.nested`), which `_nested_view_from_buffer()` makes of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nested {
+    /// `values()`: the elements of all, without a shape.
+    pub values: TensorInfo,
+    /// `_nested_tensor_size()`: a row for each tensor.
+    pub sizes: TensorInfo,
+    /// `_nested_tensor_strides()`: likewise.
+    pub strides: TensorInfo,
+    /// `_nested_tensor_storage_offsets()`: where in the values each begins; `None` where one begins at the end of
+    /// the one before, or that is not known.
+    pub offsets: Option<TensorInfo>,
+}
+
 impl Form {
     /// The tensors that belong to this one, under names that say what they are.
     pub fn parts(&self) -> Vec<(&'static str, &TensorInfo)> {
@@ -77,7 +99,13 @@ impl Form {
             Self::Sparse(Sparse::Compressed { compressed, plain, values }) => {
                 vec![("compressed_indices", &**compressed), ("plain_indices", &**plain), ("values", &**values)]
             }
-            Self::Strided | Self::Quantized(_) | Self::Opaque => Vec::new(),
+            Self::Nested(Some(nested)) => {
+                let Nested { values, sizes, strides, offsets } = &**nested;
+                let mut parts = vec![("values", values), ("nested_sizes", sizes), ("nested_strides", strides)];
+                parts.extend(offsets.as_ref().map(|offsets| ("storage_offsets", offsets)));
+                parts
+            }
+            Self::Strided | Self::Quantized(_) | Self::Nested(None) | Self::Short | Self::Opaque => Vec::new(),
         }
     }
 
@@ -90,7 +118,21 @@ impl Form {
             Self::Quantized(Quantizer::Unknown) => "quantized",
             Self::Sparse(Sparse::Coo { .. }) => "sparse_coo",
             Self::Sparse(Sparse::Compressed { .. }) => "sparse_compressed",
+            Self::Nested(Some(_)) => "nested",
+            Self::Nested(None) => "nested_jagged",
+            Self::Short => "short_storage",
             Self::Opaque => "opaque",
+        }
+    }
+
+    /// Whether it is what those dispatch keys name, if they name any.
+    pub(super) fn is_named_by(&self, keys: &Keys) -> bool {
+        match self {
+            Self::Strided => !keys.sparse && !keys.nested && !keys.quantized,
+            Self::Quantized(_) => !keys.sparse && !keys.nested,
+            Self::Sparse(_) => !keys.nested && !keys.quantized,
+            Self::Nested(_) => !keys.sparse && !keys.quantized,
+            Self::Short | Self::Opaque => true,
         }
     }
 }
@@ -113,8 +155,10 @@ impl Layout {
                 return Some(Quantizer::PerTensor { scale: value, zero_point });
             }
             // Per channel there are two tensors and a dimension in the same place.
-            let scales = self.read_impl(objects, objects.pointer(quantizer, scale).ok()?).ok()?;
-            let zero_points = self.read_impl(objects, objects.pointer(quantizer, zero_point).ok()?).ok()?;
+            let part = |at| self.read_strided(objects, objects.pointer(quantizer, at).ok()?).ok();
+            let is_part = |part: &TensorInfo| part.storage.0 != 0;
+            let scales = part(scale).filter(is_part)?;
+            let zero_points = part(zero_point).filter(is_part)?;
             let axis = objects.word(quantizer, zero_point + (zero_point - scale)).ok()?;
             let is_sound = of.shape.get(usize::try_from(axis).ok()?) == Some(&scales.numel())
                 && scales.numel() == zero_points.numel();
@@ -130,12 +174,7 @@ impl Layout {
     /// # Errors
     /// It is neither, as far as this layout tells.
     pub(super) fn without_storage(&self, objects: &Objects<'_>, head: TensorInfo) -> Result<TensorInfo, TensorError> {
-        let parts: Vec<TensorInfo> = self
-            .derived_pointers(objects, head.tensor_impl)
-            .into_iter()
-            // Tensors in tensors end here: one without a storage is no part of another.
-            .filter_map(|tensor| self.read_strided(objects, tensor).ok().filter(|part| part.storage.0 != 0))
-            .collect();
+        let parts = self.derived_tensors(objects, head.tensor_impl);
         if let Some((sparse, device)) = sparse(&head, &parts) {
             return Ok(TensorInfo { form: Form::Sparse(sparse), device, ..head });
         }
@@ -145,6 +184,61 @@ impl Layout {
         };
         let device = self.device(objects, head.tensor_impl, device_type, device_index)?;
         Ok(TensorInfo { form: Form::Opaque, device, ..head })
+    }
+
+    /// Completes the headers of a tensor that a dispatch key calls nested (ATen/NestedTensorImpl.h). Its own sizes mean
+    /// nothing; the storage holds the elements of all tensors in it.
+    pub(super) fn nested(&self, objects: &Objects<'_>, head: TensorInfo) -> TensorInfo {
+        let head = TensorInfo { shape: Vec::new(), stride: Vec::new(), storage_offset: 0, ..head };
+        if head.keys.python {
+            return TensorInfo { form: Form::Nested(None), ..head };
+        }
+        let parts = self.derived_tensors(objects, head.tensor_impl);
+        let is_table = |part: &TensorInfo| part.dtype.label() == "I64";
+        let [sizes, strides, rest @ ..] = parts.as_slice() else { return TensorInfo { form: Form::Opaque, ..head } };
+        let &[count, _] = sizes.shape.as_slice() else { return TensorInfo { form: Form::Opaque, ..head } };
+        if !is_table(sizes) || !is_table(strides) || strides.shape != sizes.shape || head.dtype.size == 0 {
+            return TensorInfo { form: Form::Opaque, ..head };
+        }
+        let one_dimension = |of: &TensorInfo, dtype: ScalarType, numel: u64, data: VirtAddr| TensorInfo {
+            dtype,
+            shape: vec![numel],
+            stride: vec![1],
+            data,
+            storage_bytes: numel.saturating_mul(WORD),
+            keys: Keys::default(),
+            form: Form::Strided,
+            ..of.clone()
+        };
+        let numel = head.storage_bytes / head.dtype.size;
+        let base = head.data;
+        let values =
+            TensorInfo { storage_bytes: head.storage_bytes, ..one_dimension(&head, head.dtype.clone(), numel, base) };
+        let is_offsets = |part: &&TensorInfo| is_table(part) && part.shape == [count];
+        let offsets = rest.iter().find(is_offsets).cloned().or_else(|| {
+            let data = self.derived_vector(objects, head.tensor_impl, count, numel)?;
+            Some(one_dimension(sizes, sizes.dtype.clone(), count, data))
+        });
+        let nested = Nested { values, sizes: sizes.clone(), strides: strides.clone(), offsets };
+        TensorInfo { form: Form::Nested(Some(Box::new(nested))), ..head }
+    }
+
+    /// A `std::vector` of so many words below `limit` among the fields that a derived class adds.
+    fn derived_vector(&self, objects: &Objects<'_>, tensor_impl: VirtAddr, count: u64, limit: u64) -> Option<VirtAddr> {
+        let pointers = self.derived_pointers(objects, tensor_impl);
+        let bytes = count.checked_mul(WORD).filter(|bytes| *bytes > 0 && *bytes <= MAX_VECTOR)?;
+        pointers.iter().zip(pointers.iter().skip(1)).find_map(|(begin, end)| {
+            (end.0.checked_sub(begin.0) == Some(bytes)).then_some(())?;
+            let words = objects.words(*begin, count).ok()?;
+            words.iter().all(|word| *word <= limit).then_some(*begin)
+        })
+    }
+
+    /// The tensors among the fields that a class derived from `TensorImpl` adds. Tensors in tensors end here: one without a
+    /// storage is no part of another.
+    fn derived_tensors(&self, objects: &Objects<'_>, tensor_impl: VirtAddr) -> Vec<TensorInfo> {
+        let pointers = self.derived_pointers(objects, tensor_impl).into_iter();
+        pointers.filter_map(|at| self.read_strided(objects, at).ok().filter(|part| part.storage.0 != 0)).collect()
     }
 
     /// What could be pointers among the fields that a class derived from `TensorImpl` adds.

@@ -13,7 +13,7 @@ const CACHED_PAGES: u64 = 1 << 14;
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Where the elements of a tensor or an array lie.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Elements {
     /// The first element.
     pub data: VirtAddr,
@@ -25,6 +25,8 @@ pub struct Elements {
     pub size: u64,
     /// Where a dimension is kept in blocks: what is skipped between them.
     pub jumps: Vec<Jump>,
+    /// Bits of each element that are not as they lie in memory.
+    pub flips: Flips,
 }
 
 /// What is skipped after every so many steps along a dimension, on top of its stride: a matrix in blocks.
@@ -44,6 +46,13 @@ impl Jump {
         index.checked_div(self.every).unwrap_or_default().cast_signed().wrapping_mul(self.bytes)
     }
 }
+
+/// Bits that are flipped in every element on its way: the signs of a lazy conjugate or negative view.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Flips(
+    /// The bits, in an element as a little-endian integer of up to 16 bytes.
+    pub u128,
+);
 
 impl Elements {
     /// Number of elements; saturates.
@@ -120,6 +129,8 @@ pub fn gather<E: From<TooLarge>>(
     }
     let mut gatherer = Gatherer {
         pages: Pages::new(memory, elements),
+        flips: elements.flips,
+        size: elements.size,
         sink,
         buffer: Vec::with_capacity(BUFFER),
         done: 0,
@@ -181,6 +192,9 @@ fn advance(index: &mut [u64], outer: &[(u64, i64)]) -> bool {
 
 struct Gatherer<'a, S> {
     pages: Pages<'a>,
+    flips: Flips,
+    /// Bytes of one element.
+    size: u64,
     sink: S,
     buffer: Vec<u8>,
     done: u64,
@@ -194,7 +208,9 @@ impl<E, S: FnMut(&[u8]) -> Result<(), E>> Gatherer<'_, S> {
         while left > 0 {
             let count = match self.pages.bytes_at(VirtAddr(at)) {
                 Ok(bytes) => {
-                    let count = left.min(bytes.len() as u64);
+                    // Bytes are flipped in the buffer, so no more than that at a time.
+                    let most = if self.flips == Flips::default() { left } else { left.min(BUFFER as u64) };
+                    let count = most.min(bytes.len() as u64);
                     let bytes = bytes.get(..count as usize).unwrap_or_default();
                     if self.buffer.len() + bytes.len() > BUFFER {
                         (self.sink)(&self.buffer)?;
@@ -203,7 +219,9 @@ impl<E, S: FnMut(&[u8]) -> Result<(), E>> Gatherer<'_, S> {
                     if bytes.len() > BUFFER {
                         (self.sink)(bytes)?
                     } else {
-                        self.buffer.extend_from_slice(bytes)
+                        let start = self.buffer.len();
+                        self.buffer.extend_from_slice(bytes);
+                        self.flip(start);
                     }
                     count
                 }
@@ -223,6 +241,17 @@ impl<E, S: FnMut(&[u8]) -> Result<(), E>> Gatherer<'_, S> {
             left -= count;
         }
         Ok(())
+    }
+
+    /// Flips bits of the bytes that were read into the buffer from `start` on. Bytes of holes stay zero.
+    fn flip(&mut self, start: usize) {
+        if self.flips == Flips::default() {
+            return;
+        }
+        let mask = self.flips.0.to_le_bytes();
+        for (at, byte) in (self.done..).zip(self.buffer.iter_mut().skip(start)) {
+            *byte ^= mask.get((at % self.size.max(1)) as usize).copied().unwrap_or_default();
+        }
     }
 
     fn flush(&mut self) -> Result<(), E> {
@@ -297,7 +326,7 @@ mod tests {
     /// Strides in elements, as PyTorch has them.
     fn elements(shape: &[u64], stride: &[i64], data: u64, size: u64) -> Elements {
         let stride = stride.iter().map(|stride| stride * size.cast_signed()).collect();
-        Elements { data: VirtAddr(data), shape: shape.to_vec(), stride, size, jumps: Vec::new() }
+        Elements { data: VirtAddr(data), shape: shape.to_vec(), stride, size, ..Elements::default() }
     }
 
     fn collect(memory: &Pattern, elements: &Elements) -> (Vec<u8>, Holes) {
@@ -398,6 +427,29 @@ mod tests {
         let runs: Vec<_> = holes.pages.iter().map(|run| (run.start.0, run.end.0)).collect();
         assert_eq!(runs, [(0x2000, 0x4000), (0x6000, 0x7000)]);
         assert_eq!((holes[0].start, holes[0].end, holes[0].address.0), (2, 3, 0x2000));
+    }
+
+    #[test]
+    fn signs_are_flipped_in_elements_and_not_in_holes() {
+        let memory = Pattern::new(&[0x3000]);
+        let complex = 1u128 << 63;
+        // Elements across pages and buffers, contiguous and not; both bits of an element, and of the largest one.
+        for (elements, flips) in [
+            (elements(&[0x1e00], &[1], 0x13, 8), complex),
+            (elements(&[100, 60], &[1, 100], 0xff1, 8), complex | 1 << 31),
+            (elements(&[700, 2], &[4, 1], 0x2008, 16), 1 << 127),
+            (elements(&[0x1000], &[2], 0x7f01, 2), 1 << 15),
+        ] {
+            let elements = Elements { flips: Flips(flips), ..elements };
+            let (bytes, holes) = collect(&memory, &elements);
+            let mut expected = naive(&memory, &elements);
+            let mask = flips.to_le_bytes();
+            let is_hole = |at: u64| holes.iter().any(|hole| (hole.start..hole.end).contains(&at));
+            for (at, byte) in (0..).zip(&mut expected).filter(|(at, _)| !is_hole(*at)) {
+                *byte ^= mask[(at % elements.size) as usize];
+            }
+            assert!(bytes == expected, "{elements:?}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::choose::TensorScore;
 use super::form::{Form, Quantizer};
+use super::keys::Keys;
 use super::layout::{Layout, ScalarType};
 use super::read::{TensorError, TensorInfo};
 use crate::addr::VirtAddr;
@@ -97,6 +98,7 @@ impl TensorInfo {
             form: Form::Strided,
             inferred: false,
             jumps: Vec::new(),
+            keys: Keys::default(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::keys::KeyTable;
 use crate::cpython::{MissingField, layout_struct};
 use crate::signature;
 
@@ -29,6 +30,7 @@ layout_struct! {
         storage_offset: "tensor.storage_offset" as i64,
         numel: "tensor.numel" as i64,
         device_has_value: "tensor.device_has_value" as Option<i64>,
+        key_set: "tensor.key_set" as Option<i64>,
         device_type: "tensor.device_type" as Option<i64>,
         device_index: "tensor.device_index" as Option<i64>,
         quantizer_scalar_type: "quantizer.scalar_type" as Option<i64>,
@@ -46,6 +48,12 @@ layout_struct! {
     }
 }
 
+/// Types of safetensors in which the highest bit of a number is its sign, and nothing else.
+const REAL: [&str; 4] = ["F16", "BF16", "F32", "F64"];
+/// The complex type of safetensors; an element is two numbers.
+const COMPLEX: &str = "C64";
+/// The method of complex tensors that gives the two numbers of each element.
+const VIEW_AS_REAL: &str = "view_as_real";
 /// The method of quantized tensors that gives their integers.
 const INT_REPR: &str = "int_repr";
 
@@ -120,6 +128,15 @@ pub struct ScalarType {
     pub raw: Option<Raw>,
 }
 
+/// The bits that are the signs of the numbers in one element, as a little-endian integer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Signs {
+    /// That of the number, or of the real part.
+    pub(super) real: u128,
+    /// That of the imaginary part; zero without one.
+    pub(super) imaginary: u128,
+}
+
 /// What elements of a type consist of, in terms of safetensors.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -134,6 +151,17 @@ impl ScalarType {
     /// The name in safetensors files, or PyTorch's where there is none.
     pub fn label(&self) -> &str {
         self.safetensors.as_deref().unwrap_or(&self.name)
+    }
+
+    /// The signs in one element; `None` for types whose negative is not told by one bit of each number.
+    pub(super) fn signs(&self) -> Option<Signs> {
+        let is_complex = self.label() == COMPLEX || self.raw.as_ref().is_some_and(|raw| raw.name == VIEW_AS_REAL);
+        let size = usize::try_from(self.size).ok().filter(|size| *size <= size_of::<u128>() && *size > 0)?;
+        let top = |bytes: usize| 1u128 << (8 * bytes - 1);
+        if is_complex {
+            return Some(Signs { real: top(size / 2), imaginary: top(size) });
+        }
+        REAL.contains(&self.label()).then(|| Signs { real: top(size), imaginary: 0 })
     }
 
     /// Whether its integers stand for real numbers.
@@ -165,6 +193,8 @@ pub struct Layout {
     pub(super) rivals: Vec<Layout>,
     /// The best table, if this layout is inferred: what it reads as well is known without the inference.
     pub(super) table: Option<Box<Layout>>,
+    /// What the dispatch keys mean, if that is known ([`Layout::with_keys`]).
+    pub keys: Option<KeyTable>,
 }
 
 /// Why the files of a signature set do not give a PyTorch layout.
@@ -219,6 +249,7 @@ impl Layout {
             device_types: table(layout, "device_types")?,
             rivals: Vec::new(),
             table: None,
+            keys: None,
         })
     }
 
@@ -281,6 +312,14 @@ pub(super) fn table<T: for<'de> Deserialize<'de>>(
     layout: &signature::Layout,
     name: &'static str,
 ) -> Result<Vec<T>, LayoutError> {
+    parsed(layout, name)
+}
+
+/// The same for a table that is no list.
+pub(super) fn parsed<T: for<'de> Deserialize<'de>>(
+    layout: &signature::Layout,
+    name: &'static str,
+) -> Result<T, LayoutError> {
     let error = |reason: String| LayoutError::Table { version: layout.version.clone(), table: name, reason };
     let value = layout.table(name).ok_or_else(|| error("it is missing".to_owned()))?;
     value.clone().try_into().map_err(|e: toml::de::Error| error(e.message().to_owned()))

@@ -2,6 +2,7 @@
 
 use super::form::Form;
 use super::gather::{Elements, Jump};
+use super::keys::Keys;
 use super::layout::{DtypeAt, Layout, ScalarType, ShapeAt};
 use crate::addr::VirtAddr;
 use crate::cpython::{ObjectError, Objects, field};
@@ -23,7 +24,7 @@ pub struct TensorInfo {
     pub tensor_impl: VirtAddr,
     /// Type of the elements.
     pub dtype: ScalarType,
-    /// Elements along each dimension, outermost first.
+    /// Elements along each dimension, outermost first; empty for a nested tensor, whose parts have them.
     pub shape: Vec<u64>,
     /// Elements between neighbours along each dimension; empty for a tensor without a storage.
     pub stride: Vec<u64>,
@@ -45,12 +46,18 @@ pub struct TensorInfo {
     pub inferred: bool,
     /// What is skipped along its dimensions where they are kept in blocks.
     pub jumps: Vec<Jump>,
+    /// What its dispatch keys say of them.
+    pub keys: Keys,
 }
 
 impl TensorInfo {
     /// Number of elements.
     pub fn numel(&self) -> u64 {
-        self.shape.iter().product()
+        match &self.form {
+            Form::Nested(Some(nested)) => nested.values.numel(),
+            Form::Nested(None) => 0,
+            _ => self.shape.iter().product(),
+        }
     }
 
     /// Bytes of the elements when they lie one after another.
@@ -65,20 +72,28 @@ impl TensorInfo {
             && (&self.dtype.name, &self.device, &self.form) == (&other.dtype.name, &other.device, &other.form)
     }
 
-    /// Where the elements lie; `None` for a tensor without a storage.
+    /// What the elements would take, and what there is.
+    pub(super) fn shortage(&self) -> String {
+        let Self { shape, stride, storage_offset, storage_bytes, .. } = self;
+        format!("sizes {shape:?}, strides {stride:?} from {storage_offset} in {storage_bytes} bytes")
+    }
+
+    /// Where the elements lie, and which of their bits the tensor's value has flipped; `None` for a tensor without
+    /// a storage, or with one that they do not lie in.
     pub fn elements(&self) -> Option<Elements> {
-        if matches!(self.form, Form::Sparse(_) | Form::Opaque) {
+        if matches!(self.form, Form::Sparse(_) | Form::Nested(_) | Form::Opaque | Form::Short) {
             return None;
         }
         let size = self.dtype.size;
         // Strides that are used have been checked; those of dimensions without neighbours may be anything.
         let stride = self.stride.iter().map(|stride| stride.wrapping_mul(size).cast_signed()).collect();
-        Some(Elements { data: self.data, shape: self.shape.clone(), stride, size, jumps: self.jumps.clone() })
+        let flips = self.flips().unwrap_or_default();
+        Some(Elements { data: self.data, shape: self.shape.clone(), stride, size, jumps: self.jumps.clone(), flips })
     }
 }
 
 /// Why an object is not a tensor, by a layout.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum TensorError {
     /// A part could not be read.
     #[error(transparent)]
@@ -91,6 +106,9 @@ pub enum TensorError {
         /// Which fields, and how.
         reason: String,
     },
+    /// The storage has fewer bytes than the elements take; all else fits.
+    #[error("the tensor at {} contradicts itself: {}", .0.object, .0.shortage())]
+    Short(Box<TensorInfo>),
 }
 
 impl ShapeAt {
@@ -157,6 +175,14 @@ impl Layout {
         Ok(tensor)
     }
 
+    /// The same for a tensor that is known to be one: with a storage of too few bytes it has the form [`Form::Short`].
+    ///
+    /// # Errors
+    /// As [`Layout::read`], but for the storage.
+    pub fn read_header(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<TensorInfo, TensorError> {
+        self.read(objects, object).or_else(header_of_short)
+    }
+
     /// Reads the gradient of a tensor (`.grad`); `None` if it has none.
     ///
     /// # Errors
@@ -171,7 +197,7 @@ impl Layout {
         let is_undefined = grad.0 == 0
             || (objects.pointer(grad, self.offsets.storage_pointer)?.0 == 0
                 && objects.word(grad, self.offsets.numel)? == 0);
-        if is_undefined { Ok(None) } else { self.read_impl(objects, grad).map(Some) }
+        if is_undefined { Ok(None) } else { self.read_impl(objects, grad).or_else(header_of_short).map(Some) }
     }
 
     /// The Python object of a `TensorImpl`. The lowest bit of the pointer says which of the two owns the other
@@ -203,7 +229,14 @@ impl Layout {
 
     /// Reads a tensor by its `TensorImpl` but for its autograd data.
     fn read_form(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
-        let head = self.read_strided(objects, tensor)?;
+        let head = match self.read_strided(objects, tensor) {
+            // The sizes of a nested tensor are not in its header.
+            Err(TensorError::Short(head)) if head.keys.nested => *head,
+            head => head?,
+        };
+        if head.keys.nested {
+            return Ok(self.nested(objects, head));
+        }
         if head.storage.0 == 0 {
             return self.without_storage(objects, head);
         }
@@ -258,6 +291,7 @@ impl Layout {
             form: Form::Strided,
             inferred: false,
             jumps: Vec::new(),
+            keys: self.read_keys(objects, tensor),
         };
         if storage.0 == 0 {
             return Ok(head);
@@ -265,13 +299,6 @@ impl Layout {
         let storage_offset = objects.word(tensor, at.storage_offset)?;
         let base = objects.pointer(storage, at.storage_data)?;
         let storage_bytes = objects.word(storage, at.storage_bytes)?;
-        let end = last_element(&head.shape, &stride, storage_offset)
-            .and_then(|last| last.checked_add(1)?.checked_mul(dtype.size));
-        if numel > 0 && end.is_none_or(|end| end > storage_bytes) {
-            let shape = &head.shape;
-            let reason = format!("sizes {shape:?}, strides {stride:?} from {storage_offset} in {storage_bytes} bytes");
-            return Err(contradiction(reason));
-        }
         let device = self.device(objects, storage, at.storage_device_type, at.storage_device_index)?;
         if let Some(own) = self.own_device_type(objects, tensor)?
             && device.split(':').next() != Some(own)
@@ -280,7 +307,13 @@ impl Layout {
         }
         let offset = storage_offset.wrapping_mul(dtype.size);
         let data = VirtAddr(if base.0 == 0 { 0 } else { base.0.wrapping_add(offset) });
-        Ok(TensorInfo { stride, storage_offset, data, storage_bytes, device, ..head })
+        let info = TensorInfo { stride, storage_offset, data, storage_bytes, device, ..head };
+        let end = last_element(&info.shape, &info.stride, storage_offset)
+            .and_then(|last| last.checked_add(1)?.checked_mul(dtype.size));
+        if numel > 0 && end.is_none_or(|end| end > storage_bytes) {
+            return Err(TensorError::Short(Box::new(TensorInfo { form: Form::Short, ..info })));
+        }
+        Ok(info)
     }
 
     /// The device that a tensor or a storage names.
@@ -330,6 +363,14 @@ impl Layout {
         let text = objects.word(meta, self.offsets.name).ok()?;
         let own = field(meta, self.offsets.name + Self::STRING_INLINE_AT).0;
         Some(if self.offsets.name_is_inline != 0 { text == own } else { text != own && text != 0 })
+    }
+}
+
+/// The headers of a tensor whose storage is too short.
+fn header_of_short(error: TensorError) -> Result<TensorInfo, TensorError> {
+    match error {
+        TensorError::Short(info) => Ok(*info),
+        error => Err(error),
     }
 }
 

@@ -53,7 +53,13 @@ mod tests {
     use crate::addr::VirtAddr;
 
     fn elements(shape: &[u64], stride: &[i64]) -> Elements {
-        Elements { data: VirtAddr(0x1000), shape: shape.to_vec(), stride: stride.to_vec(), size: 4, jumps: Vec::new() }
+        Elements {
+            data: VirtAddr(0x1000),
+            shape: shape.to_vec(),
+            stride: stride.to_vec(),
+            size: 4,
+            ..Elements::default()
+        }
     }
 
     /// The address of an element, by its index.

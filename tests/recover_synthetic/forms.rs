@@ -4,7 +4,7 @@ use tensorcarve::model::{NamedTensor, Status};
 use tensorcarve::tensor::{Form, Quantizer, Sparse};
 
 use super::synthetic::{ModuleSpec, Options, PYTORCHES, Placed, Tensor, Torch, dump, recover, torch};
-use super::{assert_whole, only_model, tensor};
+use super::{assert_whole, only_model, sha256, tensor};
 
 fn hold(torch: &Torch, tensors: &[(&str, &Placed)]) {
     let buffers = tensors.iter().map(|(name, tensor)| (*name, Some(*tensor))).collect();
@@ -154,4 +154,187 @@ fn a_tensor_without_a_storage_is_of_another_device() {
         assert_eq!((found.status, form(found)), (Status::Missing, &Form::Opaque));
         assert!(found.problem.as_ref().unwrap().contains("opaque"), "{:?}", found.problem);
     }
+}
+
+/// Every element as it is where its sign bits are flipped: `signs` are bytes of an element.
+fn flipped(truth: &Placed, signs: &[usize]) -> Vec<u8> {
+    let size = truth.element_size as usize;
+    let flip = |(at, byte): (usize, &u8)| if signs.contains(&(at % size)) { byte ^ 0x80 } else { *byte };
+    truth.logical.iter().enumerate().map(flip).collect()
+}
+
+/// Gives a tensor dispatch keys beside those that all have.
+fn add_keys(torch: &Torch, tensor: &Placed, keys: &[&str]) {
+    let at = tensor.tensor_impl + torch.numbers.at("tensor.key_set");
+    torch.python.process.put(at, torch.numbers.key_set(keys));
+}
+
+#[test]
+fn lazy_conjugate_and_negative_views_have_their_logical_values() {
+    // Older ones have no such keys.
+    for pytorch in PYTORCHES.into_iter().filter(|version| !["1.7", "1.8"].contains(&&version[..3])) {
+        let torch = torch("3.11", pytorch, Options::default());
+        let made = |tensor: Tensor, keys: &[&str]| {
+            let tensor = torch.tensor(&tensor);
+            add_keys(&torch, &tensor, keys);
+            tensor
+        };
+        let transposed = Tensor { stride: vec![1, 5], ..Tensor::new("ComplexFloat", &[5, 4]) };
+        let tensors = [
+            ("conj", made(Tensor::new("ComplexFloat", &[4, 3]), &["Conjugate"]), vec![7]),
+            ("adjoint", made(transposed, &["Conjugate"]), vec![7]),
+            ("conj128", made(Tensor::new("ComplexDouble", &[9]), &["Conjugate"]), vec![15]),
+            ("conj32", made(Tensor::new("ComplexHalf", &[2, 2]), &["Conjugate"]), vec![3]),
+            // The imaginary part of a conjugate, every second number of its storage.
+            ("neg", made(Tensor { stride: vec![2], ..Tensor::new("Float", &[6]) }, &["Negative"]), vec![3]),
+            ("neg16", made(Tensor::new("BFloat16", &[7]), &["Negative"]), vec![1]),
+            ("neg_complex", made(Tensor::new("ComplexFloat", &[3]), &["Negative"]), vec![3, 7]),
+            ("both", made(Tensor::new("ComplexFloat", &[3]), &["Conjugate", "Negative"]), vec![3]),
+            // A real number is its own conjugate.
+            ("real", made(Tensor::new("Double", &[3]), &["Conjugate"]), vec![]),
+        ];
+        hold(&torch, &tensors.iter().map(|(name, truth, _)| (*name, truth)).collect::<Vec<_>>());
+        let recovery = recover(&dump(&torch.python.process));
+        assert_eq!(recovery.processes[0].torch_keys, Some(torch.numbers.keys().version), "{pytorch}");
+        let model = only_model(&recovery);
+        for (name, truth, signs) in &tensors {
+            let found = tensor(model, name);
+            let expected = sha256(&flipped(truth, signs));
+            assert_eq!((found.status, &found.problem), (Status::Complete, &None), "{pytorch}: {name}");
+            assert_eq!(found.sha256.as_ref(), Some(&expected), "{pytorch}: {name}");
+            let keys = &found.info.as_ref().unwrap().keys;
+            assert!(keys.conjugate || keys.negative);
+        }
+        assert_eq!(tensor(model, "both").info.as_ref().unwrap().keys.unusual, ["Conjugate", "Negative"]);
+        assert!(tensor(model, "weight").info.as_ref().unwrap().keys.unusual.is_empty());
+    }
+}
+
+#[test]
+fn a_tensor_under_keys_that_are_not_understood_is_not_complete() {
+    for pytorch in ["1.7", "1.8", "1.13", "2.1", "2.6", "2.10", "2.14"] {
+        let torch = torch("3.12", pytorch, Options::default());
+        let made = |keys: &[&str]| {
+            let tensor = torch.tensor(&Tensor::f32(&[2, 3]));
+            add_keys(&torch, &tensor, keys);
+            tensor
+        };
+        let (batched, named) = (made(&["Batched"]), made(&["Named"]));
+        let sparse = if torch.numbers.keys().set(["Sparse"].into_iter()).is_some() { "Sparse" } else { "SparseCPU" };
+        let odd = made(&[sparse]);
+        let new = made(&[]);
+        let at = new.tensor_impl + torch.numbers.at("tensor.key_set");
+        torch.python.process.put(at, torch.numbers.key_set(&[]) | 1 << 63);
+        hold(&torch, &[("batched", &batched), ("named", &named), ("odd", &odd), ("new", &new)]);
+        let recovery = recover(&dump(&torch.python.process));
+        let model = only_model(&recovery);
+        assert_whole(&torch, tensor(model, "named"), &named);
+        for (name, key) in [("batched", "Batched"), ("odd", sparse), ("new", "bit 63")] {
+            let found = tensor(model, name);
+            assert_eq!((found.status, found.holes.bytes), (Status::Partial, 0), "{pytorch}: {name}");
+            let problem = found.problem.as_ref().unwrap();
+            assert!(problem.contains(key), "{pytorch}: {problem}");
+        }
+    }
+}
+
+#[test]
+fn a_lazy_view_of_a_type_without_known_signs_is_not_complete() {
+    let torch = torch("3.12", "2.6", Options::default());
+    let integers = torch.tensor(&Tensor::new("Long", &[4]));
+    add_keys(&torch, &integers, &["Negative"]);
+    hold(&torch, &[("integers", &integers)]);
+    let recovery = recover(&dump(&torch.python.process));
+    let found = tensor(only_model(&recovery), "integers");
+    assert_eq!(found.status, Status::Partial);
+    assert!(found.problem.as_ref().unwrap().contains("Long"), "{:?}", found.problem);
+}
+
+#[test]
+fn a_freed_storage_leaves_shape_and_type() {
+    for pytorch in PYTORCHES {
+        let torch = torch("3.11", pytorch, Options::default());
+        let process = &torch.python.process;
+        let bytes = torch.numbers.at("storage.size_bytes");
+        let freed = torch.tensor(&Tensor::f32(&[8, 5]).learned());
+        process.put(freed.storage + bytes, 0);
+        process.put(freed.storage + torch.numbers.at("storage.data"), 0);
+        let short = torch.tensor(&Tensor::new("Double", &[3, 5]));
+        process.put(short.storage + bytes, 119);
+        let empty = torch.tensor(&Tensor::f32(&[0, 4]));
+        hold(&torch, &[("freed", &freed), ("short", &short), ("empty", &empty)]);
+        let recovery = recover(&dump(process));
+        let model = only_model(&recovery);
+        for (name, shape, dtype, words) in
+            [("freed", [8, 5], "F32", "freed or resized to 0 bytes"), ("short", [3, 5], "F64", "119 bytes")]
+        {
+            let found = tensor(model, name);
+            let info = found.info.as_ref().unwrap();
+            assert_eq!((found.status, &found.sha256, found.holes.bytes), (Status::Missing, &None, 0));
+            assert_eq!((info.shape.as_slice(), info.stride.as_slice()), (&shape[..], &[5, 1][..]), "{pytorch}");
+            assert_eq!((info.dtype.label(), info.device.as_str()), (dtype, "cpu"));
+            assert!(found.problem.as_ref().unwrap().contains(words), "{:?}", found.problem);
+        }
+        assert_whole(&torch, tensor(model, "empty"), &empty);
+    }
+}
+
+#[test]
+fn a_nested_tensor_is_its_values_and_where_they_belong() {
+    for pytorch in PYTORCHES.into_iter().filter(|version| !["1.7", "1.8"].contains(&&version[..3])) {
+        let torch = torch("3.13", pytorch, Options::default());
+        let python = &torch.python;
+        let process = &python.process;
+        // Two rows and four rows of three elements.
+        let made = |derived: &[u64], keys: &[&str]| {
+            let tensor = torch.tensor(&Tensor::f32(&[18]));
+            torch.numbers.derive(python, &tensor, true, derived);
+            add_keys(&torch, &tensor, &[&["NestedTensor"], keys].concat());
+            // Its own sizes mean nothing.
+            process.put(tensor.tensor_impl + torch.numbers.at("tensor.sizes_inline"), 0);
+            process.put(tensor.tensor_impl + torch.numbers.at("tensor.numel"), 0);
+            tensor
+        };
+        let table = || torch.tensor(&Tensor::new("Long", &[2, 2]));
+        let (sizes, strides, offsets) = (table(), table(), torch.tensor(&Tensor::new("Long", &[2])));
+        let new = made(&[sizes.tensor_impl, strides.tensor_impl, offsets.tensor_impl], &[]);
+        let vector = process.words(&[0, 6]);
+        let old = made(&[sizes.tensor_impl, strides.tensor_impl, vector, vector + 16, vector + 16], &[]);
+        let odd = made(&[sizes.tensor_impl, offsets.tensor_impl], &[]);
+        let jagged = made(&[], &["Python"]);
+        hold(&torch, &[("new", &new), ("old", &old), ("odd", &odd), ("jagged", &jagged)]);
+        let recovery = recover(&dump(process));
+        let model = only_model(&recovery);
+        let hash = |words: [u64; 2]| sha256(&words.map(u64::to_le_bytes).concat());
+        for (name, truth, starts) in [("new", &new, sha256(&offsets.logical)), ("old", &old, hash([0, 6]))] {
+            let found = tensor(model, name);
+            assert_eq!((found.status, &found.problem, form(found).name()), (Status::Complete, &None, "nested"));
+            let parts: Vec<_> = found.parts.iter().map(|part| (part.name.as_str(), part.sha256.clone())).collect();
+            let expected = [
+                ("values", sha256(&truth.logical)),
+                ("nested_sizes", sha256(&sizes.logical)),
+                ("nested_strides", sha256(&strides.logical)),
+                ("storage_offsets", starts),
+            ];
+            let expected: Vec<_> = expected.map(|(part, hash)| (format!("{name}.{part}"), Some(hash))).into();
+            let parts: Vec<_> = parts.into_iter().map(|(part, hash)| (part.to_owned(), hash)).collect();
+            assert_eq!(parts, expected, "{pytorch}");
+        }
+        let found = tensor(model, "odd");
+        assert_eq!((found.status, found.parts.len()), (Status::Missing, 0));
+        let found = tensor(model, "jagged");
+        assert_eq!((found.status, form(found).name()), (Status::Missing, "nested_jagged"));
+        assert!(found.problem.as_ref().unwrap().contains("torch.jagged"), "{:?}", found.problem);
+    }
+}
+
+#[test]
+fn a_quantizer_that_refers_to_its_own_tensor_ends() {
+    let torch = torch("3.12", "2.6", Options::default());
+    let looped = torch.tensor(&Tensor::new("QInt8", &[4]));
+    let words = [looped.tensor_impl, looped.tensor_impl, 0];
+    torch.numbers.derive(&torch.python, &looped, true, &[quantizer(&torch, "QInt8", words)]);
+    hold(&torch, &[("looped", &looped)]);
+    let recovery = recover(&dump(&torch.python.process));
+    assert_whole(&torch, tensor(only_model(&recovery), "looped"), &looped);
 }

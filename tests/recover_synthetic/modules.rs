@@ -4,7 +4,9 @@ use tensorcarve::cpython::Value;
 use tensorcarve::model::Status;
 use tensorcarve::recover::Recovery;
 
-use super::synthetic::{CPYTHONS, Keeping, Machine, ModuleSpec, Options, Process, Python, Torch, dump, recover, torch};
+use super::synthetic::{
+    CPYTHONS, Keeping, Machine, ModuleSpec, Options, Process, Python, Tensor, Torch, dump, recover, torch,
+};
 use super::{assert_model, assert_whole, model, only_model};
 
 fn models(recovery: &Recovery) -> usize {
@@ -231,5 +233,85 @@ fn modules_are_known_by_their_heirs_where_the_base_class_is_missing() {
         let model = only_model(&recovery);
         assert_eq!(model.object.0, root, "{cpython}");
         assert_whole(&torch, &model.tensors[0], &truth);
+    }
+}
+
+/// A function of that name whose code has these names and constants; as far as the recovery looks at one.
+fn function(torch: &Torch, name: &str, names: &[&str], constants: &[u64]) -> u64 {
+    let python = &torch.python;
+    let strings: Vec<u64> = names.iter().map(|name| python.str(name)).collect();
+    let code = python.object(python.builtin.object, 128);
+    // Names of variables follow; they say nothing.
+    let variables = python.tuple(&[python.str("self"), python.str("destination")]);
+    let parts = [python.tuple(constants), python.tuple(&strings), variables, python.str(name)];
+    for (at, word) in (48..).step_by(8).zip(parts) {
+        python.process.put(code + at, word);
+    }
+    let function = python.object(python.builtin.object, 96);
+    python.process.put(function + 40, code);
+    function
+}
+
+/// Adds methods to a class.
+fn define(torch: &Torch, class: u64, methods: &[(&str, u64)]) {
+    let python = &torch.python;
+    let own = [("__module__", python.str("__main__")), ("__doc__", python.builtin.none)];
+    python.put(class, "type.tp_dict", python.dict(&[&own, methods].concat()));
+}
+
+#[test]
+fn a_state_dict_that_may_hold_more_is_said() {
+    for cpython in CPYTHONS {
+        let torch = torch(cpython, "2.6", Options::default());
+        let python = &torch.python;
+        let none = python.builtin.none;
+        // What the base class has, all modules have.
+        let methods = ["get_extra_state", "_save_to_state_dict", "state_dict"];
+        define(&torch, torch.module_class, &methods.map(|name| (name, function(&torch, name, &["copy"], &[]))));
+        python.put(torch.module_class, "type.tp_dict", {
+            let own = [("__module__", python.str("torch.nn.modules.module")), ("state_dict", none)];
+            python.dict(&own)
+        });
+        let with_extra = torch.module_type("__main__", "WithExtra");
+        define(&torch, with_extra, &[("get_extra_state", function(&torch, "get_extra_state", &["history"], &[]))]);
+        let heir = torch.derived("__main__", "Heir", with_extra);
+        // It saves its buffer once more, and what a class above it saves.
+        let harmless = torch.module_type("__main__", "Harmless");
+        let save = "_save_to_state_dict";
+        let code = function(&torch, save, &["super", "Harmless", save, "scale"], &[none, python.str("scale")]);
+        define(&torch, harmless, &[(save, code)]);
+        let packed = torch.module_type("__main__", "Packed");
+        let code = function(&torch, save, &["super", save, "_packed"], &[python.str("a sentence of a docstring")]);
+        define(&torch, packed, &[(save, code)]);
+        let plain = torch.module_type("__main__", "Plain");
+        let scale = torch.tensor(&Tensor::f32(&[1]));
+        let made = |class, attributes: Vec<(&str, u64)>| {
+            let parameters = vec![("scale", Some(&scale))];
+            torch.module(class, &ModuleSpec { parameters, attributes, ..ModuleSpec::default() })
+        };
+        let hooked = made(plain, vec![("_state_dict_hooks", python.dict(&[("0", none)]))]);
+        let children = vec![
+            ("first", made(with_extra, vec![])),
+            ("second", made(with_extra, vec![])),
+            ("heir", made(heir, vec![])),
+            ("harmless", made(harmless, vec![])),
+            ("packed", made(packed, vec![])),
+            ("plain", made(plain, vec![("_state_dict_hooks", python.dict(&[]))])),
+            ("hooked", hooked),
+            ("patched", made(plain, vec![("state_dict", python.tuple(&[]))])),
+        ];
+        torch.module(torch.module_type("__main__", "Net"), &ModuleSpec { children, ..ModuleSpec::default() });
+        let recovery = recover(&dump(&python.process));
+        let problems = only_model(&recovery).problems.join("\n");
+        let expected = [
+            "\"first\" (and of 2 more) has an entry \"first._extra_state\", made by get_extra_state() of the class __main__.WithExtra",
+            "\"patched\" has a state_dict() of its own",
+            "__main__.Packed of the module \"packed\" overrides _save_to_state_dict() (its code names super, _save_to_state_dict, _packed)",
+            "\"hooked\" has 1 hooks on state_dict()",
+        ];
+        assert_eq!(problems.lines().count(), expected.len(), "CPython {cpython}: {problems}");
+        for words in expected {
+            assert!(problems.contains(words), "CPython {cpython}: {words} is not in {problems}");
+        }
     }
 }

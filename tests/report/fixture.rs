@@ -11,7 +11,7 @@ use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
 use tensorcarve::recover::{Observer, Phase, Process, Recovery};
 use tensorcarve::report::Run;
 use tensorcarve::signature::Signatures;
-use tensorcarve::tensor::{Form, Holes, ScalarType, TensorInfo, TensorScore, TooLarge, gather};
+use tensorcarve::tensor::{Form, Holes, Keys, ScalarType, TensorInfo, TensorScore, TooLarge, gather};
 
 /// The top table; the three below it and the data follow it.
 pub const ROOT: PhysAddr = PhysAddr(0x1000);
@@ -128,6 +128,7 @@ impl Victim {
             form: Form::Strided,
             inferred: false,
             jumps: Vec::new(),
+            keys: Keys::default(),
         };
         let tensors = match kind {
             TensorKind::Parameter | TensorKind::Buffer => &mut self.model.tensors,
@@ -287,6 +288,7 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
         torch_version: None,
         has_torch: true,
         torch_layout: Some((torch, None)),
+        torch_keys: None,
         module_count: 7,
         models,
         shared_models: Vec::new(),

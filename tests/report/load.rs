@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use tensorcarve::cpython::Value;
 use tensorcarve::model::{Status, TensorKind};
 
-use tensorcarve::tensor::{Form, Quantizer, Sparse};
+use tensorcarve::tensor::{Form, Nested, Quantizer, Sparse};
 
 use super::fixture::{Victim, f32_bytes, ints, raw, scalar};
 use super::write;
@@ -271,6 +271,20 @@ fn parts() -> Victim {
     victim.buffer("values", float(), &[3], &f32_bytes(&[1., 2., 3.]));
     let values = Box::new(victim.make_part("values"));
     victim.form(Form::Sparse(Sparse::Compressed { compressed, plain, values }));
+    victim.buffer("nested", float(), &[], &[0; 4]);
+    victim.buffer("values", float(), &[6], &f32_bytes(&[1., 2., 3., 4., 5., 6.]));
+    let values = victim.make_part("values");
+    victim.buffer("sizes", long(), &[2, 2], &i64_bytes(&[1, 2, 2, 2]));
+    let sizes = victim.make_part("nested_sizes");
+    victim.buffer("strides", long(), &[2, 2], &i64_bytes(&[2, 1, 1, 2]));
+    let strides = victim.make_part("nested_strides");
+    victim.buffer("offsets", long(), &[2], &i64_bytes(&[4, 0]));
+    let offsets = Some(victim.make_part("storage_offsets"));
+    victim.form(Form::Nested(Some(Box::new(Nested { values, sizes, strides, offsets }))));
+    // A class of PyTorch's that load.py has no layer for, and one that PyTorch has not.
+    victim.module("plain", ("torch.nn.modules.module.Module", None), vec![]);
+    victim.module("library", ("torch.utils.data.Dataset", None), vec![]);
+    victim.module("odd", ("torch.nn.modules.linear.Lost", None), vec![]);
     victim
 }
 
@@ -295,6 +309,10 @@ fn tensors_are_made_again_from_their_parts() {
         "csr.compressed_indices",
         "csr.plain_indices",
         "csr.values",
+        "nested.nested_sizes",
+        "nested.nested_strides",
+        "nested.storage_offsets",
+        "nested.values",
         "phase.view_as_real",
         "rows.int_repr",
         "rows.q_per_channel_scales",
@@ -310,7 +328,19 @@ fn tensors_are_made_again_from_their_parts() {
                  assert net.rows.dequantize().tolist() == [[1, 2], [20, 30]]\n\
                  assert net.coo.to_dense().tolist() == [[0, 7, 0, 0], [0, 0, 0, 0], [0, 0, 0, 8]]\n\
                  assert net.csr.to_dense().tolist() == [[0, 0, 0, 0, 1], [2, 0, 3, 0, 0]]\n\
-                 assert len(net.state_dict()) == 7; print('checks passed')";
+                 assert len(net.state_dict()) == 8\n\
+                 assert [part.tolist() for part in net.nested.unbind()] == [[[5, 6]], [[1, 3], [2, 4]]]\n\
+                 print('checks passed')";
     let output = python(interpreter, &folder, &["-c", check]);
     assert!(output.status.success() && text(&output).contains("checks passed"), "{}", text(&output));
+    let output = python(interpreter, &folder, &["load.py"]);
+    let shown = text(&output);
+    for line in [
+        "all keys matched",
+        "plain: torch.nn.modules.module.Module  (the base class of all modules, no forward())",
+        "library: torch.utils.data.Dataset  (PyTorch's, but not a layer of torch.nn, no forward())",
+        "odd: torch.nn.modules.linear.Lost  (not in this PyTorch, no forward())",
+    ] {
+        assert!(shown.contains(line), "{shown}");
+    }
 }

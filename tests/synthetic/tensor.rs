@@ -2,7 +2,9 @@
 
 use sha2::{Digest, Sha256};
 use tensorcarve::signature::Layout;
+use tensorcarve::tensor::{KeyTable, key_tables};
 
+use super::SIGNATURES;
 use super::python::Python;
 
 /// What a tensor is to be.
@@ -115,6 +117,20 @@ impl Numbers {
         self.row(table, name)[key].as_integer().unwrap().cast_unsigned()
     }
 
+    /// The dispatch keys of the release.
+    pub fn keys(&self) -> KeyTable {
+        let number =
+            |version: &str| -> Vec<u64> { version.split(['.', '-']).map_while(|part| part.parse().ok()).collect() };
+        let mut tables = key_tables(&SIGNATURES).unwrap().into_iter();
+        tables.rfind(|keys| number(&keys.version) <= number(&self.0.version)).unwrap()
+    }
+
+    /// The dispatch keys of an ordinary tensor, and these.
+    pub fn key_set(&self, also: &[&str]) -> u64 {
+        let keys = self.keys();
+        keys.ordinary()[0] | keys.set(also.iter().copied()).unwrap()
+    }
+
     pub fn element_size(&self, dtype: &str) -> u64 {
         self.number("scalar_types", dtype, "size")
     }
@@ -183,6 +199,7 @@ impl Numbers {
         put("tensor.storage_offset", spec.offset);
         put("tensor.numel", spec.numel());
         self.put_dtype(python, tensor_impl, spec.dtype);
+        put("tensor.key_set", self.key_set(&[]));
         if spec.requires_grad || spec.grad_fn {
             put("tensor.autograd_meta", self.autograd(python, spec));
         }
@@ -203,10 +220,8 @@ impl Numbers {
             let cpu = self.device_index("cpu") as u8;
             process.write(tensor.tensor_impl + self.at("tensor.device_type"), &[cpu]);
         }
-        // Behind type and flags lies the set of dispatch keys.
-        let dtype = self.0.get("tensor.dtype_index").or(self.0.get("tensor.type_meta_pointer")).unwrap();
-        let first = (tensor.tensor_impl + dtype.cast_unsigned()) / 8 * 8 + 16;
-        process.put(first - 8, 0x0000_0400_0000_8003);
+        // The set of dispatch keys is the last field of the class.
+        let first = tensor.tensor_impl + self.at("tensor.key_set") + 8;
         (first..).step_by(8).zip(words).for_each(|(at, word)| process.put(at, *word));
     }
 

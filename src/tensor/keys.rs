@@ -1,0 +1,304 @@
+//! Dispatch keys: the set of bits in a `TensorImpl` that says by which rules PyTorch handles the tensor, and so what
+//! its bytes mean. The numbers of the keys change from release to release; the tensors of a process tell which table is theirs.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::form::Form;
+use super::gather::Flips;
+use super::layout::{Layout, LayoutError, Signs, parsed, table};
+use super::read::TensorInfo;
+use crate::addr::VirtAddr;
+use crate::cpython::{Objects, UNREADABLE};
+use crate::signature;
+
+/// The family of the layout files that number the keys.
+const FAMILY: &str = "torch-keys";
+/// Tensors that are asked which table is theirs.
+const MAX_VOTERS: usize = 1 << 10;
+/// Where the set is looked for in an inferred layout: bytes behind the type of the elements, the usual place first.
+const PLACES: [i64; 4] = [8, 16, 0, 24];
+
+/// What a key says of the elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Meaning {
+    /// Nothing.
+    Plain,
+    /// They are the complex conjugates of what lies in the storage.
+    Conjugate,
+    /// They are the negatives of it.
+    Negative,
+    /// They are integers that stand for real numbers.
+    Quantized,
+    /// They are in tensors of their own.
+    Sparse,
+    /// They belong to several tensors of different shapes.
+    Nested,
+    /// The tensor's class handles it in Python; it may have no elements of its own.
+    Python,
+}
+
+/// What the elements of a tensor are, by the keys that an ordinary tensor does not have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// The names of those keys, in the order of their bits; a key without a name is `bit 57`.
+    pub unusual: Vec<String>,
+    /// The elements are the complex conjugates of what lies in the storage (`is_conj()`).
+    pub conjugate: bool,
+    /// The elements are the negatives of what lies in the storage (`is_neg()`).
+    pub negative: bool,
+    /// The tensor's class handles it in Python (`__torch_dispatch__`).
+    pub python: bool,
+    /// Its form is named by a key.
+    pub(super) quantized: bool,
+    pub(super) sparse: bool,
+    pub(super) nested: bool,
+    /// Names of keys that could mean anything.
+    pub(super) unknown: Vec<String>,
+    /// The set is not in the dump.
+    is_unreadable: bool,
+}
+
+/// The dispatch keys of one or several releases.
+#[derive(Clone, Debug)]
+pub struct KeyTable {
+    /// The first of the releases.
+    pub version: String,
+    releases: Vec<String>,
+    /// The names, by bit.
+    bits: Vec<String>,
+    means: BTreeMap<String, Meaning>,
+    /// The sets of ordinary tensors in the computer's own memory.
+    ordinary: Vec<u64>,
+}
+
+impl KeyTable {
+    fn new(layout: &signature::Layout) -> Result<Self, LayoutError> {
+        let bits: Vec<String> = table(layout, "bits")?;
+        let error = |table, reason| LayoutError::Table { version: layout.version.clone(), table, reason };
+        if bits.len() > u64::BITS as usize {
+            return Err(error("bits", format!("{} names for 64 bits", bits.len())));
+        }
+        let named: BTreeMap<Meaning, Vec<String>> = parsed(layout, "means")?;
+        let means = named.into_iter().flat_map(|(meaning, names)| names.into_iter().map(move |name| (name, meaning)));
+        let (version, releases) = (layout.version.clone(), table(layout, "releases")?);
+        let mut keys = Self { version, releases, bits, means: means.collect(), ordinary: Vec::new() };
+        let sets: Vec<Vec<String>> = table(layout, "ordinary")?;
+        for names in &sets {
+            let set = keys.set(names.iter().map(String::as_str));
+            keys.ordinary.push(set.ok_or_else(|| error("ordinary", format!("one of {names:?} is no key")))?);
+        }
+        Ok(keys)
+    }
+
+    /// The set of the keys of those names; `None` if one is no key of the release.
+    pub fn set<'n>(&self, mut names: impl Iterator<Item = &'n str>) -> Option<u64> {
+        names.try_fold(0, |set, name| Some(set | 1 << self.bits.iter().position(|bit| bit == name)?))
+    }
+
+    /// The sets that ordinary tensors in the computer's own memory have, the most frequent first.
+    pub fn ordinary(&self) -> &[u64] {
+        &self.ordinary
+    }
+
+    /// What a set of keys says.
+    pub(super) fn read(&self, set: u64) -> Keys {
+        let mut keys = Keys::default();
+        if self.ordinary.contains(&set) {
+            return keys;
+        }
+        for bit in (0..u64::BITS).filter(|bit| set >> bit & 1 == 1) {
+            let name = self.bits.get(bit as usize).cloned().unwrap_or_else(|| format!("bit {bit}"));
+            match self.means.get(&name) {
+                Some(Meaning::Plain) => continue,
+                Some(Meaning::Conjugate) => keys.conjugate = true,
+                Some(Meaning::Negative) => keys.negative = true,
+                Some(Meaning::Quantized) => keys.quantized = true,
+                Some(Meaning::Sparse) => keys.sparse = true,
+                Some(Meaning::Nested) => keys.nested = true,
+                Some(Meaning::Python) => keys.python = true,
+                None => keys.unknown.push(name.clone()),
+            }
+            keys.unusual.push(name);
+        }
+        keys
+    }
+}
+
+/// All tables of dispatch keys of a set of signatures, the oldest release first.
+///
+/// # Errors
+/// A table is missing, or has another form.
+pub fn key_tables(signatures: &signature::Signatures) -> Result<Vec<KeyTable>, LayoutError> {
+    let mut tables = signatures.layouts(FAMILY).map(KeyTable::new).collect::<Result<Vec<_>, _>>()?;
+    let number =
+        |table: &KeyTable| table.version.split('.').map(|part| part.parse().unwrap_or(0u32)).collect::<Vec<_>>();
+    tables.sort_by_key(number);
+    Ok(tables)
+}
+
+impl Layout {
+    /// The same layout with the keys of its release: the table by which most of the tensors have the set of an ordinary
+    /// one. Among equals it is the one of that `release` (`1.13.1`), else the newest. No table if no tensor votes for one,
+    /// unless the release is known and the layout is not a guess: then what keys mean stays unknown, and is not asked.
+    #[must_use]
+    pub fn with_keys(
+        mut self,
+        tables: &[KeyTable],
+        objects: &Objects<'_>,
+        tensors: &[VirtAddr],
+        release: Option<&str>,
+        is_inferred: bool,
+    ) -> Self {
+        let impls = tensors.iter().filter_map(|tensor| objects.pointer(*tensor, self.offsets.impl_pointer).ok());
+        let impls: Vec<VirtAddr> = impls.take(MAX_VOTERS).collect();
+        let votes = |table: &KeyTable, at: i64| {
+            let sets = impls.iter().filter_map(|tensor| objects.word(*tensor, at).ok());
+            sets.filter(|set| table.ordinary.contains(set)).count()
+        };
+        let minor = release.map(|release| release.split('.').take(2).collect::<Vec<_>>().join("."));
+        let of_release = |table: &KeyTable| minor.as_ref().is_some_and(|minor| table.releases.contains(minor));
+        let word = self.dtype.offset() & !7;
+        let places: Vec<i64> = match self.offsets.key_set {
+            Some(at) if !is_inferred => vec![at],
+            _ => PLACES.iter().map(|place| word + place).collect(),
+        };
+        let candidates = places.iter().enumerate().flat_map(|(order, at)| {
+            tables
+                .iter()
+                .enumerate()
+                .map(move |(age, table)| (votes(table, *at), of_release(table), Reverse(order), age, *at, table))
+        });
+        let best = candidates.max_by_key(|(votes, of_release, order, age, ..)| (*votes, *of_release, *order, *age));
+        let known = best.filter(|(votes, of_release, ..)| *votes > 0 || (*of_release && !is_inferred));
+        self.offsets.key_set = known.as_ref().map(|(.., at, _)| *at).or(self.offsets.key_set);
+        self.keys = known.map(|(.., table)| table.clone());
+        // What they read is held against what this one reads.
+        for beside in self.rivals.iter_mut().chain(self.table.as_deref_mut()) {
+            beside.keys.clone_from(&self.keys);
+        }
+        self
+    }
+}
+
+impl Layout {
+    /// The keys of a tensor; none where it is not known what they mean.
+    pub(super) fn read_keys(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Keys {
+        let Some((at, table)) = self.offsets.key_set.zip(self.keys.as_ref()) else {
+            return Keys::default();
+        };
+        match objects.word(tensor, at) {
+            Ok(set) => table.read(set),
+            Err(_) => Keys { unusual: vec![UNREADABLE.to_owned()], is_unreadable: true, ..Keys::default() },
+        }
+    }
+}
+
+impl TensorInfo {
+    /// The bits of each element that its value has flipped; `None` if it is not known how the type is negated.
+    pub(super) fn flips(&self) -> Option<Flips> {
+        let Keys { conjugate, negative, .. } = self.keys;
+        if !conjugate && !negative {
+            return Some(Flips::default());
+        }
+        let Signs { real, imaginary } = self.dtype.signs()?;
+        // A complex number is conjugated by its imaginary part, a real one is its own conjugate.
+        let conjugated = if conjugate { imaginary } else { 0 };
+        let negated = if negative { real | imaginary } else { 0 };
+        Some(Flips(conjugated ^ negated))
+    }
+
+    /// Why its bytes, though all may be there, are not its elements, or may not be; `None` if they are.
+    pub fn obstacle(&self) -> Option<String> {
+        let Keys { conjugate, negative, ref unknown, ref unusual, .. } = self.keys;
+        let is_lazy = conjugate || negative;
+        if self.keys.is_unreadable {
+            return Some("its dispatch keys are not in the dump: its bytes may mean something else".to_owned());
+        }
+        if !unknown.is_empty() {
+            let names = unknown.join(", ");
+            return Some(format!("its dispatch keys {names} are not understood: its bytes may mean something else"));
+        }
+        if self.keys.python && self.data.0 == 0 && self.form != Form::Nested(None) {
+            return Some("its class handles it in Python (`__torch_dispatch__`) and it has no elements of its own: they are in tensors that it refers to".to_owned());
+        }
+        if self.form == Form::Nested(None) {
+            return Some(
+                "it is a nested tensor (torch.jagged): its values and offsets are in tensors that it refers to"
+                    .to_owned(),
+            );
+        }
+        if self.form == Form::Short {
+            return Some(if self.storage_bytes == 0 {
+                "its storage was freed or resized to 0 bytes: the elements are not in this tensor's storage (FSDP and similar keep them elsewhere)".to_owned()
+            } else {
+                format!("its storage has fewer bytes than its elements take: {}", self.shortage())
+            });
+        }
+        if !self.form.is_named_by(&self.keys) || (is_lazy && self.form != Form::Strided) {
+            let names = unusual.join(", ");
+            return Some(format!(
+                "its dispatch keys {names} do not fit the form in which its elements were found ({})",
+                self.form.name()
+            ));
+        }
+        (is_lazy && self.flips().is_none()).then(|| {
+            format!("it is a lazy conjugate or negative view, which is not understood for the type {}", self.dtype.name)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tables() -> Vec<KeyTable> {
+        key_tables(&signature::Signatures::load(None).unwrap()).unwrap()
+    }
+
+    fn set(table: &KeyTable, names: &[&str]) -> u64 {
+        table.set(names.iter().copied()).unwrap()
+    }
+
+    #[test]
+    fn ordinary_sets_are_those_of_real_processes() {
+        // As torch._C._dispatch_keys(torch.randn(2)).raw_repr() gives them, or the word in a core of that release.
+        let real = [("2.6", 0x128_0000_8001u64)];
+        for (version, word) in real {
+            let table = tables().into_iter().find(|table| table.version == version).unwrap();
+            assert!(table.ordinary.contains(&word), "{version}");
+            assert_eq!(table.read(word), Keys::default());
+        }
+    }
+
+    #[test]
+    fn no_two_releases_have_the_same_ordinary_tensor_and_other_lazy_keys() {
+        let tables = tables();
+        for (one, other) in tables.iter().flat_map(|one| tables.iter().map(move |other| (one, other))) {
+            if one.ordinary.iter().any(|set| other.ordinary.contains(set)) {
+                for lazy in ["Conjugate", "Negative", "ZeroTensor", "Python", "Functionalize"] {
+                    let at = |table: &KeyTable| table.bits.iter().position(|bit| bit == lazy);
+                    assert_eq!(at(one), at(other), "{lazy} in {} and {}", one.version, other.version);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn keys_without_a_meaning_are_named() {
+        for table in tables() {
+            let ordinary = *table.ordinary.first().unwrap();
+            assert_eq!(table.read(ordinary | 1 << 63).unknown, ["bit 63"], "{}", table.version);
+            let batched = table.read(ordinary | set(&table, &["Batched"]));
+            assert_eq!((batched.unknown, batched.python), (vec!["Batched".to_owned()], false));
+            if table.bits.iter().any(|bit| bit == "Conjugate") {
+                let keys = table.read(ordinary | set(&table, &["Conjugate", "Negative"]));
+                assert_eq!((keys.conjugate, keys.negative, keys.unknown.len()), (true, true, 0));
+                assert_eq!(keys.unusual, ["Conjugate", "Negative"]);
+            }
+        }
+    }
+}
