@@ -13,7 +13,7 @@ use crate::dump::{Addresses, Dump, DumpError, Format, PhysicalMemory, ProcessIma
 use crate::mapped;
 use crate::model::{self, Model, Others, Sighting};
 use crate::other_pythons::{self, OtherPython};
-use crate::paging::{self, AddressSpace, Discovery, SpaceKind};
+use crate::paging::{self, AddressSpace, Discovery, Placement, SpaceKind};
 use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
 use crate::signature::{Mmu, Signatures};
 use crate::tensor::{self, TensorScore};
@@ -28,8 +28,8 @@ const MAPPINGS_PER_FRAME: u64 = 4;
 const MIN_MAPPINGS: u64 = 1 << 16;
 /// Tensors that choose the layout where there is no module.
 const TENSOR_SAMPLE: usize = 1 << 10;
-/// Roots that map themselves, at least, where file offsets are physical addresses: a machine runs some processes.
-const MIN_ROOTS: usize = 3;
+/// What is wrong with a file without headers that can't be placed.
+const UNPLACED: &str = "more than half of the page tables' targets lie outside of the file: it was written without the holes between the ranges of memory, or cut off; take it in LiME or ELF format, or with the holes as zeros";
 
 /// Everything that was found in a dump.
 pub struct Recovery {
@@ -172,7 +172,7 @@ pub fn recover(
         },
     };
     let View { memory, found, discovery, mut warnings } = view;
-    let memory = &memory;
+    let (memory, mmu) = (&memory, &discovery.rules(mmu));
     memory.check()?;
 
     observer.begin(Phase::Cpython, 0);
@@ -263,27 +263,45 @@ struct View {
 /// Looks at the dump of a machine; where it is a file without headers, finds out the addresses first.
 fn of_machine(dump: &Dump, mmu: &Mmu, signatures: &Signatures, backend: Backend, observer: &dyn Observer) -> View {
     let look = |memory: &PhysicalMemory| {
-        let found = one_pass(memory, signatures, backend, observer);
+        let mut found = one_pass(memory, signatures, backend, observer);
         observer.begin(Phase::Paging, 0);
-        let discovery = paging::discover(memory, mmu, &found.frames);
+        let classes = std::mem::take(&mut found.frames);
+        let (classes, discovery) = paging::find_spaces(memory, signatures, mmu, classes, backend);
+        found.frames = classes;
         (found, discovery)
     };
     let mut memory = dump.memory.clone();
     let mut warnings = Vec::new();
     let (mut found, mut discovery) = look(&memory);
-    let is_headerless = dump.format == Format::Raw && discovery.tried.iter().all(|tried| tried.self_mapped < MIN_ROOTS);
-    if is_headerless && let Some(range) = paging::place(&memory, signatures, backend) {
-        warnings.push(format!(
-            "offsets in the file are not physical addresses: memory was written without its holes; by its page tables the file holds {} to {} from offset {} on; the rest is left out",
-            range.start, range.end, range.offset
-        ));
-        if let Ok(placed) = memory.with_ranges(vec![range]) {
-            memory = placed;
-            (found, discovery) = look(&memory);
+    if dump.format == Format::Raw && !discovery.is_convincing() {
+        match paging::place(&memory, signatures, backend, &discovery) {
+            Placement::AsItIs => {}
+            Placement::Ranges(ranges) => {
+                if let Ok(placed) = memory.with_ranges(ranges) {
+                    memory = placed;
+                    (found, discovery) = look(&memory);
+                    warnings.push(placed_file(&memory));
+                }
+            }
+            Placement::Unknown => {
+                discovery.is_unplaced = true;
+                warnings.push(UNPLACED.to_owned());
+            }
         }
     }
     warnings.extend(zeros(&memory, &found.frames));
     View { memory, found, discovery, warnings }
+}
+
+/// Says where the ranges of a file without headers lie.
+fn placed_file(memory: &PhysicalMemory) -> String {
+    let ranges = memory.ranges().iter();
+    let ranges: Vec<String> =
+        ranges.map(|range| format!("{} to {} from offset {} on", range.start, range.end, range.offset)).collect();
+    format!(
+        "offsets in the file are not physical addresses: memory was written without its holes; by its page tables the file holds {}; the rest is left out",
+        ranges.join(", and ")
+    )
 }
 
 /// The one pass over memory.

@@ -17,6 +17,8 @@ mod budgets;
 mod choice;
 #[path = "recover_synthetic/forms.rs"]
 mod forms;
+#[path = "recover_synthetic/hidden.rs"]
+mod hidden;
 #[path = "recover_synthetic/images.rs"]
 mod images;
 #[path = "recover_synthetic/inference.rs"]

@@ -205,10 +205,10 @@ fn why_nothing(dump: &Dump, recovery: &Recovery) -> String {
     } else if is_image {
         "no Python interpreter was found in the process; if it ran one, its version may have no layout yet: see \
          signatures/README.md; or the image leaves out its writable memory (a coredump_filter without bit 0)"
+    } else if recovery.discovery.is_unplaced {
+        "where the file's parts lay in memory is not known, so nothing can be read through its page tables: see the warning above"
     } else if spaces.is_empty() && dump.format == Format::Raw {
-        "no page tables were found: is this a whole dump of an x86-64 machine, and not of one process? One of several \
-         gigabytes that was written without the holes in its memory can't be placed: take it in LiME or ELF format, or with \
-         the holes as zeros"
+        "no page tables were found: is this a whole dump of an x86-64 machine, and not of one process?"
     } else if spaces.is_empty() {
         "no page tables were found: check with `tensorcarve info` that this is a whole dump of an x86-64 machine"
     } else if dump.damaged {

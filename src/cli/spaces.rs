@@ -17,6 +17,8 @@ use super::{Failure, Outcome, say, stdout};
 struct Document<'a> {
     spaces: &'a [Space],
     tried: &'a [Attempt],
+    /// The bit that encrypted memory has set in entries, and that is no part of an address.
+    encryption_bit: Option<u32>,
     warnings: &'a [String],
 }
 
@@ -37,7 +39,8 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
         progress.begin(Phase::Scan, dump.memory.size());
         let found = scan::scan(&dump.memory, &signatures, choice.backend, &|bytes| progress.advance(bytes));
         progress.begin(Phase::Paging, 0);
-        Ok((paging::discover(&dump.memory, mmu, &found.frames), choice))
+        let (_, discovery) = paging::find_spaces(&dump.memory, &signatures, mmu, found.frames, choice.backend);
+        Ok((discovery, choice))
     })
     .flatten()?;
     let times = progress.finish();
@@ -79,7 +82,12 @@ pub(super) fn in_pool<T: Send>(threads: Option<u16>, work: impl FnOnce() -> T + 
 }
 
 fn document(discovery: &Discovery) -> Document<'_> {
-    Document { spaces: &discovery.spaces, tried: &discovery.tried, warnings: &discovery.warnings }
+    Document {
+        spaces: &discovery.spaces,
+        tried: &discovery.tried,
+        encryption_bit: discovery.encryption_bit,
+        warnings: &discovery.warnings,
+    }
 }
 
 fn table(discovery: &Discovery) -> String {

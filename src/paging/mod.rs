@@ -3,13 +3,18 @@
 //! [`discover`] finds the roots without any knowledge of the operating system, [`AddressSpace`]
 //! reads through one of them, [`ReverseMap`] goes the other way. [`place`] helps where a file lacks the addresses.
 
+mod absent;
+mod encryption;
 mod place;
+mod release;
 mod reverse;
 mod roots;
 mod space;
 mod tables;
 
-pub use place::place;
+pub use absent::Gone;
+pub use encryption::find_spaces;
+pub use place::{Placement, place};
 pub use reverse::ReverseMap;
-pub use roots::{Attempt, Discovery, Space, SpaceKind, discover};
+pub use roots::{Attempt, Discovery, Pointers, Space, SpaceKind, discover};
 pub use space::{AddressSpace, Fault, Mapping, Translation, VirtualMemory};

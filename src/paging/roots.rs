@@ -11,10 +11,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::absent::hidden_levels;
 use super::tables::{
     ENTRIES, PageTables, PresentEntries, UserTables, is_leaf, page_address, present_entries, table_entries,
 };
@@ -28,6 +30,12 @@ const MAX_CLUSTERS: usize = 64;
 /// Tables that are read per frame of the dump, for all clusters of a number of levels together: the
 /// tables of a kernel are frames of their own, those of a hostile dump may lead from any to all.
 const TABLES_PER_FRAME: usize = 8;
+/// Roots that map themselves, at least, where nothing is wrong: a machine runs some processes.
+const MIN_ROOTS: usize = 3;
+/// Of so many pointers to tables one may lead out of the dump where nothing is wrong.
+const FEW: usize = 8;
+/// Tables whose pointers are counted.
+const MAX_COUNTED: usize = 1 << 12;
 /// One wrong pointer in this many entries is forgiven: a machine that is captured while it runs
 /// frees tables and reuses their frames between the capture of a pointer and of its target.
 const TOLERATED: u64 = 8;
@@ -67,8 +75,50 @@ pub struct Discovery {
     /// For each number of levels that was tried: candidates left after the fixed point, largest
     /// cluster, and the roots of it that map themselves.
     pub tried: Vec<Attempt>,
+    /// The bit that encrypted memory has set in entries of page tables, and that is no part of an address.
+    pub encryption_bit: Option<u32>,
+    /// Whether the addresses of a file without headers are not known: most pointers to tables lead out of it.
+    pub is_unplaced: bool,
+    /// Where the pointers to tables lead.
+    pub pointers: Pointers,
     /// What an analyst should know about the result.
     pub warnings: Vec<String>,
+}
+
+impl Discovery {
+    /// Roots that map themselves, of the number of levels that has most of these.
+    pub fn self_mapped(&self) -> usize {
+        self.tried.iter().map(|tried| tried.self_mapped).max().unwrap_or_default()
+    }
+
+    /// Whether these are all spaces of a machine, as far as the tables tell: roots map themselves, and hardly a pointer to a
+    /// table leads out of the dump.
+    pub fn is_convincing(&self) -> bool {
+        self.self_mapped() >= MIN_ROOTS && self.pointers.outside.saturating_mul(FEW) <= self.pointers.inside
+    }
+
+    /// Whether an entry that leads out of the dump could have a bit that is no part of an address.
+    pub(super) fn may_be_encrypted(&self) -> bool {
+        self.self_mapped() < MIN_ROOTS || self.pointers.by_a_bit.saturating_mul(FEW) > self.pointers.inside
+    }
+
+    /// The rules by which the page tables of this dump are to be read: those that they were looked for with, but for the
+    /// encryption.
+    pub fn rules(&self, mmu: &Mmu) -> Mmu {
+        let rules = self.encryption_bit.map_or_else(|| mmu.clone(), |bit| mmu.without_address_bit(bit));
+        Mmu { release: Some(OnceLock::new()), ..rules }
+    }
+}
+
+/// Where the pointers in the tables of spaces lead, those to pages left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pointers {
+    /// To a frame of the dump.
+    pub inside: usize,
+    /// To one that the dump does not hold.
+    pub outside: usize,
+    /// Those of the latter that would lead to a frame of the dump without their highest bit.
+    pub by_a_bit: usize,
 }
 
 /// The figures of one number of levels.
@@ -115,6 +165,7 @@ pub fn discover(memory: &PhysicalMemory, mmu: &Mmu, classes: &FrameClasses) -> D
     discovery.spaces.dedup_by_key(|space| space.root);
     let user_roots: HashSet<PhysAddr> = discovery.spaces.iter().filter_map(|space| space.kpti_user_root).collect();
     discovery.spaces.retain(|space| !user_roots.contains(&space.root));
+    discovery.pointers = tables.pointers(&discovery.spaces);
     discovery
 }
 
@@ -122,7 +173,7 @@ pub fn discover(memory: &PhysicalMemory, mmu: &Mmu, classes: &FrameClasses) -> D
 ///
 /// Gaps of up to `gap` bytes are closed.
 pub(super) fn kernel_memory(memory: &PhysicalMemory, mmu: &Mmu, space: &Space, gap: u64) -> Vec<Range<u64>> {
-    let tables = Tables { memory, mmu, by_level: HashMap::new(), frames: 0 };
+    let tables = Tables { memory, mmu, by_level: HashMap::new(), hidden: HashMap::new(), frames: 0 };
     let mut pages: Vec<Range<u64>> = Vec::new();
     let mut budget = (memory.size() / FRAME_SIZE) as usize;
     tables.kernel_pages(space.root, space.levels, &mut budget, |page| pages.push(page));
@@ -143,6 +194,8 @@ struct Tables<'a> {
     mmu: &'a Mmu,
     /// Per level, from level 2 on.
     by_level: HashMap<u8, HashSet<PhysAddr>>,
+    /// Frames without present entries that are tables all the same: their entries name pages. With the levels.
+    hidden: HashMap<PhysAddr, u8>,
     /// Frames in the dump.
     frames: usize,
 }
@@ -159,7 +212,13 @@ enum Target {
 
 impl<'a> Tables<'a> {
     fn settle(memory: &'a PhysicalMemory, mmu: &'a Mmu, classes: &FrameClasses) -> Self {
-        let mut tables = Self { memory, mmu, by_level: HashMap::new(), frames: classes.len() };
+        let absent: Vec<PhysAddr> = classes.with(ABSENT_FRAME).map(|(frame, _)| frame).collect();
+        let hidden = absent.into_par_iter().filter_map(|frame| {
+            let levels = hidden_levels(memory, mmu, memory.bytes(frame, FRAME_SIZE)?);
+            (levels != 0).then_some((frame, levels))
+        });
+        let mut tables =
+            Self { memory, mmu, by_level: HashMap::new(), hidden: hidden.collect(), frames: classes.len() };
         let top = DEPTHS.into_iter().max().unwrap_or_default();
         for level in 2..=top {
             let frames: Vec<PhysAddr> = classes.with(1 << (level - 1)).map(|(frame, _)| frame).collect();
@@ -202,13 +261,47 @@ impl<'a> Tables<'a> {
             Some(tables) => tables.contains(&frame),
             None => class & (1 << (level - 1)) != 0,
         };
-        if stayed {
+        let is_hidden = || self.hidden.get(&frame).is_some_and(|levels| levels & (1 << (level - 1)) != 0);
+        if stayed || class & ABSENT_FRAME != 0 && is_hidden() {
             Target::Table
         } else if class & (ZERO_FRAME | ABSENT_FRAME) != 0 {
             Target::Empty
         } else {
             Target::Other
         }
+    }
+
+    /// Where the pointers in the tables of these spaces lead. What a freed root leads to and is no table is left out.
+    fn pointers(&self, spaces: &[Space]) -> Pointers {
+        let mut counted = Pointers::default();
+        let mut todo: Vec<(PhysAddr, u8)> = spaces.iter().rev().map(|space| (space.root, space.levels)).collect();
+        let mut seen: HashSet<(PhysAddr, u8)> = todo.iter().copied().collect();
+        for _ in 0..MAX_COUNTED {
+            let Some((table, level)) = todo.pop() else { break };
+            let (Some(rules), Some(bytes)) = (self.mmu.level(level), self.memory.bytes(table, FRAME_SIZE)) else {
+                continue;
+            };
+            if self.by_level.get(&level).is_none_or(|tables| !tables.contains(&table)) {
+                continue;
+            }
+            let present = table_entries(bytes).filter(|entry| entry & self.mmu.present != 0);
+            for address in
+                present.filter(|entry| !is_leaf(self.mmu, rules, *entry)).map(|entry| entry & self.mmu.address)
+            {
+                let next = (PhysAddr(address), level - 1);
+                if self.memory.contains(next.0) {
+                    counted.inside += 1;
+                    if level > 2 && seen.insert(next) {
+                        todo.push(next);
+                    }
+                } else {
+                    counted.outside += 1;
+                    let without = address.checked_ilog2().map_or(0, |bit| address & !(1 << bit));
+                    counted.by_a_bit += usize::from(without != 0 && self.memory.contains(PhysAddr(without)));
+                }
+            }
+        }
+        counted
     }
 
     /// One half of a top table.

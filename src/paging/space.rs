@@ -4,6 +4,7 @@ use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::{Absence, FilledPart, PhysicalMemory};
 use crate::signature::Mmu;
 
+use super::absent::Gone;
 use super::tables::PageTables;
 
 /// Why a virtual address could not be read.
@@ -15,15 +16,17 @@ pub enum Fault {
         /// The address.
         va: VirtAddr,
     },
-    /// An entry on the way has its present bit clear; the page may be swapped out.
-    #[error("{va} is not present at level {level} (entry {entry:#x})")]
+    /// An entry on the way has its present bit clear, and names no frame that the dump holds.
+    #[error("{va} {cause} (entry {entry:#x} at level {level})")]
     NotPresent {
         /// The address.
         va: VirtAddr,
         /// The level of the table that holds the entry, 1 for the last.
         level: u8,
-        /// The raw entry: it may name a place in swap.
+        /// The raw entry.
         entry: u64,
+        /// What became of the page.
+        cause: Gone,
     },
     /// A page table or the page itself is not part of the dump.
     #[error("{va} lies at physical {pa}, which is not in the dump")]

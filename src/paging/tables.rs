@@ -6,6 +6,7 @@ use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
 use crate::signature::{Leaf, Mmu, MmuLevel};
 
+use super::absent::{Gone, hidden_page};
 use super::space::{Fault, Mapping, Translation};
 
 /// Entries in a page table, on every level.
@@ -68,13 +69,14 @@ impl<'a> PageTables<'a> {
         while let Some(rules) = self.mmu.level(level) {
             let slot = PhysAddr(table.0 + ((va.0 >> rules.shift) % ENTRIES) * 8);
             let entry = self.memory.read_u64(slot).ok_or(Fault::NotInDump { va, pa: slot })?;
-            if entry & self.mmu.present == 0 {
-                return Err(Fault::NotPresent { va, level, entry });
-            }
-            if is_leaf(self.mmu, rules, entry) {
+            let page = if entry & self.mmu.present == 0 {
+                Some(self.hidden_page(va, rules, entry)?)
+            } else {
+                is_leaf(self.mmu, rules, entry).then(|| page_address(self.mmu, rules, entry))
+            };
+            if let Some(page) = page {
                 let page_size = 1 << rules.shift;
-                let pa = PhysAddr(page_address(self.mmu, rules, entry) | (va.0 & (page_size - 1)));
-                return Ok(Translation { pa, page_size });
+                return Ok(Translation { pa: PhysAddr(page | (va.0 & (page_size - 1))), page_size });
             }
             table = PhysAddr(entry & self.mmu.address);
             level -= 1;
@@ -82,7 +84,20 @@ impl<'a> PageTables<'a> {
         Err(Fault::NonCanonical { va })
     }
 
-    /// The mappings of the user half that user mode may reach, sorted by virtual address.
+    /// The page that an entry which is not present still names.
+    #[cold]
+    fn hidden_page(&self, va: VirtAddr, rules: &MmuLevel, entry: u64) -> Result<u64, Fault> {
+        let found = match va.0 < self.user_end() {
+            true => hidden_page(self.memory, self.mmu, rules, entry),
+            false if entry == 0 => Err(Gone::Untouched),
+            // What the kernel keeps in entries of its own half is not known.
+            false => Err(Gone::Unknown),
+        };
+        found.map_err(|cause| Fault::NotPresent { va, level: rules.level, entry, cause })
+    }
+
+    /// The mappings of the user half that user mode may reach, sorted by virtual address; pages that it may not reach only
+    /// because the kernel watches or moves them are among these.
     ///
     /// `budget` bounds the tables that are looked at and the mappings together, because a hostile dump
     /// can make four tables look like 2^36 pages; what is left of it is kept. `None` when it ran out.
@@ -106,8 +121,14 @@ impl<'a> PageTables<'a> {
             return false;
         };
         let wanted = self.mmu.present | self.mmu.user;
-        let mut present = table_entries(bytes).take(entries).filter(|entry| entry & wanted == wanted);
-        present.any(|entry| {
+        let mut used = table_entries(bytes).take(entries).filter(|entry| *entry != 0);
+        used.any(|entry| {
+            if entry & self.mmu.present == 0 {
+                return hidden_page(self.memory, self.mmu, rules, entry).is_ok();
+            }
+            if entry & wanted != wanted {
+                return false;
+            }
             if is_leaf(self.mmu, rules, entry) {
                 return true;
             }
@@ -138,10 +159,22 @@ impl<'a> PageTables<'a> {
         };
         let wanted = self.mmu.present | self.mmu.user;
         for (index, entry) in (0..).zip(table_entries(bytes)) {
-            if entry & wanted != wanted || !entries.contains(&index) {
+            if entry == 0 || !entries.contains(&index) {
                 continue;
             }
             let va = base + (index << rules.shift);
+            if entry & self.mmu.present == 0 {
+                // Nothing says whether it may be executed: an object could lie there.
+                if let Ok(page) = hidden_page(self.memory, self.mmu, rules, entry) {
+                    let page =
+                        Mapping { va: VirtAddr(va), pa: PhysAddr(page), len: 1 << rules.shift, executable: false };
+                    *budget = budget.checked_sub(u64::from(push(out, page)))?;
+                }
+                continue;
+            }
+            if entry & wanted != wanted {
+                continue;
+            }
             // Isolated kernels (KPTI) forbid themselves the whole user half on the top level.
             let executable = executable && (level == self.levels || entry & self.mmu.no_execute == 0);
             if is_leaf(self.mmu, rules, entry) {

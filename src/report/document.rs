@@ -42,6 +42,8 @@ struct DumpRow<'a> {
     addresses: &'static str,
     size: u64,
     damaged: bool,
+    /// The bit that encrypted memory has set in entries of page tables.
+    encryption_bit: Option<u32>,
     ranges: Vec<&'a MemoryRange>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     files: Vec<FileRow<'a>>,
@@ -57,6 +59,7 @@ impl<'a> Document<'a> {
                 addresses: dump.addresses.name(),
                 size: dump.size,
                 damaged: dump.damaged,
+                encryption_bit: recovery.discovery.encryption_bit,
                 ranges: recovery.memory.own_ranges().collect(),
                 files: FileRow::all(&recovery.memory, false),
             },

@@ -91,6 +91,7 @@ fn write_all(
     observer: &dyn Observer,
     run: impl FnOnce() -> Run,
 ) -> Result<(), OutputError> {
+    let mmu = &recovery.discovery.rules(mmu);
     let models =
         || recovery.processes.iter().flat_map(|process| process.models.iter().map(move |model| (process, model)));
     let others = others::plan(recovery);

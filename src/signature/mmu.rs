@@ -1,5 +1,7 @@
 //! The rules of page-table entries, as data: which level of table a frame could be.
 
+use std::sync::OnceLock;
+
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -26,6 +28,56 @@ pub struct Mmu {
     pub reserved: u64,
     /// The levels, lowest first.
     pub levels: Vec<MmuLevel>,
+    /// What the operating system keeps in entries that are not present; `None` if the file does not say.
+    pub absent: Option<AbsentEntries>,
+    /// The release of the kernel that wrote the entries of one dump, looked for when it is first needed; `None` in rules that
+    /// belong to no dump.
+    pub(crate) release: Option<OnceLock<Option<[u64; 2]>>>,
+}
+
+/// What Linux keeps in entries whose present bit is off: some of them still name a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AbsentEntries {
+    /// Where the numbers come from.
+    pub source: String,
+    /// The bit of an entry of the lowest level that maps a page without any access, as a mask; its frame is still named.
+    pub protected: u64,
+    /// The bits that are zero in an entry that names a place in swap, as a mask.
+    pub swap_zero: u64,
+    /// Types of swap entries from this one on are no swap devices: they say what else happened to the page.
+    pub first_special: u64,
+    /// How kernels build swap entries.
+    pub swap: Vec<SwapForm>,
+    /// What the special types mean in which kernels, oldest first.
+    pub special: Vec<SpecialTypes>,
+}
+
+/// How one range of kernel releases builds a swap entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SwapForm {
+    /// The first release that does so.
+    pub since: String,
+    /// First and last bit of the type: the number of the swap device, or a special type.
+    pub kind: [u32; 2],
+    /// First and last bit of the offset: the slot on the device, or the number of a frame.
+    pub offset: [u32; 2],
+    /// Whether the bits of the offset are inverted.
+    pub inverted: bool,
+}
+
+/// What the special types of swap entries mean in one configuration of some kernel releases.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpecialTypes {
+    /// The first release with these numbers, as major and minor number.
+    pub since: [u64; 2],
+    /// The type of a page whose frame had a memory error.
+    pub broken: u64,
+    /// First and last type of a page that is being moved: the frame still holds it.
+    pub migrating: [u64; 2],
+    /// First and last type of a page that a device holds, or shares; `None` where the kernel has none.
+    pub device: Option<[u64; 2]>,
+    /// The type of an entry that marks an address without a page; `None` where the kernel has none.
+    pub marker: Option<u64>,
 }
 
 /// One level of page tables.
@@ -60,6 +112,39 @@ impl Mmu {
     pub fn level(&self, level: u8) -> Option<&MmuLevel> {
         self.levels.iter().find(|l| l.level == level)
     }
+
+    /// The same rules for a machine that sets `bit` in the entries of pages that it encrypts (AMD SME and SEV): it is
+    /// no part of the address.
+    pub fn without_address_bit(&self, bit: u32) -> Self {
+        let others = !1u64.checked_shl(bit).unwrap_or_default();
+        Self { address: self.address & others, reserved: self.reserved & others, ..self.clone() }
+    }
+}
+
+impl AbsentEntries {
+    /// What the special types can mean in a kernel of that release; in any, if it is not known.
+    pub fn special_of(&self, release: Option<[u64; 2]>) -> impl Iterator<Item = &SpecialTypes> {
+        let since = self.special.iter().map(|types| types.since);
+        let era = release.and_then(|release| since.filter(|since| *since <= release).max());
+        self.special.iter().filter(move |types| era.is_none_or(|era| types.since == era))
+    }
+}
+
+impl SwapForm {
+    /// The type that an entry holds in this form.
+    pub fn kind_of(&self, entry: u64) -> u64 {
+        field(entry, self.kind)
+    }
+
+    /// The offset that an entry holds in this form.
+    pub fn offset_of(&self, entry: u64) -> u64 {
+        field(if self.inverted { !entry } else { entry }, self.offset)
+    }
+}
+
+/// The value of the bits `[first, last]`, which were checked when the file was read.
+fn field(entry: u64, [first, last]: [u32; 2]) -> u64 {
+    (entry & (u64::MAX >> 63u32.saturating_sub(last))).checked_shr(first).unwrap_or_default()
 }
 
 #[derive(Deserialize)]
@@ -75,6 +160,71 @@ pub(super) struct RawMmu {
     address: Spanned<[u32; 2]>,
     reserved: Spanned<[u32; 2]>,
     level: Vec<RawLevel>,
+    absent: Option<RawAbsent>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAbsent {
+    #[serde(default)]
+    source: String,
+    protected: Spanned<u32>,
+    swap_zero: Spanned<[u32; 2]>,
+    first_special: u64,
+    swap: Vec<RawSwapForm>,
+    #[serde(default)]
+    special: Vec<RawSpecialTypes>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSwapForm {
+    since: String,
+    #[serde(rename = "type")]
+    kind: Spanned<[u32; 2]>,
+    offset: Spanned<[u32; 2]>,
+    #[serde(default)]
+    inverted: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSpecialTypes {
+    since: [u64; 2],
+    broken: u64,
+    migrating: [u64; 2],
+    device: Option<[u64; 2]>,
+    marker: Option<u64>,
+}
+
+impl RawAbsent {
+    fn check(&self, text: Text<'_>) -> Result<AbsentEntries, SignatureError> {
+        let form = |raw: &RawSwapForm| {
+            bits(&raw.kind, text)?;
+            bits(&raw.offset, text)?;
+            Ok(SwapForm {
+                since: raw.since.clone(),
+                kind: *raw.kind.get_ref(),
+                offset: *raw.offset.get_ref(),
+                inverted: raw.inverted,
+            })
+        };
+        let special = self.special.iter().map(|raw| SpecialTypes {
+            since: raw.since,
+            broken: raw.broken,
+            migrating: raw.migrating,
+            device: raw.device,
+            marker: raw.marker,
+        });
+        Ok(AbsentEntries {
+            source: self.source.clone(),
+            protected: bit(&self.protected, text)?,
+            swap_zero: bits(&self.swap_zero, text)?,
+            first_special: self.first_special,
+            swap: self.swap.iter().map(form).collect::<Result<_, _>>()?,
+            special: special.collect(),
+        })
+    }
 }
 
 #[derive(Deserialize)]
@@ -122,6 +272,8 @@ impl RawMmu {
             address: bits(&self.address, text)?,
             reserved: bits(&self.reserved, text)?,
             levels,
+            absent: self.absent.as_ref().map(|absent| absent.check(text)).transpose()?,
+            release: None,
         })
     }
 }

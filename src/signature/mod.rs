@@ -34,7 +34,7 @@ use structure::RawStructure;
 
 pub use error::{SignatureError, UnknownSignature};
 pub use layout::{FieldEntry, Layout};
-pub use mmu::{Leaf, Mmu, MmuLevel};
+pub use mmu::{AbsentEntries, Leaf, Mmu, MmuLevel, SpecialTypes, SwapForm};
 pub use needle::Needle;
 pub use structure::{Field, KERNEL_POINTER_MIN, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN};
 
@@ -102,6 +102,11 @@ impl Signatures {
     /// These signatures without all that is not a rule of page tables.
     pub fn mmu_only(&self) -> Self {
         Self { mmu: self.mmu.clone(), ..Self::default() }
+    }
+
+    /// These signatures with other rules of page tables.
+    pub fn with_mmu(&self, mmu: Mmu) -> Self {
+        Self { mmu: Some(mmu), ..self.clone() }
     }
 
     /// These structures and needles without all others, and without the rules of page tables.

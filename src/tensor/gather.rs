@@ -301,6 +301,7 @@ impl<'a> Pages<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::paging::Gone;
 
     /// Memory whose pages of 4 KiB are there or not; byte `i` of it is `i % 251`.
     struct Pattern {
@@ -317,7 +318,7 @@ mod tests {
     impl VirtualMemory for Pattern {
         fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault> {
             if self.missing.contains(&va.frame().0) || va.0 >= 0x10000 {
-                return Err(Fault::NotPresent { va, level: 1, entry: 0 });
+                return Err(Fault::NotPresent { va, level: 1, entry: 0, cause: Gone::Untouched });
             }
             Ok(&self.bytes[va.0 as usize..va.frame().0 as usize + 0x1000])
         }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use tensorcarve::addr::VirtAddr;
 use tensorcarve::cpython::{self, Builtins, Objects, Value, attribute_str};
-use tensorcarve::paging::{Fault, VirtualMemory};
+use tensorcarve::paging::{Fault, Gone, VirtualMemory};
 use tensorcarve::tensor::{self, Elements, TooLarge, gather};
 
 use super::alone;
@@ -21,7 +21,7 @@ struct Memory {
 
 impl VirtualMemory for Memory {
     fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault> {
-        let fault = Fault::NotPresent { va, level: 1, entry: 0 };
+        let fault = Fault::NotPresent { va, level: 1, entry: 0, cause: Gone::Untouched };
         let from_end = va.0.wrapping_sub((self.high.len() as u64).wrapping_neg());
         let (bytes, at) = if va.0 < self.low.len() as u64 { (&self.low, va.0) } else { (&self.high, from_end) };
         if at >= bytes.len() as u64 {

@@ -295,7 +295,7 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
         others: Others::default(),
     };
     let space = Space { root: ROOT, levels: 4, kind: SpaceKind::Process, kpti_user_root: None };
-    let discovery = Discovery { spaces: vec![space], tried: Vec::new(), warnings: Vec::new() };
+    let discovery = Discovery { spaces: vec![space], ..Discovery::default() };
     Recovery {
         memory,
         discovery,

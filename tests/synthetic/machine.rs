@@ -9,6 +9,7 @@ use tensorcarve::dump::Dump;
 
 use super::memory::{FRAME, dump_of};
 use super::random::Random;
+use super::rewrite::{Entry, rewrite};
 
 pub const HUGE: u64 = 0x20_0000;
 const NX: u64 = 1 << 63;
@@ -312,9 +313,40 @@ impl Machine {
         self.map_to(space, start, frame);
     }
 
+    /// The dump with all entries of page tables written anew.
+    pub fn dump_with(&self, mut change: impl FnMut(Entry) -> u64) -> Dump {
+        dump_of(self.rewritten(&mut change), self.frames())
+    }
+
+    /// The machine as it would be if all from `start` on lay `len` bytes higher, as a file that leaves this hole out.
+    pub fn file_with_hole(&self, start: u64, len: u64) -> Dump {
+        let moved = |entry: Entry| entry.value + if entry.address() >= start { len } else { 0 };
+        let bytes = self.rewritten(&mut { moved });
+        let end = bytes.len() as u64;
+        dump_of(bytes, (0..end).step_by(FRAME as usize))
+    }
+
+    fn rewritten(&self, change: &mut dyn FnMut(Entry) -> u64) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        let mut roots = vec![self.kernel_root];
+        for space in &self.spaces {
+            roots.push(space.root);
+            if self.options.kpti {
+                roots.push(space.root + FRAME);
+            }
+        }
+        let len = bytes.len() as u64;
+        let place = |frame: u64| (frame < len).then_some(frame as usize);
+        rewrite(&mut bytes, &place, &roots, self.options.levels, change);
+        bytes
+    }
+
+    fn frames(&self) -> impl Iterator<Item = u64> {
+        ram(self.bytes.len() as u64).filter(|pa| !self.missing.contains(pa))
+    }
+
     pub fn dump(&self) -> Dump {
-        let end = self.bytes.len() as u64;
-        dump_of(self.bytes.clone(), ram(end).filter(|pa| !self.missing.contains(pa)))
+        dump_of(self.bytes.clone(), self.frames())
     }
 }
 

@@ -13,6 +13,7 @@ mod numpy;
 mod python;
 #[path = "../random/mod.rs"]
 mod random;
+pub mod rewrite;
 pub mod script;
 mod tensor;
 mod torch;

@@ -1,0 +1,97 @@
+//! Memory encryption of AMD's processors (SME, SEV): one bit of the address in an entry says that the page is encrypted.
+//!
+//! Which bit that is the processor says (CPUID 0x8000001f), not the memory: 47 and 51 are known, and it may be any above the
+//! machine's addresses. So the entries tell: where most of what could be entries leads into the dump once one high bit is
+//! taken away, and nowhere with it, this is the bit. Source: AMD APM vol. 2, 7.10 and 15.34.
+
+use std::cmp::Reverse;
+
+use rayon::prelude::*;
+
+use super::roots::{Discovery, discover};
+use super::tables::table_entries;
+use crate::addr::{FRAME_SIZE, PhysAddr};
+use crate::dump::PhysicalMemory;
+use crate::scan::{Backend, FrameClasses, scan};
+use crate::signature::{Mmu, Signatures};
+
+/// The lowest bit of an address that could be it: all machines that can encrypt have addresses of at least so many bits.
+const FIRST_BIT: u32 = 32;
+/// Frames whose entries agree on a bit, at least, for it to be tried.
+const MIN_FRAMES: usize = 4;
+/// Bits that are tried, those with most frames first.
+const MAX_TRIED: usize = 3;
+
+/// Finds the address spaces in a dump, with the memory's encryption taken into account where there is one.
+///
+/// `classes` are those that a scan with the rules `mmu` of `signatures` gave; what comes back with the spaces are those by which they
+/// were found. `None` if the signatures have no rules of page tables.
+pub fn find_spaces(
+    memory: &PhysicalMemory,
+    signatures: &Signatures,
+    mmu: &Mmu,
+    classes: FrameClasses,
+    backend: Backend,
+) -> (FrameClasses, Discovery) {
+    let plain = discover(memory, mmu, &classes);
+    let rank = |found: &Discovery| (found.self_mapped(), Reverse(found.pointers.outside));
+    if !plain.may_be_encrypted() {
+        return (classes, plain);
+    }
+    let plain_rank = rank(&plain);
+    let read_without = |bit: u32| {
+        let rules = mmu.without_address_bit(bit);
+        let classes = scan(memory, &signatures.mmu_only().with_mmu(rules.clone()), backend, &|_| ()).frames;
+        let mut found = discover(memory, &rules, &classes);
+        found.encryption_bit = Some(bit);
+        found.warnings.push(format!(
+            "entries of page tables have bit {bit} set, which is no part of an address: the machine encrypts its memory (AMD SME or SEV); they are read without it"
+        ));
+        (rank(&found), classes, found)
+    };
+    let tried = bits(memory, mmu).into_iter().map(read_without);
+    let best = tried.max_by_key(|(rank, ..)| *rank).filter(|(rank, ..)| *rank > plain_rank && rank.0 > 0);
+    best.map_or((classes, plain), |(_, classes, found)| (classes, found))
+}
+
+/// The bits that could be it, most likely first.
+fn bits(memory: &PhysicalMemory, mmu: &Mmu) -> Vec<u32> {
+    let of_range = |range: &crate::dump::MemoryRange| {
+        let frames = PhysicalMemory::frames(range);
+        (frames.start.0..frames.end.0).step_by(FRAME_SIZE as usize).collect::<Vec<_>>()
+    };
+    let frames: Vec<u64> = memory.ranges().iter().flat_map(of_range).collect();
+    let of_frame = |frame: u64| agreed_bit(memory, mmu, memory.bytes(PhysAddr(frame), FRAME_SIZE)?);
+    let votes = frames
+        .into_par_iter()
+        .fold(|| [0usize; 64], |votes, frame| counted(votes, of_frame(frame)))
+        .reduce(|| [0; 64], |a, b| std::array::from_fn(|bit| a.get(bit).unwrap_or(&0) + b.get(bit).unwrap_or(&0)));
+    let mut bits: Vec<(usize, u32)> = votes.into_iter().zip(0..).filter(|(votes, _)| *votes >= MIN_FRAMES).collect();
+    bits.sort_unstable_by_key(|(votes, bit)| (Reverse(*votes), *bit));
+    bits.into_iter().take(MAX_TRIED).map(|(_, bit)| bit).collect()
+}
+
+fn counted(mut votes: [usize; 64], bit: Option<u32>) -> [usize; 64] {
+    if let Some(count) = bit.and_then(|bit| votes.get_mut(bit as usize)) {
+        *count += 1;
+    }
+    votes
+}
+
+/// The bit without which most of what could be present entries of a frame lead into the dump.
+fn agreed_bit(memory: &PhysicalMemory, mmu: &Mmu, frame: &[u8]) -> Option<u32> {
+    let (mut present, mut votes) = (0usize, [0usize; 64]);
+    for entry in table_entries(frame).filter(|entry| entry & mmu.present != 0) {
+        present += 1;
+        let address = entry & mmu.address;
+        let bit = address.checked_ilog2().filter(|bit| *bit >= FIRST_BIT);
+        // The bit lies above all addresses of the machine, so it is the highest.
+        let leads = |bit: &u32| {
+            let without = PhysAddr(address & !(1 << bit));
+            without.0 != 0 && memory.contains(without) && !memory.contains(PhysAddr(address))
+        };
+        votes = counted(votes, bit.filter(leads));
+    }
+    let (most, bit) = votes.into_iter().zip(0..).max_by_key(|(votes, _)| *votes)?;
+    (most > 0 && most * 2 > present).then_some(bit)
+}

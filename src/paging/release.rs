@@ -1,0 +1,71 @@
+//! The release of the kernel, by the banner that it keeps in its memory: `Linux version 6.1.0-…`.
+//!
+//! Nothing but numbers that changed from one release to the next hangs on it, and only where an entry has one of them.
+
+use std::collections::BTreeMap;
+
+use memchr::memmem;
+use rayon::prelude::*;
+
+use crate::dump::PhysicalMemory;
+
+/// What the banner begins with (init/version-timestamp.c).
+const BANNER: &[u8] = b"Linux version ";
+/// Bytes that one thread looks through at a time.
+const PIECE: usize = 16 << 20;
+/// Bytes after the beginning that are looked at.
+const REACH: usize = 32;
+/// Banners of a piece that are counted.
+const MAX_COUNTED: usize = 64;
+
+/// Major and minor number of the release that most banners name.
+pub(super) fn kernel_release(memory: &PhysicalMemory) -> Option<[u64; 2]> {
+    let pieces: Vec<&[u8]> = memory
+        .ranges()
+        .iter()
+        .flat_map(|range| {
+            let bytes = memory.range_bytes(range);
+            (0..bytes.len())
+                .step_by(PIECE)
+                .filter_map(move |start| bytes.get(start..bytes.len().min(start.saturating_add(PIECE + REACH))))
+        })
+        .collect();
+    let of_piece = |piece: &[u8]| -> Vec<[u64; 2]> {
+        let found = memmem::find_iter(piece, BANNER).take(MAX_COUNTED);
+        found.filter_map(|at| numbers(piece.get(at + BANNER.len()..)?)).collect()
+    };
+    let found: Vec<Vec<[u64; 2]>> = pieces.into_par_iter().map(of_piece).collect();
+    let mut counts: BTreeMap<[u64; 2], usize> = BTreeMap::new();
+    for release in found.into_iter().flatten() {
+        *counts.entry(release).or_default() += 1;
+    }
+    counts.into_iter().max_by_key(|(release, count)| (*count, *release)).map(|(release, _)| release)
+}
+
+/// The two numbers that a text begins with, with a point between them.
+fn numbers(text: &[u8]) -> Option<[u64; 2]> {
+    let text = text.get(..text.len().min(REACH - BANNER.len()))?;
+    let mut parts = text.split(|byte| !byte.is_ascii_digit());
+    let mut number = || str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
+    let release = [number()?, number()?];
+    let point = text.iter().position(|byte| !byte.is_ascii_digit())?;
+    (text.get(point) == Some(&b'.')).then_some(release)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::{FileOffset, PhysAddr};
+    use crate::dump::MemoryRange;
+
+    #[test]
+    fn the_release_is_the_one_that_most_banners_name() {
+        let text = b"Linux version 6.12.9-x Linux version 4.x Linux version 5.10 Linux version 5.10.1 Linux version ";
+        let range = MemoryRange { start: PhysAddr(0), end: PhysAddr(text.len() as u64), offset: FileOffset(0) };
+        let memory = PhysicalMemory::owned(text.to_vec(), vec![range]).unwrap();
+        assert_eq!(kernel_release(&memory), Some([5, 10]));
+        assert_eq!(kernel_release(&PhysicalMemory::owned(vec![0; 64], Vec::new()).unwrap()), None);
+        assert_eq!(numbers(b"6 12"), None);
+        assert_eq!(numbers(b"99999999999999999999999.1"), None);
+    }
+}

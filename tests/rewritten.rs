@@ -1,0 +1,151 @@
+//! The shipped dump as other machines and kernels would have it: its page tables are written anew, and the same model must
+//! come out.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may simply fail")]
+
+#[path = "synthetic/rewrite.rs"]
+#[allow(dead_code, reason = "a part of it is for made-up machines")]
+mod rewrite;
+
+use std::sync::LazyLock;
+
+use rewrite::{Entry, rewrite};
+use tensorcarve::addr::{FileOffset, PhysAddr};
+use tensorcarve::dump::{self, Addresses, Dump, Format, MemoryRange, PhysicalMemory};
+use tensorcarve::model::Status;
+use tensorcarve::recover::{Recovery, Silent, recover};
+use tensorcarve::scan::Backend;
+use tensorcarve::signature::Signatures;
+
+static SIGNATURES: LazyLock<Signatures> = LazyLock::new(|| Signatures::load(None).unwrap());
+static SHIPPED: LazyLock<(Dump, Recovery)> = LazyLock::new(|| {
+    let dump = dump::open("tests/data/cifar10-pdb.lime.zst".as_ref(), &Default::default(), &|_, _| ()).unwrap();
+    let recovery = recover(&dump, &SIGNATURES, Backend::detect_best(), &Silent).unwrap();
+    (dump, recovery)
+});
+
+/// The shipped dump with its entries changed; its ranges one after another, at addresses that are `shift` higher.
+fn changed(shift: u64, change: &mut dyn FnMut(Entry) -> u64) -> (Vec<u8>, Vec<MemoryRange>) {
+    let (dump, recovery) = &*SHIPPED;
+    let mut bytes = Vec::new();
+    let mut ranges = Vec::new();
+    for range in dump.memory.ranges() {
+        let offset = FileOffset(bytes.len() as u64);
+        bytes.extend_from_slice(dump.memory.range_bytes(range));
+        ranges.push(MemoryRange { start: PhysAddr(range.start.0 + shift), end: PhysAddr(range.end.0 + shift), offset });
+    }
+    let place = |frame: u64| {
+        let range = ranges.iter().find(|range| (range.start.0 - shift..range.end.0 - shift).contains(&frame))?;
+        Some((range.offset.0 + (frame + shift - range.start.0)) as usize)
+    };
+    let spaces = recovery.discovery.spaces.iter();
+    let roots: Vec<u64> =
+        spaces.flat_map(|space| [Some(space.root), space.kpti_user_root]).flatten().map(|r| r.0).collect();
+    rewrite(&mut bytes, &place, &roots, 4, change);
+    (bytes, ranges)
+}
+
+fn recovered(bytes: Vec<u8>, ranges: Vec<MemoryRange>) -> Recovery {
+    let size = bytes.len() as u64;
+    let dump = Dump {
+        memory: PhysicalMemory::owned(bytes, ranges).unwrap(),
+        addresses: Addresses::Physical,
+        format: Format::Raw,
+        compression: None,
+        file_size: size,
+        size,
+        warnings: Vec::new(),
+        damaged: false,
+    };
+    recover(&dump, &SIGNATURES, Backend::detect_best(), &Silent).unwrap()
+}
+
+/// Names and hashes of the model's tensors, all of which are complete.
+fn tensors(recovery: &Recovery) -> Vec<(String, Option<String>)> {
+    let models = recovery.processes.iter().flat_map(|process| &process.models);
+    let tensors = models.flat_map(|model| &model.tensors);
+    tensors
+        .map(|tensor| {
+            assert_eq!(tensor.status, Status::Complete, "{}: {:?}", tensor.name, tensor.holes);
+            (tensor.name.clone(), tensor.sha256.clone())
+        })
+        .collect()
+}
+
+fn assert_same(name: &str, found: &Recovery) {
+    let expected = tensors(&SHIPPED.1);
+    assert_eq!(expected.len(), 10);
+    assert_eq!(tensors(found), expected, "{name}: {:?}", found.warnings);
+}
+
+fn check(name: &str, shift: u64, mut change: impl FnMut(Entry) -> u64) -> Recovery {
+    let mut count = 0;
+    let (bytes, ranges) = changed(shift, &mut |entry| {
+        let value = change(entry);
+        count += usize::from(value != entry.value);
+        value
+    });
+    assert!(count > 1000, "{name}: {count} entries");
+    let found = recovered(bytes, ranges);
+    assert_same(name, &found);
+    found
+}
+
+#[test]
+fn protected_by_numa_balancing() {
+    let protected = |wanted: fn(&Entry) -> bool, inverted: bool| {
+        move |entry: Entry| match entry.is_user_page() && wanted(&entry) {
+            true => entry.protected(inverted),
+            false => entry.value,
+        }
+    };
+    check("all, inverted", 0, protected(|_| true, true));
+    check("all, plain", 0, protected(|_| true, false));
+    check("half, inverted", 0, protected(|entry| entry.va >> 14 & 1 == 0, true));
+}
+
+#[test]
+fn being_moved() {
+    // The kernel is a 6.1: types 23 to 25.
+    check(
+        "half",
+        0,
+        |entry| if entry.is_user_page() && entry.va >> 13 & 1 == 0 { entry.special(25) } else { entry.value },
+    );
+}
+
+#[test]
+fn encrypted() {
+    for bit in [43, 51] {
+        let found = check("encrypted", 0, |entry| match entry.is_leaf && entry.va >> 15 & 1 == 0 {
+            true => entry.value,
+            false => entry.value | 1 << bit,
+        });
+        assert_eq!(found.discovery.encryption_bit, Some(bit));
+    }
+}
+
+#[test]
+fn above_2_tib() {
+    let shift = 0x200_0000_0000;
+    let found = check("shifted", shift, |entry| entry.value + shift);
+    assert_eq!(found.discovery.encryption_bit, None);
+}
+
+#[test]
+fn without_the_hole_below_4_gib() {
+    for (start, len) in [(0x800_0000, 0x4000_0000), (0x600_0000, 0xfa00_0000)] {
+        let moved = |entry: Entry| entry.value + if entry.address() >= start { len } else { 0 };
+        let (bytes, ranges) = changed(0, &mut { moved });
+        // The file has the legacy hole below 1 MiB, and not this one.
+        let mut file = vec![0; ranges.last().unwrap().end.0 as usize];
+        for range in &ranges {
+            let part = &bytes[range.offset.0 as usize..][..range.len() as usize];
+            file[range.start.0 as usize..][..part.len()].copy_from_slice(part);
+        }
+        let whole = MemoryRange { start: PhysAddr(0), end: PhysAddr(file.len() as u64), offset: FileOffset(0) };
+        let found = recovered(file, vec![whole]);
+        assert_same("hole", &found);
+        let ranges: Vec<_> = found.memory.ranges().iter().map(|range| (range.start.0, range.offset.0)).collect();
+        assert_eq!(ranges, [(0, 0), (start + len, start)]);
+    }
+}
