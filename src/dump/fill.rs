@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::fs;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -198,6 +198,8 @@ impl Dump {
         let is_listed = |path: &Path| {
             matches!(FileKind::of(path), FileKind::Named | FileKind::SharedMemory | FileKind::HugePages)
                 && without_deleted(path) == path
+                // The kernel names no path so; many of these could stand for one file.
+                && !path.components().any(|part| part == Component::ParentDir)
         };
         let named = missing.iter().filter(|(path, lack)| lack.bytes > 0 && is_listed(path));
         let known: Vec<Arc<Path>> = opened.iter().map(|(recorded, ..)| Arc::clone(recorded)).collect();
@@ -218,8 +220,15 @@ impl Dump {
 
     /// Checks files against the image, and fills memory from those that pass.
     fn use_files(&mut self, opened: Vec<(Arc<Path>, PathBuf, MappedFile)>) -> Result<(), FillError> {
-        let checked: Vec<Checked> =
-            opened.into_par_iter().map(|(recorded, local, map)| check(&self.memory, recorded, local, map)).collect();
+        let mut mappings: BTreeMap<&Path, Vec<&FileMapping>> = BTreeMap::new();
+        for mapping in self.memory.mappings().files() {
+            mappings.entry(&mapping.path).or_default().push(mapping);
+        }
+        let check = |(recorded, local, map): (Arc<Path>, PathBuf, MappedFile)| {
+            let own = mappings.get(&*recorded).map(Vec::as_slice).unwrap_or_default();
+            check(&self.memory, own, Arc::clone(&recorded), local, map)
+        };
+        let checked: Vec<Checked> = opened.into_par_iter().map(check).collect();
         let (mut files, mut filled, mut base) = (Vec::new(), Vec::new(), self.memory.backing_len());
         for Checked { mut file, parts, complaint } in checked {
             self.warnings.extend(complaint);
@@ -333,16 +342,22 @@ struct Checked {
     complaint: Option<String>,
 }
 
-fn check(memory: &PhysicalMemory, recorded: Arc<Path>, local: PathBuf, map: MappedFile) -> Checked {
-    let mappings = || memory.mappings().files().iter().filter(|mapping| mapping.path == recorded);
+/// Holds a file against the image: `mappings` are those of it.
+fn check(
+    memory: &PhysicalMemory,
+    mappings: &[&FileMapping],
+    recorded: Arc<Path>,
+    local: PathBuf,
+    map: MappedFile,
+) -> Checked {
     let size = map.len() as u64;
     let (names, end) = (
         format!("{}, given for {},", local.display(), shown(&recorded)),
-        mappings().map(FileMapping::end_offset).max(),
+        mappings.iter().map(|mapping| mapping.end_offset()).max(),
     );
     let (mut parts, mut complaint) = (Vec::new(), None);
     let agreed =
-        mappings().try_fold(0u64, |agreed, mapping| Ok(agreed.saturating_add(compare(memory, mapping, &map)?)));
+        mappings.iter().try_fold(0u64, |agreed, mapping| Ok(agreed.saturating_add(compare(memory, mapping, &map)?)));
     match agreed {
         Err(Differs { offset }) => {
             complaint = Some(format!(
@@ -352,7 +367,7 @@ fn check(memory: &PhysicalMemory, recorded: Arc<Path>, local: PathBuf, map: Mapp
         }
         Ok(_) => {
             for (mapping, gap) in
-                mappings().flat_map(|mapping| gaps(memory, mapping).into_iter().map(move |gap| (mapping, gap)))
+                mappings.iter().flat_map(|mapping| gaps(memory, mapping).into_iter().map(move |gap| (mapping, gap)))
             {
                 let offset = mapping.offset_of(gap.start);
                 let there = size.saturating_sub(offset).min(gap.end.0 - gap.start.0);
@@ -393,11 +408,11 @@ fn compare(memory: &PhysicalMemory, mapping: &FileMapping, file: &[u8]) -> Resul
     // The loader changes pages of programs before it takes away the right to write; not the first, which has the headers.
     let limit = if file.starts_with(&MAGIC) { FRAME_SIZE } else { u64::MAX };
     let mut agreed = 0u64;
-    for part in memory.only(std::slice::from_ref(&mapping.addresses)).ranges() {
+    for part in memory.parts(mapping.addresses.clone()) {
         let offset = mapping.offset_of(part.start);
         let len = part.len().min(limit.saturating_sub(offset));
         let there = usize::try_from(offset).ok().and_then(|start| file.get(start..)).unwrap_or_default();
-        let known = memory.range_bytes(part);
+        let known = memory.range_bytes(&part);
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(there.len()).min(known.len());
         let (there, known) = (there.get(..len).unwrap_or_default(), known.get(..len).unwrap_or_default());
         if there != known {

@@ -15,6 +15,8 @@ use crate::addr::PhysAddr;
 
 /// What the kernel adds to the path of a file that no folder lists any more (`d_path`).
 const DELETED: &[u8] = b" (deleted)";
+/// Bytes of a path: PATH_MAX of linux/limits.h, and what the kernel adds to that of a deleted file.
+pub(super) const MAX_NAME: usize = 4096 + 16;
 /// How the kernel names memory that is shared without a file of its own: `memfd_create`, `shmget`, and shared anonymous memory.
 const MEMFD: &[u8] = b"/memfd:";
 const SYSV: &[u8] = b"/SYSV";

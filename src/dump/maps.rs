@@ -9,9 +9,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::elf::MAGIC;
-use super::mapped::{FileMapping, ImageKind, Mappings, sort_files};
+use super::mapped::{FileMapping, ImageKind, MAX_NAME, Mappings, sort_files};
 use super::{Contents, DumpErrorKind, MAX_RANGES, MemoryRange, ProcessImage};
 use crate::addr::{FileOffset, PhysAddr};
 
@@ -195,17 +196,24 @@ pub(super) fn parse(copy: &[u8], maps: &str) -> Result<Contents, DumpErrorKind> 
 
 /// Those mappings that show files.
 fn files(mappings: &[Mapping<'_>]) -> Vec<FileMapping> {
-    let shown = mappings.iter().filter(|mapping| !mapping.path.is_empty() && !mapping.path.starts_with('['));
+    let shows = |path: &str| !path.starts_with('[') && (1..=MAX_NAME).contains(&path.len());
+    let shown = mappings.iter().filter(|mapping| shows(mapping.path));
     // The end of a mapping is a place in the file as well.
     let whole = shown.filter(|mapping| mapping.file_offset.checked_add(mapping.len()).is_some());
-    let file = |mapping: &Mapping<'_>| FileMapping {
-        addresses: mapping.addresses(),
-        offset: mapping.file_offset,
-        path: Path::new(mapping.path).into(),
-        writable: Some(mapping.writable),
-        shared: Some(!mapping.private),
-    };
-    let mut files: Vec<FileMapping> = whole.map(file).collect();
+    let mut files: Vec<FileMapping> = Vec::new();
+    for mapping in whole {
+        let path = Path::new(mapping.path);
+        // A file is mapped in several pieces, one after another.
+        let path =
+            files.last().filter(|last| *last.path == *path).map_or_else(|| path.into(), |last| Arc::clone(&last.path));
+        files.push(FileMapping {
+            addresses: mapping.addresses(),
+            offset: mapping.file_offset,
+            path,
+            writable: Some(mapping.writable),
+            shared: Some(!mapping.private),
+        });
+    }
     // The lines are sorted and do not overlap.
     sort_files(&mut files);
     files

@@ -305,16 +305,20 @@ impl PhysicalMemory {
 
     /// What of these addresses comes from other files than the dump, by address.
     pub fn filled(&self, addresses: Range<PhysAddr>) -> impl Iterator<Item = FilledPart<'_>> {
-        let first = self.ranges.partition_point(|range| range.end <= addresses.start);
         // Without such files there is nothing to look through.
-        let count = if self.files.is_empty() { 0 } else { usize::MAX };
-        let end = addresses.end;
-        let here = self.ranges.iter().skip(first).take(count).take_while(move |range| range.start < end);
-        here.filter_map(move |range| {
-            let part = range.part(addresses.clone())?;
+        let addresses = if self.files.is_empty() { PhysAddr(0)..PhysAddr(0) } else { addresses };
+        self.parts(addresses).filter_map(|part| {
             let file = self.file_at(part.offset.0)?;
             Some(FilledPart { addresses: part.start..part.end, file, offset: part.offset.0 - file.base() })
         })
+    }
+
+    /// What of the ranges lies at these addresses, by address.
+    pub(super) fn parts(&self, addresses: Range<PhysAddr>) -> impl Iterator<Item = MemoryRange> {
+        let first = self.ranges.partition_point(|range| range.end <= addresses.start);
+        let end = addresses.end;
+        let here = self.ranges.iter().skip(first).take_while(move |range| range.start < end);
+        here.filter_map(move |range| range.part(addresses.clone()))
     }
 
     /// The ranges that come from the dump itself.

@@ -16,7 +16,7 @@ use object::elf::{
 };
 use object::read::elf::{NoteIterator, ProgramHeader};
 
-use super::mapped::{FileMapping, Mappings, sort_files};
+use super::mapped::{FileMapping, MAX_NAME, Mappings, sort_files};
 use super::memory::joined;
 use super::{MAX_RANGES, ProcessImage};
 use crate::addr::PhysAddr;
@@ -33,8 +33,6 @@ const PRPSINFO_FNAME: Range<usize> = 40..56;
 const WORD: usize = 8;
 const FILE_HEAD: usize = 2 * WORD;
 const FILE_ENTRY: usize = 3 * WORD;
-/// Bytes of a name: PATH_MAX of linux/limits.h, and what the kernel adds to the name of a deleted file.
-const MAX_NAME: usize = 4096 + 16;
 
 /// What the notes of a core say about the process in it.
 #[derive(Default)]
