@@ -8,15 +8,13 @@ use std::cmp::Reverse;
 
 use rayon::prelude::*;
 
-use super::roots::{Discovery, discover};
+use super::roots::{Discovery, FIRST_ENCRYPTION_BIT, discover};
 use super::tables::table_entries;
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
 use crate::scan::{Backend, FrameClasses, scan};
 use crate::signature::{Mmu, Signatures};
 
-/// The lowest bit of an address that could be it: all machines that can encrypt have addresses of at least so many bits.
-const FIRST_BIT: u32 = 32;
 /// Frames whose entries agree on a bit, at least, for it to be tried.
 const MIN_FRAMES: usize = 4;
 /// Bits that are tried, those with most frames first.
@@ -84,7 +82,7 @@ fn agreed_bit(memory: &PhysicalMemory, mmu: &Mmu, frame: &[u8]) -> Option<u32> {
     for entry in table_entries(frame).filter(|entry| entry & mmu.present != 0) {
         present += 1;
         let address = entry & mmu.address;
-        let bit = address.checked_ilog2().filter(|bit| *bit >= FIRST_BIT);
+        let bit = address.checked_ilog2().filter(|bit| *bit >= FIRST_ENCRYPTION_BIT);
         // The bit lies above all addresses of the machine, so it is the highest.
         let leads = |bit: &u32| {
             let without = PhysAddr(address & !(1 << bit));

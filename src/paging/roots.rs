@@ -34,6 +34,9 @@ const TABLES_PER_FRAME: usize = 8;
 const MIN_ROOTS: usize = 3;
 /// Of so many pointers to tables one may lead out of the dump where nothing is wrong.
 const FEW: usize = 8;
+/// The lowest bit of an address that memory encryption could use: all machines that can encrypt have addresses of at least
+/// so many bits.
+pub(super) const FIRST_ENCRYPTION_BIT: u32 = 32;
 /// Tables whose pointers are counted.
 const MAX_COUNTED: usize = 1 << 12;
 /// One wrong pointer in this many entries is forgiven: a machine that is captured while it runs
@@ -117,7 +120,7 @@ pub struct Pointers {
     pub inside: usize,
     /// To one that the dump does not hold.
     pub outside: usize,
-    /// Those of the latter that would lead to a frame of the dump without their highest bit.
+    /// Those of the latter that would lead to a frame of the dump without their highest bit, if that is a high one.
     pub by_a_bit: usize,
 }
 
@@ -274,7 +277,9 @@ impl<'a> Tables<'a> {
     /// Where the pointers in the tables of these spaces lead. What a freed root leads to and is no table is left out.
     fn pointers(&self, spaces: &[Space]) -> Pointers {
         let mut counted = Pointers::default();
-        let mut todo: Vec<(PhysAddr, u8)> = spaces.iter().rev().map(|space| (space.root, space.levels)).collect();
+        // What the kernel's own root has beside the half that all share may be anything.
+        let others = spaces.iter().rev().filter(|space| space.kind != SpaceKind::Kernel);
+        let mut todo: Vec<(PhysAddr, u8)> = others.map(|space| (space.root, space.levels)).collect();
         let mut seen: HashSet<(PhysAddr, u8)> = todo.iter().copied().collect();
         for _ in 0..MAX_COUNTED {
             let Some((table, level)) = todo.pop() else { break };
@@ -296,7 +301,8 @@ impl<'a> Tables<'a> {
                     }
                 } else {
                     counted.outside += 1;
-                    let without = address.checked_ilog2().map_or(0, |bit| address & !(1 << bit));
+                    let bit = address.checked_ilog2().filter(|bit| *bit >= FIRST_ENCRYPTION_BIT);
+                    let without = bit.map_or(0, |bit| address & !(1 << bit));
                     counted.by_a_bit += usize::from(without != 0 && self.memory.contains(PhysAddr(without)));
                 }
             }
