@@ -266,3 +266,25 @@ fn changes(table: &Layout, found: &Layout) -> Vec<Change> {
         .map(|((number, table), (_, found))| Change { number, from: Some(table), to: Some(found) })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::layouts;
+    use super::nearest;
+    use crate::signature::Signatures;
+
+    #[test]
+    fn tables_that_could_be_of_a_version() {
+        let tables = layouts(&Signatures::load(None).unwrap()).unwrap();
+        let nearest = |version| nearest(&tables, Some(version)).into_iter().collect::<Vec<_>>();
+        assert_eq!(nearest("1.13.0a0"), [(1, 13)]);
+        assert_eq!(nearest("2.0.1+cu117"), [(1, 13), (2, 1)]);
+        assert_eq!(nearest("2.10.0"), [(2, 10)]);
+        assert_eq!(nearest("2.8.0"), [(2, 6), (2, 10)]);
+        assert_eq!(nearest("1.5.0"), [(1, 7)]);
+        assert_eq!(nearest("99.1"), [(2, 14)]);
+        for nothing in ["", "unknown", "2", "99999999999.1"] {
+            assert!(nearest(nothing).is_empty(), "{nothing:?}");
+        }
+    }
+}
