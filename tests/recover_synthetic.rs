@@ -33,6 +33,8 @@ mod modules;
 mod other_pythons;
 #[path = "recover_synthetic/others.rs"]
 mod others;
+#[path = "recover_synthetic/referrers.rs"]
+mod referrers;
 #[path = "recover_synthetic/scripts.rs"]
 mod scripts;
 #[path = "recover_synthetic/tensors.rs"]

@@ -131,7 +131,7 @@ fn read(
     // That its dictionary lives tells whether references are counted where the layout says.
     let is_readable = |address: &&VirtAddr| {
         let dict = objects.pointer(**address, layout.tp_dict);
-        objects.heap_type_name(**address).is_ok() && dict.and_then(|dict| objects.is_alive(dict)) == Ok(true)
+        objects.has_one_name(**address) == Ok(true) && dict.and_then(|dict| objects.is_alive(dict)) == Ok(true)
     };
     let readable = sample.iter().filter(is_readable).count();
     let size = objects.word(candidate.type_object, layout.tp_basicsize);

@@ -146,19 +146,27 @@ impl Objects<'_> {
     /// # Errors
     /// Its type keeps no attributes, or they can't be read whole.
     pub fn attributes(&self, object: VirtAddr) -> Result<Attributes, ObjectError> {
+        Ok(self.named(self.attribute_items(object)?))
+    }
+
+    /// The same, with the objects that are the names.
+    ///
+    /// # Errors
+    /// Its type keeps no attributes, or they can't be read whole.
+    pub(super) fn attribute_items(&self, object: VirtAddr) -> Result<Vec<(VirtAddr, VirtAddr)>, ObjectError> {
         let layout = self.layout();
         let type_object = self.type_of(object)?;
         let flags = self.type_flags(type_object)?;
         let has = |flag: Option<i64>| flag.is_some_and(|flag| flags & flag as u64 != 0);
         if !has(layout.flag_managed_dict) {
-            return self.str_dict(self.pointer(object, self.dict_offset(object, type_object)?)?);
+            return self.dict_or_none(self.pointer(object, self.dict_offset(object, type_object)?)?);
         }
         if let Some(offset) = layout.managed_dict_or_values {
             let word = self.word(object, offset)?;
             return if word & 1 == 1 {
                 self.shared_attributes(type_object, VirtAddr(word.wrapping_add(1)))
             } else {
-                self.str_dict(VirtAddr(word))
+                self.dict_or_none(VirtAddr(word))
             };
         }
         if let Some(offset) = layout.managed_values {
@@ -170,7 +178,7 @@ impl Objects<'_> {
         if let Some(offset) = layout.managed_dict {
             let dict = self.pointer(object, offset)?;
             if dict.0 != 0 {
-                return self.str_dict(dict);
+                return self.dict(dict);
             }
         }
         if has(layout.flag_inline_values) {
@@ -186,6 +194,11 @@ impl Objects<'_> {
         Ok(Vec::new())
     }
 
+    /// The items of a dictionary that is made when it is first needed.
+    fn dict_or_none(&self, dict: VirtAddr) -> Result<Vec<(VirtAddr, VirtAddr)>, ObjectError> {
+        if dict.0 == 0 { Ok(Vec::new()) } else { self.dict(dict) }
+    }
+
     /// Where the pointer to an instance's dictionary lies, for a type with `tp_dictoffset`.
     fn dict_offset(&self, object: VirtAddr, type_object: VirtAddr) -> Result<i64, ObjectError> {
         let offset = self.word(type_object, self.layout().tp_dictoffset)? as i64;
@@ -197,9 +210,13 @@ impl Objects<'_> {
     }
 
     /// Attributes whose names are the shared keys of the type and whose values are in an array.
-    fn shared_attributes(&self, type_object: VirtAddr, values: VirtAddr) -> Result<Attributes, ObjectError> {
+    fn shared_attributes(
+        &self,
+        type_object: VirtAddr,
+        values: VirtAddr,
+    ) -> Result<Vec<(VirtAddr, VirtAddr)>, ObjectError> {
         let keys = self.pointer(type_object, self.layout().ht_cached_keys)?;
-        Ok(self.named(self.split(keys, values)?))
+        self.split(keys, values)
     }
 
     fn combined(&self, keys: VirtAddr) -> Result<Vec<(VirtAddr, VirtAddr)>, ObjectError> {

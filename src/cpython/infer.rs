@@ -17,7 +17,7 @@ use crate::addr::VirtAddr;
 use crate::paging::AddressSpace;
 
 /// Structures that begin with an object's header, by their names in layout files.
-const OBJECTS: [&str; 13] = [
+const OBJECTS: [&str; 18] = [
     "object",
     "var",
     "type",
@@ -31,6 +31,11 @@ const OBJECTS: [&str; 13] = [
     "set",
     "dict",
     "module",
+    "function",
+    "cell",
+    "method",
+    "partial",
+    "deque",
 ];
 /// Words of `type` in which the size of its items is looked for.
 const WORDS_OF_TYPE: u64 = 24;
@@ -263,7 +268,7 @@ fn of_names(objects: &Objects<'_>, types: &[VirtAddr]) -> usize {
             // That it lives tells whether references are counted where the layout says.
             dict.and_then(|dict| Ok(objects.has_type_flag(dict, layout.flag_dict)? && objects.is_alive(dict)?)),
             dict.and_then(|dict| objects.dict(dict)).map(|items| !items.is_empty()),
-            objects.heap_type_name(*address).map(|_| true),
+            objects.has_one_name(*address),
         ];
         checks.into_iter().filter(|check| *check == Ok(true)).count()
     };

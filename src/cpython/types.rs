@@ -89,21 +89,28 @@ impl Objects<'_> {
         Ok(bases)
     }
 
-    /// `__module__` and `__qualname__` of a type made by a class statement.
+    /// `__module__` and `__qualname__` of a type made by a class statement. Its `__name__` may be another one: programs
+    /// that make classes set it.
     ///
     /// # Errors
     /// It is no such type, or they can't be read.
     pub fn heap_type_name(&self, type_object: VirtAddr) -> Result<(String, String), ObjectError> {
         let qualname = self.heap_type_qualname(type_object)?;
-        // The last part of it stands beside it, most often as the same object.
-        let name = self.str(self.pointer(type_object, self.layout().ht_name)?)?;
-        if name.is_empty() || !qualname.ends_with(&name) {
-            return Err(ObjectError::WrongType { address: type_object, expected: "type with one name" });
-        }
         let dict = self.pointer(type_object, self.layout().tp_dict)?;
         let module = self.dict_item(dict, "__module__")?;
         let no_module = ObjectError::WrongType { address: type_object, expected: "type with a __module__" };
         Ok((self.str(module.ok_or(no_module)?)?, qualname))
+    }
+
+    /// Whether a type made by a class statement has a full name that ends with its `__name__`, as almost all have: evidence
+    /// that the layout reads names.
+    ///
+    /// # Errors
+    /// It is no such type, or its names can't be read.
+    pub(super) fn has_one_name(&self, type_object: VirtAddr) -> Result<bool, ObjectError> {
+        let (_, qualname) = self.heap_type_name(type_object)?;
+        let name = self.str(self.pointer(type_object, self.layout().ht_name)?)?;
+        Ok(!name.is_empty() && qualname.ends_with(&name))
     }
 
     /// `__qualname__` of a type made by a class statement.

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::find::Graph;
-use super::referrers::{Referrer, Search};
+use super::referrers::{self, Referrer};
 use super::{Model, NamedTensor, Reading, Sighting, TensorKind};
 use crate::addr::VirtAddr;
-use crate::cpython::{self, Interpreter, Modules};
+use crate::cpython::{self, Holders, Interpreter, Modules};
 use crate::tensor::{self, ArrayInfo, ArrayLayout, ArrayScore, Elements, Form, Layout};
 
 /// Where the class of all tensors is defined, in every PyTorch: its `__module__` is set by hand.
@@ -143,7 +143,9 @@ pub fn others(
     if wanted.is_empty() {
         return all;
     }
-    let (mut referrers, is_whole) = Search::run(interpreter.objects(), wanted, graph, modules);
+    let objects = interpreter.objects();
+    let holders = Holders::new(objects, modules, interpreter.module_types());
+    let referrers::Found { mut referrers, is_whole } = referrers::search(objects, holders, wanted, graph, modules);
     if !is_whole {
         all.warnings.push("not all that refers to tensors and arrays was looked for: too many values".to_owned());
     }

@@ -1,19 +1,29 @@
-//! What refers to a tensor: attributes of modules, names of imported Python modules, and the containers in them.
+//! What refers to a tensor: attributes of modules, names of imported Python modules, and whatever lies behind them:
+//! attributes and slots of objects, containers, what functions have closed over.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use super::find::Graph;
 use crate::addr::VirtAddr;
-use crate::cpython::{Modules, Objects};
+use crate::cpython::{Holders, Modules, Objects, Shape, Step};
 
-/// How deep lists, tuples and dictionaries may be nested.
-const MAX_DEPTH: u32 = 4;
+/// How many objects may lie between a module and what it refers to.
+const MAX_DEPTH: u8 = 8;
+/// The same for modules of Python itself and of the libraries below, in which only containers are looked into: they hold
+/// more objects than all other modules together, and no tensors of the program.
+const MAX_DEPTH_OF_LIBRARIES: u8 = 4;
+/// Packages whose own modules hold no tensors of the program.
+const LIBRARIES: [&str; 2] = ["torch", "numpy"];
 /// Values that are looked at, in all modules together.
 const MAX_VALUES: usize = 1 << 22;
+/// Objects that are looked into.
+const MAX_OBJECTS: usize = 1 << 17;
 /// Referrers of one tensor that are listed.
 const MAX_REFERRERS: usize = 16;
-/// Elements of a container that are looked into, if they are containers themselves.
-const MAX_NESTED: usize = 64;
+/// Elements of a container that are looked into, if they can hold something themselves.
+const MAX_NESTED: usize = 1 << 10;
+/// The dictionaries in which a module registers its tensors and modules: these are looked at by themselves.
+const REGISTERS: [&str; 3] = ["_parameters", "_buffers", "_modules"];
 
 /// A place that refers to a tensor or an array.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,12 +32,12 @@ pub enum Referrer {
     Module {
         /// The module.
         object: VirtAddr,
-        /// Name of the attribute, with indices and keys: `cache['k'][0]`.
+        /// The way from the module: `cache['k'][0]`, `hook.weights["0.weight"]`.
         path: String,
     },
     /// A name of an imported Python module, or something in it.
     Global {
-        /// The module's `__name__`, the name, indices and keys: `__main__.batches[0]`.
+        /// The module's `__name__`, the name, attributes, indices and keys: `__main__.batches[0]`.
         path: String,
     },
     /// It is the gradient of a tensor of no model.
@@ -37,135 +47,202 @@ pub enum Referrer {
     },
 }
 
-/// What a type is to the search.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Container {
-    List,
-    Tuple,
-    Dict,
-    No,
+/// Where a way begins.
+enum Start<'a> {
+    Module { object: VirtAddr, name: &'a str },
+    Global { module: &'a str, name: VirtAddr },
 }
 
-/// A step from a container to what it holds.
-enum Step {
-    Index(usize),
-    Key(VirtAddr),
+/// How far a way is followed.
+#[derive(Clone, Copy)]
+struct Reach {
+    /// Objects that lie before the one that is reached.
+    depth: u8,
+    /// Whether the way began in a library.
+    is_library: bool,
+    /// Whether what is reached may be looked into.
+    is_near: bool,
 }
 
-/// A search for the places that refer to certain objects.
-pub(super) struct Search<'a> {
+/// What came before an object on the way to it.
+#[derive(Clone, Copy)]
+enum Before {
+    /// The start with that number.
+    Start(usize),
+    /// The object with that number, and how it holds this one.
+    Object(usize, Step),
+}
+
+/// An object that is looked into; each once, by the shortest way to it.
+struct Node {
+    object: VirtAddr,
+    before: Before,
+    reach: Reach,
+}
+
+/// What was found.
+pub(super) struct Found {
+    /// The referrers of each object that was wanted, those with the shortest way first.
+    pub(super) referrers: BTreeMap<VirtAddr, Vec<Referrer>>,
+    /// Whether all was looked at.
+    pub(super) is_whole: bool,
+}
+
+/// A search for the places that refer to certain objects, breadth first.
+struct Search<'a> {
     objects: Objects<'a>,
+    holders: Holders<'a>,
     wanted: HashSet<VirtAddr>,
-    types: HashMap<VirtAddr, Container>,
-    /// Containers that hold nothing that is wanted, down to a depth.
-    barren: HashSet<(VirtAddr, u32)>,
-    /// The way from the place that is looked at to the current value.
-    steps: Vec<Step>,
+    starts: Vec<Start<'a>>,
+    nodes: Vec<Node>,
+    /// What is looked into, or need not be: on ways from libraries, and on all others.
+    seen: [HashSet<VirtAddr>; 2],
     found: BTreeMap<VirtAddr, Vec<Referrer>>,
     left: usize,
 }
 
+/// Looks for what refers to `wanted`, from the modules of both kinds on. Modules of `graph` are not looked into on the
+/// way: each is where a way of its own begins.
+pub(super) fn search<'a>(
+    objects: Objects<'a>,
+    holders: Holders<'a>,
+    wanted: HashSet<VirtAddr>,
+    graph: &'a Graph,
+    modules: &'a Modules,
+) -> Found {
+    let mut search = Search {
+        objects,
+        holders,
+        wanted,
+        starts: Vec::new(),
+        nodes: Vec::new(),
+        seen: [(); 2].map(|()| graph.modules.keys().copied().collect()),
+        found: BTreeMap::new(),
+        left: MAX_VALUES,
+    };
+    for (object, module) in &graph.modules {
+        let registered = module.parameters.iter().chain(&module.buffers);
+        let registered = registered.filter_map(|(name, tensor)| Some((name, (*tensor)?)));
+        let others = module.objects.iter().filter(|(name, _)| !REGISTERS.contains(&name.as_str()));
+        for (name, value) in registered.chain(others.map(|(name, value)| (name, *value))) {
+            search.start(Start::Module { object: *object, name }, value, false);
+        }
+    }
+    let library = Library::new(&objects, modules);
+    for (module, dict) in modules {
+        let items = objects.dict(*dict).unwrap_or_default();
+        let is_library = library.holds(&objects, module, &items);
+        for (name, value) in items {
+            search.start(Start::Global { module, name }, value, is_library);
+        }
+    }
+    search.run();
+    Found { referrers: search.found, is_whole: search.left > 0 && search.nodes.len() < MAX_OBJECTS }
+}
+
 impl<'a> Search<'a> {
-    /// Looks through the modules of both kinds for `wanted`; the referrers of each, and whether all was looked at.
-    pub(super) fn run(
-        objects: Objects<'a>,
-        wanted: HashSet<VirtAddr>,
-        graph: &Graph,
-        modules: &Modules,
-    ) -> (BTreeMap<VirtAddr, Vec<Referrer>>, bool) {
-        let mut search = Self {
-            objects,
-            wanted,
-            types: HashMap::new(),
-            barren: HashSet::new(),
-            steps: Vec::new(),
-            found: BTreeMap::new(),
-            left: MAX_VALUES,
-        };
-        for (object, module) in &graph.modules {
-            for (name, value) in &module.objects {
-                let referrer = |steps: String| Referrer::Module { object: *object, path: format!("{name}{steps}") };
-                search.visit(*value, MAX_DEPTH, &referrer);
-            }
-        }
-        for (module, dict) in modules {
-            for (key, value) in objects.dict(*dict).unwrap_or_default() {
-                let name = || objects.str(key).unwrap_or_else(|_| format!("[at {key}]"));
-                let referrer = |steps: String| Referrer::Global { path: format!("{module}.{}{steps}", name()) };
-                search.visit(value, MAX_DEPTH, &referrer);
-            }
-        }
-        let is_whole = search.left > 0;
-        (search.found, is_whole)
+    fn start(&mut self, start: Start<'a>, value: VirtAddr, is_library: bool) {
+        self.starts.push(start);
+        self.visit(value, Before::Start(self.starts.len() - 1), Reach { depth: 0, is_library, is_near: true });
     }
 
-    /// Notes a value that is wanted, and looks into a container; whether anything was found.
-    fn visit(&mut self, value: VirtAddr, depth: u32, referrer: &dyn Fn(String) -> Referrer) -> bool {
-        if self.wanted.contains(&value) {
-            let path = self.path();
-            let found = self.found.entry(value).or_default();
-            if found.len() < MAX_REFERRERS {
-                found.push(referrer(path));
+    fn run(&mut self) {
+        let mut next = 0;
+        while let Some(Node { object, reach, .. }) = self.nodes.get(next) {
+            let (object, reach) = (*object, *reach);
+            if let Some(kind) = self.holders.kind(object) {
+                for (index, (step, value)) in self.holders.held(object, &kind).into_iter().enumerate() {
+                    let reach = Reach { depth: reach.depth + 1, is_near: index < MAX_NESTED, ..reach };
+                    self.visit(value, Before::Object(next, step), reach);
+                }
             }
-            return true;
+            next += 1;
         }
-        let Some(below) = depth.checked_sub(1).filter(|_| !self.barren.contains(&(value, depth))) else { return false };
-        let Some(left) = self.left.checked_sub(1) else { return false };
+    }
+
+    /// Notes a value that is wanted, and one that can hold others for later; large tables are looked through for
+    /// what is wanted, not for what may hold it.
+    fn visit(&mut self, value: VirtAddr, before: Before, reach: Reach) {
+        let Some(left) = self.left.checked_sub(1) else { return };
         self.left = left;
-        let items: Vec<(Step, VirtAddr)> = match self.container(value) {
-            Container::List => indexed(self.objects.list(value).unwrap_or_default()),
-            Container::Tuple => indexed(self.objects.tuple(value).unwrap_or_default()),
-            Container::Dict => {
-                let items = self.objects.dict(value).unwrap_or_default().into_iter();
-                items.map(|(key, item)| (Step::Key(key), item)).collect()
+        if self.wanted.contains(&value) {
+            let count = self.found.get(&value).map_or(0, Vec::len);
+            if count < MAX_REFERRERS {
+                let referrer = self.referrer(before);
+                self.found.entry(value).or_default().push(referrer);
             }
-            Container::No => return false,
-        };
-        let mut is_found = false;
-        for (index, (step, item)) in items.into_iter().enumerate() {
-            // Large tables are looked through for what is wanted, not for containers.
-            let below = if index < MAX_NESTED { below } else { 0 };
-            self.steps.push(step);
-            is_found |= self.visit(item, below, referrer);
-            self.steps.pop();
         }
-        if !is_found {
-            self.barren.insert((value, depth));
+        let max_depth = if reach.is_library { MAX_DEPTH_OF_LIBRARIES } else { MAX_DEPTH };
+        let [of_libraries, of_others] = &mut self.seen;
+        let seen = if reach.is_library { of_libraries } else { of_others };
+        if !reach.is_near || reach.depth >= max_depth || self.nodes.len() >= MAX_OBJECTS || seen.contains(&value) {
+            return;
         }
-        is_found
+        let Some(kind) = self.holders.kind(value) else { return };
+        let is_container = matches!(kind.shape, Shape::List | Shape::Tuple | Shape::Dict);
+        // What a library only keeps, another way may still lead to.
+        if is_container || !reach.is_library {
+            seen.insert(value);
+            self.nodes.push(Node { object: value, before, reach });
+        }
     }
 
-    fn container(&mut self, object: VirtAddr) -> Container {
-        let Ok(type_object) = self.objects.type_of(object) else { return Container::No };
-        let objects = self.objects;
-        *self.types.entry(type_object).or_insert_with(|| {
-            let layout = objects.layout();
-            let flags = objects.type_flags(type_object).unwrap_or_default();
-            let kinds = [
-                (layout.flag_list, Container::List),
-                (layout.flag_tuple, Container::Tuple),
-                (layout.flag_dict, Container::Dict),
-            ];
-            let kind = kinds.into_iter().find(|(flag, _)| flags & *flag as u64 != 0);
-            kind.map_or(Container::No, |(_, kind)| kind)
-        })
-    }
-
-    /// The steps as Python would write them; an address stands for a key that is neither text nor a number.
-    fn path(&self) -> String {
-        let key = |key: VirtAddr| match (self.objects.str(key), self.objects.int(key)) {
-            (Ok(text), _) => format!("[{text:?}]"),
-            (_, Ok(Some(number))) => format!("[{number}]"),
-            _ => format!("[at {key}]"),
+    /// The way to a value in words.
+    fn referrer(&self, mut before: Before) -> Referrer {
+        let mut steps = Vec::new();
+        let start = loop {
+            match before {
+                Before::Start(number) => break self.starts.get(number),
+                Before::Object(number, step) => {
+                    steps.push(self.holders.written(step));
+                    match self.nodes.get(number) {
+                        Some(node) => before = node.before,
+                        None => break None,
+                    }
+                }
+            }
         };
-        let steps = self.steps.iter().map(|step| match step {
-            Step::Index(index) => format!("[{index}]"),
-            Step::Key(object) => key(*object),
-        });
-        steps.collect()
+        let steps: String = steps.into_iter().rev().collect();
+        match start {
+            Some(Start::Module { object, name }) => {
+                Referrer::Module { object: *object, path: format!("{name}{steps}") }
+            }
+            Some(Start::Global { module, name }) => {
+                let name = self.objects.str(*name).unwrap_or_else(|_| format!("[at {name}]"));
+                Referrer::Global { path: format!("{module}.{name}{steps}") }
+            }
+            None => Referrer::Global { path: steps },
+        }
     }
 }
 
-fn indexed(items: Vec<VirtAddr>) -> Vec<(Step, VirtAddr)> {
-    items.into_iter().enumerate().map(|(index, item)| (Step::Index(index), item)).collect()
+/// How modules of Python itself and of [`LIBRARIES`] are told from others.
+struct Library {
+    /// The folder of Python's own modules, and the `str` under which all modules have their file.
+    standard: Option<(String, VirtAddr)>,
+}
+
+impl Library {
+    fn new(objects: &Objects<'_>, modules: &Modules) -> Self {
+        let own = || {
+            let items = objects.dict(*modules.get("os")?).ok()?;
+            let is_file = |(key, _): &(VirtAddr, VirtAddr)| objects.str(*key).is_ok_and(|key| key == "__file__");
+            let (key, file) = items.into_iter().find(is_file)?;
+            let file = objects.str(file).ok()?;
+            Some((file.get(..=file.rfind('/')?)?.to_owned(), key))
+        };
+        Self { standard: own() }
+    }
+
+    /// Whether a module with these items is one of them.
+    fn holds(&self, objects: &Objects<'_>, module: &str, items: &[(VirtAddr, VirtAddr)]) -> bool {
+        if module.split('.').next().is_some_and(|package| LIBRARIES.contains(&package)) {
+            return true;
+        }
+        let Some((folder, key)) = &self.standard else { return false };
+        // Names are interned: one object is the key in all modules.
+        let file = items.iter().find(|(name, _)| name == key).and_then(|(_, file)| objects.str(*file).ok());
+        // Other people's packages lie in a folder of that folder.
+        file.is_some_and(|file| file.strip_prefix(folder.as_str()).is_some_and(|rest| !rest.contains("-packages/")))
+    }
 }

@@ -7,6 +7,7 @@
 
 mod dict;
 mod heap;
+mod holders;
 mod machine;
 mod memory;
 mod numpy;
@@ -27,6 +28,7 @@ use tensorcarve::scan::Backend;
 use tensorcarve::signature::Signatures;
 
 pub use heap::Process;
+pub use holders::Makers;
 pub use machine::{DirectMap, Machine, Options};
 pub use memory::dump_of;
 pub use numpy::{Array, Numpy};

@@ -255,9 +255,29 @@ impl Python {
         at
     }
 
+    /// A type made in C, whose instances have so many bytes and no attributes.
+    pub fn c_type(&self, name: &str, size: u64) -> u64 {
+        let at = self.process.alloc(self.at("heap_type.sizeof"));
+        self.static_type(at, name, &[self.builtin.object], 0, [size, 0, 0]);
+        at
+    }
+
     /// A class that derives from `base`, made by a class statement.
     pub fn class(&self, metatype: u64, module: &str, qualname: &str, base: u64, keeping: Keeping) -> u64 {
-        let at = self.process.alloc(self.at("heap_type.sizeof"));
+        self.class_with_slots(metatype, (module, qualname), base, keeping, &[])
+    }
+
+    /// The same with `__slots__`.
+    pub fn class_with_slots(
+        &self,
+        metatype: u64,
+        (module, qualname): (&str, &str),
+        base: u64,
+        keeping: Keeping,
+        slots: &[&str],
+    ) -> u64 {
+        let heap = self.get(metatype, "type.tp_basicsize");
+        let at = self.process.alloc(heap + self.at("member_def.sizeof") * slots.len() as u64);
         let order = self.orders.borrow()[&base].clone();
         let subclass = 0xff00_0000 & self.get(base, "type.tp_flags");
         let mut flags = self.at("tp_flags.HEAPTYPE") | subclass;
@@ -273,9 +293,19 @@ impl Python {
             dictoffset = size;
             size += 16;
         }
+        for (number, name) in (0..).zip(slots) {
+            let member = at + heap + number * self.at("member_def.sizeof");
+            self.put(member, "member_def.name", self.c_string(name));
+            self.put(member, "member_def.type", self.at("member_def.object_ex"));
+            self.put(member, "member_def.offset", size);
+            size += 8;
+        }
         let itemsize = self.get(base, "type.tp_itemsize");
         let short = qualname.rsplit('.').next().unwrap();
         self.type_object(at, metatype, short, &order, flags, [size, itemsize, dictoffset]);
+        if !slots.is_empty() {
+            self.put(at, "var.ob_size", slots.len() as u64);
+        }
         self.put(at, "heap_type.ht_name", self.str(short));
         self.put(at, "heap_type.ht_qualname", self.str(qualname));
         let names = self.dict(&[("__module__", self.str(module)), ("__doc__", self.builtin.none)]);

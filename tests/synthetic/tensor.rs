@@ -184,7 +184,7 @@ impl Numbers {
 
     fn over(&self, python: &Python, class: u64, spec: &Tensor, storage: u64, base: u64) -> Placed {
         let process = &python.process;
-        let object = python.object(class, 64);
+        let object = python.object(class, python.get(class, "type.tp_basicsize").max(64));
         let tensor_impl = process.alloc(256);
         let put = |key: &str, word| process.put(tensor_impl + self.at(key), word);
         // The number is for the header of a release build, two words.

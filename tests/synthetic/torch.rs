@@ -40,7 +40,9 @@ impl Torch {
         python.module("torch.version", &[("__version__", version), ("debug", b.false_)]);
         let tensor_meta = python.class(b.type_, "torch._C", "_TensorMeta", b.type_, Keeping::Dict);
         let parameter_meta = python.class(b.type_, "torch.nn.parameter", "_ParameterMeta", tensor_meta, Keeping::Dict);
-        let tensor_class = python.class(tensor_meta, "torch", "Tensor", b.object, Keeping::Dict);
+        // Behind the fields of the C type comes the pointer to the attributes.
+        let tensor_base = python.c_type("torch._C._TensorBase", 64);
+        let tensor_class = python.class(tensor_meta, "torch", "Tensor", tensor_base, Keeping::Dict);
         let parameter_class =
             python.class(parameter_meta, "torch.nn.parameter", "Parameter", tensor_class, Keeping::Dict);
         let module_class = python.class(b.type_, "torch.nn.modules.module", "Module", b.object, keeping);
@@ -77,6 +79,12 @@ impl Torch {
 
     pub fn view(&self, spec: &Tensor, of: &Placed) -> Placed {
         self.numbers.view(&self.python, self.tensor_class, spec, of)
+    }
+
+    /// Gives a tensor attributes.
+    pub fn set_attributes(&self, tensor: &Placed, attributes: &[(&str, u64)]) {
+        let at = self.python.get(self.python.get(tensor.object, "object.ob_type"), "type.tp_dictoffset");
+        self.python.process.put(tensor.object + at, self.python.dict(attributes));
     }
 
     /// Makes `grad`, a `TensorImpl`, the gradient of a parameter.
