@@ -183,6 +183,21 @@ fn read_bytes(
     (limit, most_holes): (u64, usize),
     observer: &dyn Observer,
 ) {
+    for inner in &mut tensor.inner {
+        let elements = inner.elements();
+        read(&mut inner.tensor, elements.as_ref(), space, (limit, most_holes), observer);
+    }
+    read_own(tensor, elements, space, (limit, most_holes), observer);
+    tensor.judge_shell();
+}
+
+fn read_own(
+    tensor: &mut NamedTensor,
+    elements: Option<&Elements>,
+    space: &AddressSpace<'_>,
+    (limit, most_holes): (u64, usize),
+    observer: &dyn Observer,
+) {
     match tensor.info.as_ref().and_then(|info| info.device.split(':').next()) {
         None | Some(CPU) => {}
         Some(device) => {

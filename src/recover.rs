@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::cpython::{
-    self, Builtins, Candidate, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper, UnsoundOffset,
+    self, Builtins, Candidate, Holders, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper, UnsoundOffset,
 };
 use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, DumpError, Format, PhysicalMemory, ProcessImage};
@@ -402,12 +402,12 @@ fn describe(
     let mut models = model::models(&graph, &scripts, &objects, layout);
     models.extend(scripts.models(&graph));
     model::attach_optimizers(&mut models, interpreter, &builtins, layout, &types.optimizers);
-    let others = model::others(
-        interpreter,
-        (&graph, &models, &modules),
-        (&types.tensors, layout),
-        (&types.arrays, array_layouts),
-    );
+    let arrays = model::array_layout(interpreter, &modules, &types.arrays, array_layouts);
+    let known = model::Types { tensors: (&types.tensors, layout), arrays: (&types.arrays, arrays.as_ref()) };
+    let mut holders = Holders::new(objects, &modules, interpreter.module_types());
+    model::attach_attributes(&mut models, objects, &builtins, &mut holders, known);
+    let others = model::others(interpreter, (&graph, &models, &modules), &builtins, holders, known);
+    model::find_moved(&mut models, &others.found);
     let type_at = interpreter.space.translate(interpreter.type_object).ok().map(|found| found.pa);
     let torch_keys = layout.and_then(|layout| layout.keys.as_ref()).map(|keys| keys.version.clone());
     Process {

@@ -11,6 +11,8 @@ mod synthetic;
 
 #[path = "recover_synthetic/arrays.rs"]
 mod arrays;
+#[path = "recover_synthetic/attributes.rs"]
+mod attributes;
 #[path = "recover_synthetic/budgets.rs"]
 mod budgets;
 #[path = "recover_synthetic/choice.rs"]

@@ -55,6 +55,10 @@ def form(tensor):
         return "lazy"
     if getattr(tensor, "is_nested", False):
         return "nested"
+    if is_wrapper(tensor):
+        return "wrapper"
+    if not tensor.numel() and inside(tensor):
+        return "placeholder"
     if tensor.layout != torch.strided:
         return "sparse"
     if not on_cpu(tensor):
@@ -62,6 +66,25 @@ def form(tensor):
     if tensor.is_quantized:
         return "quantized"
     return "complex" if tensor.is_complex() else "strided"
+
+
+def is_wrapper(tensor):
+    """Whether the class of a tensor says what operations do: it has no elements of its own."""
+    of_torch = getattr(torch.Tensor, "__torch_dispatch__", None)
+    return getattr(type(tensor), "__torch_dispatch__", None) is not of_torch
+
+
+def inside(thing, depth=3):
+    """{path: SHA-256} of the tensors in the attributes of a tensor, and of objects among these."""
+    own = dict(getattr(thing, "__dict__", {}))
+    own.update((name, getattr(thing, name)) for name in getattr(type(thing), "__slots__", ()) if hasattr(thing, name))
+    found = {}
+    for name, value in own.items():
+        if torch.is_tensor(value):
+            found[name] = hashlib.sha256(value_bytes(value)).hexdigest()
+        elif depth and hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module)):
+            found.update(("%s.%s" % (name, path), digest) for path, digest in inside(value, depth - 1).items())
+    return found
 
 
 def described_odd(tensor):
@@ -86,6 +109,8 @@ def described_odd(tensor):
             row.update(scale=tensor.q_scale(), zero_point=tensor.q_zero_point())
     elif row["form"] == "complex":
         parts = [tensor]
+    elif row["form"] in ("wrapper", "placeholder"):
+        return dict(row, parts=sorted(inside(tensor).values()))
     row["parts"] = [hashlib.sha256(value_bytes(part)).hexdigest() for part in parts]
     return row
 
@@ -153,8 +178,9 @@ def training_elsewhere(net, optimizer):
             if torch.is_tensor(tensor) and not on_cpu(tensor)}
 
 
-def tell(role, net, optimizer=None, mapped=None):
-    """Prints the truth of one model of this process, and returns it; `mapped` says which tensors lie in which mapped file."""
+def tell(role, net, optimizer=None, mapped=None, moved=None):
+    """Prints the truth of one model of this process, and returns it; `mapped` says which tensors lie in which mapped file,
+    `moved` are the values of tensors that have none."""
     truth = {
         "role": role,
         "pid": os.getpid(),
@@ -166,6 +192,8 @@ def tell(role, net, optimizer=None, mapped=None):
         "odd": {},
         # What state_dict() holds beside parameters and buffers.
         "extra": [],
+        "inside": {},
+        "moved": {name: hashlib.sha256(value_bytes(value)).hexdigest() for name, value in (moved or {}).items()},
         "modules": {name: described_module(module) for name, module in net.named_modules()},
         "grads": {
             name: described(parameter.grad)
@@ -181,6 +209,8 @@ def tell(role, net, optimizer=None, mapped=None):
             truth["extra"].append(name)
         elif form(tensor) == "strided":
             truth["state_dict"][name] = described(tensor)
+            if inside(tensor):
+                truth["inside"][name] = inside(tensor)
         else:
             truth["odd"][name] = described_odd(tensor)
     if optimizer is not None:

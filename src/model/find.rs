@@ -166,6 +166,20 @@ impl Graph {
         roots
     }
 
+    /// All modules, each behind those that hold it, in the order in which they are registered.
+    pub(super) fn in_order(&self) -> Vec<(VirtAddr, &ModuleObject)> {
+        let (mut order, mut reached) = (Vec::new(), BTreeSet::new());
+        let mut todo = self.roots();
+        todo.reverse();
+        while let Some(object) = todo.pop() {
+            if let Some(module) = self.modules.get(&object).filter(|_| reached.insert(object)) {
+                order.push((object, module));
+                todo.extend(module.children.iter().rev().filter_map(|(_, child)| *child));
+            }
+        }
+        order
+    }
+
     fn reach(&self, from: VirtAddr, reached: &mut BTreeSet<VirtAddr>) {
         let mut todo = vec![from];
         while let Some(object) = todo.pop() {

@@ -4,6 +4,9 @@
 //! `torch.nn.modules.module.Module` and has the three dictionaries that such a module has. A model
 //! is a module that no other module holds, with at least one tensor somewhere in it.
 
+mod attributes;
+mod described;
+mod elsewhere;
 mod extra;
 mod fair;
 mod find;
@@ -20,10 +23,15 @@ use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::Value;
 use crate::tensor::{Elements, Holes, Source, TensorInfo};
 
+pub(crate) use attributes::attach_attributes;
+pub use attributes::{Elsewhere, Inner, Types};
+pub use described::{Described, Named};
+pub(crate) use elsewhere::find_moved;
 pub use extra::Extra;
 pub use find::{Graph, ModuleObject, graph, module_types};
 pub use optimizer::{Optimizer, ParamGroup, attach_optimizers, optimizer_types};
-pub use other::{ArrayTypes, Other, Others, array_types, others, tensor_types};
+pub use other::{ArrayTypes, Other, Others, array_types, tensor_types};
+pub(crate) use other::{array_layout, others};
 pub use reading::{Reading, limit, limit_models};
 pub use referrers::Referrer;
 pub use script::{MatrixNumbers, ObjectNumbers, ScriptLayouts, Scripts, choose_script_layout, script_types};
@@ -155,6 +163,12 @@ pub struct NamedTensor {
     pub parts: Vec<NamedTensor>,
     /// What is read of it.
     pub reading: Reading,
+    /// What its Python object has for attributes.
+    pub attributes: Vec<(String, Described)>,
+    /// The tensors and arrays among them, or in objects among them, that have no other name.
+    pub inner: Vec<Inner>,
+    /// Tensors with another name that have its elements, where it has none.
+    pub elsewhere: Vec<Elsewhere>,
     /// How much of it is there.
     pub status: Status,
     /// What is not.
@@ -192,6 +206,9 @@ impl NamedTensor {
             inferred,
             parts,
             reading: Reading::default(),
+            attributes: Vec::new(),
+            inner: Vec::new(),
+            elsewhere: Vec::new(),
             status: Status::Missing,
             holes: Holes::default(),
             sources: Vec::new(),
@@ -207,6 +224,9 @@ impl NamedTensor {
 
     /// Where what is read of it lies, if it has headers that say so.
     pub(crate) fn elements(&self) -> Option<Elements> {
+        if self.is_shell() {
+            return None;
+        }
         match &self.reading {
             Reading::Elements | Reading::SameAsFirst => self.info.as_ref().and_then(TensorInfo::elements),
             Reading::Storage(stored) => Some(stored.elements.clone()),

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use super::attributes::{Types, attach_to_others};
 use super::find::Graph;
 use super::referrers::{self, Referrer};
 use super::{Model, NamedTensor, Reading, Sighting, TensorKind};
 use crate::addr::VirtAddr;
-use crate::cpython::{self, Holders, Interpreter, Modules};
-use crate::tensor::{self, ArrayInfo, ArrayLayout, ArrayScore, Elements, Form, Layout};
+use crate::cpython::{self, Builtins, Holders, Interpreter, Modules};
+use crate::tensor::{self, ArrayInfo, ArrayLayout, ArrayReader, ArrayScore, Elements, Form};
 
 /// Where the class of all tensors is defined, in every PyTorch: its `__module__` is set by hand.
 const TENSOR_CLASS: (&str, &str) = ("torch", "Tensor");
@@ -94,13 +95,15 @@ pub fn array_types(interpreter: &Interpreter<'_>, modules: &Modules) -> ArrayTyp
 }
 
 /// Finds all tensors and arrays that are not part of `models`; their bytes are not looked at yet.
-pub fn others(
-    interpreter: &Interpreter<'_>,
+pub(crate) fn others<'a>(
+    interpreter: &'a Interpreter<'_>,
     (graph, models, modules): (&Graph, &[Model], &Modules),
-    (tensors, layout): (&BTreeSet<VirtAddr>, Option<&Layout>),
-    (arrays, array_layouts): (&ArrayTypes, &[ArrayLayout]),
+    builtins: &Builtins,
+    mut holders: Holders<'a>,
+    types: Types<'a>,
 ) -> Others {
     let mut all = Others::default();
+    let (tensors, layout) = types.tensors;
     let mut unreadable = Vec::new();
     let mut known = Known::new(models);
     let name = |address: VirtAddr| match interpreter.space.root() {
@@ -135,7 +138,8 @@ pub fn others(
         }
         all.found.append(&mut gradients);
     }
-    add_arrays(&mut all, interpreter, modules, arrays, array_layouts, name);
+    add_arrays(&mut all, interpreter, types.arrays, &known, name);
+    attach_to_others(&mut all.found, models, interpreter.objects(), builtins, &mut holders, types);
     // Most of what can't be read is no object: any pointer to a type after a small number looks like one. What
     // something refers to is.
     let wanted = all.found.iter().chain(&unreadable).map(|other| other.tensor.object);
@@ -144,7 +148,6 @@ pub fn others(
         return all;
     }
     let objects = interpreter.objects();
-    let holders = Holders::new(objects, modules, interpreter.module_types());
     let referrers::Found { mut referrers, is_whole } = referrers::search(objects, holders, wanted, graph, modules);
     if !is_whole {
         all.warnings.push("not all that refers to tensors and arrays was looked for: too many values".to_owned());
@@ -157,25 +160,37 @@ pub fn others(
     all
 }
 
-fn add_arrays(
-    all: &mut Others,
+/// The layout that reads the arrays of a process, and how well.
+pub(crate) fn array_layout<'l>(
     interpreter: &Interpreter<'_>,
     modules: &Modules,
     types: &ArrayTypes,
-    layouts: &[ArrayLayout],
+    layouts: &'l [ArrayLayout],
+) -> Option<ArrayReader<'l>> {
+    let instances = types.iter().filter_map(|found| interpreter.instances.get(found)).flatten();
+    let sample: BTreeSet<VirtAddr> = instances.copied().collect();
+    let sample: Vec<VirtAddr> = sample.into_iter().take(SAMPLE).collect();
+    let version = numpy_version(interpreter, modules);
+    tensor::choose_array_layout(layouts, &interpreter.objects(), &sample, version.as_deref())
+}
+
+fn add_arrays(
+    all: &mut Others,
+    interpreter: &Interpreter<'_>,
+    (types, reader): (&ArrayTypes, Option<&ArrayReader<'_>>),
+    known: &Known,
     name: impl Fn(VirtAddr) -> String,
 ) {
     let objects = interpreter.objects();
-    let arrays = instances(interpreter, types, "arrays", &mut all.warnings);
-    let sample: Vec<VirtAddr> = arrays.iter().map(|(object, _)| *object).take(SAMPLE).collect();
-    let version = numpy_version(interpreter, modules);
-    let Some(reader) = tensor::choose_array_layout(layouts, &objects, &sample, version.as_deref()) else { return };
+    let Some(reader) = reader else { return };
     let versions = [std::slice::from_ref(&reader.score.version), &reader.score.rivals].concat().join(" and ");
     let undecided =
         format!("the layouts of NumPy {versions} fit the process's arrays equally well and differ in this one");
     let mut undecided_count = 0;
-    for (object, class) in arrays {
-        if let Ok(info) = reader.read(&objects, object) {
+    for (object, class) in instances(interpreter, types, "arrays", &mut all.warnings) {
+        if !known.objects.contains(&object)
+            && let Ok(info) = reader.read(&objects, object)
+        {
             undecided_count += usize::from(info.is_undecided);
             let problem = match &info {
                 info if info.is_undecided => Some(undecided.clone()),
@@ -192,7 +207,7 @@ fn add_arrays(
             "{undecided_count} arrays of the process with `type` at {place} are listed without type and bytes: the layouts of NumPy {versions} fit its arrays equally well, and no version of NumPy that tells them apart could be read"
         ));
     }
-    all.array_layout = Some(reader.score);
+    all.array_layout = Some(reader.score.clone());
 }
 
 /// NumPy's version as it says itself: `numpy.version.version`, or `numpy.__version__`.
@@ -234,7 +249,9 @@ struct Known {
 impl Known {
     fn new(models: &[Model]) -> Self {
         let mut known = Self { objects: BTreeSet::new(), impls: BTreeSet::new() };
-        for tensor in models.iter().flat_map(Model::all_tensors) {
+        let all = models.iter().flat_map(Model::all_tensors);
+        let all = all.flat_map(|tensor| tensor.inner.iter().map(|inner| &inner.tensor).chain([tensor]));
+        for tensor in all {
             known.objects.insert(tensor.object);
             if let Some(info) = &tensor.info {
                 known.add(info);

@@ -87,7 +87,8 @@ fn limit_model(model: &mut Model, share: u64) {
 
 /// Bytes that are read of a tensor and its parts.
 fn need(tensor: &NamedTensor) -> u64 {
-    let parts = tensor.parts.iter().map(need);
+    let inner = tensor.inner.iter().map(|inner| inner.elements().map_or(0, |elements| elements.byte_len()));
+    let parts = tensor.parts.iter().map(need).chain(inner);
     parts.fold(tensor.elements().map_or(0, |elements| elements.byte_len()), u64::saturating_add)
 }
 
@@ -95,6 +96,7 @@ fn set(tensor: &mut NamedTensor, reading: Reading) {
     if reading == Reading::LeftOut {
         tensor.problem.get_or_insert_with(|| LEFT_OUT.to_owned());
         tensor.parts.iter_mut().for_each(|part| set(part, Reading::LeftOut));
+        tensor.inner.iter_mut().for_each(|inner| set(&mut inner.tensor, Reading::LeftOut));
     }
     tensor.reading = reading;
 }
@@ -105,6 +107,13 @@ fn is_strided(tensor: &NamedTensor) -> bool {
 
 /// Takes the storage in place of many elements that share its bytes.
 fn read_storage(tensor: &mut NamedTensor) {
+    for inner in &mut tensor.inner {
+        read_storage(&mut inner.tensor);
+        let elements = inner.elements().filter(|elements| inner.array.is_some() && elements.byte_len() > MAX_REPEATED);
+        if elements.is_some_and(|elements| elements.overlap()) {
+            set(&mut inner.tensor, Reading::LeftOut);
+        }
+    }
     let elements = tensor.elements().filter(|elements| is_strided(tensor) && elements.byte_len() > MAX_REPEATED);
     if let Some(stored) = elements.filter(Elements::overlap).and_then(|elements| elements.stored()) {
         tensor.reading = Reading::Storage(stored);

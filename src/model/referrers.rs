@@ -120,12 +120,12 @@ pub(super) fn search<'a>(
         found: BTreeMap::new(),
         left: MAX_VALUES,
     };
-    for (object, module) in &graph.modules {
+    for (object, module) in graph.in_order() {
         let registered = module.parameters.iter().chain(&module.buffers);
         let registered = registered.filter_map(|(name, tensor)| Some((name, (*tensor)?)));
         let others = module.objects.iter().filter(|(name, _)| !REGISTERS.contains(&name.as_str()));
         for (name, value) in registered.chain(others.map(|(name, value)| (name, *value))) {
-            search.start(Start::Module { object: *object, name }, value, false);
+            search.start(Start::Module { object, name }, value, false);
         }
     }
     let library = Library::new(&objects, modules);

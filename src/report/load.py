@@ -3,6 +3,8 @@
 
     python3 load.py               prints the tree, loads the weights, says whether all keys matched
     python3 load.py --partial     the same for a network of which not all could be recovered
+    python3 load.py --from-elsewhere    also takes values from tensors that model.json names for them: where an offload hook
+                                  keeps weights, or a wrapper its only tensor of the same shape and type
 
     from load import load
     net = load()                  a torch.nn.Module with the recovered weights
@@ -318,15 +320,48 @@ def finish(module):
             state["activation"] = known
 
 
-def load(partial=False):
+def read_tree():
+    """model.json; tensors in attributes of a tensor object are apart from what it consists of itself."""
+    with open(os.path.join(HERE, "model.json"), encoding="utf-8") as file:
+        tree = json.load(file)
+    for row in tree["tensors"]:
+        parts = row.get("parts", [])
+        row["inner"] = [part for part in parts if "attribute" in part]
+        row["parts"] = [part for part in parts if "attribute" not in part]
+    return tree
+
+
+def values_elsewhere(rows, lost):
+    """{number of the row: tensor} for rows without elements whose values another tensor has, where only one can be meant."""
+    found, files, is_lost = {}, {}, {id(row) for row in lost}
+    for number, row in enumerate(rows):
+        if id(row) not in is_lost:
+            continue
+        inside = [("parts.safetensors", key_of(part)) for part in row["inner"] if part["file"] == "parts.safetensors"]
+        outside = [(os.path.join("..", "..", "tensors.safetensors"), place["name"]) for place in row.get("elsewhere", [])]
+        fits = []
+        for file, name in inside + outside:
+            if file not in files:
+                files[file] = read(file)
+            value = files[file].get(name)
+            if value is not None and list(value.shape) == row["shape"] and value.dtype == dtype_of(row["dtype"]):
+                fits.append(value)
+        if len(fits) == 1:
+            found[number] = fits[0]
+    return found
+
+
+def load(partial=False, elsewhere=False):
     """The network with its recovered weights.
 
     Where parts of it could not be recovered this fails and says which; with partial=True these parts
-    are nan (zero for integers), and single missing pages of a tensor are zeros.
+    are nan (zero for integers), and single missing pages of a tensor are zeros. With elsewhere=True values are also taken
+    from tensors that model.json names for those that have none.
     """
-    with open(os.path.join(HERE, "model.json"), encoding="utf-8") as file:
-        tree = json.load(file)
+    tree = read_tree()
     rows, lost = tree["tensors"], lost_tensors(tree)
+    moved = values_elsewhere(rows, lost) if elsewhere else {}
+    lost = [row for row in lost if not any(row is rows[number] for number in moved)]
     if lost and not partial:
         raise RuntimeError(
             "not all of this network could be recovered; load(partial=True) loads the rest. Not complete: "
@@ -344,6 +379,7 @@ def load(partial=False):
     joined = {
         number: join(row, parts) for number, row in enumerate(rows) if row.get("parts") and id(row) not in is_lost
     }
+    joined.update(moved)
     net, made = build(tree, joined)
     by_name, values = {}, {}
     for number, row in enumerate(rows):
@@ -412,9 +448,9 @@ def print_tree(module, name="", depth=0):
 
 
 def main():
-    partial = "--partial" in sys.argv[1:]
+    partial, elsewhere = "--partial" in sys.argv[1:], "--from-elsewhere" in sys.argv[1:]
     try:
-        net = load(partial)
+        net = load(partial, elsewhere)
     except RuntimeError as error:
         hint = "" if partial else "\nhint: python3 load.py --partial loads the rest"
         # PyTorch's own messages have names from the dump in them as they are.
@@ -422,9 +458,12 @@ def main():
     print_tree(net)
     parameters = list(net.parameters())
     print("%d parameters in %d tensors" % (sum(p.numel() for p in parameters), len(parameters)))
-    with open(os.path.join(HERE, "model.json"), encoding="utf-8") as file:
-        tree = json.load(file)
-    lost = lost_tensors(tree)
+    tree = read_tree()
+    rows, lost = tree["tensors"], lost_tensors(tree)
+    moved = values_elsewhere(rows, lost) if elsewhere else {}
+    lost = [row for row in lost if not any(row is rows[number] for number in moved)]
+    if moved:
+        print("from elsewhere: " + ", ".join(shown(rows[number]["name"]) for number in moved))
     inferred = [row for row in tree["tensors"] if row.get("inferred")]
     if inferred:
         print(

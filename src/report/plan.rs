@@ -115,6 +115,8 @@ pub(super) struct Entry<'a> {
     pub(super) elements: Elements,
     /// What its bytes must be.
     pub(super) tensor: &'a NamedTensor,
+    /// Whether it lies in an attribute.
+    pub(super) is_inner: bool,
 }
 
 /// A tensor, and what is written of it.
@@ -145,12 +147,17 @@ impl Planned<'_> {
 
     /// Whether it is written as something else than a tensor of its name, type and shape.
     pub(super) fn is_in_parts(&self) -> bool {
-        self.entries.iter().any(|entry| entry.name != self.tensor.name)
+        self.own_entries().any(|entry| entry.name != self.tensor.name)
+    }
+
+    /// The entries but those of tensors in attributes.
+    pub(super) fn own_entries(&self) -> impl Iterator<Item = &Entry<'_>> {
+        self.entries.iter().filter(|entry| !entry.is_inner)
     }
 
     /// The file that holds its bytes.
     pub(super) fn file(&self) -> Option<WeightFile> {
-        self.entries.first().map(|entry| entry.file).or(self.first.as_ref().map(|(file, _)| *file))
+        self.own_entries().next().map(|entry| entry.file).or(self.first.as_ref().map(|(file, _)| *file))
     }
 
     /// How much of it is in the files.
@@ -220,6 +227,14 @@ fn planned<'a>(tensor: &'a NamedTensor, dtype: Option<&ScalarType>, elements: Op
     if tensor.reading == Reading::LeftOut {
         planned.leave_out(LEFT_OUT);
     }
+    for inner in &tensor.inner {
+        let dtype = inner.array.as_ref().map(|array| &array.dtype);
+        let dtype = dtype.or(inner.tensor.info.as_ref().map(|info| &info.dtype));
+        let own =
+            dtype.zip(inner.elements()).and_then(|(dtype, elements)| entry(&inner.tensor, tensor, dtype, elements));
+        let own = own.filter(Entry::is_countable);
+        planned.entries.extend(own.map(|entry| Entry { is_inner: true, ..entry }));
+    }
     planned
 }
 
@@ -249,7 +264,7 @@ fn entry<'a>(
         }
     };
     let file = WeightFile::of(tensor, name != whole.name)?;
-    Some(Entry { file, key: name.clone(), name, dtype, shape, elements, tensor })
+    Some(Entry { file, key: name.clone(), name, dtype, shape, elements, tensor, is_inner: false })
 }
 
 /// The type in safetensors' own terms, if it has the type and the size agrees.

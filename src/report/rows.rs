@@ -8,7 +8,7 @@ use super::plan::{Planned, plan};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{Change, LayoutScore, LayoutSource};
 use crate::dump::{FilledFile, PhysicalMemory};
-use crate::model::{Model, NamedTensor, Reading, Sighting, Status, TensorKind};
+use crate::model::{Elsewhere, Inner, Model, Named, NamedTensor, Reading, Sighting, Status, TensorKind};
 use crate::recover::Process;
 use crate::tensor::{ArrayInfo, Form, Hole, Holes, MissingPages, Quantizer, Source, Stored, TensorScore};
 
@@ -52,7 +52,13 @@ pub(super) struct TensorRow<'a> {
     keys: &'a [String],
     /// What the file has in its place, where safetensors has not its type or form.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    parts: Vec<PartRow>,
+    parts: Vec<PartRow<'a>>,
+    /// What its Python object has for attributes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attributes: Option<Named<'a>>,
+    /// Tensors under other names that have its elements, where it has none.
+    #[serde(skip_serializing_if = "<[Elsewhere]>::is_empty")]
+    elsewhere: &'a [Elsewhere],
 }
 
 /// All holes of a tensor that has more than are listed.
@@ -101,17 +107,26 @@ struct FormRow {
 
 /// An entry of a file that is a part of a tensor.
 #[derive(Serialize)]
-struct PartRow {
+struct PartRow<'a> {
     name: String,
-    dtype: String,
-    shape: Vec<u64>,
+    dtype: Option<String>,
+    shape: Option<Vec<u64>>,
     status: Status,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     sources: Vec<Source>,
     sha256: Option<String>,
-    file: &'static str,
+    file: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     file_name: Option<String>,
+    /// The way to one that lies in an attribute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attribute: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object: Option<VirtAddr>,
+    #[serde(skip_serializing_if = "<[Hole]>::is_empty")]
+    holes: &'a [Hole],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<&'a str>,
 }
 
 impl FormRow {
@@ -135,22 +150,51 @@ impl FormRow {
     }
 }
 
-impl PartRow {
-    fn all(planned: &Planned<'_>) -> Vec<Self> {
-        if !planned.is_in_parts() {
-            return Vec::new();
-        }
+impl<'a> PartRow<'a> {
+    fn all(planned: &Planned<'a>) -> Vec<Self> {
         let part = |entry: &super::plan::Entry<'_>| Self {
             name: entry.name.clone(),
-            dtype: entry.dtype.to_string(),
-            shape: entry.shape.clone(),
+            dtype: Some(entry.dtype.to_string()),
+            shape: Some(entry.shape.clone()),
             status: entry.tensor.status,
             sources: entry.tensor.sources.clone(),
             sha256: whole_hash(entry.tensor).map(str::to_owned),
-            file: entry.file.name(),
+            file: Some(entry.file.name()),
             file_name: file_name(entry),
+            attribute: None,
+            object: None,
+            holes: &[],
+            problem: None,
         };
-        planned.entries.iter().map(part).collect()
+        let own = planned.own_entries().filter(|_| planned.is_in_parts()).map(part);
+        let inner = planned.tensor.inner.iter().map(|inner| {
+            let entry = planned.entries.iter().find(|entry| std::ptr::eq(entry.tensor, &inner.tensor));
+            let row = entry.map_or_else(|| Self::without_entry(inner), part);
+            let Inner { path, tensor, .. } = inner;
+            let problem = tensor.problem.as_deref();
+            Self { attribute: Some(path), object: Some(tensor.object), holes: &tensor.holes, problem, ..row }
+        });
+        own.chain(inner).collect()
+    }
+
+    /// One that is in no file.
+    fn without_entry(inner: &Inner) -> Self {
+        let Inner { tensor, array, .. } = inner;
+        let dtype = array.as_ref().map(|array| &array.dtype).or(tensor.info.as_ref().map(|info| &info.dtype));
+        Self {
+            name: tensor.name.clone(),
+            dtype: dtype.map(|dtype| dtype.label().to_owned()),
+            shape: inner.shape().map(<[u64]>::to_vec),
+            status: tensor.status,
+            sources: tensor.sources.clone(),
+            sha256: None,
+            file: None,
+            file_name: None,
+            attribute: None,
+            object: None,
+            holes: &[],
+            problem: None,
+        }
     }
 }
 
@@ -199,6 +243,8 @@ impl<'a> TensorRow<'a> {
             form: FormRow::new(tensor),
             keys: info.map_or(&[], |info| &info.keys.unusual),
             parts: PartRow::all(planned),
+            attributes: Some(Named(&tensor.attributes)).filter(|named| !named.0.is_empty()),
+            elsewhere: &tensor.elsewhere,
         }
     }
 
@@ -262,7 +308,10 @@ impl Totals {
 pub(super) fn is_whole(model: &Model) -> bool {
     model.problems.is_empty()
         && model.optimizers.iter().all(|optimizer| optimizer.problems.is_empty())
-        && plan(model).iter().all(|planned| planned.status() == Status::Complete)
+        && plan(model).iter().all(|planned| {
+            let mut inner = planned.tensor.inner.iter();
+            planned.status() == Status::Complete && inner.all(|inner| inner.tensor.status == Status::Complete)
+        })
 }
 
 /// A model.
