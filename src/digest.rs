@@ -165,33 +165,23 @@ fn read(
     limits: (u64, usize),
     observer: &dyn Observer,
 ) {
+    for inner in &mut tensor.inner {
+        let elements = inner.elements();
+        read(&mut inner.tensor, elements.as_ref(), space, limits, observer);
+    }
     read_bytes(tensor, elements, space, limits, observer);
-    let Some(info) = tensor.info.as_ref().filter(|_| tensor.status != Status::Device) else { return };
-    if let Some(obstacle) = info.obstacle() {
+    let info = tensor.info.as_ref().filter(|_| tensor.status != Status::Device);
+    if let Some((info, obstacle)) = info.and_then(|info| Some((info, info.obstacle()?))) {
         if tensor.status == Status::Complete {
             tensor.status = if info.numel() == 0 { Status::Missing } else { Status::Partial };
         }
         tensor.problem = Some(obstacle);
     }
+    tensor.judge_shell();
 }
 
 /// Reads all bytes of a tensor and its parts once.
 fn read_bytes(
-    tensor: &mut NamedTensor,
-    elements: Option<&Elements>,
-    space: &AddressSpace<'_>,
-    (limit, most_holes): (u64, usize),
-    observer: &dyn Observer,
-) {
-    for inner in &mut tensor.inner {
-        let elements = inner.elements();
-        read(&mut inner.tensor, elements.as_ref(), space, (limit, most_holes), observer);
-    }
-    read_own(tensor, elements, space, (limit, most_holes), observer);
-    tensor.judge_shell();
-}
-
-fn read_own(
     tensor: &mut NamedTensor,
     elements: Option<&Elements>,
     space: &AddressSpace<'_>,

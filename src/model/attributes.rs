@@ -11,7 +11,7 @@ use super::described::{Described, Describer};
 use super::{Model, NamedTensor, Other, Reading, Status, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Builtins, Holders, Objects, Shape, Step};
-use crate::tensor::{ArrayInfo, ArrayReader, Elements, Form, Holes, Layout, TensorInfo};
+use crate::tensor::{ArrayInfo, ArrayReader, Elements, Form, Holes, Layout, TensorError, TensorInfo};
 
 /// The device that has no memory.
 pub(super) const META: &str = "meta";
@@ -84,6 +84,10 @@ impl NamedTensor {
         let has_elements = |shape: &[u64]| !shape.contains(&0);
         let is_elsewhere = self.inner.iter().filter_map(Inner::shape).any(has_elements)
             || self.elsewhere.iter().any(|other| has_elements(&other.shape));
+        // Freed ones, and nested ones whose values are in attributes.
+        if is_elsewhere && matches!(info.form, Form::Short | Form::Nested(None)) {
+            return Some(Shell::Wrapper);
+        }
         (info.numel() == 0 && is_elsewhere).then_some(Shell::Placeholder)
     }
 
@@ -110,10 +114,13 @@ impl NamedTensor {
             places.push_str(&format!(" and {} more", count - MAX_SHOWN));
         }
         let class = self.class.as_deref().unwrap_or("it");
+        if count == 0 {
+            self.problem.get_or_insert_with(|| {
+                format!("its data pointer is null, and no attribute of it holds a tensor: where {class} keeps its elements is not known")
+            });
+            return;
+        }
         let problem = match shell {
-            Some(Shell::Wrapper) if count == 0 => format!(
-                "its data pointer is null, and no attribute of it holds a tensor: where {class} keeps its elements is not known"
-            ),
             Some(Shell::Wrapper) => format!("{class} keeps its elements in {places}"),
             Some(Shell::Placeholder) => format!("it is a placeholder without elements; they are in {places}"),
             None => format!("it is on the meta device: it has a shape and no data; the weights are in {places}"),
@@ -364,7 +371,10 @@ impl Walk<'_, '_> {
                 self.impls.contains(&info.tensor_impl) || own.is_some_and(|own| own.storage == info.storage)
             });
             // What has no elements of its own is looked into, and is no part.
-            let is_shell = read.as_ref().is_ok_and(|info| is_wrapper(info) || info.numel() == 0);
+            let is_shell = match &read {
+                Ok(info) => is_wrapper(info) || info.numel() == 0 || info.form == Form::Short,
+                Err(error) => matches!(error, TensorError::Contradiction { .. }),
+            };
             if !is_own && !is_shell && owner.found.inner.len() < MAX_PARTS {
                 if let Ok(info) = &read {
                     self.impls.insert(info.tensor_impl);
