@@ -1,6 +1,6 @@
 //! Which file a tensor's bytes go to, and as what.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -183,17 +183,6 @@ pub(super) fn plan_others<'a>(others: impl Iterator<Item = &'a Other>) -> Vec<Pl
 /// Gives every entry its key, and leaves out what the headers have no room for.
 fn finished(mut planned: Vec<Planned<'_>>) -> Vec<Planned<'_>> {
     keys::assign(&mut planned);
-    let entries = planned.iter().filter_map(|planned| Some((planned.tensor, planned.entries.first()?)));
-    let firsts: HashMap<VirtAddr, (WeightFile, String)> =
-        entries.rev().map(|(tensor, entry)| (tensor.object, (entry.file, entry.key.clone()))).collect();
-    for tensor in &mut planned {
-        if tensor.tensor.reading == Reading::SameAsFirst {
-            tensor.first = firsts.get(&tensor.tensor.object).cloned();
-            if tensor.first.is_none() {
-                tensor.unwritten = Some(NO_FIRST);
-            }
-        }
-    }
     let mut headers: HashMap<WeightFile, u64> = HashMap::new();
     for tensor in &mut planned {
         let is_full = tensor.entries.iter().any(|entry| {
@@ -206,7 +195,24 @@ fn finished(mut planned: Vec<Planned<'_>>) -> Vec<Planned<'_>> {
             tensor.leave_out(HEADER_FULL);
         }
     }
+    refer_to_firsts(&mut planned);
     planned
+}
+
+/// Names that nothing is written for get the file and the key of the tensor that they are other names of.
+fn refer_to_firsts(planned: &mut [Planned<'_>]) {
+    let refers = |planned: &Planned<'_>| planned.tensor.reading == Reading::SameAsFirst;
+    let wanted: HashSet<VirtAddr> = planned.iter().filter(|of| refers(of)).map(|of| of.tensor.object).collect();
+    let mut firsts: HashMap<VirtAddr, (WeightFile, String)> = HashMap::new();
+    for of in planned.iter().filter(|of| wanted.contains(&of.tensor.object)) {
+        if let Some(entry) = of.entries.first().filter(|_| !of.is_in_parts()) {
+            firsts.entry(of.tensor.object).or_insert_with(|| (entry.file, entry.key.clone()));
+        }
+    }
+    for of in planned.iter_mut().filter(|of| refers(of)) {
+        of.first = firsts.get(&of.tensor.object).cloned();
+        of.unwritten = of.first.is_none().then_some(NO_FIRST);
+    }
 }
 
 fn planned<'a>(tensor: &'a NamedTensor, dtype: Option<&ScalarType>, elements: Option<Elements>) -> Planned<'a> {
