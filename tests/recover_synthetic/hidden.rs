@@ -93,7 +93,7 @@ fn a_page_that_is_gone_says_where_it_went() {
     ];
     for (entry, reason) in cases {
         let torch = torch("3.11", "1.13", Options::default());
-        let (_, weight) = torch.small_model("Net", &[40, 40]);
+        let (_, weight) = torch.small_model("Net", &[80, 80]);
         let process = &torch.python.process;
         let page = (weight.base & !0xfff) + 0x1000;
         process.machine.borrow_mut().swap_out(process.space, page, entry);
