@@ -246,17 +246,17 @@ fn debug_offsets_of_no_running_interpreter_are_not_believed() {
         let is_running = unsound.is_some();
         runtime(&torch.python, "3.14", &wrong, is_running);
         let (root, truth) = model(&torch);
-        let recovery = recover(&dump(&torch.python.process));
+        let mut recovery = recover(&dump(&torch.python.process));
+        let said: Vec<String> = recovery.warnings.extract_if(.., |said| said.contains("_Py_DebugOffsets")).collect();
         assert_model(&torch, root, &truth, &recovery);
         let (score, _) = &recovery.processes[0].python_layout;
         assert_eq!((score.source, changes(score)), (LayoutSource::Table, vec![]));
-        let said: Vec<&String> = recovery.warnings.iter().filter(|said| said.contains("_Py_DebugOffsets")).collect();
         match unsound {
             Some((field, offset)) => {
                 let most = 0x800 - if field == "int.ob_digit" { 4 } else { 8 };
                 assert!(said[0].contains(&format!("{field} = {offset} is not between 0 and {most}")), "{said:?}");
             }
-            None => assert_eq!(said, Vec::<&String>::new()),
+            None => assert_eq!(said, Vec::<String>::new()),
         }
     }
     // The last place at which a field of four bytes fits.
