@@ -198,13 +198,13 @@ impl Dump {
         let is_listed = |path: &Path| {
             matches!(FileKind::of(path), FileKind::Named | FileKind::SharedMemory | FileKind::HugePages)
                 && without_deleted(path) == path
-                // The kernel names no path so; many of these could stand for one file.
-                && !path.components().any(|part| part == Component::ParentDir)
         };
         let named = missing.iter().filter(|(path, lack)| lack.bytes > 0 && is_listed(path));
         let known: Vec<Arc<Path>> = opened.iter().map(|(recorded, ..)| Arc::clone(recorded)).collect();
         for (recorded, _) in named.filter(|(recorded, _)| !known.contains(recorded)) {
-            let local = sysroot::resolve(&root, recorded).ok();
+            // The kernel names no path with `..`; many such could stand for one file.
+            let climbs = recorded.components().any(|part| part == Component::ParentDir);
+            let local = if climbs { None } else { sysroot::resolve(&root, recorded).ok() };
             match local.and_then(|local| Some((open(&local).ok()?, local))) {
                 Some((map, local)) => opened.push((Arc::clone(recorded), local, map)),
                 None => absent.push(shown(recorded)),
