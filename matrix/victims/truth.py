@@ -123,6 +123,8 @@ def nested_tables(tensor):
 
 def registered(module, prefix=""):
     """Names of all parameters and buffers, also of modules that stand in several places."""
+    if is_scripted(module):
+        return [prefix + name for name in module.state_dict()]
     names = [prefix + name for name in list(module._parameters) + list(module._buffers)]
     for name, child in module._modules.items():
         names += registered(child, prefix + name + ".") if child is not None else []
@@ -139,14 +141,39 @@ def as_json(value):
     return [as_json(item) for item in value] if isinstance(value, tuple) else value
 
 
+def is_script_object(value):
+    return type(value).__name__ == "ScriptObject"
+
+
+def is_scripted(module):
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def described_packed(net):
+    """The weights that modules have packed in C++ objects, under the names of the attributes that hold them."""
+    packed = {}
+    for path, module in net.named_modules():
+        for own, value in ([] if is_scripted(module) else vars(module).items()):
+            if is_script_object(value) and hasattr(module, "_weight_bias"):
+                weight, bias = module._weight_bias()
+                entry = dict(described_odd(weight), form="packed")
+                entry["parts"] += [hashlib.sha256(value_bytes(bias)).hexdigest()] if bias is not None else []
+                packed[path + "." + own if path else own] = entry
+    return packed
+
+
 def class_name(thing):
+    # Of a script module the class that its code is of, not that of the Python object.
+    if isinstance(thing, torch.jit.ScriptModule) and hasattr(thing, "_c"):
+        return thing._c.qualified_name
     return type(thing).__module__ + "." + type(thing).__qualname__
 
 
 def described_module(module):
     own = vars(module)
     hyper = {name: as_json(value) for name, value in own.items() if not name.startswith("_") and plain(value)}
-    return {"class": class_name(module), "id": hex(id(module)), "training": own.get("training"), "hyper": hyper}
+    training = module.training if is_scripted(module) else own.get("training")
+    return {"class": class_name(module), "id": hex(id(module)), "training": training, "hyper": hyper}
 
 
 def described_optimizer(optimizer, net):
@@ -213,6 +240,7 @@ def tell(role, net, optimizer=None, mapped=None, moved=None):
                 truth["inside"][name] = inside(tensor)
         else:
             truth["odd"][name] = described_odd(tensor)
+    truth["odd"].update(described_packed(net))
     if optimizer is not None:
         truth["optimizer"] = described_optimizer(optimizer, net)
     say(truth)

@@ -44,17 +44,18 @@ fn score(layout: &Layout, objects: &Objects<'_>, headers: &[VirtAddr]) -> Tensor
 }
 
 impl Layout {
-    /// Reads a tensor by its `TensorImpl`. Where that names a Python object, the object must name it in turn.
+    /// Reads a tensor by its `TensorImpl`. Where that names a Python object that owns it, the object must name it in turn.
     ///
     /// # Errors
     /// As [`Layout::read`].
     pub fn read_tensor_impl(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
         let info = self.read_impl(objects, tensor)?;
-        if info.object.0 != 0 {
+        // The lowest bit says that C++ owns the Python object, which no longer names the tensor then.
+        let is_owned_by_python = objects.word(tensor, self.offsets.pyobj)? & 1 == 0;
+        if info.object.0 != 0 && is_owned_by_python {
             let named = objects.pointer(info.object, self.offsets.impl_pointer)?;
             if named != tensor {
-                let reason =
-                    format!("its TensorImpl at {tensor} is not that of the Python object, which is at {named}");
+                let reason = format!("the Python object of its TensorImpl at {tensor} is that of another, at {named}");
                 return Err(TensorError::Contradiction { object: info.object, reason });
             }
         }

@@ -131,7 +131,13 @@ impl Context<'_> {
                 }
             }
         }
-        let rest = tensors.into_iter().enumerate().map(|(index, info)| (format!("tensor{index}"), info));
+        // A cell names the biases of its weights again.
+        let is_known = |info: &TensorInfo| {
+            found.iter().flat_map(|packed| &packed.parts).any(|(_, part)| part.tensor_impl == info.tensor_impl)
+        };
+        tensors.retain(|info| !is_known(info));
+        let named = found.first().map_or(0, |first| first.parts.len());
+        let rest = (named..).zip(tensors).map(|(index, info)| (format!("tensor{index}"), info));
         match found.first_mut() {
             Some(first) => first.parts.extend(rest),
             None => found.push(Packed { parts: rest.collect(), ..unread(String::new()) }),

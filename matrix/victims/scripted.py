@@ -1,0 +1,62 @@
+"""Victim: script modules: scripted, traced, loaded from a file without Python having seen a tensor, one in a module of Python."""
+import copy
+import io
+
+import torch
+from torch import nn
+
+from truth import class_name, described_module, say, tell, wait
+
+torch.manual_seed(15)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+        self.register_buffer("scale", torch.arange(5).float())
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).mean((2, 3))) * self.scale
+
+
+class Outer(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.last = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.last(self.inner(x))
+
+
+kept = []
+
+
+def tell_and_keep(role, net):
+    """Python's tensor objects stay what they are as long as they are kept."""
+    kept.append(net.state_dict(keep_vars=True))
+    return tell(role, net)
+
+
+scripted = torch.jit.script(Net().eval())
+truth = tell_and_keep("scripted", scripted)
+traced = torch.jit.trace(Net().eval(), torch.ones(1, 3, 8, 8))._actual_script_module
+tell_and_keep("traced", traced)
+outer = Outer(torch.jit.script(Net()))
+tell_and_keep("outer", outer)
+
+file = io.BytesIO()
+torch.jit.save(scripted, file)
+loaded = torch.jit.load(io.BytesIO(file.getvalue()))
+loaded(torch.ones(1, 3, 8, 8))
+unseen = copy.deepcopy(truth)
+unseen.update(role="loaded", id=hex(id(loaded)))
+unseen["class"] = class_name(loaded)
+unseen["modules"] = {name: described_module(module) for name, module in loaded.named_modules()}
+for entry in unseen["state_dict"].values():
+    entry.update(id=None, data_ptr=None)
+say(unseen)
+wait()
