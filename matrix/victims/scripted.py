@@ -1,4 +1,4 @@
-"""Victim: script modules: scripted, traced, loaded from a file without Python having seen a tensor, one in a module of Python."""
+"""Victim: script modules: scripted, loaded from a file without Python having seen a tensor, one in a module of Python."""
 import copy
 import io
 
@@ -41,12 +41,14 @@ def tell_and_keep(role, net):
     return tell(role, net)
 
 
-scripted = torch.jit.script(Net().eval())
+# A script module keeps the module that it was made of.
+origins = [Net().eval(), Net()]
+scripted, inner = [torch.jit.script(net) for net in origins]
+outer = Outer(inner)
 truth = tell_and_keep("scripted", scripted)
-traced = torch.jit.trace(Net().eval(), torch.ones(1, 3, 8, 8))._actual_script_module
-tell_and_keep("traced", traced)
-outer = Outer(torch.jit.script(Net()))
 tell_and_keep("outer", outer)
+tell("origin of scripted", origins[0])
+tell("origin of inner", origins[1])
 
 file = io.BytesIO()
 torch.jit.save(scripted, file)

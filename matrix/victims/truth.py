@@ -141,6 +141,13 @@ def as_json(value):
     return [as_json(item) for item in value] if isinstance(value, tuple) else value
 
 
+def is_kept_otherwise(net, name):
+    """Whether state_dict() makes an entry of a plain attribute, or of what its module has packed in a C++ object."""
+    path, _, own = name.rpartition(".")
+    kept = vars(dict(net.named_modules())[path])
+    return own in kept or any(is_script_object(value) for value in kept.values())
+
+
 def is_script_object(value):
     return type(value).__name__ == "ScriptObject"
 
@@ -233,7 +240,8 @@ def tell(role, net, optimizer=None, mapped=None, moved=None):
     names = set(registered(net))
     for name, tensor in net.state_dict(keep_vars=True).items():
         if name not in names or not torch.is_tensor(tensor):
-            truth["extra"].append(name)
+            if not is_kept_otherwise(net, name):
+                truth["extra"].append(name)
         elif form(tensor) == "strided":
             truth["state_dict"][name] = described(tensor)
             if inside(tensor):
