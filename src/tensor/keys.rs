@@ -99,6 +99,20 @@ impl KeyTable {
         names.try_fold(0, |set, name| Some(set | 1 << self.bits.iter().position(|bit| bit == name)?))
     }
 
+    /// The same without the names of the keys that mean something else by one of these tables.
+    fn without_disagreement<'t>(&self, rivals: impl Iterator<Item = &'t Self>) -> Self {
+        let mut own = self.clone();
+        for rival in rivals {
+            for (bit, name) in own.bits.iter_mut().enumerate() {
+                let other = rival.bits.get(bit).map_or("nothing", String::as_str);
+                if self.means.get(name) != rival.means.get(other) {
+                    *name = format!("{name} or {other}");
+                }
+            }
+        }
+        own
+    }
+
     /// The sets that ordinary tensors in the computer's own memory have, the most frequent first.
     pub fn ordinary(&self) -> &[u64] {
         &self.ordinary
@@ -172,10 +186,15 @@ impl Layout {
                 .enumerate()
                 .map(move |(age, table)| (votes(table, *at), of_release(table), Reverse(order), age, *at, table))
         });
-        let best = candidates.max_by_key(|(votes, of_release, order, age, ..)| (*votes, *of_release, *order, *age));
+        let candidates: Vec<_> = candidates.collect();
+        let best = candidates.iter().max_by_key(|(votes, of_release, order, age, ..)| (votes, of_release, order, age));
         let known = best.filter(|(votes, of_release, ..)| *votes > 0 || (*of_release && !is_inferred));
-        self.offsets.key_set = known.as_ref().map(|(.., at, _)| *at).or(self.offsets.key_set);
-        self.keys = known.map(|(.., table)| table.clone());
+        if let Some((votes, of_release, _, _, at, table)) = known {
+            let is_rival = |(of_other, _, _, _, place, _): &&_| !of_release && (of_other, place) == (votes, at);
+            let rivals = candidates.iter().filter(is_rival).map(|(.., rival)| *rival);
+            self.offsets.key_set = Some(*at);
+            self.keys = Some(table.without_disagreement(rivals));
+        }
         // What they read is held against what this one reads.
         for beside in self.rivals.iter_mut().chain(self.table.as_deref_mut()) {
             beside.keys.clone_from(&self.keys);
@@ -268,23 +287,27 @@ mod tests {
         // As torch._C._dispatch_keys(torch.randn(2)).raw_repr() gives them, or the word in a core of that release.
         let real = [("2.6", 0x128_0000_8001u64)];
         for (version, word) in real {
-            let table = tables().into_iter().find(|table| table.version == version).unwrap();
+            let table = tables().into_iter().find(|table| table.releases.contains(&version.to_owned())).unwrap();
             assert!(table.ordinary.contains(&word), "{version}");
             assert_eq!(table.read(word), Keys::default());
         }
     }
 
     #[test]
-    fn no_two_releases_have_the_same_ordinary_tensor_and_other_lazy_keys() {
+    fn what_releases_with_the_same_ordinary_tensor_disagree_about_is_unknown() {
         let tables = tables();
-        for (one, other) in tables.iter().flat_map(|one| tables.iter().map(move |other| (one, other))) {
-            if one.ordinary.iter().any(|set| other.ordinary.contains(set)) {
-                for lazy in ["Conjugate", "Negative", "ZeroTensor", "Python", "Functionalize"] {
-                    let at = |table: &KeyTable| table.bits.iter().position(|bit| bit == lazy);
-                    assert_eq!(at(one), at(other), "{lazy} in {} and {}", one.version, other.version);
-                }
-            }
-        }
+        let table = |version: &str| tables.iter().find(|table| table.version == version).unwrap();
+        let (old, new) = (table("1.10"), table("1.11"));
+        assert_eq!(old.ordinary, new.ordinary);
+        let lazy = set(old, &["Conjugate"]);
+        assert!(old.read(lazy).conjugate && new.read(lazy).negative);
+        let undecided = new.without_disagreement([old, new].into_iter());
+        let keys = undecided.read(old.ordinary[0] | lazy);
+        assert_eq!(
+            (keys.unknown, keys.conjugate, keys.negative),
+            (vec!["Negative or Conjugate".to_owned()], false, false)
+        );
+        assert_eq!(undecided.read(old.ordinary[0]), Keys::default());
     }
 
     #[test]

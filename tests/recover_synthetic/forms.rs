@@ -219,16 +219,16 @@ fn a_tensor_under_keys_that_are_not_understood_is_not_complete() {
             add_keys(&torch, &tensor, keys);
             tensor
         };
-        let (batched, named) = (made(&["Batched"]), made(&["Named"]));
+        let (batched, plain) = (made(&["Batched"]), made(&["BackendSelect"]));
         let sparse = if torch.numbers.keys().set(["Sparse"].into_iter()).is_some() { "Sparse" } else { "SparseCPU" };
         let odd = made(&[sparse]);
         let new = made(&[]);
         let at = new.tensor_impl + torch.numbers.at("tensor.key_set");
         torch.python.process.put(at, torch.numbers.key_set(&[]) | 1 << 63);
-        hold(&torch, &[("batched", &batched), ("named", &named), ("odd", &odd), ("new", &new)]);
+        hold(&torch, &[("batched", &batched), ("plain", &plain), ("odd", &odd), ("new", &new)]);
         let recovery = recover(&dump(&torch.python.process));
         let model = only_model(&recovery);
-        assert_whole(&torch, tensor(model, "named"), &named);
+        assert_whole(&torch, tensor(model, "plain"), &plain);
         for (name, key) in [("batched", "Batched"), ("odd", sparse), ("new", "bit 63")] {
             let found = tensor(model, name);
             assert_eq!((found.status, found.holes.bytes), (Status::Partial, 0), "{pytorch}: {name}");
