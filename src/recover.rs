@@ -6,7 +6,8 @@ use rayon::prelude::*;
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::cpython::{
-    self, Builtins, Candidate, Holders, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper, UnsoundOffset,
+    self, Builtins, Candidate, Holders, Interpreter, LayoutScore, LayoutSource, Modules, Objects, Sweeper,
+    UnsoundOffset,
 };
 use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, DumpError, Format, PhysicalMemory, ProcessImage};
@@ -404,8 +405,11 @@ fn describe(
     model::attach_optimizers(&mut models, interpreter, &builtins, layout, &types.optimizers);
     let arrays = model::array_layout(interpreter, &modules, &types.arrays, array_layouts);
     let known = model::Types { tensors: (&types.tensors, layout), arrays: (&types.arrays, arrays.as_ref()) };
-    let mut holders = Holders::new(objects, &modules, interpreter.module_types());
-    model::attach_attributes(&mut models, objects, &builtins, &mut holders, known);
+    // The search comes back to the same pages again and again.
+    let cached = paging::Cached::new(&interpreter.space);
+    let cached = Objects::new(&cached, &interpreter.layout);
+    let mut holders = Holders::new(cached, &modules, interpreter.module_types());
+    model::attach_attributes(&mut models, cached, &builtins, &mut holders, known);
     let others = model::others(interpreter, (&graph, &models, &modules), &builtins, holders, known);
     model::find_moved(&mut models, &others.found);
     let type_at = interpreter.space.translate(interpreter.type_object).ok().map(|found| found.pa);

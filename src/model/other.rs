@@ -139,7 +139,8 @@ pub(crate) fn others<'a>(
         all.found.append(&mut gradients);
     }
     add_arrays(&mut all, interpreter, types.arrays, &known, name);
-    attach_to_others(&mut all.found, models, interpreter.objects(), builtins, &mut holders, types);
+    let objects = holders.objects();
+    attach_to_others(&mut all.found, models, objects, builtins, &mut holders, types);
     // Most of what can't be read is no object: any pointer to a type after a small number looks like one. What
     // something refers to is.
     let wanted = all.found.iter().chain(&unreadable).map(|other| other.tensor.object);
@@ -147,7 +148,6 @@ pub(crate) fn others<'a>(
     if wanted.is_empty() {
         return all;
     }
-    let objects = interpreter.objects();
     let referrers::Found { mut referrers, is_whole } = referrers::search(objects, holders, wanted, graph, modules);
     if !is_whole {
         all.warnings.push("not all that refers to tensors and arrays was looked for: too many values".to_owned());

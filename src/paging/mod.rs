@@ -4,6 +4,7 @@
 //! reads through one of them, [`ReverseMap`] goes the other way. [`place`] helps where a file lacks the addresses.
 
 mod absent;
+mod cached;
 mod encryption;
 mod place;
 mod release;
@@ -13,6 +14,7 @@ mod space;
 mod tables;
 
 pub use absent::Gone;
+pub use cached::Cached;
 pub use encryption::find_spaces;
 pub use place::{Placement, place};
 pub use reverse::ReverseMap;
