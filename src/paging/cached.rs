@@ -60,7 +60,7 @@ mod tests {
             let at = va.0 as usize;
             let end = if at < 0x1000 { 0x1000 } else { 0x2000 };
             let is_there = at < 0x1000 || (0x1800..0x2000).contains(&at);
-            self.0.get(at..end).filter(|_| is_there).ok_or(Fault::NotInImage { va })
+            self.0.get(at..end).filter(|_| is_there).ok_or(Fault::NonCanonical { va })
         }
     }
 
