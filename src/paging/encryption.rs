@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 
 use rayon::prelude::*;
 
-use super::roots::{Discovery, FIRST_ENCRYPTION_BIT, discover};
+use super::roots::{Discovery, FIRST_ENCRYPTION_BIT, Pointers, discover};
 use super::tables::table_entries;
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
@@ -17,6 +17,9 @@ use crate::signature::{Mmu, Signatures};
 
 /// Frames whose entries agree on a bit, at least, for it to be tried.
 const MIN_FRAMES: usize = 4;
+/// Page tables themselves are always encrypted, so all but one in this many pointers to tables must carry the bit. In a dump
+/// that lacks the memory above a power of two, fewer do: there the bit is part of an address.
+const FEW_PLAIN: usize = 16;
 /// Bits that are tried, those with most frames first.
 const MAX_TRIED: usize = 3;
 
@@ -47,7 +50,11 @@ pub fn find_spaces(
         ));
         (rank(&found), classes, found)
     };
-    let tried = bits(memory, mmu).into_iter().map(read_without);
+    let is_marked = |found: &Discovery| {
+        let Pointers { inside, encrypted, .. } = found.pointers;
+        inside.saturating_sub(encrypted).saturating_mul(FEW_PLAIN) <= inside
+    };
+    let tried = bits(memory, mmu).into_iter().map(read_without).filter(|(.., found)| is_marked(found));
     let best = tried.max_by_key(|(rank, ..)| *rank).filter(|(rank, ..)| *rank > plain_rank && rank.0 > 0);
     best.map_or((classes, plain), |(_, classes, found)| (classes, found))
 }

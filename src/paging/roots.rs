@@ -122,6 +122,8 @@ pub struct Pointers {
     pub outside: usize,
     /// Those of the latter that would lead to a frame of the dump without their highest bit, if that is a high one.
     pub by_a_bit: usize,
+    /// Those to a frame of the dump that carry the bit of encrypted memory.
+    pub encrypted: usize,
 }
 
 /// The figures of one number of levels.
@@ -290,12 +292,12 @@ impl<'a> Tables<'a> {
                 continue;
             }
             let present = table_entries(bytes).filter(|entry| entry & self.mmu.present != 0);
-            for address in
-                present.filter(|entry| !is_leaf(self.mmu, rules, *entry)).map(|entry| entry & self.mmu.address)
-            {
+            for entry in present.filter(|entry| !is_leaf(self.mmu, rules, *entry)) {
+                let address = entry & self.mmu.address;
                 let next = (PhysAddr(address), level - 1);
                 if self.memory.contains(next.0) {
                     counted.inside += 1;
+                    counted.encrypted += usize::from(entry & self.mmu.encryption != 0);
                     if level > 2 && seen.insert(next) {
                         todo.push(next);
                     }

@@ -26,6 +26,8 @@ pub struct Mmu {
     pub address: u64,
     /// The bits that are zero in every present entry, as a mask.
     pub reserved: u64,
+    /// The bit that marks encrypted pages and belongs to no address, as a mask; 0 where memory is not encrypted.
+    pub encryption: u64,
     /// The levels, lowest first.
     pub levels: Vec<MmuLevel>,
     /// What the operating system keeps in entries that are not present; `None` if the file does not say.
@@ -116,8 +118,9 @@ impl Mmu {
     /// The same rules for a machine that sets `bit` in the entries of pages that it encrypts (AMD SME and SEV): it is
     /// no part of the address.
     pub fn without_address_bit(&self, bit: u32) -> Self {
-        let others = !1u64.checked_shl(bit).unwrap_or_default();
-        Self { address: self.address & others, reserved: self.reserved & others, ..self.clone() }
+        let encryption = 1u64.checked_shl(bit).unwrap_or_default();
+        let (address, reserved) = (self.address & !encryption, self.reserved & !encryption);
+        Self { address, reserved, encryption, ..self.clone() }
     }
 }
 
@@ -263,6 +266,7 @@ impl RawMmu {
         }
         levels.sort_by_key(|l| l.level);
         Ok(Mmu {
+            encryption: 0,
             name: self.name.get_ref().clone(),
             source: self.source.clone(),
             present: bit(&self.present, text)?,
