@@ -274,7 +274,8 @@ fn of_machine(dump: &Dump, mmu: &Mmu, signatures: &Signatures, backend: Backend,
     let mut memory = dump.memory.clone();
     let mut warnings = Vec::new();
     let (mut found, mut discovery) = look(&memory);
-    if dump.format == Format::Raw && !discovery.is_convincing() {
+    // What lies above a hole that ends at 4 GiB has bit 32 set, which looks like encryption: the better reading counts.
+    if dump.format == Format::Raw && (discovery.encryption_bit.is_some() || !discovery.is_convincing()) {
         match paging::place(&memory, signatures, backend, &discovery) {
             Placement::AsItIs => {}
             Placement::Ranges(ranges) => {
