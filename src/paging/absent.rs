@@ -132,8 +132,9 @@ fn special(
     let shared = any(&|types| types.device.is_some_and(within));
     match page {
         Some(page) if moved || shared => Ok(page),
-        None if shared => Err(Gone::OnDevice),
+        // Where the type could mean either, this much is true.
         None if moved => Err(Gone::FrameNotInDump { page: PhysAddr(likely) }),
+        None if shared => Err(Gone::OnDevice),
         _ => Err(Gone::Unknown),
     }
 }
@@ -236,7 +237,7 @@ mod tests {
         let mmu = rules(Some([6, 12]));
         assert_eq!(read(&mmu, 2, entry(25, 0x220_0000)), Ok(0x220_0000));
         assert_eq!(read(&mmu, 1, entry(31, 4 << 12)), Err(Gone::Guard));
-        assert_eq!(read(&mmu, 1, entry(27, 1 << 45)), Err(Gone::OnDevice));
+        assert_eq!(read(&rules(Some([5, 15])), 1, entry(28, 1 << 45)), Err(Gone::OnDevice));
     }
 
     proptest! {
