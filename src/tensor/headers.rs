@@ -17,14 +17,18 @@ type Choice<'a> = (Cow<'a, Layout>, TensorScore, Option<TensorScore>);
 pub fn choose_by_headers<'a>(tables: &'a [Layout], objects: &Objects<'_>, headers: &[VirtAddr]) -> Option<Choice<'a>> {
     let mut scored: Vec<_> = tables.iter().map(|table| (table, score(table, objects, headers))).collect();
     scored.retain(|(_, score)| score.readable > 0);
-    scored.sort_by_key(|(_, score)| (score.readable + score.filled, score.same_abi, score.learned));
+    scored.sort_by_key(|(_, score)| {
+        let TensorScore { readable, filled, same_abi, learned, .. } = *score;
+        (readable + filled + same_abi + learned, same_abi, learned)
+    });
     let (layout, best) = scored.pop()?;
     Some((Cow::Borrowed(layout), best, scored.pop().map(|(_, score)| score)))
 }
 
 fn score(layout: &Layout, objects: &Objects<'_>, headers: &[VirtAddr]) -> TensorScore {
-    let read: Vec<TensorInfo> =
-        headers.iter().filter_map(|tensor| layout.read_tensor_impl(objects, *tensor).ok()).collect();
+    // What has no storage says little: by a wrong layout, nearly anything reads so.
+    let read = headers.iter().filter_map(|tensor| layout.read_tensor_impl(objects, *tensor).ok());
+    let read: Vec<TensorInfo> = read.filter(|info| info.storage.0 != 0).collect();
     let count = |is: &dyn Fn(&TensorInfo) -> bool| read.iter().filter(|info| is(info)).count();
     let grad_fits = |info: &TensorInfo| {
         layout.read_grad(objects, info).is_ok_and(|grad| grad.is_none_or(|grad| grad.shape == info.shape))
