@@ -436,12 +436,17 @@ def whose(name):
     return "the base class of all modules" if place is torch.nn.Module else "PyTorch's, but not a layer of torch.nn"
 
 
+def shape_text(tensor):
+    # Nested tensors have no shape: PyTorch raises an error for it.
+    return "nested, %d tensors" % tensor.size(0) if tensor.is_nested else str(list(tensor.shape))
+
+
 def print_tree(module, name="", depth=0):
     known = nn_class(module.recovered_class) is not None
     note = "" if known else "  (%s%s)" % (whose(module.recovered_class), ", no forward()" if isinstance(module, Recovered) else "")
     print("%s%s%s%s" % ("  " * depth, shown(name) + ": " if depth else "", shown(module.recovered_class), note))
     for own, tensor in list(module._parameters.items()) + list(module._buffers.items()):
-        what = "None" if tensor is None else "%s %s" % (str(tensor.dtype)[6:], list(tensor.shape))
+        what = "None" if tensor is None else "%s %s" % (str(tensor.dtype)[6:], shape_text(tensor))
         print("%s.%s  %s" % ("  " * (depth + 1), shown(own), what))
     for own, child in module._modules.items():
         print_tree(child, own, depth + 1)

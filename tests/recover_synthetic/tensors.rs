@@ -34,7 +34,12 @@ fn assert_bytes(torch: &Torch, recovery: &Recovery, model: &Model, name: &str, t
     for hole in &found.holes {
         wanted[hole.start as usize..hole.end as usize].fill(0);
     }
-    assert!(bytes == wanted, "{name} has wrong bytes outside of its holes");
+    // Of very many holes the first are listed, and the bytes of all are counted.
+    let listed: u64 = found.holes.iter().map(|hole| hole.end - hole.start).sum();
+    let wrong: Vec<u8> =
+        bytes.iter().zip(&wanted).filter(|(byte, wanted)| byte != wanted).map(|(byte, _)| *byte).collect();
+    assert!(wrong.iter().all(|byte| *byte == 0), "{name} has wrong bytes outside of its holes");
+    assert!(wrong.len() as u64 <= found.holes.bytes - listed, "{name} lacks more bytes than its holes have");
 }
 
 #[test]
