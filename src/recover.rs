@@ -394,11 +394,13 @@ fn describe(
     let release = torch_version.as_deref();
     let sample = tensor::Sample { tensors: &tensors, others: &others, version: release };
     let scripts = model::Scripts::find(interpreter, &types.scripts, script_layouts, &graph);
-    let chosen = tensor::choose(torch_layouts, &objects, &sample)
-        .or_else(|| model::choose_script_layout(torch_layouts, &scripts))
-        .map(|(layout, best, next)| {
-            (layout.into_owned().with_keys(key_tables, &objects, &tensors, release, best.inferred), best, next)
-        });
+    let by_tensors = tensor::choose(torch_layouts, &objects, &sample);
+    // A table that reads nothing is only the one that PyTorch's version names.
+    let reads_any = by_tensors.as_ref().is_some_and(|(_, score, _)| score.readable + score.others > 0);
+    let by_scripts = if !reads_any { model::choose_script_layout(torch_layouts, &scripts) } else { None };
+    let chosen = by_scripts.or(by_tensors).map(|(layout, best, next)| {
+        (layout.into_owned().with_keys(key_tables, &objects, &tensors, release, best.inferred), best, next)
+    });
     let layout = chosen.as_ref().map(|(layout, ..)| layout);
     let scripts = scripts.with_layout(layout);
     let mut models = model::models(&graph, &scripts, &objects, layout);

@@ -103,9 +103,10 @@ impl KeyTable {
     fn without_disagreement<'t>(&self, rivals: impl Iterator<Item = &'t Self>) -> Self {
         let mut own = self.clone();
         for rival in rivals {
-            for (bit, name) in own.bits.iter_mut().enumerate() {
+            for ((bit, name), meant) in own.bits.iter_mut().enumerate().zip(&self.bits) {
                 let other = rival.bits.get(bit).map_or("nothing", String::as_str);
-                if self.means.get(name) != rival.means.get(other) {
+                let is_listed = name.split(" or ").any(|listed| listed == other);
+                if self.means.get(meant) != rival.means.get(other) && !is_listed {
                     *name = format!("{name} or {other}");
                 }
             }
