@@ -84,7 +84,7 @@ impl Extra {
                 format!("{whose}{names}: its state_dict() may hold more than its parameters and buffers")
             }
             Self::Hooks(count) => {
-                format!("{module}{more} has {count} hooks on state_dict(), which may change what it holds")
+                format!("{module}{more} has {count} hooks on state_dict(), which may change its entries")
             }
             Self::Unreadable(class) => format!(
                 "the class at {class} of {module}{more} can't be read whole: its state_dict() may hold more than its parameters and buffers"

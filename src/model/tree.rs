@@ -269,7 +269,7 @@ impl Walk<'_> {
 
     fn say_what_is_left_out(&mut self) {
         let said = [
-            (self.left_out, "second names of modules and tensors are left out: they have too many"),
+            (self.left_out, "further names of shared modules and tensors are left out: they have too many names"),
             (self.not_repeated, "modules in second places are listed without their attributes, which are too long"),
             (self.more_problems, "more problems are left out"),
         ];
