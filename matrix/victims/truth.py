@@ -145,7 +145,8 @@ def is_kept_otherwise(net, name):
     """Whether state_dict() makes an entry of a plain attribute, or of what its module has packed in a C++ object."""
     path, _, own = name.rpartition(".")
     kept = vars(dict(net.named_modules())[path])
-    return own in kept or any(is_script_object(value) for value in kept.values())
+    is_plain = own in kept and not torch.is_tensor(kept[own])
+    return is_plain or any(is_script_object(value) for value in kept.values())
 
 
 def is_script_object(value):
