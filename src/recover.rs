@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::cpython::{
-    self, Builtins, Candidate, Holders, Interpreter, LayoutScore, LayoutSource, Modules, Objects, Sweeper,
+    self, Builtins, Candidate, Holders, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper,
     UnsoundOffset,
 };
 use crate::digest::{self, Target};
@@ -244,7 +244,7 @@ pub fn recover(
         let models = process.models.iter_mut().flat_map(|model| Target::of_model(model, count));
         models.chain(Target::others(&mut process.others.found)).collect()
     });
-    digest::tensors(targets.zip(interpreters.iter().map(|interpreter| interpreter.space)), memory.size(), observer);
+    digest::tensors(targets.zip(interpreters.iter().map(|interpreter| interpreter.space())), memory.size(), observer);
     memory.check()?;
     join_sightings(&mut processes);
     join_others(&mut processes);
@@ -408,21 +408,18 @@ fn describe(
     model::attach_optimizers(&mut models, interpreter, &builtins, layout, &types.optimizers);
     let arrays = model::array_layout(interpreter, &modules, &types.arrays, array_layouts);
     let known = model::Types { tensors: (&types.tensors, layout), arrays: (&types.arrays, arrays.as_ref()) };
-    // The search comes back to the same pages again and again.
-    let cached = paging::Cached::new(&interpreter.space);
-    let cached = Objects::new(&cached, &interpreter.layout);
-    let mut holders = Holders::new(cached, &modules, interpreter.module_types());
-    model::attach_attributes(&mut models, cached, &builtins, &mut holders, known);
+    let mut holders = Holders::new(objects, &modules, interpreter.module_types());
+    model::attach_attributes(&mut models, objects, &builtins, &mut holders, known);
     let others = model::others(interpreter, (&graph, &models, &modules), &builtins, holders, known);
     model::find_moved(&mut models, &others.found);
-    let type_at = interpreter.space.translate(interpreter.type_object).ok().map(|found| found.pa);
+    let type_at = interpreter.space().translate(interpreter.type_object).ok().map(|found| found.pa);
     let torch_keys = layout.and_then(|layout| layout.keys.as_ref()).map(|keys| keys.version.clone());
     Process {
-        root: interpreter.space.root(),
-        levels: interpreter.space.levels(),
+        root: interpreter.space().root(),
+        levels: interpreter.space().levels(),
         pid: None,
         comm: None,
-        type_object: (interpreter.type_object, type_at.filter(|_| interpreter.space.root().is_some())),
+        type_object: (interpreter.type_object, type_at.filter(|_| interpreter.space().root().is_some())),
         python_version: cpython::python_version(&objects, &modules),
         python_layout: interpreter.scores.clone(),
         type_count: interpreter.types.len(),

@@ -10,6 +10,7 @@ use super::layout::Layout;
 use super::object::Objects;
 use super::types::{Types, read_types};
 use crate::addr::VirtAddr;
+use crate::paging::VirtualMemory;
 
 /// Heap types that are read to score a layout, and those that are read to make one.
 const SAMPLE: usize = 256;
@@ -74,11 +75,13 @@ struct Reading {
     types: Rc<Types>,
 }
 
-/// The best layout for a candidate whose types stand in the slots, its score and the next best's, and the types.
+/// The best layout for a candidate whose types stand in the slots, its score and the next best's, and the types; `memory`
+/// is that of its space.
 ///
 /// `None` where no layout reads the name of any class.
 pub(super) fn choose(
     candidate: &Candidate<'_>,
+    memory: &dyn VirtualMemory,
     slots: &[(VirtAddr, VirtAddr)],
     tables: &[Layout],
 ) -> Option<(Layout, (LayoutScore, Option<LayoutScore>), Types)> {
@@ -88,7 +91,7 @@ pub(super) fn choose(
             // Most layouts differ elsewhere, and read the same types.
             let known = readings.iter().find(|other| layout.reads_types_like(&other.layout));
             let types = known.map(|known| Rc::clone(&known.types));
-            readings.push(read(candidate, layout.clone(), types, slots, tables));
+            readings.push(read((candidate, memory), layout.clone(), types, slots, tables));
         }
         readings
             .sort_by_key(|Reading { score, .. }| (score.readable, score.size_matches, Reverse(score.changes.len())));
@@ -97,11 +100,11 @@ pub(super) fn choose(
     if !add(&mut readings, &candidate.layouts) {
         // A table may read `type` by chance, with the counts of references in other words of the header.
         let ob_type = candidate.layouts.first().map_or(0, |layout| layout.ob_type);
-        let headers = infer::from_type(&candidate.space, candidate.type_object, ob_type, tables);
+        let headers = infer::from_type(memory, candidate.type_object, ob_type, tables);
         let is_new = |layout: &Layout| candidate.layouts.iter().all(|known| known.numbers() != layout.numbers());
         let new: Vec<Layout> = headers.into_iter().filter(is_new).collect();
         if !add(&mut readings, &new) {
-            let learned = learn(candidate, &readings, tables);
+            let learned = learn(candidate.type_object, memory, &readings, tables);
             add(&mut readings, learned.as_slice());
         }
     }
@@ -119,13 +122,13 @@ impl LayoutScore {
 }
 
 fn read(
-    candidate: &Candidate<'_>,
+    (candidate, memory): (&Candidate<'_>, &dyn VirtualMemory),
     layout: Layout,
     types: Option<Rc<Types>>,
     slots: &[(VirtAddr, VirtAddr)],
     tables: &[Layout],
 ) -> Reading {
-    let objects = Objects::new(&candidate.space, &layout);
+    let objects = Objects::new(memory, &layout);
     let types = types.unwrap_or_else(|| Rc::new(read_types(&objects, slots)));
     let sample = heap_types(&layout, &types, SAMPLE);
     // That its dictionary lives tells whether references are counted where the layout says.
@@ -171,21 +174,25 @@ pub(super) fn changes(layout: &Layout, tables: &[Layout]) -> Vec<Change> {
 }
 
 /// The layout that is made of those which read `type`, from the names of some types.
-fn learn(candidate: &Candidate<'_>, readings: &[Reading], tables: &[Layout]) -> Option<Layout> {
-    let Candidate { space, type_object, .. } = candidate;
+fn learn(
+    type_object: VirtAddr,
+    memory: &dyn VirtualMemory,
+    readings: &[Reading],
+    tables: &[Layout],
+) -> Option<Layout> {
     // What reads most already is nearest, then what has a type object of about that size.
     let nearness = |reading: &Reading| {
         let layout = &reading.layout;
         let types = heap_types(layout, &reading.types, SAMPLE_TO_LEARN);
-        let size = Objects::new(space, layout).word(*type_object, layout.tp_basicsize);
+        let size = Objects::new(memory, layout).word(type_object, layout.tp_basicsize);
         let distance = size.map_or(u64::MAX, |size| size.abs_diff(layout.heap_type_size.cast_unsigned()));
-        (Reverse(infer::evidence_of_names(space, layout, &types)), distance)
+        (Reverse(infer::evidence_of_names(memory, layout, &types)), distance)
     };
     let mut starts: Vec<&Reading> = readings.iter().collect();
     starts.sort_by_cached_key(|reading| nearness(reading));
     let learned = starts.into_iter().take(MAX_STARTS).map(|start| {
         let types = heap_types(&start.layout, &start.types, SAMPLE_TO_LEARN);
-        let (found, layout) = infer::from_names(space, *type_object, &types, start.layout.clone(), tables);
+        let (found, layout) = infer::from_names(memory, type_object, &types, start.layout.clone(), tables);
         (found, Reverse(changes(&layout, tables).len()), layout)
     });
     // Of equally good ones the one in which least was changed.

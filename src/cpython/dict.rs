@@ -110,7 +110,7 @@ impl Objects<'_> {
     /// It is no dictionary, or can't be read whole.
     pub fn dict_item(&self, object: VirtAddr, name: &str) -> Result<Option<VirtAddr>, ObjectError> {
         let items = self.dict(object)?;
-        Ok(items.into_iter().find(|(key, _)| self.str(*key).is_ok_and(|key| key == name)).map(|(_, value)| value))
+        Ok(items.into_iter().find(|(key, _)| self.str_among(*key, &[name]).is_some()).map(|(_, value)| value))
     }
 
     /// The elements of a `set`, in the order of its table.

@@ -14,7 +14,7 @@ use super::object::{ObjectError, Objects};
 use super::process::Interpreter;
 use super::types::c_string;
 use crate::addr::VirtAddr;
-use crate::paging::AddressSpace;
+use crate::paging::VirtualMemory;
 
 /// Structures that begin with an object's header, by their names in layout files.
 const OBJECTS: [&str; 18] = [
@@ -169,23 +169,23 @@ where
 
 /// Layouts that read a `type` object which no table reads; `ob_type` is where its type stands in it.
 pub(super) fn from_type(
-    space: &AddressSpace<'_>,
+    memory: &dyn VirtualMemory,
     type_object: VirtAddr,
     ob_type: i64,
     tables: &[Layout],
 ) -> Vec<Layout> {
     let mut headers: Vec<Layout> = Vec::new();
-    for layout in tables.iter().flat_map(|table| with_header(space, type_object, ob_type, table)) {
+    for layout in tables.iter().flat_map(|table| with_header(memory, type_object, ob_type, table)) {
         if !headers.iter().any(|known| known.numbers() == layout.numbers()) {
             headers.push(layout);
         }
     }
-    let reads = |layout: &Layout| is_type_type(&Objects::new(space, layout), type_object);
+    let reads = |layout: &Layout| is_type_type(&Objects::new(memory, layout), type_object);
     let reading: Vec<Layout> = headers.iter().filter(|layout| reads(layout)).cloned().collect();
     if !reading.is_empty() {
         return reading;
     }
-    let count = |layout: &Layout| of_type(&Objects::new(space, layout), type_object);
+    let count = |layout: &Layout| of_type(&Objects::new(memory, layout), type_object);
     let evidence = Evidence { count, full: CHECKS, margin: 1 };
     let learned = headers.into_iter().map(|layout| climb(layout, &OF_TYPE, tables, &evidence).1);
     learned.filter(|layout| reads(layout)).collect()
@@ -193,8 +193,8 @@ pub(super) fn from_type(
 
 /// A table with headers of objects that are like that of `type`: what follows moves as far as the size of its items,
 /// which is the same everywhere, has moved.
-fn with_header(space: &AddressSpace<'_>, type_object: VirtAddr, ob_type: i64, table: &Layout) -> Vec<Layout> {
-    let objects = Objects::new(space, table);
+fn with_header(memory: &dyn VirtualMemory, type_object: VirtAddr, ob_type: i64, table: &Layout) -> Vec<Layout> {
+    let objects = Objects::new(memory, table);
     let is_item_size = |offset: &i64| objects.word(type_object, *offset) == Ok(table.member_def_size.cast_unsigned());
     let places = (0..WORDS_OF_TYPE.cast_signed()).map(|word| word * 8).filter(is_item_size);
     let grown = places.map(|place| place - table.tp_itemsize).filter(|grown| grown.abs() <= MAX_GROWTH);
@@ -216,7 +216,7 @@ fn with_header(space: &AddressSpace<'_>, type_object: VirtAddr, ob_type: i64, ta
         let others = words.map(Some).filter(|_| near.is_some());
         for count in std::iter::once(near).chain(others) {
             let layout = Layout { ob_refcnt: count, ..layout.clone() };
-            if Objects::new(space, &layout).is_alive(type_object).unwrap_or(false) {
+            if Objects::new(memory, &layout).is_alive(type_object).unwrap_or(false) {
                 layouts.push(layout);
             }
         }
@@ -281,23 +281,23 @@ fn is_text(text: &str) -> bool {
 }
 
 /// How much a layout reads of some heap types.
-pub(super) fn evidence_of_names(space: &AddressSpace<'_>, layout: &Layout, types: &[VirtAddr]) -> usize {
-    of_names(&Objects::new(space, layout), types)
+pub(super) fn evidence_of_names(memory: &dyn VirtualMemory, layout: &Layout, types: &[VirtAddr]) -> usize {
+    of_names(&Objects::new(memory, layout), types)
 }
 
 /// The layout among those made of `layout` that reads most of some heap types; their number bounds the work.
 pub(super) fn from_names(
-    space: &AddressSpace<'_>,
+    memory: &dyn VirtualMemory,
     type_object: VirtAddr,
     types: &[VirtAddr],
     layout: Layout,
     tables: &[Layout],
 ) -> (usize, Layout) {
-    let count = |layout: &Layout| evidence_of_names(space, layout, types);
+    let count = |layout: &Layout| evidence_of_names(memory, layout, types);
     let evidence = Evidence { count, full: CHECKS * types.len(), margin: (types.len() / 2).max(1) };
     let (found, mut layout) = climb(layout, &OF_NAMES, tables, &evidence);
     // `type` tells the size of its own instances.
-    if let Ok(size) = Objects::new(space, &layout).word(type_object, layout.tp_basicsize) {
+    if let Ok(size) = Objects::new(memory, &layout).word(type_object, layout.tp_basicsize) {
         layout.heap_type_size = size.cast_signed();
     }
     (found, layout)
@@ -307,7 +307,7 @@ pub(super) fn from_names(
 /// rightly then are not read at all.
 pub(super) fn from_values(interpreter: &mut Interpreter<'_>, tables: &[Layout]) {
     let modules = interpreter.modules(&interpreter.module_types());
-    let space = interpreter.space;
+    let memory = interpreter.memory();
     let is_heap_type = |address: &VirtAddr| {
         let flag = interpreter.layout.flag_heap_type.cast_unsigned();
         interpreter.types.get(address).is_some_and(|info| info.flags & flag != 0)
@@ -322,7 +322,7 @@ pub(super) fn from_values(interpreter: &mut Interpreter<'_>, tables: &[Layout]) 
         objects.type_of(object).is_ok_and(|found| interpreter.types.contains_key(&found))
     };
     let of_instances = |layout: &Layout| {
-        let objects = Objects::new(&space, layout);
+        let objects = Objects::new(memory, layout);
         let has_attributes = |object: &VirtAddr| {
             let attributes = objects.attributes(*object).unwrap_or_default();
             !attributes.is_empty() && attributes.iter().all(|(name, value)| is_text(name) && is_known(&objects, *value))
@@ -330,15 +330,15 @@ pub(super) fn from_values(interpreter: &mut Interpreter<'_>, tables: &[Layout]) 
         instances.iter().filter(|object| has_attributes(object)).count()
     };
     let layout = interpreter.layout.clone();
-    let count = |layout: &Layout| of_ints(&Objects::new(&space, layout), &modules);
+    let count = |layout: &Layout| of_ints(&Objects::new(memory, layout), &modules);
     let (_, layout) = climb(layout, &OF_INTS, tables, &Evidence { count, full: INTS.len(), margin: 2 });
-    let count = |layout: &Layout| of_lists(&Objects::new(&space, layout), &modules);
+    let count = |layout: &Layout| of_lists(&Objects::new(memory, layout), &modules);
     let (_, layout) = climb(layout, &OF_LISTS, tables, &Evidence { count, full: LISTS.len(), margin: 1 });
     // What is read wrongly by chance is less than what is there.
     let margin = of_instances(&layout) + 1;
     let evidence = Evidence { count: of_instances, full: instances.len(), margin };
     let (_, mut layout) = climb(layout, &OF_INSTANCES, tables, &evidence);
-    if of_ints(&Objects::new(&space, &layout), &modules) < INTS.len() {
+    if of_ints(&Objects::new(memory, &layout), &modules) < INTS.len() {
         (layout.int_lv_tag, layout.int_ob_size) = (None, None);
     }
     interpreter.layout = layout;

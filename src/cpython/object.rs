@@ -181,6 +181,27 @@ impl<'a> Objects<'a> {
     /// # Errors
     /// It is no `str`, or can't be read whole.
     pub fn str(&self, object: VirtAddr) -> Result<String, ObjectError> {
+        let text = self.text(object)?;
+        let mut bytes = vec![0; (text.length * text.kind) as usize];
+        self.memory.read(text.data, &mut bytes)?;
+        let value = text.state & 0xffff_ffff;
+        let decoded = decode(bytes, text.kind, text.is_ascii);
+        decoded.ok_or(ObjectError::Implausible { address: object, field: "state", value })
+    }
+
+    /// Which of some ASCII texts a `str` is, if it is one of them. A text of another length is not read.
+    pub(crate) fn str_among<'t>(&self, object: VirtAddr, texts: &[&'t str]) -> Option<&'t str> {
+        let found = self.text(object).ok()?;
+        let mut of_length = texts.iter().copied().filter(|text| text.len() as u64 == found.length).peekable();
+        let length = of_length.peek()?.len();
+        match self.memory.bytes_at(found.data).ok()?.get(..length) {
+            Some(bytes) if found.is_ascii => of_length.find(|text| text.as_bytes() == bytes),
+            _ => self.str(object).ok().and_then(|found| of_length.find(|text| *text == found)),
+        }
+    }
+
+    /// The head of a `str`.
+    fn text(&self, object: VirtAddr) -> Result<Text, ObjectError> {
         self.expect(object, self.layout.flag_str, "str")?;
         let layout = self.layout;
         let length = self.word(object, layout.str_length)?;
@@ -189,21 +210,16 @@ impl<'a> Objects<'a> {
         if length > MAX_STR {
             return Err(ObjectError::Implausible { address: object, field: "length", value: length });
         }
-        let is_ascii = (state >> layout.str_ascii_bit) & 1 == 1;
-        let data = match ((state >> layout.str_compact_bit) & 1, is_ascii) {
-            (1, true) => field(object, layout.str_ascii_size),
-            (1, false) => field(object, layout.str_compact_size),
+        if !matches!(kind, 1 | 2 | 4) {
+            return Err(ObjectError::Implausible { address: object, field: "state", value: state & 0xffff_ffff });
+        }
+        let is_ascii = kind == 1 && (state >> layout.str_ascii_bit) & 1 == 1;
+        let data = match ((state >> layout.str_compact_bit) & 1, (state >> layout.str_ascii_bit) & 1) {
+            (1, 1) => field(object, layout.str_ascii_size),
+            (1, _) => field(object, layout.str_compact_size),
             _ => self.pointer(object, layout.str_data)?,
         };
-        let text: Option<String> = match kind {
-            1 | 2 | 4 => {
-                let mut bytes = vec![0; (length * kind) as usize];
-                self.memory.read(data, &mut bytes)?;
-                decode(&bytes, kind, is_ascii)
-            }
-            _ => None,
-        };
-        text.ok_or(ObjectError::Implausible { address: object, field: "state", value: state & 0xffff_ffff })
+        Ok(Text { length, state, kind, is_ascii, data })
     }
 
     /// The value of an `int`, or `None` if it needs more than 127 bits.
@@ -249,17 +265,30 @@ impl<'a> Objects<'a> {
     }
 }
 
+/// The head of a `str`.
+struct Text {
+    /// Characters.
+    length: u64,
+    /// The word that holds `state`.
+    state: u64,
+    /// Bytes of each character.
+    kind: u64,
+    is_ascii: bool,
+    /// Where the characters lie.
+    data: VirtAddr,
+}
+
 /// An address plus a signed offset; wraps, because what lies outside the space faults when read.
 pub(crate) fn field(address: VirtAddr, offset: i64) -> VirtAddr {
     VirtAddr(address.0.wrapping_add_signed(offset))
 }
 
 /// Text of code points that are `kind` bytes wide; `None` where they can't be what CPython keeps.
-fn decode(bytes: &[u8], kind: u64, is_ascii: bool) -> Option<String> {
+fn decode(bytes: Vec<u8>, kind: u64, is_ascii: bool) -> Option<String> {
     let character = |code: u32| char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
     let is_sound = |code: u32| code <= 0x0010_ffff;
     match kind {
-        1 if is_ascii => bytes.is_ascii().then(|| bytes.iter().map(|byte| char::from(*byte)).collect()),
+        1 if is_ascii => Some(bytes).filter(|bytes| bytes.is_ascii()).and_then(|bytes| String::from_utf8(bytes).ok()),
         1 => Some(bytes.iter().map(|byte| char::from(*byte)).collect()),
         2 => Some(bytes.as_chunks().0.iter().map(|unit| character(u16::from_le_bytes(*unit).into())).collect()),
         _ => {

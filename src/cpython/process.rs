@@ -14,7 +14,7 @@ use super::object::{Objects, field};
 use super::sweeper::Sweeper;
 use super::types::{Types, read_types};
 use crate::addr::VirtAddr;
-use crate::paging::AddressSpace;
+use crate::paging::{AddressSpace, Cached};
 
 /// Sweeps for what newly found types are the types of.
 const MAX_ROUNDS: usize = 5;
@@ -28,8 +28,7 @@ pub type Instances = BTreeMap<VirtAddr, Vec<VirtAddr>>;
 pub struct Interpreter<'a> {
     /// Its position among the spaces of the [`Sweeper`].
     pub index: usize,
-    /// The space that it runs in.
-    pub space: AddressSpace<'a>,
+    memory: Cached<'a>,
     /// The address of `type`.
     pub type_object: VirtAddr,
     /// The layout that its objects are read with.
@@ -44,10 +43,20 @@ pub struct Interpreter<'a> {
     by_name: HashMap<u64, Vec<VirtAddr>>,
 }
 
-impl Interpreter<'_> {
+impl<'a> Interpreter<'a> {
+    /// The space that it runs in.
+    pub fn space(&self) -> AddressSpace<'a> {
+        self.memory.space()
+    }
+
+    /// The memory of that space.
+    pub(super) fn memory(&self) -> &Cached<'a> {
+        &self.memory
+    }
+
     /// A reader of its objects.
     pub fn objects(&self) -> Objects<'_> {
-        Objects::new(&self.space, &self.layout)
+        Objects::new(&self.memory, &self.layout)
     }
 
     /// The types that derive from `base`, itself included.
@@ -87,13 +96,14 @@ pub fn interpreters<'a>(
     let with_slots = candidates.par_iter().zip(slots).enumerate();
     let (mut interpreters, unread): (Vec<Interpreter<'a>>, Vec<Option<usize>>) =
         with_slots.partition_map(|(index, (candidate, slots))| {
-            let Some((layout, scores, types)) = choose(candidate, &slots, tables) else {
+            let memory = Cached::new(candidate.space);
+            let Some((layout, scores, types)) = choose(candidate, &memory, &slots, tables) else {
                 return Either::Right((slots.len() >= MIN_CLASSES).then_some(index));
             };
-            let Candidate { space, type_object, .. } = *candidate;
+            let type_object = candidate.type_object;
             let (known, instances, by_name) = (Types::new(), Instances::new(), HashMap::new());
             let mut interpreter =
-                Interpreter { index, space, type_object, layout, scores, types: known, instances, by_name };
+                Interpreter { index, memory, type_object, layout, scores, types: known, instances, by_name };
             interpreter.add(types);
             Either::Left(interpreter)
         });
@@ -135,7 +145,7 @@ impl Interpreter<'_> {
 
     /// Adds types, and their names to the index.
     fn add(&mut self, types: Types) {
-        let objects = Objects::new(&self.space, &self.layout);
+        let objects = Objects::new(&self.memory, &self.layout);
         for address in types.keys() {
             if let Ok(name) = objects.heap_type_qualname(*address) {
                 let hash = self.by_name.hasher().hash_one(name.as_str());

@@ -342,6 +342,7 @@ impl PhysicalMemory {
     }
 
     /// The range that holds `pa`.
+    #[inline]
     pub fn range_of(&self, pa: PhysAddr) -> Option<&MemoryRange> {
         let after = self.ranges.partition_point(|r| r.start <= pa);
         let range = self.ranges.get(after.checked_sub(1)?)?;
@@ -358,7 +359,16 @@ impl PhysicalMemory {
         self.bytes_at_offset(range.offset.0, range.len()).unwrap_or_default()
     }
 
+    /// The bytes from `pa` on to the end of its range, without a copy, but no more than `most`.
+    #[inline]
+    pub fn bytes_from(&self, pa: PhysAddr, most: u64) -> Option<&[u8]> {
+        let range = self.range_of(pa)?;
+        let offset = range.offset.0 + (pa.0 - range.start.0);
+        self.bytes_at_offset(offset, most.min(range.end.0 - pa.0))
+    }
+
     /// The `len` bytes at `pa`, without a copy, where one range holds them all.
+    #[inline]
     pub fn bytes(&self, pa: PhysAddr, len: u64) -> Option<&[u8]> {
         let range = self.range_of(pa)?;
         let skip = pa.0 - range.start.0;
@@ -375,6 +385,7 @@ impl PhysicalMemory {
     }
 
     /// The little-endian 64-bit word at `pa`.
+    #[inline]
     pub fn read_u64(&self, pa: PhysAddr) -> Option<u64> {
         self.bytes(pa, 8).map(bytemuck::pod_read_unaligned).map(u64::from_le)
     }

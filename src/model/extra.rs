@@ -109,13 +109,13 @@ pub(super) fn of_type(interpreter: &Interpreter<'_>, type_object: VirtAddr, base
         if objects.type_flags(*class).is_ok_and(|flags| flags & heap == 0) {
             continue;
         }
-        let methods = objects.pointer(*class, objects.layout().tp_dict).and_then(|dict| objects.str_dict(dict));
-        let Ok(methods) = methods else {
+        let names = objects.pointer(*class, objects.layout().tp_dict).and_then(|dict| objects.dict(dict));
+        let Ok(names) = names else {
             found.push(Extra::Unreadable(*class));
             continue;
         };
-        for (name, function) in methods {
-            let Some(method) = METHODS.into_iter().find(|method| *method == name) else { continue };
+        for (name, function) in names {
+            let Some(method) = objects.str_among(name, &METHODS) else { continue };
             if !seen.insert(method) {
                 continue;
             }

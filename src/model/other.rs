@@ -106,7 +106,7 @@ pub(crate) fn others<'a>(
     let (tensors, layout) = types.tensors;
     let mut unreadable = Vec::new();
     let mut known = Known::new(models);
-    let name = |address: VirtAddr| match interpreter.space.root() {
+    let name = |address: VirtAddr| match interpreter.space().root() {
         Some(root) => format!("{root}.{address}"),
         None => address.to_string(),
     };

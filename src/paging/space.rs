@@ -174,6 +174,14 @@ impl<'a> AddressSpace<'a> {
         Fault::NotInImage { va, why: self.memory.absence(PhysAddr(va.0)) }
     }
 
+    /// The memory that the dump holds, where page tables lead into it.
+    pub(super) fn translated(&self) -> Option<&'a PhysicalMemory> {
+        match self.translator {
+            Translator::Tables(_) => Some(self.memory),
+            Translator::Image => None,
+        }
+    }
+
     /// What of these addresses comes from other files than the dump.
     pub fn filled(&self, start: VirtAddr, end: VirtAddr) -> impl Iterator<Item = FilledPart<'a>> + use<'a> {
         let addresses = match self.translator {
@@ -220,9 +228,7 @@ impl VirtualMemory for AddressSpace<'_> {
             Translator::Tables(_) => Fault::NotInDump { va, pa },
             Translator::Image => self.not_in_image(va),
         };
-        let range = self.memory.range_of(pa).ok_or_else(missing)?;
-        let len = (range.end.0 - pa.0).min((page_end - pa.0).saturating_add(1));
-        self.memory.bytes(pa, len).ok_or_else(missing)
+        self.memory.bytes_from(pa, (page_end - pa.0).saturating_add(1)).ok_or_else(missing)
     }
 
     fn explain(&self, fault: Fault) -> String {
