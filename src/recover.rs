@@ -6,8 +6,7 @@ use rayon::prelude::*;
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::cpython::{
-    self, Builtins, Candidate, Holders, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper,
-    UnsoundOffset,
+    self, Builtins, Candidate, Holders, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper, UnsoundOffset,
 };
 use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, DumpError, Format, PhysicalMemory, ProcessImage};
@@ -392,13 +391,9 @@ fn describe(
     let known: BTreeSet<VirtAddr> = tensors.iter().copied().collect();
     let others: Vec<VirtAddr> = others.into_iter().filter(|object| !known.contains(object)).collect();
     let release = torch_version.as_deref();
-    let sample = tensor::Sample { tensors: &tensors, others: &others, version: release };
     let scripts = model::Scripts::find(interpreter, &types.scripts, script_layouts, &graph);
-    let by_tensors = tensor::choose(torch_layouts, &objects, &sample);
-    // A table that reads nothing is only the one that PyTorch's version names.
-    let reads_any = by_tensors.as_ref().is_some_and(|(_, score, _)| score.readable + score.others > 0);
-    let by_scripts = if !reads_any { model::choose_script_layout(torch_layouts, &scripts) } else { None };
-    let chosen = by_scripts.or(by_tensors).map(|(layout, best, next)| {
+    let sample = tensor::Sample { tensors: &tensors, others: &others, headers: scripts.headers(), version: release };
+    let chosen = tensor::choose(torch_layouts, &objects, &sample).map(|(layout, best, next)| {
         (layout.into_owned().with_keys(key_tables, &objects, &tensors, release, best.inferred), best, next)
     });
     let layout = chosen.as_ref().map(|(layout, ..)| layout);

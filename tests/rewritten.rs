@@ -2,6 +2,9 @@
 //! come out.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may simply fail")]
 
+#[path = "synthetic/memory.rs"]
+#[allow(dead_code, reason = "a part of it is for made-up machines")]
+mod memory;
 #[path = "synthetic/rewrite.rs"]
 #[allow(dead_code, reason = "a part of it is for made-up machines")]
 mod rewrite;
@@ -10,7 +13,7 @@ use std::sync::LazyLock;
 
 use rewrite::{Entry, rewrite};
 use tensorcarve::addr::{FileOffset, PhysAddr};
-use tensorcarve::dump::{self, Addresses, Dump, Format, MemoryRange, PhysicalMemory};
+use tensorcarve::dump::{self, Dump, MemoryRange};
 use tensorcarve::model::Status;
 use tensorcarve::recover::{Recovery, Silent, recover};
 use tensorcarve::scan::Backend;
@@ -45,18 +48,7 @@ fn changed(shift: u64, change: &mut dyn FnMut(Entry) -> u64) -> (Vec<u8>, Vec<Me
 }
 
 fn recovered(bytes: Vec<u8>, ranges: Vec<MemoryRange>) -> Recovery {
-    let size = bytes.len() as u64;
-    let dump = Dump {
-        memory: PhysicalMemory::owned(bytes, ranges).unwrap(),
-        addresses: Addresses::Physical,
-        format: Format::Raw,
-        compression: None,
-        file_size: size,
-        size,
-        warnings: Vec::new(),
-        damaged: false,
-    };
-    recover(&dump, &SIGNATURES, Backend::detect_best(), &Silent).unwrap()
+    recover(&memory::dump_with(bytes, ranges), &SIGNATURES, Backend::detect_best(), &Silent).unwrap()
 }
 
 /// Names and hashes of the model's tensors, all of which are complete.

@@ -34,7 +34,7 @@ pub use other::{ArrayTypes, Other, Others, array_types, tensor_types};
 pub(crate) use other::{array_layout, others};
 pub use reading::{Reading, limit, limit_models};
 pub use referrers::Referrer;
-pub use script::{MatrixNumbers, ObjectNumbers, ScriptLayouts, Scripts, choose_script_layout, script_types};
+pub use script::{MatrixNumbers, ObjectNumbers, ScriptLayouts, Scripts, script_types};
 pub use tree::models;
 
 /// A neural network.

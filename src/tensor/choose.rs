@@ -23,8 +23,17 @@ pub struct Sample<'s> {
     pub tensors: &'s [VirtAddr],
     /// What seems to be other tensors. Some are none, so one that can't be read says nothing.
     pub others: &'s [VirtAddr],
+    /// What seems to be the `TensorImpl`s of tensors that C++ objects hold. They decide where the modules have no tensors.
+    pub headers: &'s [VirtAddr],
     /// PyTorch's version as it says itself: `1.13.0+cu117`.
     pub version: Option<&'s str>,
+}
+
+impl Sample<'_> {
+    /// What decides which layout it is.
+    fn deciding(&self) -> &[VirtAddr] {
+        if self.tensors.is_empty() { self.headers } else { self.tensors }
+    }
 }
 
 /// How well a layout reads the tensors of a process.
@@ -75,20 +84,38 @@ struct Tally {
 
 impl Tally {
     fn new(layout: &Layout, objects: &Objects<'_>, sample: &Sample<'_>, nearest: &BTreeSet<Release>) -> Self {
-        let mut tally = Self::count(layout, objects, sample.tensors);
-        let others = Self::count(layout, objects, sample.others);
-        (tally.of_others, tally.abi_of_others) = (others.points(), others.score.same_abi);
+        let of_objects = |tensors: &[VirtAddr]| {
+            let read = tensors.iter().map(|tensor| layout.read_headers(objects, *tensor));
+            Self::count(layout, objects, read)
+        };
+        let read = sample.headers.iter().map(|tensor| layout.read_tensor_impl(objects, *tensor));
+        // What has no storage says little: by a wrong layout, nearly anything reads so.
+        let has_storage = |read: &Result<TensorInfo, _>| read.as_ref().is_ok_and(|info| info.storage.0 != 0);
+        let of_headers = Self::count(layout, objects, read.filter(has_storage));
+        let (mut tally, mut others) = (of_objects(sample.tensors), vec![of_objects(sample.others)]);
+        if sample.tensors.is_empty() {
+            tally = of_headers
+        } else {
+            others.push(of_headers)
+        }
+        tally.of_others = others.iter().map(Self::points).sum();
+        tally.abi_of_others = others.iter().map(|others| others.score.same_abi).sum();
         let is_of_version = release(&layout.offsets.version).is_some_and(|release| nearest.contains(&release));
-        let (version, tried) = (layout.offsets.version.clone(), sample.tensors.len());
-        tally.score = TensorScore { version, tried, is_of_version, others: others.score.readable, ..tally.score };
+        let (version, tried) = (layout.offsets.version.clone(), sample.deciding().len());
+        let others = others.iter().map(|others| others.score.readable).sum();
+        tally.score = TensorScore { version, tried, is_of_version, others, ..tally.score };
         tally
     }
 
-    fn count(layout: &Layout, objects: &Objects<'_>, tensors: &[VirtAddr]) -> Self {
+    fn count(
+        layout: &Layout,
+        objects: &Objects<'_>,
+        tensors: impl Iterator<Item = Result<TensorInfo, TensorError>>,
+    ) -> Self {
         let mut tally = Self::default();
         let score = &mut tally.score;
         for tensor in tensors {
-            let info = match layout.read_headers(objects, *tensor) {
+            let info = match tensor {
                 Ok(info) => info,
                 Err(error) => {
                     // A storage of no bytes was freed, as FSDP does it: that says nothing of the layout.
@@ -194,6 +221,10 @@ fn inferred(
     tally: impl Fn(&Layout) -> Tally,
 ) -> Option<(Layout, TensorScore)> {
     let (table, best) = tallied.first()?;
+    // Python objects lead to their headers, and headers back: without them nothing tells chance from a layout.
+    if sample.tensors.is_empty() {
+        return None;
+    }
     let evidence = || Evidence::new(objects, sample.tensors);
     let scored = |of: &Layout, layout: Layout| {
         let changes = changes(of, &layout);

@@ -19,7 +19,6 @@ pub use array::{ArrayField, ArrayInfo, ArrayLayout, ArrayReader, ArrayScore, arr
 pub use choose::{Sample, TensorScore, choose};
 pub use form::{Form, Nested, Quantizer, Sparse};
 pub use gather::{Elements, Flips, Jump, TooLarge, gather};
-pub use headers::choose_by_headers;
 pub use holes::{Hole, Holes, MissingPages};
 pub use keys::{KeyTable, Keys, key_tables};
 pub use layout::{DtypeAt, Layout, LayoutError, Offsets, Raw, ScalarType, ShapeAt, layouts};

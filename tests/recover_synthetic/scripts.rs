@@ -133,6 +133,29 @@ fn packed_weights_that_are_not_read_are_missing_not_forgotten() {
 }
 
 #[test]
+fn a_bias_that_is_lost_is_said() {
+    // A layer without a bias: what an empty `std::optional` holds is no pointer.
+    for (engaged, is_whole) in [(0, true), (1, false)] {
+        let torch = torch("3.12", "2.6-old-abi", Options::default());
+        let python = &torch.python;
+        let script = Script::new(&torch, "old-abi", [64, 80, 152]);
+        let embedded = torch.parameter(&[5, 6]);
+        let blocks = Blocks { outputs: 4, inputs: 8, rows: 8, columns: 4, side_by_side: 4 };
+        let matrix = script.matrix("2021", &blocks, &[1; 32]);
+        let vectors = [&[0; 16], &0.5f32.to_le_bytes()[..], &[0; 4]].map(|bytes| script.vector_words(bytes));
+        let words = [&[matrix, 0x7f66_0000_0000, engaged][..], &vectors.concat(), &[2]].concat();
+        quantized(&torch, &embedded, script.wrapper(script.capsule(PACKED_CLASS, script.holder(&words)), false));
+        let recovery = recover(&dump(&python.process));
+        let model = only_model(&recovery);
+        assert_eq!(tensor(model, "fc1._packed_params._packed_params").status, Status::Complete);
+        let lost = model.tensors.iter().find(|tensor| tensor.name.ends_with("_packed_params.unreadable"));
+        assert_eq!(lost.is_none(), is_whole);
+        assert!(lost.is_none_or(|lost| lost.problem.as_ref().unwrap().contains("bias")), "{lost:?}");
+        assert_eq!(report::is_whole(&recovery), is_whole);
+    }
+}
+
+#[test]
 fn a_packed_object_that_is_lost_is_said() {
     let torch = torch("3.11", "1.13", Options::default());
     let script = Script::new(&torch, "new-abi", [72, 88, 232]);

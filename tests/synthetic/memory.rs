@@ -18,6 +18,11 @@ pub fn dump_of(bytes: Vec<u8>, frames: impl Iterator<Item = u64>) -> Dump {
             }),
         }
     }
+    dump_with(bytes, ranges)
+}
+
+/// A dump of the whole of some bytes, which holds these ranges.
+pub fn dump_with(bytes: Vec<u8>, ranges: Vec<MemoryRange>) -> Dump {
     let size = bytes.len() as u64;
     Dump {
         memory: PhysicalMemory::owned(bytes, ranges).unwrap(),

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Graph, Model, Module, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Objects};
-use crate::tensor::{self, Layout};
+use crate::tensor::Layout;
 
 pub use layout::{MatrixNumbers, ObjectNumbers, ScriptLayouts};
 use module::{Held, Walk};
@@ -289,12 +289,4 @@ fn unread_model(class: String, object: VirtAddr, problems: Vec<String>) -> Model
         optimizers: Vec::new(),
         problems,
     }
-}
-
-/// Chooses the layout that reads the tensors in script objects, where Python has seen none.
-pub fn choose_script_layout<'t>(
-    tables: &'t [Layout],
-    scripts: &Scripts<'_>,
-) -> Option<(std::borrow::Cow<'t, Layout>, tensor::TensorScore, Option<tensor::TensorScore>)> {
-    tensor::choose_by_headers(tables, &scripts.objects, scripts.headers())
 }

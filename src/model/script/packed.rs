@@ -7,7 +7,8 @@ use super::fbgemm::Matrix;
 use super::layout::ScriptLayouts;
 use super::object::{Reader, SlotValue, is_pointer, words_at};
 use crate::addr::VirtAddr;
-use crate::cpython::Objects;
+use crate::cpython::{ObjectError, Objects};
+use crate::paging::Fault;
 use crate::tensor::{Form, Layout, Quantizer, TensorInfo};
 
 /// The one attribute of a class that C++ code defines: the C++ object itself (torch/custom_class.h).
@@ -23,6 +24,8 @@ const MAX_VISITS: usize = 1 << 10;
 const BLOCK_FLAGS: u64 = 7;
 /// Bytes of a number of a vector: `float` and `int32_t`.
 const NUMBER: u64 = 4;
+/// The part of a weight that is its bias.
+const BIAS: &str = "bias";
 
 /// A weight in a C++ object, or what is there instead.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +45,14 @@ pub(super) struct Context<'a> {
     pub(super) reader: Reader<'a>,
     pub(super) layouts: &'a ScriptLayouts,
     pub(super) layout: Option<&'a Layout>,
+}
+
+/// What is left to be looked at, and what could not be.
+struct Walk {
+    /// C++ objects that may still be looked at.
+    visits: usize,
+    /// The first pointer that leads to memory which can't be read.
+    unreadable: Option<Fault>,
 }
 
 /// Whether the attributes are those of a class that C++ code defines; the C++ object then.
@@ -78,8 +89,8 @@ impl Context<'_> {
                 "it is packed in a {class}, and no known layout reads this PyTorch's tensors"
             ))];
         }
-        let mut visits = MAX_VISITS;
-        let mut found = self.holder(holder, MAX_DEPTH, &mut visits);
+        let mut walk = Walk { visits: MAX_VISITS, unreadable: None };
+        let mut found = self.holder(holder, MAX_DEPTH, &mut walk);
         if found.iter().all(|packed| packed.weight.is_err()) {
             let parts = found.into_iter().flat_map(|packed| packed.parts).collect();
             let reason = format!("it is packed in a {class} in a way that is not known: its weight is not recovered");
@@ -88,17 +99,24 @@ impl Context<'_> {
         if let [only] = found.as_mut_slice() {
             only.suffix.clear();
         }
+        let has_bias = |packed: &Packed| packed.parts.iter().any(|(name, _)| name == BIAS);
+        if let Some(fault) = walk.unreadable.filter(|_| !found.iter().all(has_bias)) {
+            let reason = format!("a pointer in its {class} can't be followed: {fault}. A bias may have been there");
+            found.push(Packed { suffix: ".unreadable".to_owned(), ..unread(reason) });
+        }
         found
     }
 
     /// The weights in a C++ object and in those that it points to.
-    fn holder(&self, holder: VirtAddr, depth: u32, visits: &mut usize) -> Vec<Packed> {
-        let (Some(layout), Some(left)) = (self.layout, visits.checked_sub(1)) else { return Vec::new() };
-        *visits = left;
+    fn holder(&self, holder: VirtAddr, depth: u32, walk: &mut Walk) -> Vec<Packed> {
+        let (Some(layout), Some(left)) = (self.layout, walk.visits.checked_sub(1)) else { return Vec::new() };
+        walk.visits = left;
         let words = fields(self.objects, holder);
         let mut weights = Vec::new();
         let mut tensors: Vec<TensorInfo> = Vec::new();
         let pointers = words.iter().map(|word| VirtAddr(*word)).skip(1);
+        let unreadable = words.windows(2).skip(1).find_map(|pair| self.lost_pointer(pair));
+        walk.unreadable = walk.unreadable.or(unreadable);
         for pointer in pointers.clone().filter(is_pointer) {
             if let Some(info) = self.tensor(layout, pointer) {
                 let known = tensors.iter().chain(&weights).any(|known: &TensorInfo| known.tensor_impl == pointer);
@@ -116,7 +134,7 @@ impl Context<'_> {
             let is_bias = |info: &TensorInfo| {
                 matches!(info.shape.as_slice(), [count] if Some(*count) == outputs) && info.dtype.name == "Float"
             };
-            let bias = tensors.iter().position(is_bias).map(|index| ("bias".to_owned(), tensors.remove(index)));
+            let bias = tensors.iter().position(is_bias).map(|index| (BIAS.to_owned(), tensors.remove(index)));
             found.push(Packed { suffix: String::new(), weight: Ok(weight), parts: bias.into_iter().collect() });
         }
         if found.is_empty()
@@ -126,7 +144,7 @@ impl Context<'_> {
             for pointer in pointers.filter(is_pointer) {
                 let is_object = self.objects.word(pointer, 0).is_ok_and(|table| is_pointer(&VirtAddr(table)));
                 if is_object && self.tensor(layout, pointer).is_none() {
-                    let inner = self.holder(pointer, depth, visits);
+                    let inner = self.holder(pointer, depth, walk);
                     found.extend(inner.into_iter().filter(|packed| packed.weight.is_ok()));
                 }
             }
@@ -146,6 +164,20 @@ impl Context<'_> {
             packed.suffix = format!(".{index}");
         }
         found
+    }
+
+    /// Why the pointer in the first of two words can't be followed, if it is one that was in use.
+    ///
+    /// An empty `std::optional` holds anything. Behind the pointer of one that is not empty stands a 1; and what page tables
+    /// still lead to was in use.
+    fn lost_pointer(&self, pair: &[u64]) -> Option<Fault> {
+        let [pointer, next] = *pair else { return None };
+        match self.objects.word(Some(VirtAddr(pointer)).filter(is_pointer)?, 0) {
+            Err(ObjectError::Fault(fault)) => {
+                (matches!(fault, Fault::NotInDump { .. }) || next & 0xff == 1).then_some(fault)
+            }
+            _ => None,
+        }
     }
 
     fn tensor(&self, layout: &Layout, pointer: VirtAddr) -> Option<TensorInfo> {
