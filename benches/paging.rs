@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "benchmarks may simply fail")]
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tensorcarve::dump;
@@ -21,8 +22,8 @@ fn benchmarks(criterion: &mut Criterion) {
     let frames = scan(&dump.memory, &signatures.mmu_only(), Backend::detect_best(), &|_| {}).frames;
     let discovery = discover(&dump.memory, mmu, &frames);
     let processes = discovery.spaces.iter().filter(|space| space.kind == SpaceKind::Process);
-    let spaces: Vec<_> =
-        processes.map(|space| AddressSpace::new(&dump.memory, mmu, space.root, space.levels)).collect();
+    let (memory, rules) = (Arc::new(dump.memory.clone()), Arc::new(mmu.clone()));
+    let spaces: Vec<_> = processes.map(|space| AddressSpace::new(&memory, &rules, space.root, space.levels)).collect();
     // The largest one is that of a Python process.
     let mappings = spaces.iter().map(|space| (space, space.user_mappings(&mut BUDGET.clone()).unwrap()));
     let (space, mappings) = mappings.max_by_key(|(_, mappings)| mappings.len()).unwrap();

@@ -6,7 +6,8 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tensorcarve::recover::{Silent, recover};
+use tensorcarve::progress::Silent;
+use tensorcarve::recover::recover;
 use tensorcarve::scan::Backend;
 use tensorcarve::{dump, signature::Signatures};
 

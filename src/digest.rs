@@ -8,8 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::model::{Model, NamedTensor, Other, Status};
 use crate::paging::AddressSpace;
-use crate::recover::{Observer, Phase};
-use crate::report;
+use crate::progress::{Observer, Phase};
 use crate::tensor::{self, Elements, Form, TooLarge};
 
 /// The device whose memory the dump holds, and the one that has none.
@@ -74,14 +73,14 @@ struct Key {
 }
 
 /// What is to be read once: a tensor under all its names.
-struct Alike<'t, 'a> {
+struct Alike<'t> {
     names: Vec<Target<'t>>,
-    space: AddressSpace<'a>,
+    space: AddressSpace,
 }
 
 /// Reads the tensors and arrays of each space. One of more bytes than `limit` is not read.
-pub(crate) fn tensors<'t, 'a>(
-    spaces: impl IntoIterator<Item = (Vec<Target<'t>>, AddressSpace<'a>)>,
+pub(crate) fn tensors<'t>(
+    spaces: impl IntoIterator<Item = (Vec<Target<'t>>, AddressSpace)>,
     limit: u64,
     observer: &dyn Observer,
 ) {
@@ -109,11 +108,8 @@ fn copy_findings(from: &NamedTensor, to: &mut NamedTensor) {
 }
 
 /// Each tensor once, however many names it has, and in however many forked processes it lies in the same frames.
-fn distinct<'t, 'a>(
-    spaces: impl IntoIterator<Item = (Vec<Target<'t>>, AddressSpace<'a>)>,
-    limit: u64,
-) -> Vec<Alike<'t, 'a>> {
-    let mut by_key: BTreeMap<Key, Vec<Alike<'t, 'a>>> = BTreeMap::new();
+fn distinct<'t>(spaces: impl IntoIterator<Item = (Vec<Target<'t>>, AddressSpace)>, limit: u64) -> Vec<Alike<'t>> {
+    let mut by_key: BTreeMap<Key, Vec<Alike<'t>>> = BTreeMap::new();
     for (targets, space) in spaces {
         // In one space the same addresses hold the same headers.
         let mut of_space: BTreeMap<Key, Vec<Target<'t>>> = BTreeMap::new();
@@ -121,15 +117,15 @@ fn distinct<'t, 'a>(
             of_space.entry(target.key()).or_default().push(target);
         }
         for (key, names) in of_space {
-            by_key.entry(key).or_default().push(Alike { names, space });
+            by_key.entry(key).or_default().push(Alike { names, space: space.clone() });
         }
     }
     by_key.into_values().flat_map(|alike| if alike.len() > 1 { join(alike, limit) } else { alike }).collect()
 }
 
 /// Makes one of those tensors that have the same headers and lie in the same frames.
-fn join<'t, 'a>(alike: Vec<Alike<'t, 'a>>, limit: u64) -> Vec<Alike<'t, 'a>> {
-    let mut joined: Vec<(Option<Vec<PhysAddr>>, Alike<'t, 'a>)> = Vec::new();
+fn join<'t>(alike: Vec<Alike<'t>>, limit: u64) -> Vec<Alike<'t>> {
+    let mut joined: Vec<(Option<Vec<PhysAddr>>, Alike<'t>)> = Vec::new();
     for tensor in alike {
         let first = tensor.names.first();
         let places = first.and_then(|first| places(first.elements.as_ref()?, &tensor.space, limit));
@@ -146,7 +142,7 @@ fn join<'t, 'a>(alike: Vec<Alike<'t, 'a>>, limit: u64) -> Vec<Alike<'t, 'a>> {
 }
 
 /// Where the pages of a tensor lie in physical memory; `None` if one of them is not there.
-fn places(elements: &Elements, space: &AddressSpace<'_>, limit: u64) -> Option<Vec<PhysAddr>> {
+fn places(elements: &Elements, space: &AddressSpace, limit: u64) -> Option<Vec<PhysAddr>> {
     let (mut at, end) = elements.span().filter(|(start, end)| end.0 - start.0 <= limit)?;
     let mut places = Vec::new();
     while at < end {
@@ -161,7 +157,7 @@ fn places(elements: &Elements, space: &AddressSpace<'_>, limit: u64) -> Option<V
 fn read(
     tensor: &mut NamedTensor,
     elements: Option<&Elements>,
-    space: &AddressSpace<'_>,
+    space: &AddressSpace,
     limits: (u64, usize),
     observer: &dyn Observer,
 ) {
@@ -184,7 +180,7 @@ fn read(
 fn read_bytes(
     tensor: &mut NamedTensor,
     elements: Option<&Elements>,
-    space: &AddressSpace<'_>,
+    space: &AddressSpace,
     (limit, most_holes): (u64, usize),
     observer: &dyn Observer,
 ) {
@@ -227,7 +223,7 @@ fn read_bytes(
             };
             tensor.holes = holes.shortened(most_holes);
             tensor.sources = tensor::sources(space, elements);
-            tensor.sha256 = Some(report::hex(&hash.finalize()));
+            tensor.sha256 = Some(hex::encode(hash.finalize()));
         }
         Err(error) => tensor.problem = Some(error.to_string()),
     }

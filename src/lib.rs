@@ -47,7 +47,7 @@
 //!
 //! let dump = dump::open("tests/data/cifar10-pdb.lime.zst".as_ref(), &Default::default(), &|_, _| ())?;
 //! let signatures = Signatures::load(None)?;
-//! let found = recover::recover(&dump, &signatures, Backend::detect_best(), &recover::Silent)?;
+//! let found = recover::recover(&dump, &signatures, Backend::detect_best(), &progress::Silent)?;
 //! let models: Vec<_> = found.processes.iter().flat_map(|process| &process.models).collect();
 //! assert_eq!(models[0].class, "__main__.SimpleCNN");
 //! assert_eq!(models[0].tensors[0].name, "conv1.weight");
@@ -66,6 +66,7 @@
 extern crate self as tensorcarve; // what tests/ and the tests here share names the crate
 
 pub mod addr;
+pub mod case;
 pub mod cpython;
 mod digest;
 pub mod dump;
@@ -73,6 +74,7 @@ mod mapped;
 pub mod model;
 pub mod other_pythons;
 pub mod paging;
+pub mod progress;
 pub mod recover;
 pub mod report;
 pub mod scan;

@@ -81,7 +81,7 @@ impl OtherPython {
     }
 
     /// An interpreter of which no layout reads any class.
-    pub(crate) fn unreadable(candidate: &Candidate<'_>) -> Self {
+    pub(crate) fn unreadable(candidate: &Candidate) -> Self {
         let (root, evidence) = (candidate.space.root(), candidate.type_object);
         Self { root, kind: OtherPythonKind::UnreadableCpython, version: None, evidence }
     }
@@ -91,10 +91,10 @@ impl OtherPython {
 /// looked at.
 ///
 /// The `type` of CPython 2 is confirmed as that of CPython 3 is, and has the flags that all types of CPython 2 have.
-pub(crate) fn python2(candidates: &mut Vec<Candidate<'_>>, signatures: &Signatures, limit: u64) -> Vec<OtherPython> {
+pub(crate) fn python2(candidates: &mut Vec<Candidate>, signatures: &Signatures, limit: u64) -> Vec<OtherPython> {
     let mut found: Vec<OtherPython> = Vec::new();
     for layout in signatures.layouts(FAMILY) {
-        let is_python2 = |candidate: &Candidate<'_>| {
+        let is_python2 = |candidate: &Candidate| {
             let (offset, default) = layout.get("type.tp_flags").zip(layout.get("tp_flags.DEFAULT")).unwrap_or_default();
             let flags = candidate.space.read_u64(field(candidate.type_object, offset));
             default != 0 && flags.is_ok_and(|flags| flags & default.cast_unsigned() == default.cast_unsigned())
@@ -110,7 +110,7 @@ pub(crate) fn python2(candidates: &mut Vec<Candidate<'_>>, signatures: &Signatur
 }
 
 /// The version in a string of a CPython 2 that has the form of `sys.version`.
-fn python2_version(candidate: &Candidate<'_>, layout: &Layout, limit: u64) -> Option<String> {
+fn python2_version(candidate: &Candidate, layout: &Layout, limit: u64) -> Option<String> {
     let Candidate { space, type_object, .. } = candidate;
     let (ob_type, ob_size, ob_sval) =
         (layout.get("object.ob_type")?, layout.get("str.ob_size")?, layout.get("str.ob_sval")?);
@@ -130,7 +130,7 @@ fn python2_version(candidate: &Candidate<'_>, layout: &Layout, limit: u64) -> Op
 
 /// The PyPys among processes: `hits` are of the name of PyPy's module; those count that a process has mapped as data.
 /// `limit` bounds the page tables and the pages of each process that are looked at.
-pub(crate) fn pypys(spaces: &[AddressSpace<'_>], hits: &[Hit], limit: u64) -> Vec<OtherPython> {
+pub(crate) fn pypys(spaces: &[AddressSpace], hits: &[Hit], limit: u64) -> Vec<OtherPython> {
     let mut found: Vec<OtherPython> = Vec::new();
     if hits.is_empty() {
         return found;
@@ -168,7 +168,7 @@ fn version(text: &[u8]) -> Option<String> {
 /// The first answer to a place at which a text stands in data of a space. Places across the border of two pages that are
 /// not neighbours in the dump are passed over. Not more than `limit` pages are looked at.
 fn find_text(
-    space: &AddressSpace<'_>,
+    space: &AddressSpace,
     mappings: &[Mapping],
     text: &[u8],
     limit: u64,

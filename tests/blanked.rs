@@ -7,12 +7,14 @@ mod random;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use random::Random;
 use tensorcarve::addr::{FileOffset, PhysAddr, VirtAddr};
 use tensorcarve::dump::{self, Dump, MemoryRange, PhysicalMemory};
 use tensorcarve::model::{NamedTensor, Status, TensorKind};
-use tensorcarve::recover::{Process, Recovery, Silent, recover};
+use tensorcarve::progress::Silent;
+use tensorcarve::recover::{Process, Recovery, recover};
 use tensorcarve::scan::Backend;
 use tensorcarve::signature::Signatures;
 use tensorcarve::tensor::{Holes, TensorInfo, TooLarge, gather};
@@ -109,8 +111,8 @@ impl Whole {
         lost.contains(&(at & !0xfff))
     }
 
-    fn bytes(&self, memory: &PhysicalMemory, process: &Process, info: &TensorInfo) -> Vec<u8> {
-        let space = process.space(memory, self.signatures.mmu().unwrap());
+    fn bytes(&self, memory: &Arc<PhysicalMemory>, process: &Process, info: &TensorInfo) -> Vec<u8> {
+        let space = process.space(memory, &self.recovery.mmu);
         let mut bytes = Vec::new();
         gather::<TooLarge>(&space, &info.elements().unwrap(), memory.size(), |piece| {
             bytes.extend_from_slice(piece);
@@ -152,7 +154,7 @@ impl Whole {
             let Some(truth) = truth else { panic!("{tensor:?} is not in the whole dump") };
             assert_eq!(Some(info), truth.info.as_ref(), "headers of {what}");
             let (whole, found) =
-                (self.bytes(&self.dump.memory, process, info), self.bytes(&damaged.memory, process, info));
+                (self.bytes(&self.recovery.memory, process, info), self.bytes(&recovery.memory, process, info));
             let size = info.dtype.size as usize;
             let mut missing = vec![false; whole.len()];
             for (index, at) in addresses(info).enumerate() {

@@ -9,8 +9,10 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use mounted::Mounted;
+use tensorcarve::case::CaseError;
 use tensorcarve::dump::{self, Dump, DumpError, DumpErrorKind, OpenOptions};
-use tensorcarve::recover::{RecoverError, Silent, recover};
+use tensorcarve::progress::Silent;
+use tensorcarve::recover::recover;
 use tensorcarve::report::{self, OutputError, OutputFolder, Run};
 use tensorcarve::scan::Backend;
 use tensorcarve::signature::Signatures;
@@ -30,7 +32,7 @@ fn open(path: &Path) -> Result<Dump, DumpError> {
 
 /// The reason why nothing can be recovered from a dump.
 fn refused(dump: &Dump, backend: Backend) -> DumpErrorKind {
-    let Err(RecoverError::Input(error)) = recover(dump, &Signatures::load(None).unwrap(), backend, &Silent) else {
+    let Err(CaseError::Input(error)) = recover(dump, &Signatures::load(None).unwrap(), backend, &Silent) else {
         panic!("was recovered from");
     };
     assert!(error.to_string().contains("evidence.lime") && error.to_string().contains("; "), "{error}");
@@ -84,7 +86,7 @@ fn zeros_in_the_place_of_a_dump_are_never_reported() {
     file.set_len(0).unwrap();
     file.set_len(LEN + 32).unwrap();
     file.set_modified(SystemTime::now() + Duration::from_secs(5)).unwrap();
-    let written = report::write(folder, &dump, signatures.mmu().unwrap(), &recovery, &Silent, run);
+    let written = report::write(folder, &dump, &recovery, &Silent, run);
     let Err(OutputError::Input(error)) = written else { panic!("was written") };
     assert!(matches!(error.reason, DumpErrorKind::Rewritten), "{error}");
     assert!(!out.exists());

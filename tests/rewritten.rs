@@ -15,7 +15,8 @@ use rewrite::{Entry, rewrite};
 use tensorcarve::addr::{FileOffset, PhysAddr};
 use tensorcarve::dump::{self, Dump, MemoryRange};
 use tensorcarve::model::Status;
-use tensorcarve::recover::{Recovery, Silent, recover};
+use tensorcarve::progress::Silent;
+use tensorcarve::recover::{Recovery, recover};
 use tensorcarve::scan::Backend;
 use tensorcarve::signature::Signatures;
 

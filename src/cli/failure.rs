@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, Write};
 
-use tensorcarve::recover::RecoverError;
+use tensorcarve::case::CaseError;
 use tensorcarve::signature::{SignatureError, UnknownSignature};
 
 /// Why a run failed.
@@ -60,10 +60,10 @@ impl From<tensorcarve::scan::BackendError> for Failure {
     }
 }
 
-impl From<RecoverError> for Failure {
-    fn from(error: RecoverError) -> Self {
+impl From<CaseError> for Failure {
+    fn from(error: CaseError) -> Self {
         match error {
-            RecoverError::Input(error) => error.into(),
+            CaseError::Input(error) => error.into(),
             error => Self::new(error).hint("leave --signatures away to use those that are built in"),
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use tensorcarve::dump::{self, Compression, Format, MemoryRange, Source};
-use tensorcarve::recover::{Observer, Phase};
+use tensorcarve::progress::{Observer, Phase};
 use tensorcarve::report::{bytes_in_words, columns, printable};
 
 use super::args::{InfoArgs, InputArgs, TalkArgs};

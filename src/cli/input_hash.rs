@@ -9,8 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use tensorcarve::recover::Observer;
-use tensorcarve::report::hex;
+use tensorcarve::progress::Observer;
 
 use super::progress::Progress;
 
@@ -68,7 +67,7 @@ fn hash(file: &File, done: &AtomicU64) -> io::Result<Hashed> {
         let bytes = done.load(Ordering::Relaxed);
         match file.read_at(&mut buffer, bytes) {
             Ok(0) => {
-                return Ok(Hashed { sha256: hex(&hasher.finalize()), bytes, time: start.elapsed() });
+                return Ok(Hashed { sha256: hex::encode(hasher.finalize()), bytes, time: start.elapsed() });
             }
             Ok(count) => {
                 hasher.update(buffer.get(..count).unwrap_or_default());

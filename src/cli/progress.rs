@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tensorcarve::recover::{Observer, Phase};
+use tensorcarve::progress::{Observer, Phase};
 
 use super::args::TalkArgs;
 use super::say;

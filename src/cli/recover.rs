@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use tensorcarve::case::Case;
 use tensorcarve::cpython::Change;
 use tensorcarve::dump::{Dump, Format, Source};
 use tensorcarve::other_pythons::{OtherPython, OtherPythonKind};
 use tensorcarve::paging::SpaceKind;
-use tensorcarve::recover::{RecoverError, Recovery, recover};
+use tensorcarve::recover::Recovery;
 use tensorcarve::report::{self, OutputFolder, Run};
-use tensorcarve::scan::{self, Choice};
+use tensorcarve::scan::Choice;
 use tensorcarve::signature::Signatures;
 
 use super::args::{LineFormat, RecoverArgs};
@@ -25,21 +27,20 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     // Whatever can be refused is refused before the long work.
     args.work.backend.resolve()?;
     let signatures = Signatures::load(args.work.signatures.as_deref())?;
-    let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
     let output_dir = args.output_dir.clone().unwrap_or_else(|| default_output_dir(&args.input.dump));
     let folder = interrupt::undoable(|| OutputFolder::create(&output_dir, args.overwrite), |folder| folder.cleanup())?;
-    let progress = Progress::new(&args.talk);
+    let progress = Arc::new(Progress::new(&args.talk));
     let source = Source::open(&args.input.dump)?;
     let hash = (!args.no_hash).then(|| InputHash::start(source.file()));
     let mut dump = open_source(source, &args.input, &progress)?;
     let (mut times, mut hashed) = (Vec::new(), None);
-    let (recovery, choice) = in_pool(args.work.threads, || -> Result<(Recovery, Choice), Failure> {
+    let (case, recovery, choice) = in_pool(args.work.threads, || -> Result<_, Failure> {
         dump.fill(&args.mapped.files())?;
-        let choice = scan::choose(&dump.memory, &signatures, args.work.backend)?;
-        let recovery = recover(&dump, &signatures, choice.backend, &progress)?;
+        let case = Case::new(dump, signatures, args.work.backend, Arc::clone(&progress) as _);
+        let (choice, recovery) = (case.backend()?, case.recovery()?);
         let threads = rayon::current_num_threads();
-        report::write(folder, &dump, mmu, &recovery, &progress, || {
-            hashed = hash.and_then(|hash| match hash.finish(dump.file_size, &progress) {
+        report::write(folder, case.dump(), &recovery, &*progress, || {
+            hashed = hash.and_then(|hash| match hash.finish(case.dump().file_size, &progress) {
                 Ok(hash) => Some(hash),
                 Err(error) => {
                     say(&format!("warning: the SHA-256 of the dump file is not known ({error})"));
@@ -59,16 +60,17 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
                 phases: times.iter().map(|done| (done.name, done.time)).collect(),
             }
         })?;
-        Ok((recovery, choice))
+        Ok((case, recovery, choice))
     })
     .flatten()
     .inspect_err(|_| drop(progress.finish()))?;
     interrupt::keep();
-    print(args.format, &dump, &recovery)?;
+    let dump = case.dump();
+    print(args.format, dump, &recovery)?;
     if !args.talk.quiet {
-        tell(args, &dump, &recovery, &output_dir, &Work { times, hashed, choice });
+        tell(args, dump, &recovery, &output_dir, &Work { times, hashed, choice });
     }
-    Ok(outcome(&dump, &recovery))
+    Ok(outcome(dump, &recovery))
 }
 
 /// `<name of the dump>.carved` in the current folder.
@@ -92,7 +94,7 @@ fn print(format: LineFormat, dump: &Dump, recovery: &Recovery) -> Result<(), Fai
 struct Work {
     times: Vec<PhaseTime>,
     hashed: Option<Hashed>,
-    choice: Choice,
+    choice: Arc<Choice>,
 }
 
 /// What the user should know beside the data, and what to do next.

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 use tensorcarve::addr::{FileOffset, PhysAddr};
 use tensorcarve::dump::PhysicalMemory;
-use tensorcarve::recover::{Observer, Phase};
+use tensorcarve::progress::{Observer, Phase};
 use tensorcarve::report::{columns, printable};
 use tensorcarve::scan::{self, ABSENT_FRAME, Explanation, FrameClasses, Hit, RejectedCandidate, Rejection, ZERO_FRAME};
 use tensorcarve::signature::{Signature, Signatures, Structure};

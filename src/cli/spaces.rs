@@ -1,9 +1,11 @@
 //! `spaces`: the address spaces in a dump.
 
+use std::sync::Arc;
+
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
-use tensorcarve::paging::{self, Attempt, Discovery, Space, SpaceKind};
-use tensorcarve::recover::{Observer, Phase, RecoverError};
+use tensorcarve::case::Case;
+use tensorcarve::paging::{Attempt, Discovery, Space, SpaceKind};
 use tensorcarve::report::columns;
 use tensorcarve::scan::{self, Choice};
 use tensorcarve::signature::Signatures;
@@ -25,8 +27,7 @@ struct Document<'a> {
 pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     args.work.backend.resolve()?;
     let signatures = Signatures::load(args.work.signatures.as_deref())?;
-    let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
-    let progress = Progress::new(&args.talk);
+    let progress = Arc::new(Progress::new(&args.talk));
     let dump = open(&args.input, &progress)?;
     if dump.addresses.process().is_some() {
         progress.finish();
@@ -34,19 +35,13 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
             "the dump is the image of one process: it has no page tables; `tensorcarve info` lists the addresses that it holds",
         ));
     }
-    let (discovery, choice) = in_pool(args.work.threads, || -> Result<(Discovery, Choice), Failure> {
-        let choice = scan::choose(&dump.memory, &signatures, args.work.backend)?;
-        progress.begin(Phase::Scan, dump.memory.size());
-        let found = scan::scan(&dump.memory, &signatures, choice.backend, &|bytes| progress.advance(bytes));
-        progress.begin(Phase::Paging, 0);
-        let (_, discovery) = paging::find_spaces(&dump.memory, &signatures, mmu, found.frames, choice.backend);
-        Ok((discovery, choice))
-    })
-    .flatten()?;
+    let case = Case::new(dump, signatures, args.work.backend, Arc::clone(&progress) as _);
+    let (spaces, choice) =
+        in_pool(args.work.threads, || -> Result<_, Failure> { Ok((case.spaces()?, case.backend()?)) }).flatten()?;
     let times = progress.finish();
-    dump.memory.check()?;
-    stdout::print_document(args.format, &document(&discovery), |_| table(&discovery))?;
-    let warnings = dump.warnings.iter().chain(&discovery.warnings).map(String::as_str);
+    let (dump, discovery) = (case.dump(), &spaces.discovery);
+    stdout::print_document(args.format, &document(discovery), |_| table(discovery))?;
+    let warnings = dump.warnings.iter().chain(&spaces.warnings).chain(&discovery.warnings).map(String::as_str);
     say_warnings(warnings.chain(gpu_warning().as_deref()), &args.talk);
     if args.talk.verbose {
         say_choice(&choice);

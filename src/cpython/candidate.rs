@@ -22,9 +22,9 @@ const MAX_HEADER: u64 = 96;
 
 /// A `type` object, confirmed: its own address translates to where it was found.
 #[derive(Clone)]
-pub struct Candidate<'a> {
+pub struct Candidate {
     /// The space in which it was confirmed.
-    pub space: AddressSpace<'a>,
+    pub space: AddressSpace,
     /// Its virtual address.
     pub type_object: VirtAddr,
     /// The layouts that read it: those of the tables, or else what was made of them.
@@ -34,9 +34,9 @@ pub struct Candidate<'a> {
 }
 
 /// What a hit of a signature of `type` leads to.
-#[derive(Clone, Copy)]
-struct Place<'a> {
-    space: AddressSpace<'a>,
+#[derive(Clone)]
+struct Place {
+    space: AddressSpace,
     type_object: VirtAddr,
     /// Where in the object the pointer to its type lies.
     ob_type: i64,
@@ -44,40 +44,35 @@ struct Place<'a> {
 
 /// The `type` objects among the hits of its signatures: those whose own address leads back to where they were found,
 /// and that a layout reads.
-pub fn candidates<'a>(
-    memory: &PhysicalMemory,
-    hits: &[Hit],
-    spaces: &[AddressSpace<'a>],
-    tables: &[Layout],
-) -> Vec<Candidate<'a>> {
+pub fn candidates(memory: &PhysicalMemory, hits: &[Hit], spaces: &[AddressSpace], tables: &[Layout]) -> Vec<Candidate> {
     let places = |hit: &Hit| self_pointers(memory, hit.anchor);
-    let mut places: Vec<Place<'a>> = hits
+    let mut places: Vec<Place> = hits
         .par_iter()
         .flat_map_iter(|hit| places(hit).flat_map(|(slot, value)| confirm(spaces, slot, value).collect::<Vec<_>>()))
         .collect();
     places.sort_by_key(|place| (place.space.root(), place.type_object));
     places.dedup_by_key(|place| (place.space.root(), place.type_object));
-    let of_spaces: Vec<&[Place<'a>]> = places.chunk_by(|a, b| a.space.root() == b.space.root()).collect();
+    let of_spaces: Vec<&[Place]> = places.chunk_by(|a, b| a.space.root() == b.space.root()).collect();
     of_spaces.into_par_iter().flat_map_iter(|places| of_space(places, tables)).collect()
 }
 
 /// The candidates of one space, those that a table reads first.
-fn of_space<'a>(places: &[Place<'a>], tables: &[Layout]) -> Vec<Candidate<'a>> {
-    let candidate = |place: &Place<'a>, layouts: Vec<Layout>| {
-        let Place { space, type_object, .. } = *place;
+fn of_space(places: &[Place], tables: &[Layout]) -> Vec<Candidate> {
+    let candidate = |place: &Place, layouts: Vec<Layout>| {
+        let Place { space, type_object, .. } = place.clone();
         (!layouts.is_empty()).then_some(Candidate { space, type_object, layouts, told: None })
     };
-    let reads = |place: &Place<'a>| {
+    let reads = |place: &Place| {
         let reading = |layout: &&Layout| is_type_type(&Objects::new(&place.space, layout), place.type_object);
         candidate(place, tables.iter().filter(reading).cloned().collect())
     };
-    let read: Vec<Option<Candidate<'a>>> = places.iter().map(reads).collect();
+    let read: Vec<Option<Candidate>> = places.iter().map(reads).collect();
     let unread = places.iter().zip(&read).filter(|(_, read)| read.is_none()).map(|(place, _)| place);
     let inferred = unread.take(MAX_PER_SPACE).filter_map(|place| {
         let layouts = infer::from_type(&place.space, place.type_object, place.ob_type, tables);
         candidate(place, layouts)
     });
-    let inferred: Vec<Candidate<'a>> = inferred.collect();
+    let inferred: Vec<Candidate> = inferred.collect();
     read.into_iter().flatten().chain(inferred).take(MAX_PER_SPACE).collect()
 }
 
@@ -93,11 +88,11 @@ fn self_pointers(memory: &PhysicalMemory, anchor: PhysAddr) -> impl Iterator<Ite
 }
 
 /// The spaces in which what `value` points to lies around the slot.
-fn confirm<'a>(spaces: &[AddressSpace<'a>], slot: PhysAddr, value: VirtAddr) -> impl Iterator<Item = Place<'a>> {
+fn confirm(spaces: &[AddressSpace], slot: PhysAddr, value: VirtAddr) -> impl Iterator<Item = Place> {
     let ob_type = (slot.0.wrapping_sub(value.0) % FRAME_SIZE).cast_signed();
     spaces.iter().filter_map(move |space| {
         let found = space.translate(field(value, ob_type)).ok()?;
-        (found.pa == slot).then_some(Place { space: *space, type_object: value, ob_type })
+        (found.pa == slot).then(|| Place { space: space.clone(), type_object: value, ob_type })
     })
 }
 

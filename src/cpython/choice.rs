@@ -80,7 +80,7 @@ struct Reading {
 ///
 /// `None` where no layout reads the name of any class.
 pub(super) fn choose(
-    candidate: &Candidate<'_>,
+    candidate: &Candidate,
     memory: &dyn VirtualMemory,
     slots: &[(VirtAddr, VirtAddr)],
     tables: &[Layout],
@@ -122,7 +122,7 @@ impl LayoutScore {
 }
 
 fn read(
-    (candidate, memory): (&Candidate<'_>, &dyn VirtualMemory),
+    (candidate, memory): (&Candidate, &dyn VirtualMemory),
     layout: Layout,
     types: Option<Rc<Types>>,
     slots: &[(VirtAddr, VirtAddr)],

@@ -45,9 +45,9 @@ pub struct UnsoundOffset {
 ///
 /// Returns those that are not believed: index of the candidate, address of the structure, reason.
 pub fn ask(
-    candidates: &mut [Candidate<'_>],
+    candidates: &mut [Candidate],
     hits: &[Hit],
-    sweeper: &Sweeper<'_>,
+    sweeper: &Sweeper,
     known: &signature::Signatures,
 ) -> BTreeMap<usize, (VirtAddr, UnsoundOffset)> {
     let mut unsound = BTreeMap::new();

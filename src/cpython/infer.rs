@@ -305,7 +305,7 @@ pub(super) fn from_names(
 
 /// Learns from an interpreter's built-in values and its instances how to read others; integers that are not read
 /// rightly then are not read at all.
-pub(super) fn from_values(interpreter: &mut Interpreter<'_>, tables: &[Layout]) {
+pub(super) fn from_values(interpreter: &mut Interpreter, tables: &[Layout]) {
     let modules = interpreter.modules(&interpreter.module_types());
     let memory = interpreter.memory();
     let is_heap_type = |address: &VirtAddr| {

@@ -9,7 +9,7 @@ use crate::addr::VirtAddr;
 /// Imported modules: `__name__` and the dictionary that holds their names.
 pub type Modules = BTreeMap<String, VirtAddr>;
 
-impl Interpreter<'_> {
+impl Interpreter {
     /// The types that could be `module`: static, with a dictionary where a module has it.
     ///
     /// Its name would tell, but that lies in read-only data that a dump often lacks.

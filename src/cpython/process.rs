@@ -25,10 +25,10 @@ const MIN_CLASSES: usize = 64;
 pub type Instances = BTreeMap<VirtAddr, Vec<VirtAddr>>;
 
 /// An interpreter in an address space.
-pub struct Interpreter<'a> {
+pub struct Interpreter {
     /// Its position among the spaces of the [`Sweeper`].
     pub index: usize,
-    memory: Cached<'a>,
+    memory: Cached,
     /// The address of `type`.
     pub type_object: VirtAddr,
     /// The layout that its objects are read with.
@@ -43,14 +43,14 @@ pub struct Interpreter<'a> {
     by_name: HashMap<u64, Vec<VirtAddr>>,
 }
 
-impl<'a> Interpreter<'a> {
+impl Interpreter {
     /// The space that it runs in.
-    pub fn space(&self) -> AddressSpace<'a> {
+    pub fn space(&self) -> &AddressSpace {
         self.memory.space()
     }
 
     /// The memory of that space.
-    pub(super) fn memory(&self) -> &Cached<'a> {
+    pub(super) fn memory(&self) -> &Cached {
         &self.memory
     }
 
@@ -84,19 +84,19 @@ impl<'a> Interpreter<'a> {
 /// The candidates are those whose spaces the sweeper holds, in the same order; those in which no
 /// layout reads any class are left out, and returned by their index where enough classes are there to tell that they
 /// are interpreters. `wanted` is asked again when more types are known, and only adds to its answer.
-pub fn interpreters<'a>(
-    candidates: &[Candidate<'a>],
+pub fn interpreters(
+    candidates: &[Candidate],
     tables: &[Layout],
-    sweeper: &Sweeper<'_>,
-    wanted: impl Fn(&Interpreter<'a>) -> BTreeSet<VirtAddr> + Sync,
-) -> (Vec<Interpreter<'a>>, Vec<usize>) {
+    sweeper: &Sweeper,
+    wanted: impl Fn(&Interpreter) -> BTreeSet<VirtAddr> + Sync,
+) -> (Vec<Interpreter>, Vec<usize>) {
     let types: Vec<BTreeSet<VirtAddr>> =
         candidates.iter().map(|candidate| BTreeSet::from([candidate.type_object])).collect();
     let slots = sweeper.sweep(&types);
     let with_slots = candidates.par_iter().zip(slots).enumerate();
-    let (mut interpreters, unread): (Vec<Interpreter<'a>>, Vec<Option<usize>>) =
+    let (mut interpreters, unread): (Vec<Interpreter>, Vec<Option<usize>>) =
         with_slots.partition_map(|(index, (candidate, slots))| {
-            let memory = Cached::new(candidate.space);
+            let memory = Cached::new(candidate.space.clone());
             let Some((layout, scores, types)) = choose(candidate, &memory, &slots, tables) else {
                 return Either::Right((slots.len() >= MIN_CLASSES).then_some(index));
             };
@@ -129,7 +129,7 @@ pub fn interpreters<'a>(
             .par_iter_mut()
             .for_each(|interpreter| interpreter.learn(slots.get(interpreter.index).map_or(&[], Vec::as_slice)));
     }
-    let is_inferred = |interpreter: &&mut Interpreter<'_>| interpreter.scores.0.source == LayoutSource::Inferred;
+    let is_inferred = |interpreter: &&mut Interpreter| interpreter.scores.0.source == LayoutSource::Inferred;
     interpreters.par_iter_mut().filter(is_inferred).for_each(|interpreter| {
         infer::from_values(interpreter, tables);
         interpreter.scores.0.changes = changes(&interpreter.layout, tables);
@@ -137,7 +137,7 @@ pub fn interpreters<'a>(
     (interpreters, unread.into_iter().flatten().collect())
 }
 
-impl Interpreter<'_> {
+impl Interpreter {
     /// Types whose instances are types.
     fn metaclasses(&self) -> BTreeSet<VirtAddr> {
         self.subtypes(self.type_object)

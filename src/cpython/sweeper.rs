@@ -24,24 +24,19 @@ const BLOCK: usize = 32;
 const ALIGNMENT: u64 = 8;
 
 /// The pages of several interpreters, ready to be swept for their objects.
-pub struct Sweeper<'a> {
-    memory: &'a PhysicalMemory,
+pub struct Sweeper {
+    memory: PhysicalMemory,
     backend: Backend,
     reverse: ReverseMap,
     frames: Vec<Range<PhysAddr>>,
 }
 
-impl<'a> Sweeper<'a> {
+impl Sweeper {
     /// Collects the pages of the candidates' spaces; their positions are the indices of [`Sweeper::sweep`].
     ///
     /// `limit` bounds the page tables that are read and the mappings that are kept of each space, so that
     /// a hostile one hides no other; spaces that exceed it are left out and named in the second value.
-    pub fn new(
-        memory: &'a PhysicalMemory,
-        backend: Backend,
-        candidates: &[Candidate<'_>],
-        limit: u64,
-    ) -> (Self, Vec<usize>) {
+    pub fn new(memory: PhysicalMemory, backend: Backend, candidates: &[Candidate], limit: u64) -> (Self, Vec<usize>) {
         let mut left = limit.saturating_mul(SPACES_AT_LIMIT);
         let mut mapped = Vec::new();
         let mut left_out = Vec::new();
@@ -71,7 +66,7 @@ impl<'a> Sweeper<'a> {
         let reverse = ReverseMap::new(mapped);
         let layouts = candidates.iter().flat_map(|candidate| &candidate.layouts);
         let headers = Headers { references: layouts.map(References::of).collect(), types: ends(types) };
-        let frames = headers.frames(memory, &reverse.frames());
+        let frames = headers.frames(&memory, &reverse.frames());
         (Self { memory, backend, reverse, frames }, left_out)
     }
 
@@ -83,7 +78,7 @@ impl<'a> Sweeper<'a> {
         let mut found = vec![Vec::new(); wanted.len()];
         // The slot that a space was last asked about, and under how many addresses.
         let mut aliases = vec![(PhysAddr(0), 0); wanted.len()];
-        for (pa, value) in sweep(self.memory, &self.frames, &PointerSet::new(&values), self.backend, &|_| ()) {
+        for (pa, value) in sweep(&self.memory, &self.frames, &PointerSet::new(&values), self.backend, &|_| ()) {
             for (space, va) in self.reverse.lookup(pa).take(MAX_ALIASES * MAX_ALIASES.max(wanted.len())) {
                 let here = wanted.get(space).zip(found.get_mut(space)).zip(aliases.get_mut(space));
                 if let Some(((wanted, found), (slot, aliases))) = here
@@ -103,7 +98,7 @@ impl<'a> Sweeper<'a> {
     }
 }
 
-impl Sweeper<'_> {
+impl Sweeper {
     /// Where the candidates' spaces have a physical address: position of the candidate, and virtual address.
     pub(super) fn addresses(&self, pa: PhysAddr) -> impl Iterator<Item = (usize, VirtAddr)> {
         self.reverse.lookup(pa).take(MAX_ALIASES * MAX_ALIASES)

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write;
 use std::fs;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
@@ -388,7 +387,7 @@ fn check(
         }
     }
     let filled = parts.iter().map(|(addresses, _)| addresses.end.0 - addresses.start.0).sum();
-    let sha256 = if parts.is_empty() { String::new() } else { hex(&Sha256::digest(&*map)) };
+    let sha256 = if parts.is_empty() { String::new() } else { hex::encode(Sha256::digest(&*map)) };
     let agreed = agreed.unwrap_or_default();
     let unmapped = size.saturating_sub(end.unwrap_or_default());
     let file = FilledFile { recorded, local, size, sha256, filled, agreed, unmapped, map, base: 0 };
@@ -441,14 +440,6 @@ fn listed(paths: impl ExactSizeIterator<Item = String>) -> String {
         0 => list,
         more => format!("{list} and {more} more"),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

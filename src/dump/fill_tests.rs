@@ -79,7 +79,7 @@ fn what_is_missing_is_filled_and_the_image_wins() {
     assert_eq!(parts, [(PhysAddr(0x11000)..PhysAddr(0x12000), 2 * PAGE)]);
     let [filled] = dump.memory.files() else { panic!("{:?}", dump.memory.files()) };
     assert_eq!((filled.size, filled.filled, filled.agreed), (3 * PAGE, PAGE, 0));
-    assert_eq!(filled.sha256, hex(&Sha256::digest(fs::read(&path).unwrap())));
+    assert_eq!(filled.sha256, hex::encode(Sha256::digest(fs::read(&path).unwrap())));
     assert_eq!(dump.warnings, Vec::<String>::new());
 }
 

@@ -94,7 +94,7 @@ impl Extra {
 }
 
 /// What the classes of a module type define, the nearest first; `bases` are the base classes of all modules.
-pub(super) fn of_type(interpreter: &Interpreter<'_>, type_object: VirtAddr, bases: &BTreeSet<VirtAddr>) -> Vec<Extra> {
+pub(super) fn of_type(interpreter: &Interpreter, type_object: VirtAddr, bases: &BTreeSet<VirtAddr>) -> Vec<Extra> {
     let objects = interpreter.objects();
     let mro = interpreter.types.get(&type_object).map(|info| info.mro.as_slice()).unwrap_or_default();
     // Without the base class the methods of all modules would count as this one's.

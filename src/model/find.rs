@@ -18,12 +18,12 @@ const LAYERS: &str = "torch.nn.modules.";
 const MIN_HEIRS: usize = 3;
 
 /// The types whose instances are modules: `torch.nn.Module` and all that derive from it.
-pub fn module_types(interpreter: &Interpreter<'_>) -> BTreeSet<VirtAddr> {
+pub fn module_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
     bases(interpreter).into_iter().flat_map(|base| interpreter.subtypes(base)).collect()
 }
 
 /// `torch.nn.Module`; more than one where an old one is left.
-fn bases(interpreter: &Interpreter<'_>) -> BTreeSet<VirtAddr> {
+fn bases(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
     let mut bases: BTreeSet<VirtAddr> = interpreter.heap_type(MODULE_CLASS.0, MODULE_CLASS.1).into_iter().collect();
     if bases.is_empty() {
         bases.extend(common_base(interpreter));
@@ -33,7 +33,7 @@ fn bases(interpreter: &Interpreter<'_>) -> BTreeSet<VirtAddr> {
 
 /// The class from which most of PyTorch's layers derive, next to `object`: the base class of all
 /// modules, known by its heirs where its own page is missing.
-fn common_base(interpreter: &Interpreter<'_>) -> Option<VirtAddr> {
+fn common_base(interpreter: &Interpreter) -> Option<VirtAddr> {
     let objects = interpreter.objects();
     let mut heirs: BTreeMap<VirtAddr, usize> = BTreeMap::new();
     for (address, info) in &interpreter.types {
@@ -123,7 +123,7 @@ pub struct Graph {
 }
 
 /// Reads all modules among the instances of `types`, which are those of [`module_types`].
-pub fn graph(interpreter: &Interpreter<'_>, builtins: &Builtins, types: &BTreeSet<VirtAddr>) -> Graph {
+pub fn graph(interpreter: &Interpreter, builtins: &Builtins, types: &BTreeSet<VirtAddr>) -> Graph {
     let objects = interpreter.objects();
     let bases = bases(interpreter);
     let mut graph = Graph::default();
@@ -199,7 +199,7 @@ impl Graph {
 
 /// Full name of a class, and of the nearest one in its resolution order that is part of PyTorch.
 /// A part of the name that can't be read is a question mark.
-fn class_names(interpreter: &Interpreter<'_>, type_object: VirtAddr) -> (String, Option<String>) {
+fn class_names(interpreter: &Interpreter, type_object: VirtAddr) -> (String, Option<String>) {
     let objects = interpreter.objects();
     let is_torch = |name: &str| name.starts_with("torch.");
     let class = objects.type_name(type_object).unwrap_or_else(|_| {

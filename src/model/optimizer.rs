@@ -46,7 +46,7 @@ pub struct ParamGroup {
 }
 
 /// The types whose instances are optimizers.
-pub fn optimizer_types(interpreter: &Interpreter<'_>) -> BTreeSet<VirtAddr> {
+pub fn optimizer_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
     let bases = interpreter.heap_type(OPTIMIZER_CLASS.0, OPTIMIZER_CLASS.1);
     bases.into_iter().flat_map(|base| interpreter.subtypes(base)).collect()
 }
@@ -56,7 +56,7 @@ pub fn optimizer_types(interpreter: &Interpreter<'_>) -> BTreeSet<VirtAddr> {
 /// `types` are those of [`optimizer_types`].
 pub fn attach_optimizers(
     models: &mut [Model],
-    interpreter: &Interpreter<'_>,
+    interpreter: &Interpreter,
     builtins: &Builtins,
     layout: Option<&tensor::Layout>,
     types: &BTreeSet<VirtAddr>,

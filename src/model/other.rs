@@ -66,7 +66,7 @@ pub type ArrayTypes = BTreeSet<VirtAddr>;
 
 /// The types whose instances are tensors: the base of `torch.Tensor` that is next to `object`, and all that
 /// derive from it. `modules` are the imported ones.
-pub fn tensor_types(interpreter: &Interpreter<'_>, modules: &Modules) -> BTreeSet<VirtAddr> {
+pub fn tensor_types(interpreter: &Interpreter, modules: &Modules) -> BTreeSet<VirtAddr> {
     // Its type is a metaclass: nothing is known of it before the first sweep.
     if interpreter.instances.is_empty() {
         return BTreeSet::new();
@@ -83,20 +83,20 @@ pub fn tensor_types(interpreter: &Interpreter<'_>, modules: &Modules) -> BTreeSe
 }
 
 /// What an imported module has under a name.
-fn attribute(interpreter: &Interpreter<'_>, modules: &Modules, (module, name): (&str, &str)) -> Option<VirtAddr> {
+fn attribute(interpreter: &Interpreter, modules: &Modules, (module, name): (&str, &str)) -> Option<VirtAddr> {
     interpreter.objects().dict_item(*modules.get(module)?, name).ok().flatten()
 }
 
 /// The types whose instances are arrays: `numpy.ndarray` and all that derive from it. The name of a class that is
 /// made in C is often gone; that of the module that holds it is not.
-pub fn array_types(interpreter: &Interpreter<'_>, modules: &Modules) -> ArrayTypes {
+pub fn array_types(interpreter: &Interpreter, modules: &Modules) -> ArrayTypes {
     let base = attribute(interpreter, modules, ARRAY_CLASS);
     base.into_iter().flat_map(|base| interpreter.subtypes(base)).collect()
 }
 
 /// Finds all tensors and arrays that are not part of `models`; their bytes are not looked at yet.
 pub(crate) fn others<'a>(
-    interpreter: &'a Interpreter<'_>,
+    interpreter: &'a Interpreter,
     (graph, models, modules): (&Graph, &[Model], &Modules),
     builtins: &Builtins,
     mut holders: Holders<'a>,
@@ -162,7 +162,7 @@ pub(crate) fn others<'a>(
 
 /// The layout that reads the arrays of a process, and how well.
 pub(crate) fn array_layout<'l>(
-    interpreter: &Interpreter<'_>,
+    interpreter: &Interpreter,
     modules: &Modules,
     types: &ArrayTypes,
     layouts: &'l [ArrayLayout],
@@ -176,7 +176,7 @@ pub(crate) fn array_layout<'l>(
 
 fn add_arrays(
     all: &mut Others,
-    interpreter: &Interpreter<'_>,
+    interpreter: &Interpreter,
     (types, reader): (&ArrayTypes, Option<&ArrayReader<'_>>),
     known: &Known,
     name: impl Fn(VirtAddr) -> String,
@@ -211,7 +211,7 @@ fn add_arrays(
 }
 
 /// NumPy's version as it says itself: `numpy.version.version`, or `numpy.__version__`.
-fn numpy_version(interpreter: &Interpreter<'_>, modules: &Modules) -> Option<String> {
+fn numpy_version(interpreter: &Interpreter, modules: &Modules) -> Option<String> {
     let objects = interpreter.objects();
     let read = |module: &str, name: &str| cpython::attribute_str(&objects, *modules.get(module)?, name);
     read("numpy.version", "version").or_else(|| read(ARRAY_CLASS.0, "__version__"))
@@ -219,7 +219,7 @@ fn numpy_version(interpreter: &Interpreter<'_>, modules: &Modules) -> Option<Str
 
 /// The live objects of those types, with the name of their class; as many as are read.
 fn instances(
-    interpreter: &Interpreter<'_>,
+    interpreter: &Interpreter,
     types: &BTreeSet<VirtAddr>,
     what: &str,
     warnings: &mut Vec<String>,

@@ -11,24 +11,24 @@ const PLACES: u64 = 1 << 13;
 const MAX_PAGE: u64 = PLACES << 32;
 
 /// An address space, and where those of its pages lie that were read last.
-pub struct Cached<'m> {
-    space: AddressSpace<'m>,
+pub struct Cached {
+    space: AddressSpace,
     /// The upper half of a page's number, and the number of the frame that holds it in the lower 32 bits. One word, so that
     /// threads can't see halves of two. Zero is empty: no frame 0 is remembered.
     places: Box<[AtomicU64]>,
 }
 
-impl<'m> Cached<'m> {
+impl Cached {
     /// The same memory, nothing of it read yet.
-    pub fn new(space: AddressSpace<'m>) -> Self {
+    pub fn new(space: AddressSpace) -> Self {
         // The image of a process needs no translation.
         let places = if space.translated().is_some() { PLACES } else { 0 };
         Self { space, places: (0..places).map(|_| AtomicU64::new(0)).collect() }
     }
 
     /// The address space itself.
-    pub fn space(&self) -> AddressSpace<'m> {
-        self.space
+    pub fn space(&self) -> &AddressSpace {
+        &self.space
     }
 
     /// Where the frame of a page is remembered.
@@ -37,7 +37,7 @@ impl<'m> Cached<'m> {
     }
 }
 
-impl VirtualMemory for Cached<'_> {
+impl VirtualMemory for Cached {
     #[inline]
     fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault> {
         let (page, offset) = (va.0 / FRAME_SIZE, va.0 % FRAME_SIZE);
@@ -66,6 +66,8 @@ impl VirtualMemory for Cached<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::addr::FileOffset;
     use crate::dump::{MemoryRange, PhysicalMemory};
@@ -94,8 +96,9 @@ mod tests {
     fn reads_what_the_space_reads() {
         let memory = memory();
         let signatures = Signatures::load(None).unwrap();
-        let space = AddressSpace::new(&memory, signatures.mmu().unwrap(), PhysAddr(0), 4);
-        let cached = Cached::new(space);
+        let mmu = Arc::new(signatures.mmu().unwrap().clone());
+        let space = AddressSpace::new(&Arc::new(memory), &mmu, PhysAddr(0), 4);
+        let cached = Cached::new(space.clone());
         let addresses = [0, 8, 0xfff, 0x1000, 0x17ff, 0x1800, 0x2000, 0x200_0000, 0x200_0ff8, 0x200_1000, !7, 1 << 47];
         for _ in 0..3 {
             for at in addresses.map(VirtAddr) {

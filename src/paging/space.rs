@@ -1,5 +1,7 @@
 //! An address space: memory by virtual address, through page tables or as the image of one process has it.
 
+use std::sync::Arc;
+
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::{Absence, FilledPart, PhysicalMemory};
 use crate::signature::Mmu;
@@ -114,35 +116,44 @@ pub struct Mapping {
 }
 
 /// One address space: of the machine, or the one that a process image holds.
-#[derive(Clone, Copy)]
-pub struct AddressSpace<'a> {
-    memory: &'a PhysicalMemory,
-    translator: Translator<'a>,
+#[derive(Clone)]
+pub struct AddressSpace {
+    memory: Arc<PhysicalMemory>,
+    translator: Translator,
 }
 
 /// How virtual addresses become addresses of the dump.
-#[derive(Clone, Copy)]
-enum Translator<'a> {
-    Tables(PageTables<'a>),
+#[derive(Clone)]
+enum Translator {
+    /// By the page tables under a root, of so many levels.
+    Tables(Arc<Mmu>, PhysAddr, u8),
     /// They are the same: the dump is the image of a process, its ranges are at virtual addresses.
     Image,
 }
 
-impl<'a> AddressSpace<'a> {
+impl AddressSpace {
     /// The space whose top table, of level `levels`, lies at `root`.
-    pub fn new(memory: &'a PhysicalMemory, mmu: &'a Mmu, root: PhysAddr, levels: u8) -> Self {
-        Self { memory, translator: Translator::Tables(PageTables::new(memory, mmu, root, levels)) }
+    pub fn new(memory: &Arc<PhysicalMemory>, mmu: &Arc<Mmu>, root: PhysAddr, levels: u8) -> Self {
+        Self { memory: Arc::clone(memory), translator: Translator::Tables(Arc::clone(mmu), root, levels) }
     }
 
     /// The space of a process whose image the dump is: the addresses of `memory` are virtual.
-    pub fn of_image(memory: &'a PhysicalMemory) -> Self {
-        Self { memory, translator: Translator::Image }
+    pub fn of_image(memory: &Arc<PhysicalMemory>) -> Self {
+        Self { memory: Arc::clone(memory), translator: Translator::Image }
+    }
+
+    /// The page tables, where there are any.
+    fn tables(&self) -> Option<PageTables<'_>> {
+        match &self.translator {
+            Translator::Tables(mmu, root, levels) => Some(PageTables::new(&self.memory, mmu, *root, *levels)),
+            Translator::Image => None,
+        }
     }
 
     /// The physical address of the top table, where there are page tables.
     pub fn root(&self) -> Option<PhysAddr> {
         match self.translator {
-            Translator::Tables(tables) => Some(tables.root()),
+            Translator::Tables(_, root, _) => Some(root),
             Translator::Image => None,
         }
     }
@@ -150,7 +161,7 @@ impl<'a> AddressSpace<'a> {
     /// Levels of page tables, where there are any: 4 or 5 on x86-64.
     pub fn levels(&self) -> Option<u8> {
         match self.translator {
-            Translator::Tables(tables) => Some(tables.levels()),
+            Translator::Tables(_, _, levels) => Some(levels),
             Translator::Image => None,
         }
     }
@@ -161,12 +172,12 @@ impl<'a> AddressSpace<'a> {
     /// Where and why a walk of page tables ended, though that the page itself is in the dump is not checked; or the image
     /// of a process lacks the address.
     pub fn translate(&self, va: VirtAddr) -> Result<Translation, Fault> {
-        match self.translator {
-            Translator::Tables(tables) => tables.translate(va),
-            Translator::Image if self.memory.contains(PhysAddr(va.0)) => {
+        match self.tables() {
+            Some(tables) => tables.translate(va),
+            None if self.memory.contains(PhysAddr(va.0)) => {
                 Ok(Translation { pa: PhysAddr(va.0), page_size: FRAME_SIZE })
             }
-            Translator::Image => Err(self.not_in_image(va)),
+            None => Err(self.not_in_image(va)),
         }
     }
 
@@ -175,17 +186,17 @@ impl<'a> AddressSpace<'a> {
     }
 
     /// The memory that the dump holds, where page tables lead into it.
-    pub(super) fn translated(&self) -> Option<&'a PhysicalMemory> {
+    pub(super) fn translated(&self) -> Option<&PhysicalMemory> {
         match self.translator {
-            Translator::Tables(_) => Some(self.memory),
+            Translator::Tables(..) => Some(&self.memory),
             Translator::Image => None,
         }
     }
 
     /// What of these addresses comes from other files than the dump.
-    pub fn filled(&self, start: VirtAddr, end: VirtAddr) -> impl Iterator<Item = FilledPart<'a>> + use<'a> {
+    pub fn filled(&self, start: VirtAddr, end: VirtAddr) -> impl Iterator<Item = FilledPart<'_>> {
         let addresses = match self.translator {
-            Translator::Tables(_) => PhysAddr(0)..PhysAddr(0),
+            Translator::Tables(..) => PhysAddr(0)..PhysAddr(0),
             Translator::Image => PhysAddr(start.0)..PhysAddr(end.0),
         };
         self.memory.filled(addresses)
@@ -197,9 +208,9 @@ impl<'a> AddressSpace<'a> {
     /// can make four tables look like 2^36 pages; what is left of it is kept. `None` when it ran out.
     /// An image needs no bound: its mappings are the ranges of the dump, but for what is known to hold no objects.
     pub fn user_mappings(&self, budget: &mut u64) -> Option<Vec<Mapping>> {
-        match self.translator {
-            Translator::Tables(tables) => tables.user_mappings(budget),
-            Translator::Image => {
+        match self.tables() {
+            Some(tables) => tables.user_mappings(budget),
+            None => {
                 let searchable = self.memory.searchable();
                 let ranges = searchable.ranges().iter();
                 let mappings = ranges.map(|range| Mapping {
@@ -214,18 +225,18 @@ impl<'a> AddressSpace<'a> {
     }
 }
 
-impl VirtualMemory for AddressSpace<'_> {
+impl VirtualMemory for AddressSpace {
     fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault> {
-        let (pa, page_end) = match self.translator {
-            Translator::Tables(tables) => {
+        let (pa, page_end) = match self.tables() {
+            Some(tables) => {
                 let Translation { pa, page_size } = tables.translate(va)?;
                 (pa, pa.0 | (page_size - 1))
             }
             // What follows in the dump follows in the process.
-            Translator::Image => (PhysAddr(va.0), u64::MAX),
+            None => (PhysAddr(va.0), u64::MAX),
         };
         let missing = || match self.translator {
-            Translator::Tables(_) => Fault::NotInDump { va, pa },
+            Translator::Tables(..) => Fault::NotInDump { va, pa },
             Translator::Image => self.not_in_image(va),
         };
         self.memory.bytes_from(pa, (page_end - pa.0).saturating_add(1)).ok_or_else(missing)

@@ -33,16 +33,6 @@ impl<'a> PageTables<'a> {
         Self { memory, mmu, root, levels }
     }
 
-    /// The physical address of the top table.
-    pub(super) fn root(&self) -> PhysAddr {
-        self.root
-    }
-
-    /// Levels of page tables: 4 or 5 on x86-64.
-    pub(super) fn levels(&self) -> u8 {
-        self.levels
-    }
-
     /// The first virtual address above the user half.
     fn user_end(&self) -> u64 {
         match self.mmu.level(self.levels) {

@@ -43,7 +43,6 @@ pub use manifest::Run;
 pub use others::FILE as OTHERS;
 pub use table::{bytes_in_words, columns, models_table, printable, process_name};
 pub use time::rfc3339;
-pub use weights::hex;
 
 use plan::{Planned, WeightFile};
 use weights::Place;
@@ -51,8 +50,8 @@ use weights::Place;
 use crate::dump::Dump;
 use crate::model::{Model, Status};
 use crate::paging::{AddressSpace, VirtualMemory};
-use crate::recover::{Observer, Phase, Recovery};
-use crate::signature::Mmu;
+use crate::progress::{Observer, Phase};
+use crate::recover::Recovery;
 
 /// Version of the form of our documents.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -70,12 +69,11 @@ const LOADER: &str = include_str!("load.py");
 pub fn write(
     folder: OutputFolder,
     dump: &Dump,
-    mmu: &Mmu,
     recovery: &Recovery,
     observer: &dyn Observer,
     run: impl FnOnce() -> Run,
 ) -> Result<(), OutputError> {
-    let written = write_all(&folder, dump, mmu, recovery, observer, run);
+    let written = write_all(&folder, dump, recovery, observer, run);
     // Before any other error, which it explains, and before anything is in its place.
     dump.memory.check()?;
     written?;
@@ -86,12 +84,10 @@ pub fn write(
 fn write_all(
     folder: &OutputFolder,
     dump: &Dump,
-    mmu: &Mmu,
     recovery: &Recovery,
     observer: &dyn Observer,
     run: impl FnOnce() -> Run,
 ) -> Result<(), OutputError> {
-    let mmu = &recovery.discovery.rules(mmu);
     let models =
         || recovery.processes.iter().flat_map(|process| process.models.iter().map(move |model| (process, model)));
     let others = others::plan(recovery);
@@ -100,7 +96,7 @@ fn write_all(
     observer.begin(Phase::Write, total);
     folder.reserve(total)?;
     for (process, model) in models() {
-        let space = process.space(&recovery.memory, mmu);
+        let space = process.space(&recovery.memory, &recovery.mmu);
         let planned = plan::plan(model);
         let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> =
             planned.iter().map(|planned| (planned, &space as _)).collect();
@@ -112,8 +108,8 @@ fn write_all(
         loader.close()?;
     }
     if !others.is_empty() {
-        let spaces = others::all(recovery).map(|(process, _)| process.space(&recovery.memory, mmu));
-        let spaces: Vec<AddressSpace<'_>> = spaces.collect();
+        let spaces = others::all(recovery).map(|(process, _)| process.space(&recovery.memory, &recovery.mmu));
+        let spaces: Vec<AddressSpace> = spaces.collect();
         let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> =
             others.iter().zip(&spaces).map(|(planned, space)| (planned, space as _)).collect();
         weights::write(folder, &Place::Top, &WeightFile::OF_OTHERS, &here, observer)?;

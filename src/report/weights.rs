@@ -1,7 +1,6 @@
 //! Files of weights: the header first, then all tensors beside each other from the dump, hashed on their way.
 
 use std::collections::HashMap;
-use std::fmt::Write;
 
 use rayon::prelude::*;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -11,7 +10,7 @@ use super::error::OutputError;
 use super::folder::{OutputFile, OutputFolder};
 use super::plan::{Entry, Planned, WeightFile};
 use crate::paging::VirtualMemory;
-use crate::recover::Observer;
+use crate::progress::Observer;
 use crate::tensor::{Elements, TooLarge, gather};
 
 /// The header's length is a multiple of this, so that the data are aligned.
@@ -150,19 +149,10 @@ fn copy(
         Ok(())
     });
     match copied {
-        Ok(holes) => Ok((hex(&hasher.finalize()), holes.is_empty())),
+        Ok(holes) => Ok((hex::encode(hasher.finalize()), holes.is_empty())),
         Err(Stop::TooLarge(error)) => {
             Err(OutputError::Header { path: file.path().to_owned(), reason: error.to_string() })
         }
         Err(Stop::Output(error)) => Err(error),
     }
-}
-
-/// Bytes in lower-case hex.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -31,7 +31,7 @@ pub struct Source {
 }
 
 /// What of a tensor or an array comes from files, by address. Of more than 256 places there is one per file.
-pub fn sources(space: &AddressSpace<'_>, elements: &Elements) -> Vec<Source> {
+pub fn sources(space: &AddressSpace, elements: &Elements) -> Vec<Source> {
     let Some((start, end)) = elements.span().filter(|(start, end)| start < end) else { return Vec::new() };
     let is_contiguous = elements.is_contiguous();
     let mut sources: Vec<Source> = Vec::new();

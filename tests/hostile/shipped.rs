@@ -9,7 +9,7 @@ use tensorcarve::model::{NamedTensor, Status};
 use tensorcarve::recover::Recovery;
 
 use super::alone;
-use super::synthetic::{Random, SIGNATURES, dump_of, recover};
+use super::synthetic::{Random, dump_of, recover};
 
 const FRAME: usize = 0x1000;
 /// Recoveries from damaged copies.
@@ -43,15 +43,15 @@ fn tensors(recovery: &Recovery) -> impl Iterator<Item = (&tensorcarve::recover::
 }
 
 /// The frames that a contiguous tensor's bytes lie in.
-fn frames(dump: &Dump, process: &tensorcarve::recover::Process, tensor: &NamedTensor) -> BTreeSet<u64> {
-    let space = process.space(&dump.memory, SIGNATURES.mmu().unwrap());
+fn frames(recovery: &Recovery, process: &tensorcarve::recover::Process, tensor: &NamedTensor) -> BTreeSet<u64> {
+    let space = process.space(&recovery.memory, &recovery.mmu);
     let info = tensor.info.as_ref().unwrap();
     let pages = (info.data.0 & !0xfff..info.data.0 + info.byte_len()).step_by(FRAME);
     pages.filter_map(|page| Some(space.translate(VirtAddr(page)).ok()?.pa.0)).collect()
 }
 
 /// Asserts that every complete tensor that can be compared is true, or that its own bytes were damaged; how many were.
-fn check(dump: &Dump, recovery: &Recovery, damaged: &BTreeSet<u64>, what: &str) -> usize {
+fn check(recovery: &Recovery, damaged: &BTreeSet<u64>, what: &str) -> usize {
     let truth = truth();
     let mut compared = 0;
     for (process, tensor) in tensors(recovery) {
@@ -62,7 +62,7 @@ fn check(dump: &Dump, recovery: &Recovery, damaged: &BTreeSet<u64>, what: &str) 
         }
         compared += 1;
         let is_true = tensor.sha256.as_deref() == Some(truth.sha256.as_str());
-        let is_hurt = || !frames(dump, process, tensor).is_disjoint(damaged);
+        let is_hurt = || !frames(recovery, process, tensor).is_disjoint(damaged);
         assert!(is_true || is_hurt(), "{what}: {} is complete and wrong: {tensor:?}", tensor.name);
     }
     compared
@@ -93,11 +93,11 @@ fn an_overwritten_dump_gives_what_is_left_and_nothing_wrong() {
     drop(whole);
     let dump = dump_of(bytes, present.iter().copied());
     let recovery = recover(&dump);
-    assert_eq!(check(&dump, &recovery, &BTreeSet::new(), "whole"), truth().len());
+    assert_eq!(check(&recovery, &BTreeSet::new(), "whole"), truth().len());
     // Damage that is spread evenly misses the point: half of it goes where the process's objects are.
     let own: Vec<u64> = {
         let process = recovery.processes.iter().find(|process| !process.models.is_empty()).unwrap();
-        let space = process.space(&dump.memory, SIGNATURES.mmu().unwrap());
+        let space = process.space(&recovery.memory, &recovery.mmu);
         let model = &process.models[0];
         let objects = model.tensors.iter().map(|t| t.object).chain(model.modules.iter().map(|m| m.object));
         let around = objects.chain([process.type_object.0]).flat_map(|at| [at, VirtAddr(at.0 + 0x1000)]);
@@ -132,7 +132,7 @@ fn an_overwritten_dump_gives_what_is_left_and_nothing_wrong() {
         }
         let dump = dump_of(std::mem::take(&mut bytes), present.iter().copied());
         let recovery = recover(&dump);
-        let compared = check(&dump, &recovery, &damaged, &format!("damage {round}"));
+        let compared = check(&recovery, &damaged, &format!("damage {round}"));
         total += compared;
         eprintln!("damage {round}: {} processes, {compared} compared", recovery.processes.len());
         bytes = bytes_of(&dump);

@@ -5,9 +5,7 @@ use tensorcarve::model::{Model, Status};
 use tensorcarve::recover::Recovery;
 use tensorcarve::tensor::{TooLarge, gather};
 
-use super::synthetic::{
-    ModuleSpec, Options, PYTORCHES, Placed, SIGNATURES, Tensor, Torch, dump, recover, sha256, torch,
-};
+use super::synthetic::{ModuleSpec, Options, PYTORCHES, Placed, Tensor, Torch, dump, recover, sha256, torch};
 use super::{assert_headers, assert_whole, only_model, tensor};
 
 /// Puts tensors into a model of one module, as buffers `t0`, `t1`, ….
@@ -18,10 +16,9 @@ fn hold(torch: &Torch, tensors: &[&Placed]) -> u64 {
 }
 
 /// Gathers a tensor's bytes once more and compares them with the truth: equal, or in a hole and zero.
-fn assert_bytes(torch: &Torch, recovery: &Recovery, model: &Model, name: &str, truth: &Placed) {
-    let dump = dump(&torch.python.process);
+fn assert_bytes(recovery: &Recovery, model: &Model, name: &str, truth: &Placed) {
     let process = &recovery.processes[0];
-    let space = process.space(&dump.memory, SIGNATURES.mmu().unwrap());
+    let space = process.space(&recovery.memory, &recovery.mmu);
     let found = tensor(model, name);
     let mut bytes = Vec::new();
     let holes = gather::<TooLarge>(&space, &found.info.as_ref().unwrap().elements().unwrap(), 1 << 30, |part| {
@@ -82,7 +79,7 @@ fn types_shapes_strides_and_views() {
         assert_eq!(model.tensors.len(), placed.len());
         for (found, truth) in model.tensors.iter().zip(&placed) {
             assert_whole(&torch, found, truth);
-            assert_bytes(&torch, &recovery, model, &found.name, truth);
+            assert_bytes(&recovery, model, &found.name, truth);
         }
     }
 }
@@ -165,7 +162,7 @@ fn missing_pages_are_holes_at_the_right_place() {
         ] {
             let found = tensor(model, name);
             assert_headers(&torch, found, truth);
-            assert_bytes(&torch, &recovery, model, name, truth);
+            assert_bytes(&recovery, model, name, truth);
             assert_eq!(found.status, status, "{name}");
             assert_eq!(found.holes.bytes, missing, "{name}");
         }

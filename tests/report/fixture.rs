@@ -1,5 +1,6 @@
 //! A dump made by hand: one page table, tensors behind it, and a network that owns them.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
@@ -8,7 +9,8 @@ use tensorcarve::cpython::{Change, LayoutScore, LayoutSource, Value};
 use tensorcarve::dump::{Addresses, Dump, Format, MemoryRange, PhysicalMemory};
 use tensorcarve::model::{Model, Module, NamedTensor, Others, Reading, Sighting, Status, TensorKind};
 use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
-use tensorcarve::recover::{Observer, Phase, Process, Recovery};
+use tensorcarve::progress::{Observer, Phase};
+use tensorcarve::recover::{Process, Recovery};
 use tensorcarve::report::Run;
 use tensorcarve::signature::Signatures;
 use tensorcarve::tensor::{Form, Holes, Keys, ScalarType, TensorInfo, TensorScore, TooLarge, gather};
@@ -213,7 +215,7 @@ impl Victim {
         let range = MemoryRange { start: PhysAddr(0), end: PhysAddr(size), offset: FileOffset(0) };
         let memory = PhysicalMemory::owned(bytes, vec![range]).unwrap();
         let signatures = Signatures::load(None).unwrap();
-        let space = AddressSpace::new(&memory, signatures.mmu().unwrap(), ROOT, 4);
+        let space = AddressSpace::new(&Arc::new(memory.clone()), &Arc::new(signatures.mmu().unwrap().clone()), ROOT, 4);
         for tensor in self.model.tensors.iter_mut().chain(&mut self.model.training) {
             for part in &mut tensor.parts {
                 hash(part, &space);
@@ -236,7 +238,7 @@ impl Victim {
 }
 
 /// Fills in what a tensor's bytes tell.
-fn hash(tensor: &mut NamedTensor, space: &AddressSpace<'_>) {
+fn hash(tensor: &mut NamedTensor, space: &AddressSpace) {
     let info = tensor.info.as_ref().filter(|_| tensor.status == Status::Complete);
     let elements = match &tensor.reading {
         Reading::Storage(stored) => Some(stored.elements.clone()),
@@ -249,7 +251,7 @@ fn hash(tensor: &mut NamedTensor, space: &AddressSpace<'_>) {
         Ok(())
     });
     tensor.holes = holes.unwrap();
-    tensor.sha256 = Some(tensorcarve::report::hex(&hasher.finalize()));
+    tensor.sha256 = Some(hex::encode(hasher.finalize()));
     if !tensor.holes.is_empty() {
         tensor.status = Status::Partial;
     }
@@ -300,7 +302,8 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
     let space = Space { root: ROOT, levels: 4, kind: SpaceKind::Process, kpti_user_root: None };
     let discovery = Discovery { spaces: vec![space], ..Discovery::default() };
     Recovery {
-        memory,
+        memory: Arc::new(memory),
+        mmu: Arc::new(Signatures::load(None).unwrap().mmu().unwrap().clone()),
         discovery,
         processes: vec![process],
         other_pythons: Vec::new(),

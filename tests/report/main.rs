@@ -20,14 +20,12 @@ use tensorcarve::dump::Dump;
 use tensorcarve::model::{NamedTensor, Other, Referrer, Sighting, Status, TensorKind};
 use tensorcarve::recover::Recovery;
 use tensorcarve::report::{self, OutputError, OutputFolder};
-use tensorcarve::signature::Signatures;
 use tensorcarve::tensor::ArrayInfo;
 
 /// Writes a recovery to a folder.
 fn write(path: &Path, overwrite: bool, found: &(Dump, Recovery)) -> Result<(), OutputError> {
-    let signatures = Signatures::load(None).unwrap();
     let folder = OutputFolder::create(path, overwrite)?;
-    report::write(folder, &found.0, signatures.mmu().unwrap(), &found.1, &Quiet, run)
+    report::write(folder, &found.0, &found.1, &Quiet, run)
 }
 
 /// Every file below a folder with its bytes.

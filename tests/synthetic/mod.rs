@@ -23,7 +23,8 @@ use std::rc::Rc;
 use std::sync::LazyLock;
 
 use tensorcarve::dump::Dump;
-use tensorcarve::recover::{self, Observer, Phase, Recovery};
+use tensorcarve::progress::{Observer, Phase};
+use tensorcarve::recover::{self, Recovery};
 use tensorcarve::scan::Backend;
 use tensorcarve::signature::Signatures;
 

@@ -32,7 +32,7 @@ const MAX_OBJECTS: usize = 1 << 16;
 const MAX_HEADERS: usize = 1 << 10;
 
 /// The types whose instances hold a C++ object of PyTorch: `torch.ScriptObject` and all that derive from it.
-pub fn script_types(interpreter: &Interpreter<'_>) -> BTreeSet<VirtAddr> {
+pub fn script_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
     let bases = PLACES.into_iter().flat_map(|place| interpreter.heap_type(place, SCRIPT_OBJECT));
     bases.flat_map(|base| interpreter.subtypes(base)).collect()
 }
@@ -73,7 +73,7 @@ pub struct Scripts<'a> {
 impl<'a> Scripts<'a> {
     /// Finds those of an interpreter; `types` are those of [`script_types`]. Tensors are not read yet.
     pub fn find(
-        interpreter: &'a Interpreter<'_>,
+        interpreter: &'a Interpreter,
         types: &BTreeSet<VirtAddr>,
         layouts: &'a ScriptLayouts,
         graph: &Graph,

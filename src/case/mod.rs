@@ -1,0 +1,136 @@
+//! A case: a dump, what to look for in it, and what was learned of it. Each stage is computed once, when it is asked for.
+//!
+//! ```text
+//!  Dump ──> Spaces ──> Pythons ──> Recovery
+//! ```
+
+mod pythons;
+mod spaces;
+mod stage;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::cpython;
+use crate::dump::{self, Dump, DumpError};
+use crate::progress::{Observer, Silent};
+use crate::recover::{self, Recovery};
+use crate::scan::{self, BackendChoice, BackendError, Choice};
+use crate::signature::{SignatureError, Signatures};
+use crate::tensor;
+
+pub use pythons::Pythons;
+pub use spaces::Spaces;
+use stage::Stage;
+
+/// A dump and what was learned of it. Clones share what was learned.
+#[derive(Clone)]
+pub struct Case(Arc<Inner>);
+
+struct Inner {
+    dump: Dump,
+    signatures: Signatures,
+    backend: BackendChoice,
+    observer: Arc<dyn Observer + Send + Sync>,
+    choice: Stage<Choice>,
+    spaces: Stage<Spaces>,
+    pythons: Stage<Pythons>,
+    recovery: Stage<Recovery>,
+}
+
+impl Case {
+    /// Opens a dump of a kind that is told by its content, with the signatures that are built in and the fastest backend.
+    ///
+    /// # Errors
+    /// The file can't be read, or is no dump.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, CaseError> {
+        let dump = dump::open(path.as_ref(), &dump::OpenOptions::default(), &|_, _| ())?;
+        Ok(Self::new(dump, Signatures::load(None)?, BackendChoice::Auto, Arc::new(Silent)))
+    }
+
+    /// A case of an opened dump. The observer is told how long work goes.
+    pub fn new(
+        dump: Dump,
+        signatures: Signatures,
+        backend: BackendChoice,
+        observer: Arc<dyn Observer + Send + Sync>,
+    ) -> Self {
+        let (choice, spaces, pythons, recovery) = Default::default();
+        Self(Arc::new(Inner { dump, signatures, backend, observer, choice, spaces, pythons, recovery }))
+    }
+
+    /// The dump.
+    pub fn dump(&self) -> &Dump {
+        &self.0.dump
+    }
+
+    /// What is looked for in it.
+    pub fn signatures(&self) -> &Signatures {
+        &self.0.signatures
+    }
+
+    /// The backend that searches it.
+    ///
+    /// # Errors
+    /// This computer lacks what was asked for.
+    pub fn backend(&self) -> Result<Arc<Choice>, CaseError> {
+        let Inner { dump, signatures, backend, .. } = &*self.0;
+        self.0.choice.get(|| Ok(scan::choose(&dump.memory, signatures, *backend)?))
+    }
+
+    /// The address spaces: found by the one pass over the dump.
+    ///
+    /// # Errors
+    /// The signatures lack what the work needs, or the dump can't be read any more.
+    pub fn spaces(&self) -> Result<Arc<Spaces>, CaseError> {
+        let Inner { dump, signatures, observer, .. } = &*self.0;
+        self.0.spaces.get(|| Spaces::find(dump, signatures, self.backend()?.backend, &**observer))
+    }
+
+    /// The Python interpreters.
+    ///
+    /// # Errors
+    /// As for [`Case::spaces`].
+    pub fn pythons(&self) -> Result<Arc<Pythons>, CaseError> {
+        let Inner { signatures, observer, .. } = &*self.0;
+        self.0.pythons.get(|| {
+            let backend = self.backend()?.backend;
+            Pythons::find(&*self.spaces()?, signatures, backend, recover::wanted_types, &**observer)
+        })
+    }
+
+    /// The processes with Python, and their models.
+    ///
+    /// # Errors
+    /// As for [`Case::spaces`].
+    pub fn recovery(&self) -> Result<Arc<Recovery>, CaseError> {
+        let Inner { dump, signatures, observer, .. } = &*self.0;
+        self.0.recovery.get(|| recover::models(dump, signatures, &*self.spaces()?, &*self.pythons()?, &**observer))
+    }
+}
+
+/// Why a dump could not be opened or searched.
+#[derive(Debug, thiserror::Error)]
+pub enum CaseError {
+    /// No rules of page tables.
+    #[error("the signatures have no [mmu]: no page table can be read without its rules")]
+    NoMmu,
+    /// No signature of the interpreter.
+    #[error("the signatures have no structure {}: no interpreter can be found without it", pythons::TYPE_SIGNATURE)]
+    NoTypeSignature,
+    /// The signatures can't be read.
+    #[error(transparent)]
+    Signatures(#[from] SignatureError),
+    /// This computer lacks the backend.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// A CPython layout lacks a number.
+    #[error(transparent)]
+    PythonLayout(#[from] cpython::MissingField),
+    /// A PyTorch layout lacks a number or a table.
+    #[error(transparent)]
+    TorchLayout(#[from] tensor::LayoutError),
+    /// The file of the dump changed, or a part of it could not be read.
+    #[error(transparent)]
+    Input(#[from] DumpError),
+}

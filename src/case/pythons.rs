@@ -1,0 +1,86 @@
+//! The second stage: the Python interpreters in the address spaces.
+
+use std::collections::BTreeSet;
+
+use super::{CaseError, Spaces};
+use crate::addr::{FRAME_SIZE, VirtAddr};
+use crate::cpython::{self, Candidate, Interpreter, Layout, Sweeper, UnsoundOffset};
+use crate::dump::PhysicalMemory;
+use crate::other_pythons::{self, OtherPython};
+use crate::progress::{Observer, Phase};
+use crate::scan::Backend;
+use crate::signature::Signatures;
+
+/// The signatures of CPython's `type` object, or what their names begin with, and of the cookie before what it tells.
+pub(super) const TYPE_SIGNATURE: &str = "cpython.type";
+const DEBUG_OFFSETS: &str = "cpython.debug_offsets";
+/// The signature of the name of a module that every PyPy has.
+const PYPY_NAME: &str = "pypy.module_name";
+/// Page tables and mappings of a space per frame of the dump, and at least, before it is taken for hostile.
+const MAPPINGS_PER_FRAME: u64 = 4;
+const MIN_MAPPINGS: u64 = 1 << 16;
+
+/// The interpreters in a dump, with their types and the instances of those that were wanted.
+pub struct Pythons {
+    /// Those of CPython 3, which are read.
+    pub interpreters: Vec<Interpreter>,
+    /// Those that are not.
+    pub others: Vec<OtherPython>,
+    /// The layouts of all versions that are known.
+    pub layouts: Vec<Layout>,
+    /// What an analyst should know, in words.
+    pub warnings: Vec<String>,
+}
+
+impl Pythons {
+    /// Finds the interpreters, and the instances of the types that `wanted` picks of each: it is asked again when more types
+    /// are known, and only adds to its answer.
+    ///
+    /// # Errors
+    /// The signatures lack what the work needs, or the dump can't be read any more.
+    pub fn find(
+        spaces: &Spaces,
+        signatures: &Signatures,
+        backend: Backend,
+        wanted: impl Fn(&Interpreter) -> BTreeSet<VirtAddr> + Sync,
+        observer: &dyn Observer,
+    ) -> Result<Self, CaseError> {
+        signatures.index_of(TYPE_SIGNATURE).ok_or(CaseError::NoTypeSignature)?;
+        let layouts = cpython::layouts(signatures)?;
+        observer.begin(Phase::Cpython, 0);
+        let memory: &PhysicalMemory = &spaces.memory;
+        let mut warnings = Vec::new();
+        let types = spaces.hits_of(signatures, |name| name.starts_with(TYPE_SIGNATURE));
+        let mut candidates = cpython::candidates(memory, &types, &spaces.all(), &layouts);
+        let frames: u64 = memory.ranges().iter().map(|range| range.len() / FRAME_SIZE).sum();
+        let limit = MAPPINGS_PER_FRAME * frames + MIN_MAPPINGS;
+        let mut others = other_pythons::python2(&mut candidates, signatures, limit);
+        let pypy_names = spaces.hits_of(signatures, |name| name == PYPY_NAME);
+        others.extend(other_pythons::pypys(&spaces.of_processes(), &pypy_names, limit));
+        let (sweeper, left_out) = Sweeper::new(memory.searchable(), backend, &candidates, limit);
+        for root in left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root()) {
+            warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
+        }
+        let cookies = spaces.hits_of(signatures, |name| name == DEBUG_OFFSETS);
+        let unsound = cpython::ask(&mut candidates, &cookies, &sweeper, signatures);
+        let unsound = unsound.iter().filter_map(|(index, found)| Some(unsound_offsets(candidates.get(*index)?, found)));
+        warnings.extend(unsound);
+        let (interpreters, unread) = cpython::interpreters(&candidates, &layouts, &sweeper, wanted);
+        let unreadable = unread.into_iter().filter_map(|index| candidates.get(index)).map(OtherPython::unreadable);
+        // What looks like CPython in a process of PyPy is its imitation of CPython's C API.
+        let unreadable: Vec<OtherPython> =
+            unreadable.filter(|found| others.iter().all(|other| other.root != found.root)).collect();
+        others.extend(unreadable);
+        warnings.extend(others.iter().map(OtherPython::warning));
+        memory.check()?;
+        Ok(Self { interpreters, others, layouts, warnings })
+    }
+}
+
+/// Says that what an interpreter tells of itself contradicts itself.
+fn unsound_offsets(candidate: &Candidate, (address, reason): &(VirtAddr, UnsoundOffset)) -> String {
+    format!(
+        "the CPython whose `type` is at {} is read without its own _Py_DebugOffsets at {address}: in them {reason}",
+        candidate.type_object
+    )
+}

@@ -1,0 +1,168 @@
+//! The first stage: one pass over memory, and the address spaces in it.
+
+use std::sync::Arc;
+
+use super::CaseError;
+use crate::addr::{FRAME_SIZE, PhysAddr};
+use crate::dump::{Dump, Format, PhysicalMemory};
+use crate::paging::{self, AddressSpace, Discovery, Placement, SpaceKind};
+use crate::progress::{Observer, Phase};
+use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
+use crate::signature::{Mmu, Signatures};
+
+/// What is wrong with a file without headers that can't be placed.
+const UNPLACED: &str = "more than half of the page tables' targets lie outside of the file: it was written without the holes between the ranges of memory, or cut off; take it in LiME or ELF format, or with the holes as zeros";
+
+/// What the one pass over a dump found, and the address spaces in it.
+pub struct Spaces {
+    /// The memory of the dump, with the addresses that are used: those of a file without headers are found out.
+    pub memory: Arc<PhysicalMemory>,
+    /// The rules by which its page tables are read.
+    pub mmu: Arc<Mmu>,
+    /// Where signatures matched.
+    pub hits: Vec<Hit>,
+    /// The address spaces of a machine, and how they were found.
+    pub discovery: Discovery,
+    /// What an analyst should know, in words.
+    pub warnings: Vec<String>,
+    /// Whether the dump is the image of one process.
+    is_image: bool,
+}
+
+impl Spaces {
+    /// Scans a dump and finds its address spaces.
+    ///
+    /// # Errors
+    /// The signatures have no rules of page tables, or the dump can't be read any more.
+    pub fn find(
+        dump: &Dump,
+        signatures: &Signatures,
+        backend: Backend,
+        observer: &dyn Observer,
+    ) -> Result<Self, CaseError> {
+        let mmu = signatures.mmu().ok_or(CaseError::NoMmu)?;
+        let is_image = dump.addresses.process().is_some();
+        let found = if is_image {
+            Found {
+                found: one_pass(&dump.memory.searchable(), signatures, backend, observer),
+                memory: dump.memory.clone(),
+                discovery: Discovery::default(),
+                warnings: Vec::new(),
+            }
+        } else {
+            of_machine(dump, mmu, signatures, backend, observer)
+        };
+        let Found { memory, found, discovery, warnings } = found;
+        memory.check()?;
+        let mmu = Arc::new(discovery.rules(mmu));
+        Ok(Self { memory: Arc::new(memory), mmu, hits: found.hits, discovery, warnings, is_image })
+    }
+
+    /// All address spaces, in the order of [`Discovery::spaces`]; the one of a process image.
+    pub fn all(&self) -> Vec<AddressSpace> {
+        self.of_kind(|_| true)
+    }
+
+    /// Those of processes.
+    pub fn of_processes(&self) -> Vec<AddressSpace> {
+        self.of_kind(|kind| kind == SpaceKind::Process)
+    }
+
+    fn of_kind(&self, is_wanted: impl Fn(SpaceKind) -> bool) -> Vec<AddressSpace> {
+        if self.is_image {
+            return vec![AddressSpace::of_image(&self.memory)];
+        }
+        let wanted = self.discovery.spaces.iter().filter(|space| is_wanted(space.kind));
+        wanted.map(|space| AddressSpace::new(&self.memory, &self.mmu, space.root, space.levels)).collect()
+    }
+
+    /// The hits of the signatures whose names are wanted.
+    pub fn hits_of(&self, signatures: &Signatures, is_wanted: impl Fn(&str) -> bool) -> Vec<Hit> {
+        let hits = self.hits.iter().filter(|hit| signatures.name(hit.signature).is_some_and(&is_wanted));
+        hits.copied().collect()
+    }
+}
+
+/// What was found, while the addresses may still change.
+struct Found {
+    memory: PhysicalMemory,
+    found: ScanResult,
+    discovery: Discovery,
+    warnings: Vec<String>,
+}
+
+/// Looks at the dump of a machine; where it is a file without headers, finds out the addresses first.
+fn of_machine(dump: &Dump, mmu: &Mmu, signatures: &Signatures, backend: Backend, observer: &dyn Observer) -> Found {
+    let look = |memory: &PhysicalMemory| {
+        let mut found = one_pass(memory, signatures, backend, observer);
+        observer.begin(Phase::Paging, 0);
+        let classes = std::mem::take(&mut found.frames);
+        let (classes, discovery) = paging::find_spaces(memory, signatures, mmu, classes, backend);
+        found.frames = classes;
+        (found, discovery)
+    };
+    let mut memory = dump.memory.clone();
+    let mut warnings = Vec::new();
+    let (mut found, mut discovery) = look(&memory);
+    // What lies above a hole that ends at 4 GiB has bit 32 set, which looks like encryption: the better reading counts.
+    if dump.format == Format::Raw && (discovery.encryption_bit.is_some() || !discovery.is_convincing()) {
+        match paging::place(&memory, signatures, backend, &discovery) {
+            Placement::AsItIs => {}
+            Placement::Ranges(ranges) => {
+                if let Ok(placed) = memory.with_ranges(ranges) {
+                    memory = placed;
+                    (found, discovery) = look(&memory);
+                    warnings.push(placed_file(&memory));
+                }
+            }
+            Placement::Unknown => {
+                discovery.is_unplaced = true;
+                warnings.push(UNPLACED.to_owned());
+            }
+        }
+    }
+    warnings.extend(zeros(&memory, &found.frames));
+    Found { memory, found, discovery, warnings }
+}
+
+/// Says where the ranges of a file without headers lie.
+fn placed_file(memory: &PhysicalMemory) -> String {
+    let ranges = memory.ranges().iter();
+    let ranges: Vec<String> =
+        ranges.map(|range| format!("{} to {} from offset {} on", range.start, range.end, range.offset)).collect();
+    format!(
+        "offsets in the file are not physical addresses: memory was written without its holes; by its page tables the file holds {}; the rest is left out",
+        ranges.join(", and ")
+    )
+}
+
+/// The one pass over memory.
+fn one_pass(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend, observer: &dyn Observer) -> ScanResult {
+    observer.begin(Phase::Scan, memory.size());
+    scan::scan(memory, signatures, backend, &|bytes| observer.advance(bytes))
+}
+
+/// Says so if most of the dump is one run of zeros: a capture that gave up looks like that.
+fn zeros(memory: &PhysicalMemory, frames: &FrameClasses) -> Option<String> {
+    let mut longest = PhysAddr(0)..PhysAddr(0);
+    let mut run = longest.clone();
+    for (frame, _) in frames.with(ZERO_FRAME) {
+        if frame != run.end {
+            run.start = frame;
+        }
+        run.end = PhysAddr(frame.0 + FRAME_SIZE);
+        if run.end.0 - run.start.0 > longest.end.0 - longest.start.0 {
+            longest = run.clone();
+        }
+    }
+    let len = longest.end.0 - longest.start.0;
+    (len > memory.size() / 2).then(|| {
+        format!(
+            "{} to {} ({} of {} MiB) holds nothing but zeros: free memory, or a capture that gave up (LiME writes zeros when a page takes longer than its `timeout`; `timeout=0` waits)",
+            longest.start,
+            longest.end,
+            len >> 20,
+            memory.size() >> 20
+        )
+    })
+}

@@ -1,0 +1,34 @@
+//! What long work tells its caller.
+
+/// A part of the work, for progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Unpacking a compressed dump.
+    Unpack,
+    /// The one pass over all memory.
+    Scan,
+    /// Page-table roots and address spaces.
+    Paging,
+    /// Interpreters, types and modules.
+    Cpython,
+    /// Headers of tensors, and hashes of their bytes.
+    Tensors,
+    /// Writing the output folder.
+    Write,
+}
+
+/// Is told how the work goes; called from several threads.
+pub trait Observer: Sync {
+    /// A phase begins; `total` is its size in bytes, 0 where it is not known.
+    fn begin(&self, phase: Phase, total: u64);
+    /// That many bytes more are done.
+    fn advance(&self, bytes: u64);
+}
+
+/// An observer that does nothing.
+pub struct Silent;
+
+impl Observer for Silent {
+    fn begin(&self, _phase: Phase, _total: u64) {}
+    fn advance(&self, _bytes: u64) {}
+}
