@@ -13,7 +13,11 @@ use mounted::Mounted;
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cifar10-pdb.lime.zst");
 
 fn tensorcarve<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tensorcarve")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_tensorcarve"))
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 fn recover(dump: &Path, out: &Path, more: &[&str]) -> Output {
@@ -164,6 +168,7 @@ fn a_gpu_that_is_not_there_is_said() {
         ("TENSORCARVE_GPU", "no such card", if cfg!(feature = "gpu") { "`no such card`" } else { "feature `gpu`" }),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
+        command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
         command.args(["recover".as_ref(), dump.as_os_str(), "-o".as_ref(), out.as_os_str(), "--backend".as_ref()]);
         let output = command.arg("gpu").env(variable, value).env("VK_ICD_FILENAMES", "/none").output().unwrap();
         refused(&output, &["backend gpu", word, "auto"]);
@@ -210,6 +215,7 @@ fn a_dump_without_models_is_exit_code_1_and_says_how_far_it_came() {
     // Without -o: a folder of the dump's name where the user is.
     let run = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
+        command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
         command.current_dir(dir.path()).arg("recover").arg(&dump).args(arguments).output().unwrap()
     };
     let output = run(&["-v"]);
@@ -263,6 +269,7 @@ fn a_reader_that_goes_is_no_error() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command.arg("info").arg(&dump).stdout(writer).stderr(Stdio::piped());
     let output = command.output().unwrap();
     assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
@@ -278,6 +285,7 @@ fn a_dump_that_is_cut_off_meanwhile_is_said_and_nothing_is_left() {
         let file = fs::File::create(&dump).unwrap();
         file.set_len(256 << 20).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
+        command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
         command.arg(verb).arg(&dump).args(["-j", "1"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         if verb == "recover" {
             command.arg("-o").arg(&out);
@@ -315,6 +323,7 @@ fn an_interrupted_run_ends_at_once_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("new/out");
     let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command.args(["recover", SHIPPED, "-o", out.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::piped());
     let run = command.spawn().unwrap();
     let start = Instant::now();

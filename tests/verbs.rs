@@ -7,8 +7,14 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+const SHIPPED: &str = "tests/data/cifar10-pdb.lime.zst";
+
 fn tensorcarve(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tensorcarve")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_tensorcarve"))
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 fn stdout(output: &Output) -> String {
@@ -249,4 +255,48 @@ fn a_file_that_cannot_be_mapped_is_copied_first() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(json(&output)["memory"], bytes.len());
     assert!(stderr(&output).contains("cannot map files"), "{}", stderr(&output));
+}
+
+#[test]
+fn the_index_changes_no_result() {
+    let dir = tempfile::tempdir().unwrap();
+    let index = dir.path().join("index");
+    let with = |arguments: &[&str]| {
+        let all = [arguments, &["--index", index.to_str().unwrap(), "-v", "--format", "json"]].concat();
+        tensorcarve(&all)
+    };
+    let files = || -> Vec<_> { std::fs::read_dir(&index).unwrap().map(|entry| entry.unwrap().path()).collect() };
+    let plain = tensorcarve(&["spaces", SHIPPED, "--no-index", "-v", "--format", "json"]);
+    let first = with(&["spaces", SHIPPED]);
+    assert_eq!(files().len(), 1);
+    let second = with(&["spaces", SHIPPED]);
+    assert!(plain.stdout == first.stdout && first.stdout == second.stdout);
+    let scans = |output: &Output| stderr(output).contains("     scan ");
+    assert!(scans(&plain) && scans(&first) && !scans(&second));
+    // One that is damaged is noticed, and made again.
+    let path = files().remove(0);
+    let whole = std::fs::read(&path).unwrap();
+    let mut damaged = whole.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, &damaged).unwrap();
+    let third = with(&["spaces", SHIPPED]);
+    assert!(stderr(&third).contains("it is damaged"), "{third:?}");
+    assert!(third.stdout == plain.stdout && std::fs::read(&path).unwrap() == whole);
+    // Other signatures see something else in the same dump.
+    let signatures = dir.path().join("signatures");
+    std::fs::create_dir(&signatures).unwrap();
+    std::fs::write(signatures.join("own.toml"), "[[needle]]\nname = \"own\"\ntext = \"never there\"\n").unwrap();
+    let own = with(&["spaces", SHIPPED, "--signatures", signatures.to_str().unwrap()]);
+    assert!(own.stdout == plain.stdout && scans(&own), "{own:?}");
+    assert_eq!(files().len(), 2);
+    let recovered = |name: &str, arguments: &[&str]| {
+        let out = dir.path().join(name);
+        let output =
+            tensorcarve(&[&["recover", SHIPPED, "--no-hash", "-o", out.to_str().unwrap()], arguments].concat());
+        assert!(output.status.success(), "{output:?}");
+        let files = ["recovery.json", "models/m0/model.json", "models/m0/model.safetensors"];
+        files.map(|file| std::fs::read(out.join(file)).unwrap())
+    };
+    let indexed = recovered("indexed", &["--index", index.to_str().unwrap()]);
+    assert!(indexed == recovered("plain", &["--no-index"]));
 }

@@ -4,12 +4,13 @@
 //!  Dump ──> Spaces ──> Pythons ──> Recovery
 //! ```
 
+mod index;
 mod pythons;
 mod spaces;
 mod stage;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cpython;
 use crate::dump::{self, Dump, DumpError};
@@ -19,6 +20,8 @@ use crate::scan::{self, BackendChoice, BackendError, Choice};
 use crate::signature::{SignatureError, Signatures};
 use crate::tensor;
 
+use index::Identity;
+pub use index::Index;
 pub use pythons::Pythons;
 pub use spaces::Spaces;
 use stage::Stage;
@@ -30,12 +33,30 @@ pub struct Case(Arc<Inner>);
 struct Inner {
     dump: Dump,
     signatures: Signatures,
-    backend: BackendChoice,
-    observer: Arc<dyn Observer + Send + Sync>,
+    options: Options,
+    /// What the index could not do.
+    notes: Mutex<Vec<String>>,
     choice: Stage<Choice>,
     spaces: Stage<Spaces>,
     pythons: Stage<Pythons>,
     recovery: Stage<Recovery>,
+}
+
+/// How a case is worked on.
+#[derive(Clone)]
+pub struct Options {
+    /// What searches memory.
+    pub backend: BackendChoice,
+    /// Is told how long work goes.
+    pub observer: Arc<dyn Observer + Send + Sync>,
+    /// Where what is learned is kept for the next time, if it is.
+    pub index: Option<Index>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { backend: BackendChoice::Auto, observer: Arc::new(Silent), index: None }
+    }
 }
 
 impl Case {
@@ -45,18 +66,22 @@ impl Case {
     /// The file can't be read, or is no dump.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CaseError> {
         let dump = dump::open(path.as_ref(), &dump::OpenOptions::default(), &|_, _| ())?;
-        Ok(Self::new(dump, Signatures::load(None)?, BackendChoice::Auto, Arc::new(Silent)))
+        Ok(Self::new(dump, Signatures::load(None)?, Options::default()))
     }
 
-    /// A case of an opened dump. The observer is told how long work goes.
-    pub fn new(
-        dump: Dump,
-        signatures: Signatures,
-        backend: BackendChoice,
-        observer: Arc<dyn Observer + Send + Sync>,
-    ) -> Self {
-        let (choice, spaces, pythons, recovery) = Default::default();
-        Self(Arc::new(Inner { dump, signatures, backend, observer, choice, spaces, pythons, recovery }))
+    /// A case of an opened dump.
+    pub fn new(dump: Dump, signatures: Signatures, options: Options) -> Self {
+        let (notes, choice, spaces, pythons, recovery) = Default::default();
+        Self(Arc::new(Inner { dump, signatures, options, notes, choice, spaces, pythons, recovery }))
+    }
+
+    /// What a user should know of the index, in words: results do not depend on it.
+    pub fn notes(&self) -> Vec<String> {
+        self.0.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, note: String) {
+        self.0.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
     }
 
     /// The dump.
@@ -74,8 +99,8 @@ impl Case {
     /// # Errors
     /// This computer lacks what was asked for.
     pub fn backend(&self) -> Result<Arc<Choice>, CaseError> {
-        let Inner { dump, signatures, backend, .. } = &*self.0;
-        self.0.choice.get(|| Ok(scan::choose(&dump.memory, signatures, *backend)?))
+        let Inner { dump, signatures, options, .. } = &*self.0;
+        self.0.choice.get(|| Ok(scan::choose(&dump.memory, signatures, options.backend)?))
     }
 
     /// The address spaces: found by the one pass over the dump.
@@ -83,8 +108,28 @@ impl Case {
     /// # Errors
     /// The signatures lack what the work needs, or the dump can't be read any more.
     pub fn spaces(&self) -> Result<Arc<Spaces>, CaseError> {
-        let Inner { dump, signatures, observer, .. } = &*self.0;
-        self.0.spaces.get(|| Spaces::find(dump, signatures, self.backend()?.backend, &**observer))
+        let Inner { dump, signatures, options, .. } = &*self.0;
+        self.0.spaces.get(|| {
+            let indexed = options.index.as_ref().map(|index| (index, Identity::of(dump, signatures)));
+            if let Some((index, identity)) = indexed {
+                match index.load(identity) {
+                    Ok(kept) => {
+                        if let Some(spaces) = kept.and_then(|kept| Spaces::from_kept(kept, dump, signatures)) {
+                            spaces.memory.check()?;
+                            return Ok(spaces);
+                        }
+                    }
+                    Err(note) => self.note(note),
+                }
+            }
+            let spaces = Spaces::find(dump, signatures, self.backend()?.backend, &*options.observer)?;
+            if let Some((index, identity)) = indexed
+                && let Err(error) = index.store(identity, &spaces.to_kept())
+            {
+                self.note(format!("what was learned is not kept for the next command ({error}); see --index"));
+            }
+            Ok(spaces)
+        })
     }
 
     /// The Python interpreters.
@@ -92,10 +137,10 @@ impl Case {
     /// # Errors
     /// As for [`Case::spaces`].
     pub fn pythons(&self) -> Result<Arc<Pythons>, CaseError> {
-        let Inner { signatures, observer, .. } = &*self.0;
+        let Inner { signatures, options, .. } = &*self.0;
         self.0.pythons.get(|| {
             let backend = self.backend()?.backend;
-            Pythons::find(&*self.spaces()?, signatures, backend, recover::wanted_types, &**observer)
+            Pythons::find(&*self.spaces()?, signatures, backend, recover::wanted_types, &*options.observer)
         })
     }
 
@@ -104,8 +149,10 @@ impl Case {
     /// # Errors
     /// As for [`Case::spaces`].
     pub fn recovery(&self) -> Result<Arc<Recovery>, CaseError> {
-        let Inner { dump, signatures, observer, .. } = &*self.0;
-        self.0.recovery.get(|| recover::models(dump, signatures, &*self.spaces()?, &*self.pythons()?, &**observer))
+        let Inner { dump, signatures, options, .. } = &*self.0;
+        self.0
+            .recovery
+            .get(|| recover::models(dump, signatures, &*self.spaces()?, &*self.pythons()?, &*options.observer))
     }
 }
 

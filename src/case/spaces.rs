@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::CaseError;
-use crate::addr::{FRAME_SIZE, PhysAddr};
-use crate::dump::{Dump, Format, PhysicalMemory};
+use super::index::Kept;
+use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
+use crate::dump::{Dump, Format, MemoryRange, PhysicalMemory};
 use crate::paging::{self, AddressSpace, Discovery, Placement, SpaceKind};
 use crate::progress::{Observer, Phase};
 use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
@@ -41,7 +44,7 @@ impl Spaces {
         observer: &dyn Observer,
     ) -> Result<Self, CaseError> {
         let mmu = signatures.mmu().ok_or(CaseError::NoMmu)?;
-        let is_image = dump.addresses.process().is_some();
+        let is_image = is_image(dump);
         let found = if is_image {
             Found {
                 found: one_pass(&dump.memory.searchable(), signatures, backend, observer),
@@ -56,6 +59,28 @@ impl Spaces {
         memory.check()?;
         let mmu = Arc::new(discovery.rules(mmu));
         Ok(Self { memory: Arc::new(memory), mmu, hits: found.hits, discovery, warnings, is_image })
+    }
+
+    /// The same as the index keeps it.
+    pub(super) fn to_kept(&self) -> KeptSpaces {
+        let range = |range: &MemoryRange| (range.start, range.end, range.offset);
+        KeptSpaces {
+            ranges: self.memory.ranges().iter().map(range).collect(),
+            hits: self.hits.clone(),
+            discovery: self.discovery.clone(),
+            warnings: self.warnings.clone(),
+        }
+    }
+
+    /// What the index has kept of a dump; `None` if it does not belong to it.
+    pub(super) fn from_kept(kept: KeptSpaces, dump: &Dump, signatures: &Signatures) -> Option<Self> {
+        let KeptSpaces { ranges, hits, discovery, warnings } = kept;
+        let range = |(start, end, offset)| MemoryRange { start, end, offset };
+        let ranges: Vec<MemoryRange> = ranges.into_iter().map(range).collect();
+        let memory =
+            if ranges == dump.memory.ranges() { dump.memory.clone() } else { dump.memory.with_ranges(ranges).ok()? };
+        let mmu = Arc::new(discovery.rules(signatures.mmu()?));
+        Some(Self { memory: Arc::new(memory), mmu, hits, discovery, warnings, is_image: is_image(dump) })
     }
 
     /// All address spaces, in the order of [`Discovery::spaces`]; the one of a process image.
@@ -81,6 +106,25 @@ impl Spaces {
         let hits = self.hits.iter().filter(|hit| signatures.name(hit.signature).is_some_and(&is_wanted));
         hits.copied().collect()
     }
+}
+
+fn is_image(dump: &Dump) -> bool {
+    dump.addresses.process().is_some()
+}
+
+/// [`Spaces`] as the index keeps them.
+#[derive(Serialize, Deserialize)]
+pub(super) struct KeptSpaces {
+    /// Start, end, offset in the dump.
+    ranges: Vec<(PhysAddr, PhysAddr, FileOffset)>,
+    hits: Vec<Hit>,
+    discovery: Discovery,
+    warnings: Vec<String>,
+}
+
+impl Kept for KeptSpaces {
+    const NAME: &'static str = "spaces";
+    const VERSION: u32 = 1;
 }
 
 /// What was found, while the addresses may still change.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tensorcarve::addr::PhysAddr;
+use tensorcarve::case::Index;
 use tensorcarve::dump::{self, MappedFiles, OpenOptions};
 use tensorcarve::scan::BackendChoice;
 
@@ -131,6 +132,8 @@ pub(super) struct RecoverArgs {
     pub(super) overwrite: bool,
     #[command(flatten)]
     pub(super) work: WorkArgs,
+    #[command(flatten)]
+    pub(super) index: IndexArgs,
     /// Do not compute the SHA-256 of the dump file for the manifest
     #[arg(long)]
     pub(super) no_hash: bool,
@@ -158,6 +161,8 @@ pub(super) struct SpacesArgs {
     pub(super) input: InputArgs,
     #[command(flatten)]
     pub(super) work: WorkArgs,
+    #[command(flatten)]
+    pub(super) index: IndexArgs,
     /// What to print
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
     pub(super) format: PlainFormat,
@@ -294,6 +299,25 @@ pub(super) struct WorkArgs {
     /// Signature files (*.toml) that add to the built-in ones, or replace them by name
     #[arg(long, value_name = "DIR")]
     pub(super) signatures: Option<PathBuf>,
+}
+
+/// What is kept for the next command.
+#[derive(Args)]
+pub(super) struct IndexArgs {
+    /// Folder for the index: what a command learns of a dump, so that the next one need not read the dump again. It holds
+    /// evidence [default: tensorcarve in $XDG_CACHE_HOME or ~/.cache]
+    #[arg(long, value_name = "DIR", conflicts_with = "no_index")]
+    index: Option<PathBuf>,
+    /// Neither use an index nor write one
+    #[arg(long)]
+    no_index: bool,
+}
+
+impl IndexArgs {
+    /// The index to use, if any.
+    pub(super) fn index(&self) -> Option<Index> {
+        if self.no_index { None } else { self.index.as_ref().map(Index::new).or_else(Index::of_user) }
+    }
 }
 
 /// What is said on stderr.

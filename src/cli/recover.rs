@@ -19,7 +19,7 @@ use super::args::{LineFormat, RecoverArgs};
 use super::info::{open_source, say_warnings};
 use super::input_hash::{Hashed, InputHash};
 use super::progress::{PhaseTime, Progress, rate, say_times};
-use super::spaces::{gpu_warning, in_pool, say_choice};
+use super::spaces::{case_options, gpu_warning, in_pool, say_choice};
 use super::{Failure, Outcome, interrupt, say, stdout};
 
 pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
@@ -36,7 +36,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let (mut times, mut hashed) = (Vec::new(), None);
     let (case, recovery, choice) = in_pool(args.work.threads, || -> Result<_, Failure> {
         dump.fill(&args.mapped.files())?;
-        let case = Case::new(dump, signatures, args.work.backend, Arc::clone(&progress) as _);
+        let case = Case::new(dump, signatures, case_options(&args.work, &args.index, &progress));
         let (choice, recovery) = (case.backend()?, case.recovery()?);
         let threads = rayon::current_num_threads();
         report::write(folder, case.dump(), &recovery, &*progress, || {
@@ -68,7 +68,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let dump = case.dump();
     print(args.format, dump, &recovery)?;
     if !args.talk.quiet {
-        tell(args, dump, &recovery, &output_dir, &Work { times, hashed, choice });
+        tell(args, dump, &recovery, &output_dir, &Work { times, hashed, choice, notes: case.notes() });
     }
     Ok(outcome(dump, &recovery))
 }
@@ -95,11 +95,14 @@ struct Work {
     times: Vec<PhaseTime>,
     hashed: Option<Hashed>,
     choice: Arc<Choice>,
+    /// What the index could not do.
+    notes: Vec<String>,
 }
 
 /// What the user should know beside the data, and what to do next.
 fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path, work: &Work) {
-    say_warnings(report::warnings(dump, recovery).chain(gpu_warning().as_deref()), &args.talk);
+    let notes = work.notes.iter().map(String::as_str);
+    say_warnings(report::warnings(dump, recovery).chain(gpu_warning().as_deref()).chain(notes), &args.talk);
     if args.talk.verbose {
         say_choice(&work.choice);
         say_times(&work.times);

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
-use tensorcarve::case::Case;
+use tensorcarve::case::{Case, Options};
 use tensorcarve::paging::{Attempt, Discovery, Space, SpaceKind};
 use tensorcarve::report::columns;
 use tensorcarve::scan::{self, Choice};
 use tensorcarve::signature::Signatures;
 
-use super::args::SpacesArgs;
+use super::args::{IndexArgs, SpacesArgs, WorkArgs};
 use super::info::{open, say_warnings};
 use super::progress::{Progress, say_times};
 use super::{Failure, Outcome, say, stdout};
@@ -35,14 +35,16 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
             "the dump is the image of one process: it has no page tables; `tensorcarve info` lists the addresses that it holds",
         ));
     }
-    let case = Case::new(dump, signatures, args.work.backend, Arc::clone(&progress) as _);
+    let case = Case::new(dump, signatures, case_options(&args.work, &args.index, &progress));
     let (spaces, choice) =
         in_pool(args.work.threads, || -> Result<_, Failure> { Ok((case.spaces()?, case.backend()?)) }).flatten()?;
     let times = progress.finish();
     let (dump, discovery) = (case.dump(), &spaces.discovery);
     stdout::print_document(args.format, &document(discovery), |_| table(discovery))?;
     let warnings = dump.warnings.iter().chain(&spaces.warnings).chain(&discovery.warnings).map(String::as_str);
-    say_warnings(warnings.chain(gpu_warning().as_deref()), &args.talk);
+    let notes = case.notes();
+    let notes = notes.iter().map(String::as_str);
+    say_warnings(warnings.chain(gpu_warning().as_deref()).chain(notes), &args.talk);
     if args.talk.verbose {
         say_choice(&choice);
         say_times(&times);
@@ -55,6 +57,11 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
         (false, true) => Outcome::Partly,
         (false, false) => Outcome::Found,
     })
+}
+
+/// How a verb works on its case.
+pub(super) fn case_options(work: &WorkArgs, index: &IndexArgs, progress: &Arc<Progress>) -> Options {
+    Options { backend: work.backend, observer: Arc::clone(progress) as _, index: index.index() }
 }
 
 /// Says which backend searched, and why.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::Serialize;
 
@@ -249,6 +250,14 @@ impl PhysicalMemory {
     #[cfg(feature = "gpu")]
     pub(crate) fn key(&self) -> MemoryKey {
         MemoryKey { backing: Arc::downgrade(&self.backing), ranges: self.ranges.clone() }
+    }
+
+    /// When the file of the dump was last written to, where that is known.
+    pub fn modified(&self) -> Option<SystemTime> {
+        match &*self.backing {
+            Backing::Mapped(map) => map.modified(),
+            Backing::Owned(_) => None,
+        }
     }
 
     /// Bytes of the dump itself.

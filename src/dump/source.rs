@@ -132,6 +132,11 @@ impl MappedFile {
         Ok(Self { source, spool: Some((file, dir)), ..Self::from(map) })
     }
 
+    /// When the file that was named was last written to, as it was when it was opened.
+    pub(super) fn modified(&self) -> Option<SystemTime> {
+        self.source.as_ref()?.at_open.modified
+    }
+
     /// The file that was named.
     pub(super) fn into_source(self) -> Option<Source> {
         self.source

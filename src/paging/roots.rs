@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::absent::hidden_levels;
 use super::tables::{
@@ -46,7 +46,7 @@ const TOLERATED: u64 = 8;
 const DEPTHS: [u8; 2] = [4, 5];
 
 /// What an address space was used for, as far as its tables tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SpaceKind {
     /// The user half maps pages.
@@ -58,7 +58,7 @@ pub enum SpaceKind {
 }
 
 /// An address space that was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Space {
     /// Physical address of the top table.
     pub root: PhysAddr,
@@ -71,7 +71,7 @@ pub struct Space {
 }
 
 /// What root discovery found, with the figures by which it decided.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Discovery {
     /// The spaces, sorted by root.
     pub spaces: Vec<Space>,
@@ -114,7 +114,7 @@ impl Discovery {
 }
 
 /// Where the pointers in the tables of spaces lead, those to pages left out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pointers {
     /// To a frame of the dump.
     pub inside: usize,
@@ -127,7 +127,7 @@ pub struct Pointers {
 }
 
 /// The figures of one number of levels.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// Levels of page tables.
     pub levels: u8,

@@ -36,6 +36,7 @@ mod sweep;
 mod vector;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::addr::PhysAddr;
 use crate::dump::PhysicalMemory;
@@ -53,7 +54,7 @@ pub use sweep::sweep;
 use needles::Needles;
 
 /// Where a signature matched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hit {
     /// Base of the structure, or first byte of the needle. The base of a structure that begins in
     /// another frame is where it would be if that frame came right before (modulo 2^64): there its

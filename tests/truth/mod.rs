@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 /// The program with its first arguments.
 pub fn tensorcarve(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command.args(arguments);
     command
 }
