@@ -43,14 +43,26 @@
 //! # Example
 //!
 //! ```
-//! use tensorcarve::{dump, recover, scan::Backend, signature::Signatures};
+//! use tensorcarve::Case;
 //!
-//! let dump = dump::open("tests/data/cifar10-pdb.lime.zst".as_ref(), &Default::default(), &|_, _| ())?;
-//! let signatures = Signatures::load(None)?;
-//! let found = recover::recover(&dump, &signatures, Backend::detect_best(), &progress::Silent)?;
-//! let models: Vec<_> = found.processes.iter().flat_map(|process| &process.models).collect();
-//! assert_eq!(models[0].class, "__main__.SimpleCNN");
-//! assert_eq!(models[0].tensors[0].name, "conv1.weight");
+//! let case = Case::open("tests/data/cifar10-pdb.lime.zst")?;
+//! for process in case.processes()? {
+//!     for model in process.models()? {
+//!         assert_eq!(model.class(), "__main__.SimpleCNN");
+//!         for tensor in model.tensors() {
+//!             println!("{} {:?} {} bytes", tensor.name(), tensor.shape(), tensor.bytes()?.len());
+//!         }
+//!         # let folder = tempfile::tempdir()?;
+//!         # let out = folder.path().join("out");
+//!         model.save(&out)?;
+//!         # assert!(out.join("models/m0/model.safetensors").exists());
+//!     }
+//!     for python in process.interpreters()? {
+//!         for layer in python.types("torch.nn.modules.linear.Linear") {
+//!             println!("{:?}", python.objects().mro(layer)?);
+//!         }
+//!     }
+//! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -80,3 +92,5 @@ pub mod report;
 pub mod scan;
 pub mod signature;
 pub mod tensor;
+
+pub use case::Case;

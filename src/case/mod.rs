@@ -4,6 +4,7 @@
 //!  Dump ──> Spaces ──> Pythons ──> Recovery
 //! ```
 
+mod handles;
 mod index;
 mod pythons;
 mod spaces;
@@ -20,6 +21,7 @@ use crate::scan::{self, BackendChoice, BackendError, Choice};
 use crate::signature::{SignatureError, Signatures};
 use crate::tensor;
 
+pub use handles::{BytesError, Model, Process, Python, Tensor};
 use index::Identity;
 pub use index::Index;
 pub use pythons::Pythons;

@@ -44,14 +44,17 @@ pub use others::FILE as OTHERS;
 pub use table::{bytes_in_words, columns, models_table, printable, process_name};
 pub use time::rfc3339;
 
+use std::path::Path;
+
 use plan::{Planned, WeightFile};
 use weights::Place;
 
+use crate::case;
 use crate::dump::Dump;
 use crate::model::{Model, Status};
 use crate::paging::{AddressSpace, VirtualMemory};
-use crate::progress::{Observer, Phase};
-use crate::recover::Recovery;
+use crate::progress::{Observer, Phase, Silent};
+use crate::recover::{Process, Recovery};
 
 /// Version of the form of our documents.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -96,16 +99,7 @@ fn write_all(
     observer.begin(Phase::Write, total);
     folder.reserve(total)?;
     for (process, model) in models() {
-        let space = process.space(&recovery.memory, &recovery.mmu);
-        let planned = plan::plan(model);
-        let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> =
-            planned.iter().map(|planned| (planned, &space as _)).collect();
-        weights::write(folder, &Place::Model(&model.id), &WeightFile::OF_MODEL, &here, observer)?;
-        let held = others::held_by(recovery, model);
-        folder.json(&format!("{}/model.json", model_dir(model)), 3, &tree::TreeDocument::new(model, &held))?;
-        let mut loader = folder.file(&format!("{}/load.py", model_dir(model)))?;
-        loader.write(LOADER.as_bytes())?;
-        loader.close()?;
+        write_model(folder, recovery, (process, model), observer)?;
     }
     if !others.is_empty() {
         let spaces = others::all(recovery).map(|(process, _)| process.space(&recovery.memory, &recovery.mmu));
@@ -118,6 +112,38 @@ fn write_all(
     folder.json(earlier::RECOVERY, document::DEPTH, &document::Document::new(dump, recovery))?;
     let run = run();
     folder.json("manifest.json", 2, &manifest::Manifest::new(dump, recovery, &run))
+}
+
+/// Writes the files of one model.
+fn write_model(
+    folder: &OutputFolder,
+    recovery: &Recovery,
+    (process, model): (&Process, &Model),
+    observer: &dyn Observer,
+) -> Result<(), OutputError> {
+    let space = process.space(&recovery.memory, &recovery.mmu);
+    let planned = plan::plan(model);
+    let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> = planned.iter().map(|planned| (planned, &space as _)).collect();
+    weights::write(folder, &Place::Model(&model.id), &WeightFile::OF_MODEL, &here, observer)?;
+    let held = others::held_by(recovery, model);
+    folder.json(&format!("{}/model.json", model_dir(model)), 3, &tree::TreeDocument::new(model, &held))?;
+    let mut loader = folder.file(&format!("{}/load.py", model_dir(model)))?;
+    loader.write(LOADER.as_bytes())?;
+    loader.close()
+}
+
+impl case::Model {
+    /// Writes what `recover` writes of a model to a folder, which must be empty or not exist.
+    ///
+    /// # Errors
+    /// A file could not be written, or the dump changed meanwhile; the folder is then as it was before.
+    pub fn save(&self, folder: impl AsRef<Path>) -> Result<(), OutputError> {
+        let folder = OutputFolder::create(folder.as_ref(), false)?;
+        let written = write_model(&folder, self.recovery(), (self.process(), self.data()), &Silent);
+        self.case().dump().memory.check()?;
+        written?;
+        folder.finish()
+    }
 }
 
 /// Whether all of every model that was found could be read.

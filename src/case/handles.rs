@@ -1,0 +1,227 @@
+//! What a case holds, one thing at a time: each knows its case, so that it can be asked further.
+
+use std::sync::Arc;
+
+use super::{Case, CaseError, Pythons};
+use crate::addr::{PhysAddr, VirtAddr};
+use crate::cpython::{Interpreter, Objects};
+use crate::model::{self, NamedTensor, Status};
+use crate::paging::AddressSpace;
+use crate::recover::{self, Recovery};
+use crate::tensor::{self, Holes, TooLarge};
+
+/// A process: an address space, and what is known of it.
+#[derive(Clone)]
+pub struct Process {
+    case: Case,
+    space: AddressSpace,
+}
+
+/// A network that was found, in one process.
+#[derive(Clone)]
+pub struct Model {
+    case: Case,
+    recovery: Arc<Recovery>,
+    /// Its place in the recovery: of the process, and in that.
+    place: (usize, usize),
+}
+
+/// A tensor of a network.
+#[derive(Clone)]
+pub struct Tensor {
+    model: Model,
+    place: usize,
+}
+
+/// A Python interpreter in a process.
+#[derive(Clone)]
+pub struct Python {
+    pythons: Arc<Pythons>,
+    place: usize,
+}
+
+/// Why the bytes of a tensor can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BytesError {
+    /// It could not be read whole.
+    #[error("the tensor {name} is not complete: {reason}")]
+    NotComplete {
+        /// The tensor's name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It claims more bytes than the dump has.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
+}
+
+impl Case {
+    /// The processes: of a machine one for each address space whose user half maps pages.
+    ///
+    /// # Errors
+    /// As for [`Case::spaces`].
+    pub fn processes(&self) -> Result<Vec<Process>, CaseError> {
+        let spaces = self.spaces()?.of_processes();
+        Ok(spaces.into_iter().map(|space| Process { case: self.clone(), space }).collect())
+    }
+}
+
+impl Process {
+    /// Its address space.
+    pub fn space(&self) -> &AddressSpace {
+        &self.space
+    }
+
+    /// The root of its page tables; `None` in the image of a process.
+    pub fn root(&self) -> Option<PhysAddr> {
+        self.space.root()
+    }
+
+    /// Its networks. One that several processes share, as after a fork, is listed with the first of them.
+    ///
+    /// # Errors
+    /// As for [`Case::spaces`].
+    pub fn models(&self) -> Result<Vec<Model>, CaseError> {
+        let recovery = self.case.recovery()?;
+        let here = recovery.processes.iter().enumerate().filter(|(_, process)| process.root == self.root());
+        let places = here.flat_map(|(index, process)| (0..process.models.len()).map(move |model| (index, model)));
+        let model = |place| Model { case: self.case.clone(), recovery: Arc::clone(&recovery), place };
+        Ok(places.map(model).collect())
+    }
+
+    /// The Python interpreters that run in it.
+    ///
+    /// # Errors
+    /// As for [`Case::spaces`].
+    pub fn interpreters(&self) -> Result<Vec<Python>, CaseError> {
+        let pythons = self.case.pythons()?;
+        let all = pythons.interpreters.iter().enumerate();
+        let here = all.filter(|(_, interpreter)| interpreter.space().root() == self.root());
+        Ok(here.map(|(place, _)| Python { pythons: Arc::clone(&pythons), place }).collect())
+    }
+}
+
+impl Model {
+    /// The case that it belongs to.
+    pub fn case(&self) -> &Case {
+        &self.case
+    }
+
+    /// The recovery that it is a part of.
+    pub fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    /// The process that it was found in first.
+    pub fn process(&self) -> &recover::Process {
+        #[expect(clippy::indexing_slicing, reason = "the place is from this list, which does not change")]
+        &self.recovery.processes[self.place.0]
+    }
+
+    /// All that is known of it.
+    pub fn data(&self) -> &model::Model {
+        #[expect(clippy::indexing_slicing, reason = "the place is from this list, which does not change")]
+        &self.process().models[self.place.1]
+    }
+
+    /// `m0`, `m1`, … as in the output folder.
+    pub fn id(&self) -> &str {
+        &self.data().id
+    }
+
+    /// `__module__.__qualname__` of its class.
+    pub fn class(&self) -> &str {
+        &self.data().class
+    }
+
+    /// The tensors of its modules, in the order of `state_dict()`.
+    pub fn tensors(&self) -> impl Iterator<Item = Tensor> {
+        (0..self.data().tensors.len()).map(|place| Tensor { model: self.clone(), place })
+    }
+}
+
+impl Tensor {
+    /// All that is known of it.
+    pub fn data(&self) -> &NamedTensor {
+        #[expect(clippy::indexing_slicing, reason = "the place is from this list, which does not change")]
+        &self.model.data().tensors[self.place]
+    }
+
+    /// Its name in `state_dict()`.
+    pub fn name(&self) -> &str {
+        &self.data().name
+    }
+
+    /// Its dimensions; `None` if its headers can't be read.
+    pub fn shape(&self) -> Option<&[u64]> {
+        self.data().info.as_ref().map(|info| info.shape.as_slice())
+    }
+
+    /// The name of its type in safetensors; `None` if its headers can't be read.
+    pub fn dtype(&self) -> Option<&str> {
+        self.data().info.as_ref().map(|info| info.dtype.label())
+    }
+
+    /// How much of it is there.
+    pub fn status(&self) -> Status {
+        self.data().status
+    }
+
+    /// Its bytes in row-major order, as `tensor.contiguous()` would hold them.
+    ///
+    /// # Errors
+    /// A byte of it is missing: see [`Tensor::bytes_with_holes`].
+    pub fn bytes(&self) -> Result<Vec<u8>, BytesError> {
+        let (bytes, holes) = self.bytes_with_holes()?;
+        match holes.bytes {
+            0 if self.status() == Status::Complete => Ok(bytes),
+            missing => Err(self.not_complete(format!("{missing} of its {} bytes are not in the dump", bytes.len()))),
+        }
+    }
+
+    /// The same with what is missing, whose bytes are zeros.
+    ///
+    /// # Errors
+    /// Where its bytes lie is not known.
+    pub fn bytes_with_holes(&self) -> Result<(Vec<u8>, Holes), BytesError> {
+        let Some(elements) = self.data().elements() else {
+            return Err(self.not_complete("where its bytes lie is not known".to_owned()));
+        };
+        let recovery = self.model.recovery();
+        let space = self.model.process().space(&recovery.memory, &recovery.mmu);
+        let mut bytes = Vec::new();
+        let holes = tensor::gather::<TooLarge>(&space, &elements, recovery.memory.size(), |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok((bytes, holes))
+    }
+
+    fn not_complete(&self, reason: String) -> BytesError {
+        let data = self.data();
+        let reason = data.problem.clone().unwrap_or(reason);
+        BytesError::NotComplete { name: data.name.clone(), reason }
+    }
+}
+
+impl Python {
+    /// The interpreter: its types, its layout, and a reader of its objects.
+    pub fn data(&self) -> &Interpreter {
+        #[expect(clippy::indexing_slicing, reason = "the place is from this list, which does not change")]
+        &self.pythons.interpreters[self.place]
+    }
+
+    /// A reader of its objects.
+    pub fn objects(&self) -> Objects<'_> {
+        self.data().objects()
+    }
+
+    /// The type of that full name (`module.qualname`), which a class statement made.
+    pub fn types(&self, name: &str) -> Vec<VirtAddr> {
+        // A qualified name may have dots as well: each of them could end the module's.
+        let splits = name.match_indices('.').map(|(dot, _)| (name.get(..dot), name.get(dot + 1..)));
+        let names = splits.filter_map(|(module, qualname)| Some((module?, qualname?)));
+        names.flat_map(|(module, qualname)| self.data().heap_type(module, qualname)).collect()
+    }
+}
