@@ -189,7 +189,7 @@ fn read_bytes(
         Some(device) => {
             tensor.status = Status::Device;
             if device == META {
-                tensor.problem = Some("it is on the meta device: it has a shape and no data".to_owned());
+                tensor.problem = Some("it is on the meta device, so it has a shape but no data".to_owned());
             }
             return;
         }
@@ -201,7 +201,7 @@ fn read_bytes(
         match tensor.info.as_ref().map(|info| &info.form) {
             Some(Form::Sparse(_) | Form::Nested(Some(_))) => tensor.status = joint_status(&tensor.parts),
             Some(Form::Opaque) => {
-                tensor.problem = Some("it is opaque: how it keeps its elements is not known".to_owned())
+                tensor.problem = Some("it is opaque: it is unknown how its elements are stored".to_owned())
             }
             // Left out, and it says why.
             Some(Form::Strided | Form::Quantized(_) | Form::Nested(None) | Form::Short) | None => {}

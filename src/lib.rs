@@ -80,3 +80,4 @@ pub mod report;
 pub mod scan;
 pub mod signature;
 pub mod tensor;
+pub mod words;

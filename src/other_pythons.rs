@@ -68,14 +68,17 @@ impl OtherPython {
         match self.kind {
             OtherPythonKind::Python2 => {
                 format!(
-                    "{self} runs in {place} (its `type` is at {at}): CPython 2 is not supported, nothing of it is read"
+                    "{self} runs in {place} (its `type` is at {at}): CPython 2 is not supported, so nothing of it is \
+                     read"
                 )
             }
             OtherPythonKind::Pypy => format!(
-                "{self} runs in {place} (the name of its module `__pypy__` is at {at}): PyPy is not supported, nothing of it is read"
+                "{self} runs in {place} (its module name `__pypy__` is at {at}): PyPy is not supported, so nothing of \
+                 it is read"
             ),
             OtherPythonKind::UnreadableCpython => format!(
-                "{self} runs in {place} (its `type` is at {at}): no layout file fits, none could be inferred, or too much of it is not in the dump; its models are not among these"
+                "{self} runs in {place} (its `type` is at {at}): either no layout file fits and none could be \
+                 inferred, or too much of its memory is not in the dump; its models are not recovered"
             ),
         }
     }

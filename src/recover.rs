@@ -18,6 +18,7 @@ use crate::progress::Observer;
 use crate::scan::Backend;
 use crate::signature::{Mmu, Signatures};
 use crate::tensor::{self, TensorScore};
+use crate::words::counted;
 
 /// Tensors that choose the layout where there is no module.
 const TENSOR_SAMPLE: usize = 1 << 10;
@@ -267,26 +268,31 @@ fn without_table(process: &Process) -> Option<String> {
         let tensors: usize = process.models.iter().map(|model| model.tensors.len()).sum();
         return (tensors > 0).then(|| {
             format!(
-                "the PyTorch of the process with `type` at {place} has no layout file, and none could be inferred from its {tensors} tensors"
+                "no layout file fits the PyTorch of the process with `type` at {place}, and none could be inferred \
+                 from its {tensors} tensors"
             )
         });
     };
     let TensorScore { readable, tried, others, version, inferred, changes, rivals, .. } = score;
     if *inferred {
         return Some(format!(
-            "the PyTorch of the process with `type` at {place} has no layout file: one was inferred from that of {version} with {} numbers changed, which reads {readable} of {tried} tensors; recovery.json lists them",
-            changes.len()
+            "no layout file fits the PyTorch of the process with `type` at {place}: a layout inferred from the one \
+             for {version} ({} changed) reads {readable} of {tried} tensors; recovery.json lists the changes",
+            counted(changes.len(), "number", "numbers")
         ));
     }
     if !rivals.is_empty() {
         return Some(format!(
-            "the layouts of PyTorch {version} and {} fit the tensors of the process with `type` at {place} equally well: what they read differently is left out",
+            "the layouts for PyTorch {version} and {} fit the tensors of the process with `type` at {place} equally \
+             well: what they read differently is left out",
             rivals.join(" and ")
         ));
     }
     (*readable + *others == 0 && *tried > 0).then(|| {
         format!(
-            "no layout file reads any of the {tried} tensors of the process with `type` at {place}, and they are too few or too damaged to infer a layout from; what is said of each is by the layout {version}, the nearest to the version that its PyTorch gives"
+            "no layout file reads any of the {tried} tensors of the process with `type` at {place}, and they are too \
+             few or too damaged to infer a layout; each tensor's problem is stated according to the layout for \
+             {version}, the nearest to its PyTorch version"
         )
     })
 }
@@ -296,9 +302,10 @@ fn inferred_python(process: &Process) -> Option<String> {
     let LayoutScore { version, source, changes, readable, sampled, .. } = &process.python_layout.0;
     (*source == LayoutSource::Inferred).then(|| {
         format!(
-            "the CPython whose `type` is at {} has no layout file: one was inferred from that of {version} with {} numbers changed, which reads {readable} of {sampled} classes; recovery.json lists them",
+            "no layout file fits the CPython with `type` at {}: a layout inferred from the one for {version} ({} \
+             changed) reads {readable} of {sampled} classes; recovery.json lists the changes",
             process.type_object.0,
-            changes.len()
+            counted(changes.len(), "number", "numbers")
         )
     })
 }

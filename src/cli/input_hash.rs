@@ -54,7 +54,7 @@ impl InputHash {
                 thread::sleep(TICK);
             }
         }
-        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that hashes failed")))
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the hashing thread failed")))
     }
 }
 

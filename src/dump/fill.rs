@@ -21,6 +21,7 @@ use super::{
     Addresses, Dump, DumpError, DumpErrorKind, MappedFile, MemoryRange, PhysicalMemory, RangeError, Source, sysroot,
 };
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
+use crate::words::counted;
 
 /// Paths that a message lists.
 const LISTED: usize = 8;
@@ -89,18 +90,20 @@ impl FilledFile {
 pub enum FillError {
     /// The dump is of a machine.
     #[error(
-        "files fill what the image of one process leaves out, and this dump is of a machine, whose page cache holds mapped \
-         files; leave --file and --sysroot away"
+        "--file and --sysroot only work with a process image, but this is a dump of a whole machine, which holds \
+         mapped files in its page cache; omit --file and --sysroot"
     )]
     Machine,
     /// The image lists no mapped files.
     #[error(
-        "the image of the process does not say which files were mapped (a core's note NT_FILE, or --maps); leave --file and --sysroot away"
+        "the process image does not say which files were mapped (in a core's NT_FILE note, or with --maps); omit \
+         --file and --sysroot"
     )]
     NoMappings,
     /// No mapped file has that name.
     #[error(
-        "{given}: no mapped file whose bytes are missing has this name: {candidates}; say RECORDED=PATH with one of these, or leave it away"
+        "{given}: no mapped file with missing bytes has this name; candidates: {candidates}; pass RECORDED=PATH with \
+         one of these, or omit the file"
     )]
     Unmatched {
         /// What the user gave.
@@ -109,7 +112,7 @@ pub enum FillError {
         candidates: String,
     },
     /// Several mapped files have that name.
-    #[error("{given}: several mapped files have this name: {candidates}; say RECORDED=PATH with one of these")]
+    #[error("{given}: several mapped files have this name: {candidates}; pass RECORDED=PATH with one of these")]
     Ambiguous {
         /// What the user gave.
         given: String,
@@ -117,7 +120,7 @@ pub enum FillError {
         candidates: String,
     },
     /// Two files were given for one.
-    #[error("{given}: another file was given for {recorded} already; give one of them")]
+    #[error("{given}: another file was already given for {recorded}; pass only one of them")]
     Twice {
         /// What the user gave.
         given: String,
@@ -133,7 +136,8 @@ pub enum FillError {
         reason: DumpErrorKind,
     },
     /// The folder can't be used.
-    #[error("{}: cannot use it as the folder of the machine's files ({source}); name one that holds them", path.display())]
+    #[error("{}: cannot be used as --sysroot ({source}); pass a folder with a copy of the machine's \
+             files", path.display())]
     Sysroot {
         /// The folder.
         path: PathBuf,
@@ -211,8 +215,11 @@ impl Dump {
         }
         if !absent.is_empty() {
             let (count, list) = (absent.len(), listed(absent.into_iter()));
-            self.warnings
-                .push(format!("{count} mapped files are not under {} or can't be read: {list}", root.display()));
+            self.warnings.push(format!(
+                "missing or unreadable under {}: {}: {list}",
+                root.display(),
+                counted(count, "mapped file", "mapped files")
+            ));
         }
         Ok(())
     }
@@ -351,7 +358,7 @@ fn check(
 ) -> Checked {
     let size = map.len() as u64;
     let (names, end) = (
-        format!("{}, given for {},", local.display(), shown(&recorded)),
+        format!("{} (given for {})", local.display(), shown(&recorded)),
         mappings.iter().map(|mapping| mapping.end_offset()).max(),
     );
     let (mut parts, mut complaint) = (Vec::new(), None);
@@ -360,8 +367,8 @@ fn check(
     match agreed {
         Err(Differs { offset }) => {
             complaint = Some(format!(
-                "{names} is not used: from offset {offset:#x} on it differs from what the image holds of it; it has changed \
-                 since the capture, or is another file"
+                "{names} is not used: it differs from the process image, first at file offset {offset:#x}; it has \
+                 changed since the capture, or is another file"
             ));
         }
         Ok(_) => {
@@ -375,13 +382,14 @@ fn check(
                 }
             }
             if parts.is_empty() {
-                complaint = Some(format!("{names} is not used: the image lacks nothing of what it could fill"));
+                complaint = Some(format!("{names} is not used: the process image has no hole that it could fill"));
             } else if let Some(end) =
                 end.filter(|end| end.saturating_sub(size) >= FRAME_SIZE && !map.starts_with(&MAGIC))
             {
                 // The last page of a mapping may reach past the end of its file; a library's loader maps more than it has.
                 complaint = Some(format!(
-                    "{names} has {size} bytes, and the process had mapped it up to offset {end:#x}: the rest stays missing"
+                    "{names} has {size} bytes, but the process had mapped it up to offset {end:#x}: the rest stays \
+                     missing"
                 ));
             }
         }
@@ -436,7 +444,7 @@ fn listed(paths: impl ExactSizeIterator<Item = String>) -> String {
     let more = paths.len().saturating_sub(LISTED);
     let list = paths.take(LISTED).collect::<Vec<_>>().join(", ");
     match more {
-        _ if list.is_empty() => "there is none".to_owned(),
+        _ if list.is_empty() => "none".to_owned(),
         0 => list,
         more => format!("{list} and {more} more"),
     }

@@ -47,10 +47,10 @@ fn a_minidump_is_named_by_its_system() {
     };
     assert_named(&minidump(&[(3, 0), (7, 0x8201)]), &["a process on Linux", "gcore"]);
     assert_named(&minidump(&[(3, 0), (0x4767_0009, 0)]), &["a process on Linux", "gcore"]);
-    assert_named(&minidump(&[(7, 2)]), &["a minidump of Windows", "Linux machines"]);
+    assert_named(&minidump(&[(7, 2)]), &["a Windows minidump", "Linux machines"]);
     assert_named(&minidump(&[(7, 0x8101)]), &["macOS"]);
     for unknown in [minidump(&[]), minidump(&[(7, 77)]), minidump(&[(u32::MAX, 0)])] {
-        assert_named(&unknown, &["a minidump (of Crashpad, Breakpad or Windows)", "gcore"]);
+        assert_named(&unknown, &["a minidump (from Crashpad, Breakpad or Windows)", "gcore"]);
     }
     // Wild offsets and counts.
     assert_named(b"MDMP\x93\xa7\0\0\xff\xff\xff\xff\xff\xff\xff\xff", &["a minidump"]);

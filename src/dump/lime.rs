@@ -47,7 +47,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
         let range = MemoryRange { start, end: PhysAddr(start.0 + there), offset: FileOffset(data) };
         if there < claimed {
             contents.warn(format!(
-                "the file ends {} bytes short: the memory from {} to {end} is missing",
+                "the file is {} bytes too short: the memory from {} to {end} is missing",
                 claimed - there,
                 range.end
             ));

@@ -100,12 +100,12 @@ impl fmt::Display for FileKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Named => "mapped file",
-            Self::Deleted => "mapped and since deleted file",
+            Self::Deleted => "deleted mapped file",
             Self::SharedMemory => "shared memory",
             Self::Anonymous => "anonymous shared memory",
             Self::SystemV => "System V shared memory",
-            Self::HugePages => "memory in huge pages",
-            Self::Device => "mapping of the device",
+            Self::HugePages => "huge-page memory",
+            Self::Device => "device mapping",
         })
     }
 }
@@ -138,7 +138,7 @@ impl ImageKind {
     /// How the next image would hold it.
     fn remedy(self) -> &'static str {
         match self {
-            Self::Core => "set coredump_filter to 0x7f before the capture, copy /proc/PID/mem",
+            Self::Core => "set coredump_filter to 0x7f before the capture, copy /proc/PID/mem instead",
             Self::Copy => "copy all readable mappings",
         }
     }
@@ -209,7 +209,7 @@ impl Mappings {
     pub(super) fn explain(&self, at: PhysAddr, absence: Absence) -> String {
         let file = |index: usize| self.files.get(index);
         match absence {
-            Absence::Cut => "the image is cut off before it".to_owned(),
+            Absence::Cut => "the process image is cut off before it".to_owned(),
             Absence::File(index) => file(index).map_or_else(String::new, |file| {
                 let (kind, by) = (FileKind::of(&file.path), self.kind.leaves_out());
                 format!("it lies in the {kind} {} at offset {:#x}, which {by}", file.path.display(), file.offset_of(at))
@@ -218,17 +218,17 @@ impl Mappings {
                 let (kind, offset) = (FileKind::of(&file.path), file.offset_of(at));
                 let path = file.path.display();
                 format!(
-                    "it lies in the {kind} {path} at offset {offset:#x}, and the file that was given for it ends before"
+                    "it lies in the {kind} {path} at offset {offset:#x}, past the end of the file that was given for it"
                 )
             }),
             Absence::LeftOut => {
                 let (image, why) = match self.kind {
-                    ImageKind::Core => ("core", " (coredump_filter, MADV_DONTDUMP, or memory that nobody may read)"),
+                    ImageKind::Core => ("core", " (coredump_filter, MADV_DONTDUMP, or unreadable memory)"),
                     ImageKind::Copy => ("copy of /proc/PID/mem", ""),
                 };
-                format!("the process had it mapped, and the {image} leaves it out{why}")
+                format!("the process had it mapped, but the {image} leaves it out{why}")
             }
-            Absence::Unknown => format!("{at} is not in the image of the process"),
+            Absence::Unknown => format!("{at} is not in the process image"),
         }
     }
 
@@ -237,14 +237,14 @@ impl Mappings {
         let kind = FileKind::of(&file.path);
         let place = format!("{what} in the {kind} {} from offset {from:#x} on", file.path.display());
         if kind == FileKind::Device {
-            return format!("{place}, whose memory no image of a process holds");
+            return format!("{place}, whose memory is never in a process image");
         }
         let (by, remedy) = (self.kind.leaves_out(), self.kind.remedy());
         let copy = match kind {
-            FileKind::Named => "give the file with `--file PATH`",
-            FileKind::SharedMemory => "give a copy of the file with `--file PATH`",
+            FileKind::Named => "pass the file with `--file PATH`",
+            FileKind::SharedMemory => "pass a copy of the file with `--file PATH`",
             _ => {
-                "copy it from /proc/PID/map_files while the process lives and give the copy with `--file RECORDED=COPY`"
+                "copy it from /proc/PID/map_files while the process runs and pass the copy with `--file RECORDED=COPY`"
             }
         };
         format!("{place}, which {by}; {remedy}, or {copy}")
@@ -311,7 +311,7 @@ mod tests {
         let reason = mappings.explain(PhysAddr(0x1010), File(0));
         assert_eq!(reason, "it lies in the mapped file /m.safetensors at offset 0x5010, which cores leave out");
         let past = mappings.explain(PhysAddr(0x3010), PastEnd(1));
-        assert!(past.contains("/short at offset 0x10") && past.contains("ends before"), "{past}");
+        assert!(past.contains("/short at offset 0x10") && past.contains("past the end"), "{past}");
     }
 
     #[test]

@@ -226,7 +226,10 @@ fn open_inner(
     let given = match MappedFile::new(source) {
         Err((error, source)) if source::is_unmappable(&error) => {
             let dir = spool_dir();
-            copied = Some(format!("the dump's file system cannot map files: it was copied to {} first", dir.display()));
+            copied = Some(format!(
+                "the dump's file system cannot map files, so the dump was first copied to {}",
+                dir.display()
+            ));
             let copy = spool::copy(source.file(), &dir, progress)?;
             MappedFile::spooled(copy, dir, Some(source))?
         }
@@ -320,7 +323,7 @@ fn raw(map: &[u8]) -> Contents {
     let odd = size % FRAME_SIZE;
     let warnings = match odd {
         0 => Vec::new(),
-        _ => vec![format!("the raw dump ends {odd} bytes into a page of 4096: it may have been cut off")],
+        _ => vec![format!("the raw dump ends {odd} bytes into a 4096-byte page: it may have been cut off")],
     };
     Contents { ranges: vec![range], warnings, ..Contents::default() }
 }

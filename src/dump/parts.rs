@@ -62,8 +62,8 @@ pub(super) fn warning(path: &Path) -> Option<String> {
     let neighbour = before.or(after)?;
     let stem = numbered.stem;
     Some(format!(
-        "by its name this is {which} of a file that was split ({neighbour} lies beside it): join all parts in their order, as \
-         with `cat {stem}* > whole`, and name the whole"
+        "judging by its name, this is {which} of a split file ({neighbour} is next to it): join all parts in order, \
+         for example with `cat {stem}* > whole`, and pass the result"
     ))
 }
 
@@ -93,9 +93,11 @@ mod tests {
         assert_eq!(said("memory.001"), "");
         write("memory.002", 4096);
         write("memory.003", 100);
-        assert!(said("memory.001").contains("the first part") && said("memory.001").contains("memory.002 lies beside"));
+        assert!(
+            said("memory.001").contains("the first part") && said("memory.001").contains("memory.002 is next to it")
+        );
         assert!(said("memory.002").contains("a later part") && said("memory.002").contains("cat memory.* > whole"));
-        assert!(said("memory.003").contains("memory.002 lies beside"));
+        assert!(said("memory.003").contains("memory.002 is next to it"));
         // Dumps of several machines.
         write("host-01", 4096);
         write("host-02", 8192);

@@ -116,14 +116,17 @@ impl NamedTensor {
         let class = self.class.as_deref().unwrap_or("it");
         if count == 0 {
             self.problem.get_or_insert_with(|| {
-                format!("its data pointer is null, and no attribute of it holds a tensor: where {class} keeps its elements is not known")
+                format!(
+                    "its data pointer is null, and none of its attributes holds a tensor: it is unknown where \
+                         {class} keeps its elements"
+                )
             });
             return;
         }
         let problem = match shell {
             Some(Shell::Wrapper) => format!("{class} keeps its elements in {places}"),
             Some(Shell::Placeholder) => format!("it is a placeholder without elements; they are in {places}"),
-            None => format!("it is on the meta device: it has a shape and no data; the weights are in {places}"),
+            None => format!("it is on the meta device, so it has a shape but no data; the weights are in {places}"),
         };
         let has_bytes = |inner: &Inner| matches!(inner.tensor.status, Status::Complete | Status::Partial);
         let is_device = |inner: &Inner| inner.tensor.status == Status::Device;

@@ -144,12 +144,12 @@ impl<'h, 'a> Describer<'h, 'a> {
         let (Some(depth), Some(rest), Some(all)) =
             (depth.checked_sub(1), left.checked_sub(1), self.left.checked_sub(1))
         else {
-            return Described::LeftOut("more than is described of one tensor");
+            return Described::LeftOut("beyond the limit for one tensor");
         };
         (*left, self.left) = (rest, all);
         if let Some(value) = Value::read(&self.objects, self.builtins, object) {
             let size = serde_json::to_string(&value).map_or(usize::MAX, |text| text.len());
-            return if size <= MAX_TEXT { Described::Plain(value) } else { Described::LeftOut("a long value") };
+            return if size <= MAX_TEXT { Described::Plain(value) } else { Described::LeftOut("too long") };
         }
         let type_object = self.objects.type_of(object).unwrap_or_default();
         let name = self.named.get(&object).cloned();
@@ -165,7 +165,7 @@ impl<'h, 'a> Describer<'h, 'a> {
             let mut list = Vec::new();
             for item in items {
                 if *left == 0 || self.left == 0 {
-                    list.push(Described::LeftOut("more than is described of one tensor"));
+                    list.push(Described::LeftOut("beyond the limit for one tensor"));
                     break;
                 }
                 list.push(self.describe(item, depth, left));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Objects, field};
+use crate::words::counted;
 
 /// The methods of `torch.nn.Module` that make up `state_dict()`.
 const METHODS: [&str; 3] = [EXTRA_STATE, "_save_to_state_dict", "state_dict"];
@@ -42,6 +43,8 @@ const MAX_NAMES: u64 = 256;
 /// Names that are told.
 const MAX_TOLD: usize = 8;
 
+const MAY_HOLD_MORE: &str = "its state_dict() may hold more than its parameters and buffers";
+
 /// A method of a class, or a hook of one module, by which `state_dict()` may differ from its parameters and buffers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Extra {
@@ -63,32 +66,39 @@ pub enum Extra {
 }
 
 impl Extra {
-    /// What it means, for the module of that name and for so many others like it.
+    /// What it means, for the module of that name and for the given number of others like it.
     pub(super) fn describe(&self, name: &str, others: usize) -> String {
         let module = if name.is_empty() { "the root module".to_owned() } else { format!("the module {name:?}") };
-        let more = if others == 0 { String::new() } else { format!(" (and of {others} more)") };
-        match self {
+        let what = match self {
             Self::ExtraState(class) => {
                 let key = if name.is_empty() { "_extra_state".to_owned() } else { format!("{name}._extra_state") };
                 format!(
-                    "state_dict() of {module}{more} has an entry {key:?}, made by get_extra_state() of the class {class}: it is not recovered"
+                    "state_dict() of {module} has an entry {key:?} from get_extra_state() of the class {class}, which \
+                     is not recovered"
                 )
             }
             Self::Method { class, method, names } => {
                 let whose = class.as_ref().map_or_else(
-                    || format!("{module}{more} has a {method}() of its own"),
-                    |class| format!("the class {class} of {module}{more} overrides {method}()"),
+                    || format!("{module} has its own {method}()"),
+                    |class| format!("the class {class} of {module} overrides {method}()"),
                 );
                 let told = names.iter().take(MAX_TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
-                let names = if told.is_empty() { String::new() } else { format!(" (its code names {told})") };
-                format!("{whose}{names}: its state_dict() may hold more than its parameters and buffers")
+                let names = if told.is_empty() { String::new() } else { format!(" (its code uses {told})") };
+                format!("{whose}{names}, so {MAY_HOLD_MORE}")
             }
             Self::Hooks(count) => {
-                format!("{module}{more} has {count} hooks on state_dict(), which may change its entries")
+                format!(
+                    "{module} has {} on state_dict(), which may change its entries",
+                    counted(*count, "hook", "hooks")
+                )
             }
-            Self::Unreadable(class) => format!(
-                "the class at {class} of {module}{more} can't be read whole: its state_dict() may hold more than its parameters and buffers"
-            ),
+            Self::Unreadable(class) => {
+                format!("the class at {class} of {module} can't be read completely, so {MAY_HOLD_MORE}")
+            }
+        };
+        match others {
+            0 => what,
+            others => format!("{what} (the same holds for {})", counted(others, "other module", "other modules")),
         }
     }
 }

@@ -6,12 +6,13 @@ use std::collections::{HashMap, HashSet};
 use super::{Model, NamedTensor, Other, fair};
 use crate::addr::VirtAddr;
 use crate::tensor::{Elements, Form, Stored};
+use crate::words::counted;
 
 /// A tensor whose elements share their bytes is written as they are, up to so many bytes; beyond that, as its storage.
 const MAX_REPEATED: u64 = 1 << 20;
 /// All models together are read up to so many times the size of the dump: forked workers share memory.
 const TIMES_THE_DUMP: u64 = 4;
-const LEFT_OUT: &str = "its bytes are left out: those of all tensors together are more than the dump can hold";
+const LEFT_OUT: &str = "its bytes are left out: all tensors together have more bytes than the dump can hold";
 
 /// What is read and written of a tensor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -149,10 +150,15 @@ pub fn limit<'o>(others: impl Iterator<Item = &'o mut Other>, limit: u64) -> Opt
         if !is_in {
             other.is_left_out = true;
             other.tensor.problem = Some(
-                "its bytes are left out: those of all tensors and arrays together are more than the dump".to_owned(),
+                "its bytes are left out: all tensors and arrays together have more bytes than the dump".to_owned(),
             );
             left_out += 1;
         }
     }
-    (left_out > 0).then(|| format!("{left_out} tensors and arrays of no model are listed without their bytes, which together are more than the dump"))
+    (left_out > 0).then(|| {
+        let left_out = counted(left_out, "tensor or array", "tensors and arrays");
+        format!(
+            "listed without bytes: {left_out} outside any model, because all together have more bytes than the dump"
+        )
+    })
 }

@@ -11,6 +11,7 @@ use super::{Model, Module, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, UNREADABLE};
 use crate::tensor;
+use crate::words::counted;
 
 /// Places beside the first that modules and tensors of all models together may have, for each one that there is,
 /// and at least: modules that are shared on every level of a hostile tree would give 2^depth.
@@ -153,7 +154,9 @@ impl Walk<'_> {
     /// second places there is a bound.
     fn visit(&mut self, object: VirtAddr, name: &str) {
         if self.above.len() > MAX_DEPTH || self.above.contains(&object) {
-            self.problem(format!("the module {name:?} at {object} is left out: modules nest without end"));
+            self.problem(format!(
+                "the module {name:?} at {object} is left out: modules are nested too deeply or contain each other"
+            ));
             return;
         }
         let graph = self.graph;
@@ -163,7 +166,7 @@ impl Walk<'_> {
             }
             let reason = match graph.unreadable.get(&object) {
                 Some(reason) => reason.to_string(),
-                None => "there is no object of a module's type".to_owned(),
+                None => "it is not a module object".to_owned(),
             };
             self.problem(format!("the module {name:?} at {object} could not be read: {reason}"));
             return;
@@ -188,11 +191,16 @@ impl Walk<'_> {
         let registered = [&module.parameters, &module.buffers, &module.children].into_iter().flatten();
         let nameless = registered.filter(|(key, _)| key.starts_with(UNREADABLE)).count();
         if nameless > 0 {
-            self.problem(format!("{nameless} names of what the module {name:?} holds could not be read"));
+            let names = counted(nameless, "name", "names");
+            self.problem(format!(
+                "{names} of parameters, buffers or children of the module {name:?} could not be read"
+            ));
         }
         if module.left_out > 0 && is_first {
-            let count = module.left_out;
-            self.problem(format!("{count} entries of the module {name:?} are left out: all modules have too many"));
+            let entries = counted(module.left_out, "entry", "entries");
+            self.problem(format!(
+                "left out: {entries} of the module {name:?}, because all modules together have too many"
+            ));
         }
         let parameters = module.parameters.iter().map(|(key, tensor)| (key, tensor, TensorKind::Parameter, true));
         let buffers = module
@@ -236,7 +244,7 @@ impl Walk<'_> {
                 return Some(name);
             }
             let len = name.len();
-            self.problem(format!("the name of the object at {object} is left out: it has {len} bytes"));
+            self.problem(format!("the name of the object at {object} is left out: it is {len} bytes long"));
             return Some(format!("{UNREADABLE}{object}"));
         }
         if name.len() > MAX_NAME || name.len() > self.names || self.places == 0 {
@@ -269,11 +277,12 @@ impl Walk<'_> {
 
     fn say_what_is_left_out(&mut self) {
         let said = [
-            (self.left_out, "further names of shared modules and tensors are left out: they have too many names"),
-            (self.not_repeated, "modules in second places are listed without their attributes, which are too long"),
-            (self.more_problems, "more problems are left out"),
+            (self.left_out, "further name", "further names", "left out: too many names for shared modules and tensors"),
+            (self.not_repeated, "module", "modules", "listed again without attributes, which are too long"),
+            (self.more_problems, "more problem", "more problems", "left out"),
         ];
-        let said = said.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+        let said = said.into_iter().filter(|(count, ..)| *count > 0);
+        let said = said.map(|(count, one, many, what)| format!("{} {what}", counted(count, one, many)));
         self.problems.extend(said);
     }
 

@@ -60,17 +60,17 @@ pub enum Gone {
 impl fmt::Display for Gone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Untouched => write!(f, "was never touched, or was given back"),
+            Self::Untouched => write!(f, "was never touched, or was given back to the kernel"),
             Self::Swapped { device, slot } => write!(f, "is swapped out: swap device {device}, slot {slot:#x}"),
             Self::FrameNotInDump { page } => {
-                write!(f, "is protected or is being moved, and its page at physical {page} is not in the dump")
+                write!(f, "is protected or being moved, and its page at physical address {page} is not in the dump")
             }
             Self::Broken { page } => {
-                write!(f, "lies at physical {page}, which the kernel may have given up after a memory error")
+                write!(f, "is at physical address {page}, which the kernel may have retired after a memory error")
             }
-            Self::OnDevice => write!(f, "was moved to the memory of a device"),
-            Self::Guard => write!(f, "is a guard page, or another mark without a page"),
-            Self::Unknown => write!(f, "is not present, in a way that is not known"),
+            Self::OnDevice => write!(f, "was moved to device memory"),
+            Self::Guard => write!(f, "is in a guard page, or in another marker entry without a page"),
+            Self::Unknown => write!(f, "is not present, for an unknown reason"),
         }
     }
 }

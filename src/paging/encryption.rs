@@ -46,7 +46,8 @@ pub fn find_spaces(
         let mut found = discover(memory, &rules, &classes);
         found.encryption_bit = Some(bit);
         found.warnings.push(format!(
-            "entries of page tables have bit {bit} set, which is no part of an address: the machine encrypts its memory (AMD SME or SEV); they are read without it"
+            "page-table entries have bit {bit} set, which is not part of an address: the machine encrypts its memory \
+             (AMD SME or SEV), so this bit is ignored"
         ));
         (rank(&found), classes, found)
     };

@@ -153,7 +153,8 @@ pub fn discover(memory: &PhysicalMemory, mmu: &Mmu, classes: &FrameClasses) -> D
             return discovery;
         };
         discovery.warnings.push(format!(
-            "no page-table root maps itself (is part of memory missing?); taking the {} roots of {} levels that share a kernel half",
+            "no page-table root maps itself (part of memory may be missing): the {} roots with {} levels that share a \
+             kernel half are used",
             largest.roots.len(),
             largest.levels
         ));

@@ -13,7 +13,7 @@ use super::tables::PageTables;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The address is in neither half of the space.
-    #[error("{va} is no canonical address")]
+    #[error("{va} is not a canonical address")]
     NonCanonical {
         /// The address.
         va: VirtAddr,
@@ -31,7 +31,7 @@ pub enum Fault {
         cause: Gone,
     },
     /// A page table or the page itself is not part of the dump.
-    #[error("{va} lies at physical {pa}, which is not in the dump")]
+    #[error("{va} is at physical address {pa}, which is not in the dump")]
     NotInDump {
         /// The address.
         va: VirtAddr,
@@ -39,7 +39,7 @@ pub enum Fault {
         pa: PhysAddr,
     },
     /// The image of the process does not hold the address.
-    #[error("{va} is not in the image of the process")]
+    #[error("{va} is not in the process image")]
     NotInImage {
         /// The address.
         va: VirtAddr,

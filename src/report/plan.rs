@@ -18,10 +18,10 @@ const MAX_HEADER: u64 = 100_000_000 - 4096;
 const ENTRY_BYTES: u64 = 128;
 /// Bytes of one size in a header, at most.
 const SIZE_BYTES: u64 = 21;
-const TOO_MANY_ELEMENTS: &str = "it is not written: its sizes multiply to more than a safetensors file can count";
-const LEFT_OUT: &str = "its bytes are left out: those of all tensors together are more than the dump can hold";
-const NO_FIRST: &str = "it is not written: nor is the tensor that it is another name of";
-const HEADER_FULL: &str = "it is not written: the header of its file would be longer than safetensors reads";
+const TOO_MANY_ELEMENTS: &str = "it is not written: it has more elements than a safetensors file can count";
+const LEFT_OUT: &str = "its bytes are left out: all tensors together have more bytes than the dump can hold";
+const NO_FIRST: &str = "it is not written: it is another name for a tensor that is not written either";
+const HEADER_FULL: &str = "it is not written: the header of its file would be longer than safetensors allows";
 /// What a tensor of a type that safetensors has not is called where it is written byte by byte.
 const BYTES: &str = "bytes";
 /// What lies under elements that share their bytes.

@@ -254,7 +254,7 @@ impl RawMmu {
             bit(&raw.shift, text)?;
             let leaf_zero = raw.leaf_zero.as_ref().map_or(Ok(0), |range| bits(range, text))?;
             if let Some(stray) = raw.leaf_zero.as_ref().filter(|_| raw.leaf != Leaf::ByLeafBit) {
-                return Err(text.error(stray.span(), "has a meaning only with leaf = \"by_leaf_bit\""));
+                return Err(text.error(stray.span(), "is meaningful only with leaf = \"by_leaf_bit\""));
             }
             levels.push(MmuLevel {
                 level,
@@ -292,7 +292,7 @@ fn bit(raw: &Spanned<u32>, text: Text<'_>) -> Result<u64, SignatureError> {
 fn bits(raw: &Spanned<[u32; 2]>, text: Text<'_>) -> Result<u64, SignatureError> {
     let [first, last] = *raw.get_ref();
     if first > last || last > 63 {
-        let reason = format!("[{first}, {last}] is no range of bits [first, last] between 0 and 63");
+        let reason = format!("[{first}, {last}] is not a range of bits [first, last] between 0 and 63");
         return Err(text.error(raw.span(), reason));
     }
     Ok((u64::MAX >> (63 - last)) & (u64::MAX << first))

@@ -19,7 +19,9 @@ impl Layout {
         if info.object.0 != 0 && is_owned_by_python {
             let named = objects.pointer(info.object, self.offsets.impl_pointer)?;
             if named != tensor {
-                let reason = format!("the Python object of its TensorImpl at {tensor} is that of another, at {named}");
+                let reason = format!(
+                    "the Python object of its TensorImpl at {tensor} belongs to another TensorImpl, at {named}"
+                );
                 return Err(TensorError::Contradiction { object: info.object, reason });
             }
         }

@@ -89,7 +89,7 @@ impl KeyTable {
         let sets: Vec<Vec<String>> = table(layout, "ordinary")?;
         for names in &sets {
             let set = keys.set(names.iter().map(String::as_str));
-            keys.ordinary.push(set.ok_or_else(|| error("ordinary", format!("one of {names:?} is no key")))?);
+            keys.ordinary.push(set.ok_or_else(|| error("ordinary", format!("one of {names:?} is not a key")))?);
         }
         Ok(keys)
     }
@@ -236,37 +236,43 @@ impl TensorInfo {
         let Keys { conjugate, negative, ref unknown, ref unusual, .. } = self.keys;
         let is_lazy = conjugate || negative;
         if self.keys.is_unreadable {
-            return Some("its dispatch keys are not in the dump: its bytes may mean something else".to_owned());
+            return Some("its dispatch keys are not in the dump, so its bytes may mean something else".to_owned());
         }
         if !unknown.is_empty() {
             let names = unknown.join(", ");
-            return Some(format!("its dispatch keys {names} are not understood: its bytes may mean something else"));
+            return Some(format!("its dispatch keys {names} are not understood, so its bytes may mean something else"));
         }
         if self.keys.python && self.data.0 == 0 && self.form != Form::Nested(None) {
-            return Some("its class handles it in Python (`__torch_dispatch__`) and it has no elements of its own: they are in tensors that it refers to".to_owned());
+            return Some(
+                "its class handles it in Python (`__torch_dispatch__`): its elements are in other tensors \
+                         that it refers to"
+                    .to_owned(),
+            );
         }
         if self.form == Form::Nested(None) {
             return Some(
-                "it is a nested tensor (torch.jagged): its values and offsets are in tensors that it refers to"
+                "it is a nested tensor (torch.jagged): its values and offsets are in other tensors that it refers to"
                     .to_owned(),
             );
         }
         if self.form == Form::Short {
             return Some(if self.storage_bytes == 0 {
-                "its storage was freed or resized to 0 bytes: the elements are not in this tensor's storage (FSDP and similar keep them elsewhere)".to_owned()
+                "its storage was freed or resized to 0 bytes: its elements are kept elsewhere (FSDP and similar \
+                 libraries do this)"
+                    .to_owned()
             } else {
-                format!("its storage has fewer bytes than its elements take: {}", self.shortage())
+                format!("its storage is too small for its elements: {}", self.shortage())
             });
         }
         if !self.form.is_named_by(&self.keys) || (is_lazy && self.form != Form::Strided) {
             let names = unusual.join(", ");
             return Some(format!(
-                "its dispatch keys {names} do not fit the form in which its elements were found ({})",
+                "its dispatch keys {names} do not match the form in which its elements were found ({})",
                 self.form.name()
             ));
         }
         (is_lazy && self.flips().is_none()).then(|| {
-            format!("it is a lazy conjugate or negative view, which is not understood for the type {}", self.dtype.name)
+            format!("it is a lazy conjugate or negative view, which is not supported for the type {}", self.dtype.name)
         })
     }
 }

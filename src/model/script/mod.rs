@@ -14,6 +14,7 @@ use super::{Graph, Model, Module, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Objects};
 use crate::tensor::Layout;
+use crate::words::counted;
 
 pub use layout::{MatrixNumbers, ObjectNumbers, ScriptLayouts};
 use module::{Held, Walk};
@@ -174,7 +175,7 @@ impl<'a> Scripts<'a> {
     }
 
     fn read(&self, object: VirtAddr) -> Result<ScriptObject, String> {
-        let reader = self.reader.ok_or_else(|| "its C++ classes have no known layout".to_owned())?;
+        let reader = self.reader.ok_or_else(|| "no known layout reads its C++ classes".to_owned())?;
         reader.read(object).map_err(|error| error.to_string())
     }
 
@@ -254,8 +255,8 @@ impl<'a> Scripts<'a> {
                 return None;
             }
             problems.push(
-                "it has no attributes with tensors: where a script module is frozen (torch.jit.freeze), its weights are \
-                 constants of its code, which is not read"
+                "it has no attributes with tensors: if the script module is frozen (torch.jit.freeze), its weights \
+                 are constants in its code, which is not read"
                     .to_owned(),
             );
         }
@@ -272,7 +273,8 @@ impl<'a> Scripts<'a> {
         let mut unread = self.wrappers.iter().filter(is_unread);
         let (object, wrapper) = unread.next()?;
         let count = 1 + unread.count();
-        let problem = format!("{count} script modules (TorchScript) are alive: their tensors are not read");
+        let modules = counted(count, "script module", "script modules");
+        let problem = format!("{modules} (TorchScript) found, whose tensors are not read");
         Some(unread_model(wrapper.class.clone(), *object, vec![problem]))
     }
 }

@@ -42,7 +42,9 @@ impl<'a> Walk<'a> {
         let (held, first_names, above) = (Held::default(), BTreeMap::new(), Vec::new());
         let mut walk = Self { scripts, held, first_names, above, left: MAX_PLACES };
         if !walk.visit(object, name) {
-            walk.held.problems.push("more of it is left out: its modules or tensors have too many names".to_owned());
+            walk.held
+                .problems
+                .push("the rest of it is left out: its modules or tensors have too many names".to_owned());
         }
         walk.held
     }
@@ -53,7 +55,7 @@ impl<'a> Walk<'a> {
             return false;
         }
         if self.above.len() > MAX_DEPTH || self.above.contains(&object) || name.len() > MAX_NAME {
-            self.held.problems.push(format!("a script module at {object} is left out: it nests too deep"));
+            self.held.problems.push(format!("a script module at {object} is left out: it is nested too deeply"));
             return true;
         }
         let read = match self.scripts.read(object) {

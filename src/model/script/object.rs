@@ -64,7 +64,7 @@ pub(super) struct ScriptObject {
 pub(super) enum ScriptError {
     #[error(transparent)]
     Object(#[from] ObjectError),
-    #[error("the script object at {object} contradicts itself: {reason}")]
+    #[error("the script object at {object} is inconsistent: {reason}")]
     Contradiction { object: VirtAddr, reason: String },
 }
 
@@ -136,7 +136,7 @@ impl<'a> Reader<'a> {
             let at = |vector: &Vector, size: i64| field(vector.begin, size.wrapping_mul(index.cast_signed()));
             let attribute = at(&attributes, numbers.attribute_size);
             let (kind, name) = attribute_at(objects, numbers, attribute)
-                .ok_or_else(|| contradiction(format!("its attribute {index} at {attribute} is none")))?;
+                .ok_or_else(|| contradiction(format!("its attribute {index} at {attribute} is invalid")))?;
             let value = match slots.count.checked_sub(index) {
                 None | Some(0) => SlotValue::Unset,
                 Some(_) => self.value(at(&slots, numbers.ivalue_size), table)?,

@@ -82,7 +82,7 @@ impl Context<'_> {
         };
         let class = read.class.clone();
         let Some(holder) = capsule(&read.slots) else {
-            return vec![unread(format!("it is in a C++ object of the class {class}, whose attributes are not read"))];
+            return vec![unread(format!("it is in a C++ object of class {class}, whose attributes are not read"))];
         };
         if self.layout.is_none() {
             return vec![unread(format!(
@@ -93,7 +93,7 @@ impl Context<'_> {
         let mut found = self.holder(holder, MAX_DEPTH, &mut walk);
         if found.iter().all(|packed| packed.weight.is_err()) {
             let parts = found.into_iter().flat_map(|packed| packed.parts).collect();
-            let reason = format!("it is packed in a {class} in a way that is not known: its weight is not recovered");
+            let reason = format!("it is packed in a {class} in an unknown format: its weight is not recovered");
             return vec![Packed { parts, ..unread(reason) }];
         }
         if let [only] = found.as_mut_slice() {
