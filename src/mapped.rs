@@ -1,4 +1,4 @@
-//! What to tell an analyst of tensors whose bytes lie in mapped files: which file, and how to get it; or where they came from.
+//! Warnings about tensors whose bytes are in mapped files: which file, and how to get it, or where the bytes came from.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,10 +9,10 @@ use crate::model::NamedTensor;
 use crate::recover::Process;
 use crate::words;
 
-/// The most files that get a sentence of their own, for each model.
+/// Maximum number of files per model that get a sentence of their own.
 const MAX_FILES: usize = 8;
 
-/// Sentences on the tensors of each model, and on those of no model, one per mapped file.
+/// Sentences about the tensors of each model, and about tensors outside any model, one per mapped file.
 pub(crate) fn sentences(memory: &PhysicalMemory, processes: &[Process]) -> Vec<String> {
     // A machine has none; what its processes had mapped is in the page cache.
     if memory.mappings().files().is_empty() {
@@ -99,7 +99,7 @@ fn of_tensors<'t>(
     sentences
 }
 
-/// What to say of tensors whose bytes are not from the dump.
+/// The sentence about tensors whose bytes are not from the dump.
 fn from_file(what: &str, recorded: &str, file: &FilledFile) -> String {
     let FilledFile { local, size, sha256, agreed, unmapped, .. } = file;
     let check = match agreed {

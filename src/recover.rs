@@ -32,7 +32,7 @@ pub struct Recovery {
     pub discovery: Discovery,
     /// The interpreters, each with its models.
     pub processes: Vec<Process>,
-    /// Pythons that run and are not read.
+    /// Pythons that run but can't be read.
     pub other_pythons: Vec<OtherPython>,
     /// What an analyst should know, in words.
     pub warnings: Vec<String>,
@@ -40,7 +40,7 @@ pub struct Recovery {
 
 /// A Python process.
 pub struct Process {
-    /// Root of its address space; `None` where the dump is its image and has no page tables.
+    /// Root of its address space; `None` if the dump is a process image, which has no page tables.
     pub root: Option<PhysAddr>,
     /// Levels of its page tables, where there are any.
     pub levels: Option<u8>,
@@ -62,7 +62,7 @@ pub struct Process {
     pub has_torch: bool,
     /// Layout that reads its tensors, with score and runner-up; `None` where no tensor was read.
     pub torch_layout: Option<(TensorScore, Option<TensorScore>)>,
-    /// First of the releases by which its tensors' dispatch keys are read; `None` where that is not known.
+    /// The first release whose dispatch keys fit its tensors; `None` if unknown.
     pub torch_keys: Option<String>,
     /// Modules (`torch.nn.Module` instances) that are alive in it.
     pub module_count: usize,
@@ -87,7 +87,7 @@ impl Process {
 /// Finds the models in a dump.
 ///
 /// # Errors
-/// The signatures lack what the work needs, or the dump changed meanwhile; a dump with nothing in it is no error.
+/// The signatures lack required entries, or the dump changed during the run. A dump without models is not an error.
 pub fn recover(
     dump: &Dump,
     signatures: &Signatures,
@@ -261,7 +261,7 @@ fn describe(
     }
 }
 
-/// Says so if no table reads the tensors of a process, or if several do and disagree.
+/// A warning if no layout file reads the tensors of a process, or if several do and disagree.
 fn without_table(process: &Process) -> Option<String> {
     let place = process.type_object.0;
     let Some((score, _)) = &process.torch_layout else {

@@ -1,4 +1,5 @@
-//! Signals: Ctrl-C ends at once, and leaves the output folder as it was; a limit on the size of files is an error.
+//! Signals: Ctrl-C ends the run at once and leaves the output folder unchanged; exceeding the file size limit is an
+//! error.
 
 use std::process;
 use std::sync::{Mutex, PoisonError};

@@ -190,7 +190,7 @@ fn say_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
     say(&format!("see {} for everything that was found", output_dir.join("recovery.json").display()));
 }
 
-/// Why there is no model, as far as the search came, and what to try.
+/// Why no model was found, and what to try.
 fn why_nothing(dump: &Dump, recovery: &Recovery) -> String {
     let is_image = dump.addresses.process().is_some();
     let spaces = &recovery.discovery.spaces;
@@ -232,7 +232,7 @@ fn why_nothing(dump: &Dump, recovery: &Recovery) -> String {
     hint.to_owned()
 }
 
-/// The Pythons that are not read, each once.
+/// The Pythons that can't be read, each once.
 fn names(others: &[OtherPython]) -> String {
     let names: BTreeSet<String> = others.iter().map(OtherPython::to_string).collect();
     names.into_iter().collect::<Vec<_>>().join(", ")

@@ -19,7 +19,7 @@ use super::{Failure, Outcome, say, stdout};
 struct Document<'a> {
     spaces: &'a [Space],
     tried: &'a [Attempt],
-    /// The bit that encrypted memory has set in entries, and that is no part of an address.
+    /// The bit that page-table entries of encrypted memory have set; it is not part of an address.
     encryption_bit: Option<u32>,
     warnings: &'a [String],
 }

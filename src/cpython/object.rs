@@ -189,7 +189,7 @@ impl<'a> Objects<'a> {
         decoded.ok_or(ObjectError::Implausible { address: object, field: "state", value })
     }
 
-    /// Which of some ASCII texts a `str` is, if it is one of them. A text of another length is not read.
+    /// Which of the given ASCII texts a `str` equals, if any. A text of a different length is not read.
     pub(crate) fn str_among<'t>(&self, object: VirtAddr, texts: &[&'t str]) -> Option<&'t str> {
         let found = self.text(object).ok()?;
         let mut of_length = texts.iter().copied().filter(|text| text.len() as u64 == found.length).peekable();
@@ -274,7 +274,7 @@ struct Text {
     /// Bytes of each character.
     kind: u64,
     is_ascii: bool,
-    /// Where the characters lie.
+    /// The address of the characters.
     data: VirtAddr,
 }
 

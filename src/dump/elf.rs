@@ -22,7 +22,7 @@ pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
 const HEADER_SIZE: u64 = 64;
 /// Bytes in a program header of one.
 const PROGRAM_HEADER_SIZE: u64 = 56;
-/// Machines that are processors on a graphics card, and what a core of one is.
+/// ELF machines that are GPUs, and what a core of one is called.
 const GPUS: [(object::elf::Machine, &str); 2] =
     [(object::elf::EM_CUDA, "a core of an NVIDIA GPU (CUDA)"), (object::elf::EM_AMDGPU, "a core of an AMD GPU (ROCm)")];
 /// What to do about one.

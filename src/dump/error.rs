@@ -34,7 +34,7 @@ pub enum DumpErrorKind {
     #[error("is a {0}, which does not allow random access; copy its contents to a file first")]
     NotAFile(&'static str),
     /// The user may not read the file.
-    #[error("this user may not read it; change its mode or owner, or run as a user who may read it")]
+    #[error("may not be read by this user; change its mode or owner, or run as a user who may read it")]
     Permission,
     /// The system failed to open, measure or map the file.
     #[error("cannot {doing} it ({source}); copy it to a local disk and try again")]
@@ -44,7 +44,7 @@ pub enum DumpErrorKind {
         /// What the system said.
         source: io::Error,
     },
-    /// Another program has made the file shorter or longer while it was read.
+    /// Another program changed the size of the file while it was read.
     #[error(
         "changed while it was read: it had {was} bytes when it was opened and has {now} now, so its contents from \
          offset {offset} on are unknown; wait until nothing writes to it, or copy it, and run again"
@@ -54,10 +54,10 @@ pub enum DumpErrorKind {
         was: u64,
         /// Bytes in it now.
         now: u64,
-        /// Where the smaller of the two ends.
+        /// End of the smaller size.
         offset: FileOffset,
     },
-    /// Another program has written to the file while it was read.
+    /// Another program wrote to the file while it was read.
     #[error(
         "changed while it was read: its modification time is no longer the same, so the data that was read may be \
          inconsistent; wait until nothing writes to it, or copy it, and run again"
@@ -69,7 +69,7 @@ pub enum DumpErrorKind {
          file to another disk, for example with `ddrescue`, and pass the copy"
     )]
     Unreadable {
-        /// Where the first page that was missed begins.
+        /// Start of the first unreadable page.
         offset: FileOffset,
     },
     /// The system could not read a part of the spool file.
@@ -80,7 +80,7 @@ pub enum DumpErrorKind {
     SpoolUnreadable {
         /// The folder of the spool file.
         dir: PathBuf,
-        /// Where the first page that was missed begins.
+        /// Start of the first unreadable page.
         offset: FileOffset,
     },
     /// The file, or what it unpacks to, has no bytes.
@@ -95,7 +95,7 @@ pub enum DumpErrorKind {
     /// A file of another kind.
     #[error("looks like {0}, not a memory dump; if it is a raw dump after all, use --input-format raw")]
     OtherFile(&'static str),
-    /// A file in which no memory is: text, weights, a program.
+    /// A file that holds no memory: text, weights, a program.
     #[error("is {what}, not a memory dump; {remedy}")]
     NoDump {
         /// What it is, with an article.
@@ -114,9 +114,10 @@ pub enum DumpErrorKind {
         /// How to get a dump that can be read.
         remedy: &'static str,
     },
-    /// One of several files that a kdump file was split into.
+    /// One part of a split kdump file.
     #[error(
-        "is one part of a split, compressed kdump file (page frames {first:#x} to {end:#x}), which tensorcarve does not read; take the dump as a single ELF file: `makedumpfile -E` without --split, \
+        "is one part of a split, compressed kdump file (page frames {first:#x} to {end:#x}), which \
+         tensorcarve does not read; take the dump as a single ELF file: `makedumpfile -E` without --split, \
          `virsh dump --memory-only --format elf`, or `dump-guest-memory` without -z"
     )]
     KdumpPart {
@@ -284,7 +285,7 @@ pub enum DumpErrorKind {
         len: u64,
     },
     /// The maps file can't be read.
-    #[error("its maps file {} {reason}", path.display())]
+    #[error("its maps file {}: {reason}", path.display())]
     MapsFile {
         /// The file as it was given.
         path: PathBuf,
@@ -303,7 +304,8 @@ pub enum DumpErrorKind {
     },
     /// No choice of mappings has the size of the copy.
     #[error(
-        "has {size} bytes, but by its maps file a copy of /proc/PID/mem has {expected}, where the lower numbers leave out unreadable mappings; stop the process, \
+        "has {size} bytes, but by its maps file a copy of /proc/PID/mem has {expected}, where the lower \
+         numbers leave out unreadable mappings; stop the process, \
          copy maps and mem again as `tensorcarve recover --help` shows, or take a core with `gcore`, which needs no --maps"
     )]
     MapsSize {

@@ -1,7 +1,8 @@
-//! Filling what the image of a process leaves out from the files that were mapped, where the user gives them.
+//! Fills the holes of a process image from mapped files that the user passes.
 //!
-//! Bytes of the image always win: a page that the process has changed for itself is in it. A file may have changed since; pages
-//! that the image holds and that the process could not write must agree with it, or it is not used.
+//! Bytes of the image always take precedence, because it holds the pages that the process has changed. A file may have
+//! changed since the capture: it is only used if it agrees with those pages of the image that the process could not
+//! write.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -23,20 +24,20 @@ use super::{
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 use crate::words::counted;
 
-/// Paths that a message lists.
+/// Maximum number of paths in a message.
 const LISTED: usize = 8;
 
-/// The files that the user gives for those that a process had mapped.
+/// The files that the user passes for the mapped files of a process.
 #[derive(Clone, Debug, Default)]
 pub struct MappedFiles {
-    /// Each a path whose last part is that of a mapped file, or `RECORDED=PATH`, where RECORDED is the path of the mapped
-    /// file or the end of it.
+    /// Each entry is a path whose file name is that of a mapped file, or `RECORDED=PATH`, where RECORDED is the path of
+    /// the mapped file or the end of it.
     pub files: Vec<PathBuf>,
     /// A folder with a copy of the machine's files, in which each mapped file is looked up.
     pub sysroot: Option<PathBuf>,
 }
 
-/// A file that a part of the memory comes from.
+/// A file that provides a part of the memory.
 #[derive(Debug)]
 pub struct FilledFile {
     /// The mapped file, as the kernel named it when the image was taken.
@@ -49,9 +50,9 @@ pub struct FilledFile {
     pub sha256: String,
     /// Bytes of memory that come from it.
     pub filled: u64,
-    /// Bytes of it that the image holds as well, and that agree.
+    /// Bytes of it that the image also holds, and that agree.
     pub agreed: u64,
-    /// Bytes of it behind all that the process had mapped.
+    /// Bytes of it past everything that the process had mapped.
     pub unmapped: u64,
     map: MappedFile,
     base: u64,
@@ -63,7 +64,7 @@ impl FilledFile {
         self.base
     }
 
-    /// Whether all that was read of it was there, and is still the same; as [`PhysicalMemory::check`].
+    /// Checks that everything that was read could be read and has not changed, like [`PhysicalMemory::check`].
     pub(super) fn check(&self) -> Result<(), DumpError> {
         self.map.check()
     }
@@ -85,7 +86,7 @@ impl FilledFile {
     }
 }
 
-/// Why the files that the user gives can't be used.
+/// Why the files that the user passed can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FillError {
     /// The dump is of a machine.
@@ -128,7 +129,7 @@ pub enum FillError {
         recorded: String,
     },
     /// A file can't be read.
-    #[error("{} {reason}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -136,8 +137,9 @@ pub enum FillError {
         reason: DumpErrorKind,
     },
     /// The folder can't be used.
-    #[error("{}: cannot be used as --sysroot ({source}); pass a folder with a copy of the machine's \
-             files", path.display())]
+    #[error(
+        "{}: cannot be used as --sysroot ({source}); pass a folder with a copy of the machine's files", path.display()
+    )]
     Sysroot {
         /// The folder.
         path: PathBuf,
@@ -150,12 +152,12 @@ pub enum FillError {
 }
 
 impl Dump {
-    /// Fills what the image of a process leaves out from the files that the user gives. What was done is in
-    /// [`PhysicalMemory::files`] and in the warnings.
+    /// Fills the holes of a process image from the files that the user passed. [`PhysicalMemory::files`] and the
+    /// warnings say what was done.
     ///
     /// # Errors
-    /// A file can't be read, or it is not clear for which mapped file it stands. A file that contradicts the image is not
-    /// used, which is a warning.
+    /// A file can't be read, or it is not clear which mapped file it stands for. A file that contradicts the image is
+    /// not used, with a warning.
     pub fn fill(&mut self, given: &MappedFiles) -> Result<(), FillError> {
         if given.files.is_empty() && given.sysroot.is_none() {
             return Ok(());
@@ -256,7 +258,7 @@ impl Dump {
     }
 }
 
-/// What the image lacks of a mapped file.
+/// The part of a mapped file that is missing in the image.
 #[derive(Clone, Copy, Default)]
 struct Lack {
     bytes: u64,
@@ -264,7 +266,7 @@ struct Lack {
     mappings: usize,
 }
 
-/// The mapped files by their paths, with what the image lacks of each.
+/// The mapped files by path, with what is missing of each in the image.
 fn missing(memory: &PhysicalMemory) -> BTreeMap<Arc<Path>, Lack> {
     let mut missing: BTreeMap<Arc<Path>, Lack> = BTreeMap::new();
     for mapping in memory.mappings().files().iter().filter(|mapping| FileKind::of(&mapping.path) != FileKind::Device) {
@@ -276,7 +278,7 @@ fn missing(memory: &PhysicalMemory) -> BTreeMap<Arc<Path>, Lack> {
     missing
 }
 
-/// What the image lacks of a mapping, but for what it lacks because it is cut off.
+/// The parts of a mapping that are missing in the image, except those that are missing because the image is cut off.
 fn gaps(memory: &PhysicalMemory, mapping: &FileMapping) -> Vec<Range<PhysAddr>> {
     let Mappings { kind, cut, .. } = memory.mappings();
     if *kind == ImageKind::Copy && mapping.writable == Some(true) && mapping.shared == Some(false) {
@@ -287,7 +289,7 @@ fn gaps(memory: &PhysicalMemory, mapping: &FileMapping) -> Vec<Range<PhysAddr>> 
     gaps.into_iter().flat_map(|gap| subtract(gap, cut, Clone::clone)).collect()
 }
 
-/// The mapped file that a file of the user stands for, and the path of the latter.
+/// The mapped file that a user's file stands for, and the path of the user's file.
 fn choose(given: &OsStr, missing: &BTreeMap<Arc<Path>, Lack>) -> Result<(Arc<Path>, PathBuf), FillError> {
     let plain = Path::new(given);
     let text = given.as_bytes();
@@ -341,14 +343,14 @@ fn open(path: &Path) -> Result<MappedFile, DumpErrorKind> {
     MappedFile::new(Source::open_inner(path)?).map_err(|(reason, _)| reason)
 }
 
-/// A file that was held against the image: the parts of memory that it fills, each with its offset in it.
+/// A file that was compared with the image, and the parts of memory that it fills, each with its offset in the file.
 struct Checked {
     file: FilledFile,
     parts: Vec<(Range<PhysAddr>, u64)>,
     complaint: Option<String>,
 }
 
-/// Holds a file against the image: `mappings` are those of it.
+/// Compares a file with the image; `mappings` are the mappings of this file.
 fn check(
     memory: &PhysicalMemory,
     mappings: &[&FileMapping],
@@ -407,7 +409,8 @@ struct Differs {
     offset: u64,
 }
 
-/// Holds a file against those bytes of a mapping of it that the image has, where these must be the file's: how many there are.
+/// Compares a file with the image's bytes of one of its mappings, if these must equal the file's. Returns the number of
+/// compared bytes.
 fn compare(memory: &PhysicalMemory, mapping: &FileMapping, file: &[u8]) -> Result<u64, Differs> {
     if mapping.writable != Some(false) && mapping.shared != Some(true) {
         return Ok(0);

@@ -1,12 +1,11 @@
-//! Files that are no dump that we read: their marks, their names, and how to get a dump instead.
+//! Files that are not supported dumps: their magic numbers, their names, and how to get a dump instead.
 //!
-//! A raw dump has no mark of its own and starts with whatever lay at physical address 0, so only
-//! kinds of file that are told by at least four rare bytes are refused, and none that a boot
-//! sector, firmware or interrupt table could look like.
+//! A raw dump has no magic number and starts with the contents of physical address 0. So a kind of file is only refused
+//! if at least four rare bytes identify it, and if no boot sector, firmware or interrupt table could look like it.
 
 use super::{DumpErrorKind, text};
 
-/// A mark at an offset, what has it, and how to get a dump that we read.
+/// A magic number at an offset, the kind of file that has it, and how to get a supported dump.
 type Marked = (usize, &'static [u8], &'static str, &'static str);
 
 const VIRSH: &str = "dump the running machine with `virsh dump --memory-only` or QEMU's `dump-guest-memory`";
@@ -90,7 +89,7 @@ const OTHER_DUMPS: &[Marked] = &[
     (4086, b"SWAPSPACE2", "a Linux swap area", "take a dump of the memory with LiME or AVML"),
 ];
 
-/// Files that hold what a model is made of, or what a program leaves behind, and no memory.
+/// Files that hold models or data of programs, but no memory.
 const NO_DUMPS: &[Marked] = &[
     (0, b"GGUF", "a GGUF file", WEIGHTS),
     (0, b"lmgg", "a GGML file", WEIGHTS),
@@ -126,8 +125,7 @@ const ARCHIVES: &[(usize, &[u8], &str)] = &[
     (0, b"\x5d\x00\x00\x80\x00\xff\xff\xff\xff\xff\xff\xff\xff", "an lzma file"),
 ];
 
-/// What `infer` is trusted with, by the extension that it gives: kinds told by at least four rare
-/// bytes, and nothing that runs.
+/// The kinds for which `infer` is trusted, by file extension: those with at least four rare bytes, and no executables.
 const ARCHIVE_KINDS: &[(&str, &str)] = &[
     ("zip", "a zip archive"),
     ("tar", "a tar archive"),
@@ -140,7 +138,7 @@ const ARCHIVE_KINDS: &[(&str, &str)] = &[
     ("par2", "a par2 archive"),
 ];
 
-/// As [`ARCHIVE_KINDS`], for files in which no dump can be.
+/// Like [`ARCHIVE_KINDS`], for files that can't contain a dump.
 const OTHER_KINDS: &[(&str, &str)] = &[
     ("jpg", "a JPEG image"),
     ("jp2", "a JPEG 2000 image"),
@@ -187,8 +185,8 @@ const OTHER_KINDS: &[(&str, &str)] = &[
     ("wasm", "a WebAssembly module"),
 ];
 
-/// What a minidump says of the system that it is from (`PlatformId` of its system information), and its name.
-/// Sources: minidumpapiset.h; Breakpad, `minidump_format.h` (MD_OS_*).
+/// The platform that a minidump names (`PlatformId` of its system information), and its name. Sources:
+/// minidumpapiset.h; Breakpad, `minidump_format.h` (MD_OS_*).
 const MINIDUMPS: &[(u32, &str)] = &[
     (1, WINDOWS_MINIDUMP),
     (2, WINDOWS_MINIDUMP),
@@ -305,7 +303,7 @@ fn minidump(sample: &[u8]) -> Option<DumpErrorKind> {
 const MINIDUMP: &str = "it holds the stacks of a process but not its objects; take a core of the process with `gcore`, or let \
                         the kernel write one (`ulimit -c unlimited`)";
 
-/// Zip archives that are something else by what is in them: their first entries are looked at.
+/// Zip archives that are files of another kind, identified by their first entries.
 fn zip(sample: &[u8]) -> Option<DumpErrorKind> {
     if !sample.starts_with(b"PK\x03\x04") {
         return None;
@@ -325,7 +323,7 @@ fn zip(sample: &[u8]) -> Option<DumpErrorKind> {
     Some(DumpErrorKind::NoDump { what: "an archive of NumPy arrays (.npz)", remedy: WEIGHTS })
 }
 
-/// Weights and objects in forms whose marks are not a few fixed bytes.
+/// Weights and objects in formats without a fixed magic number.
 fn saved_by_python(sample: &[u8]) -> Option<&'static str> {
     let (length, rest) = sample.split_first_chunk::<8>()?;
     let length = u64::from_le_bytes(*length);

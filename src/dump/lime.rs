@@ -13,8 +13,8 @@ pub(super) const MAGIC: [u8; 4] = *b"EMiL";
 /// Bytes in a header.
 const HEADER_SIZE: u64 = 32;
 
-/// The ranges of a LiME file. A file that ends early, or whose later headers are broken, is damaged, not refused: the
-/// ranges before are used. What comes after is not looked for, because memory can hold headers of LiME as well.
+/// The ranges of a LiME file. A file that ends early or has broken later headers is damaged but not refused: the ranges
+/// before the damage are used. There is no search for later headers, because memory can contain LiME headers as well.
 pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
     let size = bytes.len() as u64;
     let mut contents = Contents::default();

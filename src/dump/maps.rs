@@ -194,7 +194,7 @@ pub(super) fn parse(copy: &[u8], maps: &str) -> Result<Contents, DumpErrorKind> 
     Ok(contents)
 }
 
-/// Those mappings that show files.
+/// The mappings of files.
 fn files(mappings: &[Mapping<'_>]) -> Vec<FileMapping> {
     let shows = |path: &str| !path.starts_with('[') && (1..=MAX_NAME).contains(&path.len());
     let shown = mappings.iter().filter(|mapping| shows(mapping.path));
@@ -249,7 +249,7 @@ fn read_maps(maps: &str) -> Result<Vec<Mapping<'_>>, DumpErrorKind> {
     Ok(mappings)
 }
 
-/// Whether a line could be of a maps file.
+/// Whether a line could be from a maps file.
 pub(super) fn is_line(text: &str) -> bool {
     read_line(text).is_some()
 }

@@ -1,11 +1,11 @@
-//! Parts of a file that was split: told by their names, since nothing in them tells it.
+//! Parts of a split file, which only their names reveal.
 
 use std::path::Path;
 
-/// Digits at the end of the name of a part, at most.
+/// Maximum number of digits at the end of a part's name.
 const MAX_DIGITS: usize = 4;
 
-/// A name that ends in a number, or in two letters that count as `split` does it.
+/// A name that ends in a number, or in two letters counted like those of `split`.
 #[derive(Debug, PartialEq, Eq)]
 struct Numbered<'a> {
     stem: &'a str,
@@ -46,8 +46,8 @@ impl<'a> Numbered<'a> {
     }
 }
 
-/// Says so if a file looks like one part of several: it has a number, files with the next or the last number lie beside
-/// it, and no part is larger than the one before.
+/// A warning if a file looks like one of several parts: its name has a number, a file with the next or previous number
+/// is in the same folder, and no part is larger than the one before.
 pub(super) fn warning(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     let numbered = Numbered::new(name)?;

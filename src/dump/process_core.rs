@@ -77,7 +77,7 @@ pub(super) fn process(bytes: &[u8], headers: &[ProgramHeader64<LE>]) -> Option<P
     })
 }
 
-/// What the segments say of memory that is not in the file, and of the access to mapped files.
+/// What the segments say about memory that is not in the file, and about access to mapped files.
 fn absences(size: u64, headers: &[ProgramHeader64<LE>], mut files: Vec<FileMapping>) -> Mappings {
     let (mut cut, mut left_out, mut access) = (Vec::new(), Vec::new(), Vec::new());
     for header in headers.iter().filter(|h| h.p_type(LE) == PT_LOAD) {
@@ -102,7 +102,7 @@ fn absences(size: u64, headers: &[ProgramHeader64<LE>], mut files: Vec<FileMappi
     Mappings { files, cut: joined(&cut), left_out: joined(&left_out), ..Mappings::default() }
 }
 
-/// The mapped files that a note lists, and what is wrong with the note. What can be read of a broken one is used.
+/// The mapped files that a note lists, and what is wrong with the note. The readable part of a broken note is used.
 fn read_files(desc: &[u8]) -> (Vec<FileMapping>, Vec<String>) {
     let broken = |files: Vec<FileMapping>, what: String| {
         (files, vec![format!("the core's list of mapped files (NT_FILE) is broken: {what}")])

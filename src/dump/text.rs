@@ -1,13 +1,13 @@
-//! Text files, which are no dump: named by what they hold, with what to do.
+//! Text files, which are not dumps: their kinds, and what to do instead.
 
 use super::{DumpErrorKind, maps};
 
-/// Lines that are looked at to see of what form a text is.
+/// Lines that are examined to find the kind of a text.
 const LINES: usize = 4;
-/// Characters of base64 in a line, at least, before a text is taken for it.
+/// Minimum number of base64 characters in a line for a text to count as base64.
 const BASE64_LINE: usize = 60;
 
-/// Why a file is no dump, if it is text.
+/// Why a file is not a dump, if it is text.
 pub(super) fn refusal(sample: &[u8]) -> Option<DumpErrorKind> {
     if is_utf16(sample) {
         let remedy = "a program wrote it as text, as PowerShell's `>` does; copy the dump as binary data";

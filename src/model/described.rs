@@ -1,4 +1,4 @@
-//! Attributes of tensor objects in words: what plain values they have, which tensors, which objects.
+//! Descriptions of the attributes of tensor objects: plain values, tensors and other objects.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,7 +10,7 @@ use crate::cpython::{Builtins, Holders, Objects, Shape, UNREADABLE, Value};
 
 /// How deep objects are described.
 const MAX_DEPTH: usize = 5;
-/// Values of one tensor that are described, and of all.
+/// Maximum number of described values, for one tensor and for all tensors.
 const MAX_VALUES: usize = 128;
 const MAX_ALL_VALUES: usize = 1 << 16;
 /// The longest text, and the most bytes that a plain value takes.
@@ -37,7 +37,7 @@ pub enum Described {
         /// Its attributes and items.
         attributes: Vec<(String, Described)>,
     },
-    /// A list or a tuple of what is not plain.
+    /// A list or a tuple with items that are not plain values.
     List(Vec<Described>),
     /// Something that is left out, and why.
     LeftOut(&'static str),
@@ -78,7 +78,7 @@ impl Serialize for Described {
     }
 }
 
-/// Names with what they stand for, as an object of JSON.
+/// Names and their values, as a JSON object.
 pub struct Named<'a>(pub &'a [(String, Described)]);
 
 impl Serialize for Named<'_> {

@@ -25,7 +25,7 @@ const MIN_NAME: usize = 128;
 const ALL_NAMES: usize = 1 << 26;
 const MAX_NAMES: usize = 1 << 24;
 const MIN_NAMES: usize = 1 << 16;
-/// Bytes of attributes that one model repeats, for modules in second places.
+/// Maximum bytes of attributes that one model repeats, for modules that are listed again.
 const MAX_REPEATED: usize = 1 << 20;
 /// The deepest nesting of modules.
 const MAX_DEPTH: usize = 200;
@@ -150,8 +150,8 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Lists a module and all below it. Every module and every tensor is listed once, whatever else there is; for
-    /// second places there is a bound.
+    /// Lists a module and its descendants. Every module and every tensor is listed at least once; the number of
+    /// repeated listings is limited.
     fn visit(&mut self, object: VirtAddr, name: &str) {
         if self.above.len() > MAX_DEPTH || self.above.contains(&object) {
             self.problem(format!(
@@ -227,15 +227,15 @@ impl Walk<'_> {
         self.above.pop();
     }
 
-    /// Says why `state_dict()` may hold more than what is listed.
+    /// Reports why `state_dict()` may hold more than what is listed.
     fn say_what_may_be_more(&mut self) {
         for (extra, (name, others)) in std::mem::take(&mut self.extra) {
             self.problem(extra.describe(&name, others));
         }
     }
 
-    /// The name under which an object is listed, or `None` if that is one place too many. A first place has a name
-    /// in any case: the address stands for one that is too long.
+    /// The name under which an object is listed, or `None` if the limit is reached. The first listing always has a
+    /// name: an overlong name is replaced by the address.
     fn name(&mut self, name: String, object: VirtAddr, is_first: bool) -> Option<String> {
         if is_first {
             let is_short = name.len() <= MAX_NAME && (name.len() <= MIN_NAME || name.len() <= self.names);
@@ -256,7 +256,7 @@ impl Walk<'_> {
         Some(name)
     }
 
-    /// Whether the attributes of a module in a second place are listed again.
+    /// Whether the attributes of a repeated module are listed again.
     fn may_repeat(&mut self, row: &Module) -> bool {
         let bytes: usize =
             row.hyper.iter().chain(&row.private).map(|(name, value)| name.len() + value.text_len()).sum();

@@ -18,7 +18,7 @@ pub enum Fault {
         /// The address.
         va: VirtAddr,
     },
-    /// An entry on the way has its present bit clear, and names no frame that the dump holds.
+    /// An entry of the page walk is not present, and names no frame that is in the dump.
     #[error("{va} {cause} (entry {entry:#x} at level {level})")]
     NotPresent {
         /// The address.
@@ -27,7 +27,7 @@ pub enum Fault {
         level: u8,
         /// The raw entry.
         entry: u64,
-        /// What became of the page.
+        /// What happened to the page.
         cause: Gone,
     },
     /// A page table or the page itself is not part of the dump.
@@ -56,7 +56,7 @@ pub trait VirtualMemory: Sync {
     /// The first byte could not be read.
     fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault>;
 
-    /// The reason for a fault in words: with the names of files, which the fault itself does not have.
+    /// The reason for a fault as text, with the names of files, which the fault itself does not have.
     fn explain(&self, fault: Fault) -> String {
         fault.to_string()
     }

@@ -95,7 +95,7 @@ fn remedy(source: &io::Error) -> &'static str {
     use io::ErrorKind::{FileTooLarge, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
     match source.kind() {
         PermissionDenied => "choose a folder that this user can write to with --output-dir",
-        ReadOnlyFilesystem => "choose a folder on a file system that is not read-only with --output-dir",
+        ReadOnlyFilesystem => "choose a folder on a writable file system with --output-dir",
         FileTooLarge => {
             "raise the file size limit (`ulimit -f`), or choose a folder on another file system with --output-dir"
         }

@@ -1,4 +1,4 @@
-//! Tensors that Python has never seen: found by their `TensorImpl`, not by a Python object.
+//! Tensors that Python has never seen, found by their `TensorImpl` instead of a Python object.
 
 use super::form::{Form, Quantizer};
 use super::keys::Keys;

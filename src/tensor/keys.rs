@@ -1,5 +1,5 @@
-//! Dispatch keys: the set of bits in a `TensorImpl` that says by which rules PyTorch handles the tensor, and so what
-//! its bytes mean. The numbers of the keys change from release to release; the tensors of a process tell which table is theirs.
+//! Dispatch keys: a set of bits in a `TensorImpl` that says how PyTorch handles the tensor, and so what its bytes mean.
+//! The numbers of the keys change from release to release. The tensors of a process decide which table applies.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -16,12 +16,12 @@ use crate::signature;
 
 /// The family of the layout files that number the keys.
 const FAMILY: &str = "torch-keys";
-/// Tensors that are asked which table is theirs.
+/// Maximum number of tensors that vote for a table.
 const MAX_VOTERS: usize = 1 << 10;
 /// Where the set is looked for in an inferred layout: bytes behind the type of the elements, the usual place first.
 const PLACES: [i64; 4] = [8, 16, 0, 24];
 
-/// What a key says of the elements.
+/// What a key says about the elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Meaning {
@@ -33,11 +33,11 @@ enum Meaning {
     Negative,
     /// They are integers that stand for real numbers.
     Quantized,
-    /// They are in tensors of their own.
+    /// They are in separate tensors.
     Sparse,
     /// They belong to several tensors of different shapes.
     Nested,
-    /// The tensor's class handles it in Python; it may have no elements of its own.
+    /// The tensor's class handles it in Python, and it may have no elements of its own.
     Python,
 }
 
@@ -231,7 +231,7 @@ impl TensorInfo {
         Some(Flips(conjugated ^ negated))
     }
 
-    /// Why its bytes, though all may be there, are not its elements, or may not be; `None` if they are.
+    /// Why its bytes are not its elements, or may not be, even if all bytes are there; `None` if they are.
     pub fn obstacle(&self) -> Option<String> {
         let Keys { conjugate, negative, ref unknown, ref unusual, .. } = self.keys;
         let is_lazy = conjugate || negative;
@@ -244,8 +244,8 @@ impl TensorInfo {
         }
         if self.keys.python && self.data.0 == 0 && self.form != Form::Nested(None) {
             return Some(
-                "its class handles it in Python (`__torch_dispatch__`): its elements are in other tensors \
-                         that it refers to"
+                "its class handles it in Python (`__torch_dispatch__`): its elements are in other tensors that it \
+                 refers to"
                     .to_owned(),
             );
         }

@@ -42,9 +42,9 @@ pub struct TensorInfo {
     pub requires_grad: bool,
     /// How its elements are kept.
     pub form: Form,
-    /// Whether no layout file reads it so: the layout was inferred from the tensors of the process.
+    /// Whether no layout file reads it in this way: the layout was inferred from the tensors of the process.
     pub inferred: bool,
-    /// What is skipped along its dimensions where they are kept in blocks.
+    /// The gaps along its dimensions if they are stored in blocks.
     pub jumps: Vec<Jump>,
     /// What its dispatch keys say of them.
     pub keys: Keys,
@@ -65,14 +65,14 @@ impl TensorInfo {
         self.numel().saturating_mul(self.dtype.size)
     }
 
-    /// Whether the other has the same elements, in the same place.
+    /// Whether the other tensor has the same elements at the same place.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         let place = |info: &Self| (info.tensor_impl, info.storage, info.data, info.storage_offset, info.storage_bytes);
         (place(self), &self.shape, &self.stride) == (place(other), &other.shape, &other.stride)
             && (&self.dtype.name, &self.device, &self.form) == (&other.dtype.name, &other.device, &other.form)
     }
 
-    /// What the elements would take, and what there is.
+    /// The bytes that the elements need, and the bytes of the storage.
     pub(super) fn shortage(&self) -> String {
         let Self { shape, stride, storage_offset, storage_bytes, .. } = self;
         format!(
@@ -108,7 +108,7 @@ pub enum TensorError {
         /// Which fields, and how.
         reason: String,
     },
-    /// The storage has fewer bytes than the elements take; all else fits.
+    /// The storage has fewer bytes than the elements need; everything else is consistent.
     #[error("the tensor at {} is inconsistent: {}", .0.object, .0.shortage())]
     Short(Box<TensorInfo>),
 }

@@ -1,4 +1,4 @@
-//! Where bytes of a tensor come from, if that is not the dump: files that the user gave for mapped ones.
+//! The sources of a tensor's bytes that are not from the dump: files that the user passed for mapped files.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! C++ objects that Python holds through `torch.ScriptObject`: packed parameters of quantized modules, script modules.
 //!
-//! Their weights lie in no Python dictionary, so a walk over Python objects alone would miss them without a word.
+//! Their weights are in no Python dictionary, so a walk over Python objects alone would silently miss them.
 
 mod fbgemm;
 mod layout;
@@ -29,7 +29,7 @@ const PLACES: [&str; 2] = ["torch", "torch._C"];
 const SCRIPT_MODULE: &str = "ScriptModule";
 /// Script objects of one process that are looked at.
 const MAX_OBJECTS: usize = 1 << 16;
-/// Headers that choose a layout where Python has seen no tensor.
+/// Headers that choose a layout if Python has seen no tensor.
 const MAX_HEADERS: usize = 1 << 10;
 
 /// The types whose instances hold a C++ object of PyTorch: `torch.ScriptObject` and all that derive from it.
@@ -137,7 +137,7 @@ impl<'a> Scripts<'a> {
         }
     }
 
-    /// Notes what objects hold: each other, and what may be tensors.
+    /// Records what objects hold: each other, and possible tensors.
     fn follow(&mut self) {
         let Some(reader) = self.reader else { return };
         let mut todo: Vec<VirtAddr> = self.wrappers.values().filter_map(|wrapper| wrapper.object).collect();
@@ -164,7 +164,7 @@ impl<'a> Scripts<'a> {
         }
     }
 
-    /// What may be a `TensorImpl` among what they hold: to choose a layout where Python has seen no tensor.
+    /// Possible `TensorImpl`s among what they hold, to choose a layout if Python has seen no tensor.
     pub fn headers(&self) -> &[VirtAddr] {
         &self.headers
     }

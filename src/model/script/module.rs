@@ -49,7 +49,7 @@ impl<'a> Walk<'a> {
         walk.held
     }
 
-    /// Lists a module and all below it; `false` if there are too many.
+    /// Lists a module and its descendants; `false` if there are too many.
     fn visit(&mut self, object: VirtAddr, name: &str) -> bool {
         if !self.take_place() {
             return false;
@@ -116,7 +116,7 @@ impl<'a> Walk<'a> {
         is_whole
     }
 
-    /// Counts a name; `false` if it is one too many.
+    /// Counts a name; `false` if the limit is reached.
     fn take_place(&mut self) -> bool {
         let rest = self.left.checked_sub(1);
         self.left = rest.unwrap_or_default();

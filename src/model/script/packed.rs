@@ -1,7 +1,7 @@
 //! Parameters that a C++ object has packed for a kernel: quantized weights and what belongs to them.
 //!
-//! Such a class differs between engines and versions, so its fields are told by what they are: a pointer to a `TensorImpl`
-//! that reads as one, a pointer to a packed matrix whose numbers agree, a vector of scales.
+//! Such a class differs between engines and versions, so its fields are identified by their contents: a pointer to a
+//! readable `TensorImpl`, a pointer to a packed matrix with consistent numbers, a vector of scales.
 
 use super::fbgemm::Matrix;
 use super::layout::ScriptLayouts;
