@@ -74,7 +74,7 @@ fn a_part_of_a_kdump_file_is_named() {
 #[test]
 fn weights_are_no_memory() {
     let entry = |name: &str| [b"PK\x03\x04", &[0; 26][..], name.as_bytes(), b"\x80\x02"].concat();
-    assert_named(&entry("archive/data.pkl"), &["a PyTorch checkpoint", "name a dump"]);
+    assert_named(&entry("archive/data.pkl"), &["a PyTorch checkpoint", "pass a dump"]);
     assert_named(&entry("arr_0.npyPK"), &["NumPy"]);
     assert_named(&entry("container.description"), &["AFF4"]);
     assert_named(&entry("memory.lime"), &["a zip archive"]);

@@ -140,9 +140,9 @@ mod tests {
         let mut version = range(0x9000, 32);
         version[4] = 2;
         for (tail, why) in [
-            (&header(0, 9)[..9], "needs 32 bytes, the file has 9"),
+            (&header(0, 9)[..9], "needs 32 bytes, but only 9 are left"),
             (&[b'x'; 64][..], "expected the magic 0x4c694d45, found 0x78787878"),
-            (&version, "says version 2, expected 1"),
+            (&version, "has version 2, expected 1"),
             (&[header(0x9000, 0x8000), vec![0; 32]].concat(), "claims memory from 0x9000 to 0x8000"),
             (&header(0x9000, u64::MAX), "claims memory from 0x9000 to 0xffffffffffffffff"),
         ] {
