@@ -47,11 +47,11 @@ pub(super) struct Context<'a> {
     pub(super) layout: Option<&'a Layout>,
 }
 
-/// What is left to be looked at, and what could not be.
+/// What may still be visited, and what could not be read.
 struct Walk {
-    /// C++ objects that may still be looked at.
+    /// C++ objects that may still be visited.
     visits: usize,
-    /// The first pointer that leads to memory which can't be read.
+    /// The first pointer to unreadable memory.
     unreadable: Option<Fault>,
 }
 
@@ -101,7 +101,7 @@ impl Context<'_> {
         }
         let has_bias = |packed: &Packed| packed.parts.iter().any(|(name, _)| name == BIAS);
         if let Some(fault) = walk.unreadable.filter(|_| !found.iter().all(has_bias)) {
-            let reason = format!("a pointer in its {class} can't be followed: {fault}. A bias may have been there");
+            let reason = format!("a pointer in its {class}, possibly to its bias, can't be followed: {fault}");
             found.push(Packed { suffix: ".unreadable".to_owned(), ..unread(reason) });
         }
         found
