@@ -83,7 +83,7 @@ impl OtherPython {
         }
     }
 
-    /// An interpreter of which no layout reads any class.
+    /// An interpreter whose classes no layout can read.
     pub(crate) fn unreadable(candidate: &Candidate) -> Self {
         let (root, evidence) = (candidate.space.root(), candidate.type_object);
         Self { root, kind: OtherPythonKind::UnreadableCpython, version: None, evidence }

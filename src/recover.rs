@@ -34,7 +34,7 @@ pub struct Recovery {
     pub processes: Vec<Process>,
     /// Pythons that run but can't be read.
     pub other_pythons: Vec<OtherPython>,
-    /// What an analyst should know, in words.
+    /// Warnings for the analyst.
     pub warnings: Vec<String>,
 }
 
@@ -109,7 +109,7 @@ pub(crate) fn wanted_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
 /// The models of interpreters that were found with [`wanted_types`].
 ///
 /// # Errors
-/// The signatures lack what the work needs, or the dump can't be read any more.
+/// The signatures lack required entries, or the dump can no longer be read.
 pub(crate) fn models(
     dump: &Dump,
     signatures: &Signatures,

@@ -103,7 +103,7 @@ impl Extra {
     }
 }
 
-/// What the classes of a module type define, the nearest first; `bases` are the base classes of all modules.
+/// What the classes of a module type define, most derived class first; `bases` are the base classes of all modules.
 pub(super) fn of_type(interpreter: &Interpreter, type_object: VirtAddr, bases: &BTreeSet<VirtAddr>) -> Vec<Extra> {
     let objects = interpreter.objects();
     let mro = interpreter.types.get(&type_object).map(|info| info.mro.as_slice()).unwrap_or_default();

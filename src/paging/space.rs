@@ -193,7 +193,7 @@ impl AddressSpace {
         }
     }
 
-    /// What of these addresses comes from other files than the dump.
+    /// The parts of these addresses that come from files other than the dump.
     pub fn filled(&self, start: VirtAddr, end: VirtAddr) -> impl Iterator<Item = FilledPart<'_>> {
         let addresses = match self.translator {
             Translator::Tables(..) => PhysAddr(0)..PhysAddr(0),
