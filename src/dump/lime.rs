@@ -131,7 +131,7 @@ mod tests {
         let contents = parse(&file[..file.len() - 4]).unwrap();
         assert_eq!(contents.ranges[1].end, PhysAddr(0x800c));
         assert!(contents.damaged);
-        assert!(contents.warnings[0].contains("4 bytes short"), "{:?}", contents.warnings);
+        assert!(contents.warnings[0].contains("4 bytes too short"), "{:?}", contents.warnings);
         assert!(contents.warnings[0].contains("0x800c"), "{:?}", contents.warnings);
     }
 
