@@ -126,7 +126,7 @@ impl Case {
             if let Some((index, identity)) = indexed
                 && let Err(error) = index.store(identity, &spaces.to_kept())
             {
-                self.note(format!("what was learned is not kept for the next command ({error}); see --index"));
+                self.note(format!("the index could not be written ({error}); see --index"));
             }
             Ok(spaces)
         })

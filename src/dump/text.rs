@@ -86,14 +86,14 @@ mod tests {
         let maps = "55d0c0000000-55d0c0001000 r--p 00000000 08:01 42   /usr/bin/python3\n".repeat(9);
         let base64 = format!("{}\n", "QUJD".repeat(19)).repeat(9);
         for (text, what, remedy) in [
-            ("one line of text\n", "a text file", "name the dump"),
-            ("Gr\u{fc}\u{df}e, ein Text\n", "a text file", "name the dump"),
-            ("{\"a\": 1}", "a JSON document", "name the dump"),
+            ("one line of text\n", "a text file", "pass the dump"),
+            ("Gr\u{fc}\u{df}e, ein Text\n", "a text file", "pass the dump"),
+            ("{\"a\": 1}", "a JSON document", "pass the dump"),
             ("<!DOCTYPE html>\n<html>404</html>", "an HTML page", "download the dump again"),
-            ("<?xml version=\"1.0\"?><domain/>", "an XML document", "name the dump"),
+            ("<?xml version=\"1.0\"?><domain/>", "an XML document", "pass the dump"),
             (&maps, "a copy of /proc/PID/maps", "--maps"),
-            ("00000000: 454d 694c 0100 0000  EMiL....\n", "hexadecimal", "xxd -r"),
-            ("00000000  45 4d 69 4c 01 00 00 00  |EMiL....|\n", "hexadecimal", "xxd -r"),
+            ("00000000: 454d 694c 0100 0000  EMiL....\n", "a hex dump", "xxd -r"),
+            ("00000000  45 4d 69 4c 01 00 00 00  |EMiL....|\n", "a hex dump", "xxd -r"),
             (&base64, "base64 text", "base64 -d"),
             ("version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer", "git lfs pull"),
             ("ProblemType: Crash\nArchitecture: amd64\nCoreDump: base64\n H4sI\n", "an Apport report", "apport-unpack"),
