@@ -58,7 +58,7 @@ fn dumps_that_are_none_are_refused_before_anything_is_written() {
         dir.path().join(name)
     };
     refused(&recover(&dir.path().join("none"), &out, &[]), &["no such file"]);
-    refused(&recover(&file("empty", b""), &out, &[]), &["no bytes"]);
+    refused(&recover(&file("empty", b""), &out, &[]), &["is empty"]);
     refused(&recover(dir.path(), &out, &[]), &["folder"]);
     refused(&recover(&file("small", &[1; 99]), &out, &[]), &["99 bytes"]);
     let jpeg = [&b"\xff\xd8\xff\xe0\0\x10JFIF\0"[..], &[0; 9000]].concat();
@@ -334,6 +334,6 @@ fn an_interrupted_run_ends_at_once_and_leaves_nothing() {
     Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap();
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-    assert!(stderr(&output).contains("interrupted; the output folder is as it was"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("interrupted; the output folder is unchanged"), "{}", stderr(&output));
     assert!(!dir.path().join("new").exists());
 }
