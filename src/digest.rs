@@ -15,8 +15,8 @@ use crate::tensor::{self, Elements, Form, TooLarge};
 const CPU: &str = "cpu";
 const META: &str = "meta";
 
-/// Holes that are listed for the tensors of all models together, and for those of no model of a process; and at
-/// least for each tensor.
+/// Maximum number of holes listed for all models together, and for the tensors outside any model of a process; and the
+/// minimum per tensor.
 const ALL_HOLES: usize = 1 << 18;
 const MIN_HOLES: usize = 4;
 
@@ -35,13 +35,13 @@ impl<'t> Target<'t> {
         model.all_tensors_mut().map(move |tensor| Self { elements: tensor.elements(), tensor, most_holes })
     }
 
-    /// The tensors and arrays of a process that are of no model.
+    /// The tensors and arrays of a process that are outside any model.
     pub(crate) fn others(others: &'t mut [Other]) -> impl Iterator<Item = Self> {
         let most_holes = holes_for(others.len());
         others.iter_mut().map(move |other| Self { elements: other.elements(), tensor: &mut other.tensor, most_holes })
     }
 
-    /// What is read: the same for all names of one thing, and different for two things, wherever they lie.
+    /// What is read: equal for all names of one object, and different for two objects, whatever their addresses.
     fn key(&self) -> Key {
         let info = self.tensor.info.as_ref();
         Key {
@@ -61,8 +61,8 @@ fn holes_for(tensors: usize) -> usize {
     (ALL_HOLES / tensors.max(1)).max(MIN_HOLES)
 }
 
-/// What tells one thing to read from another. Addresses alone do not: a damaged entry of a dictionary may hold the address
-/// of another tensor's `TensorImpl`, and an array may lie where a `TensorImpl` lies.
+/// Identifies what is read. Addresses alone are not enough: a damaged dictionary entry may hold the address of another
+/// tensor's `TensorImpl`, and an array may be at the address of a `TensorImpl`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     /// Of a tensor whose headers were read.
@@ -153,7 +153,8 @@ fn places(elements: &Elements, space: &AddressSpace, limit: u64) -> Option<Vec<P
     Some(places)
 }
 
-/// Reads all bytes of a tensor and its parts once: status, holes and hash; and says so where the bytes are not its elements.
+/// Reads all bytes of a tensor and its parts once, for status, holes and hash. Reports bytes that are not the tensor's
+/// elements.
 fn read(
     tensor: &mut NamedTensor,
     elements: Option<&Elements>,
@@ -189,7 +190,7 @@ fn read_bytes(
         Some(device) => {
             tensor.status = Status::Device;
             if device == META {
-                tensor.problem = Some("it is on the meta device: it has a shape and no data".to_owned());
+                tensor.problem = Some("it is on the meta device, so it has a shape but no data".to_owned());
             }
             return;
         }
@@ -201,7 +202,7 @@ fn read_bytes(
         match tensor.info.as_ref().map(|info| &info.form) {
             Some(Form::Sparse(_) | Form::Nested(Some(_))) => tensor.status = joint_status(&tensor.parts),
             Some(Form::Opaque) => {
-                tensor.problem = Some("it is opaque: how it keeps its elements is not known".to_owned())
+                tensor.problem = Some("it is opaque: it is unknown how its elements are stored".to_owned())
             }
             // Left out, and it says why.
             Some(Form::Strided | Form::Quantized(_) | Form::Nested(None) | Form::Short) | None => {}

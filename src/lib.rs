@@ -1,7 +1,7 @@
-//! tensorcarve takes a dump of a machine's physical memory and gives back the neural networks that
-//! ran on it: no kernel symbols, no profile, no process id, no idea which Python or PyTorch it was.
+//! tensorcarve recovers neural networks from a dump of a machine's physical memory. It needs no kernel symbols, no
+//! profile, no process id, and no knowledge of which Python or PyTorch was running.
 //!
-//! # The way of the data
+//! # Data flow
 //!
 //! ```text
 //!  file ──> dump ──> scan ──────────> paging ────────> cpython ──────> tensor ─────> model ─────> report
@@ -12,33 +12,33 @@
 //!                    frame classes    reverse map                      and holes     tensors
 //! ```
 //!
-//! A room knows only the rooms to its left, and two that stand beside all: [`signature`], what to
-//! look for, as data, and [`addr`], physical and virtual addresses as types. [`recover`] leads
-//! through all rooms. The command line sits outside and calls this library only.
+//! A room (module) only uses the rooms to its left, and two more: [`signature`], which says what to search for, as
+//! data, and [`addr`], physical and virtual addresses as types. [`recover`] runs all rooms in order. The command line
+//! is a separate crate that only calls this library.
 //!
-//! [`dump`] tells by content what a file is, unpacks it if need be, and maps it: sorted ranges of
-//! physical memory with holes between them, read without a copy. The image of one process (a core) has virtual
-//! addresses: it is read as a machine would be whose page tables map each address to itself, and that has one space.
+//! [`dump`] detects the format of a file by content, unpacks it if necessary, and maps it: sorted ranges of physical
+//! memory with holes between them, read without a copy. A process image (such as a core) has virtual addresses. It is
+//! treated as a machine with one address space whose page tables map each address to itself.
 //!
-//! [`scan`] looks at every byte once. It finds candidates for the one object that all of Python
-//! hangs on: `type`, which is its own type, so that one of its fields holds its own address. And it
-//! types every frame by the rules of the MMU: which level of page table could this be?
+//! [`scan`] examines every byte once. It finds candidates for the `type` object, which is its own type, so one of its
+//! fields holds its own address. It also classifies every frame by the rules of the MMU: which level of page table
+//! could it be?
 //!
-//! [`paging`] lets the frames decide: a table stays if what it points to are tables; the roots that
-//! stay share a kernel half, and map themselves. Now every hit can be asked: is there an address
-//! space in which the address that you hold leads to where you were found? That is `type`.
+//! [`paging`] finds the page-table roots. A frame stays a table if its entries point to tables. The remaining roots
+//! share a kernel half and map themselves. Each hit is then checked against every address space: if the address that it
+//! holds translates to where it was found, it is `type`.
 //!
-//! [`cpython`] sweeps the pages of those spaces for `type`'s address: that finds all types. Of the
-//! layouts of all Python versions the one wins that can read them. A second sweep finds all
-//! objects of the types that matter.
+//! [`cpython`] sweeps the pages of these address spaces for the address of `type`, which finds all types. Of the
+//! layouts of all Python versions, the one that reads them best is used. A second sweep finds all objects of the
+//! relevant types.
 //!
-//! [`tensor`] reads PyTorch's headers, whose layout is chosen in the same way, and gathers the bytes
-//! in logical order. A byte is from the dump, or it is a hole that is listed; nothing is made up.
+//! [`tensor`] reads PyTorch's headers, whose layout is chosen in the same way, and gathers the bytes in logical order.
+//! Every byte is either from the dump or part of a listed hole; nothing is invented.
 //!
-//! [`model`] knows a module by what it is: its type derives from `torch.nn.Module`, it has the three
-//! dictionaries that make one. Modules that no other holds are models.
+//! [`model`] recognizes a module by its structure: its type derives from `torch.nn.Module`, and it has the three
+//! dictionaries of a module. Modules that no other module holds are models.
 //!
-//! [`report`] writes what PyTorch can load, what people can read, and where it all came from.
+//! [`report`] writes files that PyTorch can load, reports that people can read, and the origin of everything.
 //!
 //! # Example
 //!
@@ -68,11 +68,10 @@
 //!
 //! # Evidence is hostile
 //!
-//! Any byte of a dump may be anything. Counts, lengths and pointers are checked before they are
-//! used, arithmetic on them does not overflow, walks end. Panics, unchecked indexing and
-//! undocumented `unsafe` are denied by lints; `unsafe` is in the map of the input (`dump/source.rs`), in the handler for
-//! pages of it that can't be read (`dump/fault.rs`), and in the
-//! vectors of the scan with their loads (`scan/simd.rs`, `scan/vector*`, `scan/needles/`).
+//! Any byte of a dump can have any value. Counts, lengths and pointers are checked before use, arithmetic on them does
+//! not overflow, and walks are bounded. Panics, unchecked indexing and undocumented `unsafe` are denied by lints;
+//! `unsafe` is in the memory map of the input (`dump/source.rs`), in the handler for unreadable pages
+//! (`dump/fault.rs`), and in the SIMD code of the scan (`scan/simd.rs`, `scan/vector*`, `scan/needles/`).
 
 #[cfg(test)]
 extern crate self as tensorcarve; // what tests/ and the tests here share names the crate
@@ -92,5 +91,6 @@ pub mod report;
 pub mod scan;
 pub mod signature;
 pub mod tensor;
+pub mod words;
 
 pub use case::Case;

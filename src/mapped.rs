@@ -1,4 +1,4 @@
-//! What to tell an analyst of tensors whose bytes lie in mapped files: which file, and how to get it; or where they came from.
+//! Warnings about tensors whose bytes are in mapped files: which file, and how to get it, or where the bytes came from.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,11 +7,12 @@ use crate::addr::PhysAddr;
 use crate::dump::{Absence, FileMapping, FilledFile, PhysicalMemory};
 use crate::model::NamedTensor;
 use crate::recover::Process;
+use crate::words;
 
-/// The most files that get a sentence of their own, for each model.
+/// Maximum number of files per model that get a sentence of their own.
 const MAX_FILES: usize = 8;
 
-/// Sentences on the tensors of each model, and on those of no model, one per mapped file.
+/// Sentences about the tensors of each model, and about tensors outside any model, one per mapped file.
 pub(crate) fn sentences(memory: &PhysicalMemory, processes: &[Process]) -> Vec<String> {
     // A machine has none; what its processes had mapped is in the page cache.
     if memory.mappings().files().is_empty() {
@@ -23,7 +24,7 @@ pub(crate) fn sentences(memory: &PhysicalMemory, processes: &[Process]) -> Vec<S
             sentences.extend(of_tensors(memory, &model.id, "tensor", "tensors", model.all_tensors()));
         }
         let others = process.others.found.iter().map(|other| &other.tensor);
-        sentences.extend(of_tensors(memory, "of no model", "tensor or array", "tensors and arrays", others));
+        sentences.extend(of_tensors(memory, "outside any model", "tensor or array", "tensors or arrays", others));
     }
     sentences
 }
@@ -35,10 +36,7 @@ fn of_tensors<'t>(
     many: &str,
     tensors: impl Iterator<Item = &'t NamedTensor>,
 ) -> Vec<String> {
-    let counted = |count: usize| match count {
-        1 => format!("{whose}: 1 {one}"),
-        _ => format!("{whose}: {count} {many}"),
-    };
+    let counted = |count: usize| format!("{whose}: {}", words::counted(count, one, many));
     let mut missing: BTreeMap<&Path, (usize, u64, &FileMapping)> = BTreeMap::new();
     let mut filled: BTreeMap<&str, usize> = BTreeMap::new();
     let (mut all_missing, mut all_filled) = (0, 0);
@@ -71,13 +69,14 @@ fn of_tensors<'t>(
     }
     let mut sentences: Vec<String> = Vec::new();
     let lie = |count: usize| format!("{} {}", counted(count), if count == 1 { "lies" } else { "lie" });
+    let were = |count: usize| format!("{} {}", counted(count), if count == 1 { "was" } else { "were" });
     let files = missing.len();
     let mut missing = missing.into_values();
     if files > MAX_FILES {
         // PyTorch's shared memory has a file for each storage.
         if let Some((_, first, mapping)) = missing.next() {
             let what = lie(all_missing);
-            let what = format!("{what} in {files} mapped files, which the reasons for their holes name; the first");
+            let what = format!("{what} in {files} mapped files (the reason of each hole names its file); the first");
             sentences.push(memory.mappings().advise(&format!("{what} lies"), mapping, first));
         }
     } else {
@@ -87,31 +86,32 @@ fn of_tensors<'t>(
     if filled.len() > MAX_FILES {
         let files = filled.len();
         sentences.push(format!(
-            "{} filled from {files} files that were given for mapped ones: recovery.json lists them with their hashes, and how much of each could be checked",
-            counted(all_filled)
+            "{} filled from {files} files that were given for mapped files: recovery.json lists their hashes and how \
+             many bytes of each could be checked",
+            were(all_filled)
         ));
         return sentences;
     }
     for (recorded, count) in filled {
         let given = memory.files().iter().find(|file| file.recorded.to_string_lossy() == recorded);
-        sentences.extend(given.map(|file| from_file(&counted(count), recorded, file)));
+        sentences.extend(given.map(|file| from_file(&were(count), recorded, file)));
     }
     sentences
 }
 
-/// What to say of tensors whose bytes are not from the dump.
+/// The sentence about tensors whose bytes are not from the dump.
 fn from_file(what: &str, recorded: &str, file: &FilledFile) -> String {
     let FilledFile { local, size, sha256, agreed, unmapped, .. } = file;
     let check = match agreed {
-        0 => "nothing in the image tells whether it has changed since the capture".to_owned(),
-        agreed => format!("the {agreed} bytes of it that the image holds agree, the others can't be checked"),
+        0 => "the process image has nothing to check it against, so it may have changed since the capture".to_owned(),
+        agreed => format!("{agreed} of its bytes are also in the process image and agree; the others can't be checked"),
     };
     let check = match unmapped {
         0 => check,
-        more => format!("{check}; it has {more} bytes more than the process had mapped"),
+        more => format!("{check}; it is {more} bytes longer than the process had mapped"),
     };
     let local = local.display();
     format!(
-        "{what} filled from {local} ({size} bytes, SHA-256 {sha256}), which was given for the mapped file {recorded}: {check}"
+        "{what} filled from {local} ({size} bytes, SHA-256 {sha256}), given for the mapped file {recorded}: {check}"
     )
 }

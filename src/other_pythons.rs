@@ -1,4 +1,4 @@
-//! Pythons that run and are not read: CPython 2, PyPy, and CPythons of which no class can be read.
+//! Pythons that run but can't be read: CPython 2, PyPy, and CPythons whose classes can't be read.
 
 use std::fmt;
 
@@ -19,23 +19,23 @@ const PYPY_VERSION: &[u8] = b"[PyPy ";
 const VERSION: usize = 16;
 /// Bytes of `sys.version`, at most.
 const VERSION_TEXT: u64 = 512;
-/// Interpreters whose version is looked for: each costs a look at all that its process keeps.
+/// Maximum number of interpreters whose version is searched for: each search scans all memory of the process.
 const MAX_VERSIONS: usize = 16;
 
-/// A Python that runs and is not read.
+/// A Python that runs but can't be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtherPython {
-    /// Root of its address space; `None` where the dump is its image and has no page tables.
+    /// Root of its address space; `None` if the dump is a process image, which has no page tables.
     pub root: Option<PhysAddr>,
     /// Which Python.
     pub kind: OtherPythonKind,
     /// Its version, as its `sys.version` says.
     pub version: Option<String>,
-    /// Where it was told by: its `type`; of PyPy the name of its module `__pypy__`.
+    /// The address of the evidence: its `type`, or for PyPy the name of the module `__pypy__`.
     pub evidence: VirtAddr,
 }
 
-/// Which Python it is that is not read.
+/// The kind of a Python that can't be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OtherPythonKind {
@@ -43,7 +43,7 @@ pub enum OtherPythonKind {
     Python2,
     /// PyPy.
     Pypy,
-    /// A CPython of which no layout reads any class.
+    /// A CPython whose classes no layout can read.
     UnreadableCpython,
 }
 
@@ -61,26 +61,29 @@ impl fmt::Display for OtherPython {
 }
 
 impl OtherPython {
-    /// That it is there, and why nothing of it is read.
+    /// The warning that it was found, and why it can't be read.
     pub(crate) fn warning(&self) -> String {
         let place = self.root.map_or("the process".to_owned(), |root| format!("the address space {root}"));
         let at = self.evidence;
         match self.kind {
             OtherPythonKind::Python2 => {
                 format!(
-                    "{self} runs in {place} (its `type` is at {at}): CPython 2 is not supported, nothing of it is read"
+                    "{self} runs in {place} (its `type` is at {at}): CPython 2 is not supported, so nothing of it is \
+                     read"
                 )
             }
             OtherPythonKind::Pypy => format!(
-                "{self} runs in {place} (the name of its module `__pypy__` is at {at}): PyPy is not supported, nothing of it is read"
+                "{self} runs in {place} (its module name `__pypy__` is at {at}): PyPy is not supported, so nothing of \
+                 it is read"
             ),
             OtherPythonKind::UnreadableCpython => format!(
-                "{self} runs in {place} (its `type` is at {at}): no layout file fits, none could be inferred, or too much of it is not in the dump; its models are not among these"
+                "{self} runs in {place} (its `type` is at {at}): either no layout file fits and none could be \
+                 inferred, or too much of its memory is not in the dump; its models are not recovered"
             ),
         }
     }
 
-    /// An interpreter of which no layout reads any class.
+    /// An interpreter whose classes no layout can read.
     pub(crate) fn unreadable(candidate: &Candidate) -> Self {
         let (root, evidence) = (candidate.space.root(), candidate.type_object);
         Self { root, kind: OtherPythonKind::UnreadableCpython, version: None, evidence }

@@ -1,4 +1,4 @@
-//! What long work tells its caller.
+//! Progress of long work.
 
 /// A part of the work, for progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,9 +17,9 @@ pub enum Phase {
     Write,
 }
 
-/// Is told how the work goes; called from several threads.
+/// Receives progress; called from several threads.
 pub trait Observer: Sync {
-    /// A phase begins; `total` is its size in bytes, 0 where it is not known.
+    /// A phase begins; `total` is its size in bytes, or 0 if unknown.
     fn begin(&self, phase: Phase, total: u64);
     /// That many bytes more are done.
     fn advance(&self, bytes: u64);

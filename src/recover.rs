@@ -18,6 +18,7 @@ use crate::progress::Observer;
 use crate::scan::Backend;
 use crate::signature::{Mmu, Signatures};
 use crate::tensor::{self, TensorScore};
+use crate::words::counted;
 
 /// Tensors that choose the layout where there is no module.
 const TENSOR_SAMPLE: usize = 1 << 10;
@@ -31,15 +32,15 @@ pub struct Recovery {
     pub discovery: Discovery,
     /// The interpreters, each with its models.
     pub processes: Vec<Process>,
-    /// Pythons that run and are not read.
+    /// Pythons that run but can't be read.
     pub other_pythons: Vec<OtherPython>,
-    /// What an analyst should know, in words.
+    /// Warnings for the analyst.
     pub warnings: Vec<String>,
 }
 
 /// A Python process.
 pub struct Process {
-    /// Root of its address space; `None` where the dump is its image and has no page tables.
+    /// Root of its address space; `None` if the dump is a process image, which has no page tables.
     pub root: Option<PhysAddr>,
     /// Levels of its page tables, where there are any.
     pub levels: Option<u8>,
@@ -61,7 +62,7 @@ pub struct Process {
     pub has_torch: bool,
     /// Layout that reads its tensors, with score and runner-up; `None` where no tensor was read.
     pub torch_layout: Option<(TensorScore, Option<TensorScore>)>,
-    /// First of the releases by which its tensors' dispatch keys are read; `None` where that is not known.
+    /// The first release whose dispatch keys fit its tensors; `None` if unknown.
     pub torch_keys: Option<String>,
     /// Modules (`torch.nn.Module` instances) that are alive in it.
     pub module_count: usize,
@@ -86,7 +87,7 @@ impl Process {
 /// Finds the models in a dump.
 ///
 /// # Errors
-/// The signatures lack what the work needs, or the dump changed meanwhile; a dump with nothing in it is no error.
+/// The signatures lack required entries, or the dump changed during the run. A dump without models is not an error.
 pub fn recover(
     dump: &Dump,
     signatures: &Signatures,
@@ -108,7 +109,7 @@ pub(crate) fn wanted_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
 /// The models of interpreters that were found with [`wanted_types`].
 ///
 /// # Errors
-/// The signatures lack what the work needs, or the dump can't be read any more.
+/// The signatures lack required entries, or the dump can no longer be read.
 pub(crate) fn models(
     dump: &Dump,
     signatures: &Signatures,
@@ -260,33 +261,38 @@ fn describe(
     }
 }
 
-/// Says so if no table reads the tensors of a process, or if several do and disagree.
+/// A warning if no layout file reads the tensors of a process, or if several do and disagree.
 fn without_table(process: &Process) -> Option<String> {
     let place = process.type_object.0;
     let Some((score, _)) = &process.torch_layout else {
         let tensors: usize = process.models.iter().map(|model| model.tensors.len()).sum();
         return (tensors > 0).then(|| {
             format!(
-                "the PyTorch of the process with `type` at {place} has no layout file, and none could be inferred from its {tensors} tensors"
+                "no layout file fits the PyTorch of the process with `type` at {place}, and none could be inferred \
+                 from its {tensors} tensors"
             )
         });
     };
     let TensorScore { readable, tried, others, version, inferred, changes, rivals, .. } = score;
     if *inferred {
         return Some(format!(
-            "the PyTorch of the process with `type` at {place} has no layout file: one was inferred from that of {version} with {} numbers changed, which reads {readable} of {tried} tensors; recovery.json lists them",
-            changes.len()
+            "no layout file fits the PyTorch of the process with `type` at {place}: a layout inferred from the one \
+             for {version} ({} changed) reads {readable} of {tried} tensors; recovery.json lists the changes",
+            counted(changes.len(), "number", "numbers")
         ));
     }
     if !rivals.is_empty() {
         return Some(format!(
-            "the layouts of PyTorch {version} and {} fit the tensors of the process with `type` at {place} equally well: what they read differently is left out",
+            "the layouts for PyTorch {version} and {} fit the tensors of the process with `type` at {place} equally \
+             well: what they read differently is left out",
             rivals.join(" and ")
         ));
     }
     (*readable + *others == 0 && *tried > 0).then(|| {
         format!(
-            "no layout file reads any of the {tried} tensors of the process with `type` at {place}, and they are too few or too damaged to infer a layout from; what is said of each is by the layout {version}, the nearest to the version that its PyTorch gives"
+            "no layout file reads any of the {tried} tensors of the process with `type` at {place}, and they are too \
+             few or too damaged to infer a layout; each tensor's problem is stated according to the layout for \
+             {version}, the nearest to its PyTorch version"
         )
     })
 }
@@ -296,9 +302,10 @@ fn inferred_python(process: &Process) -> Option<String> {
     let LayoutScore { version, source, changes, readable, sampled, .. } = &process.python_layout.0;
     (*source == LayoutSource::Inferred).then(|| {
         format!(
-            "the CPython whose `type` is at {} has no layout file: one was inferred from that of {version} with {} numbers changed, which reads {readable} of {sampled} classes; recovery.json lists them",
+            "no layout file fits the CPython with `type` at {}: a layout inferred from the one for {version} ({} \
+             changed) reads {readable} of {sampled} classes; recovery.json lists the changes",
             process.type_object.0,
-            changes.len()
+            counted(changes.len(), "number", "numbers")
         )
     })
 }

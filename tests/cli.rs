@@ -58,7 +58,7 @@ fn dumps_that_are_none_are_refused_before_anything_is_written() {
         dir.path().join(name)
     };
     refused(&recover(&dir.path().join("none"), &out, &[]), &["no such file"]);
-    refused(&recover(&file("empty", b""), &out, &[]), &["no bytes"]);
+    refused(&recover(&file("empty", b""), &out, &[]), &["is empty"]);
     refused(&recover(dir.path(), &out, &[]), &["folder"]);
     refused(&recover(&file("small", &[1; 99]), &out, &[]), &["99 bytes"]);
     let jpeg = [&b"\xff\xd8\xff\xe0\0\x10JFIF\0"[..], &[0; 9000]].concat();
@@ -71,8 +71,8 @@ fn dumps_that_are_none_are_refused_before_anything_is_written() {
 fn files_for_a_dump_that_has_no_mapped_files_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (dump, out) = (empty_dump(dir.path()), dir.path().join("out"));
-    refused(&recover(&dump, &out, &["--file", "model.safetensors"]), &["dump is of a machine", "leave --file"]);
-    refused(&recover(&dump, &out, &["--sysroot", "/"]), &["dump is of a machine"]);
+    refused(&recover(&dump, &out, &["--file", "model.safetensors"]), &["a dump of a whole machine", "omit --file"]);
+    refused(&recover(&dump, &out, &["--sysroot", "/"]), &["a dump of a whole machine"]);
     assert!(!out.exists());
 }
 
@@ -113,7 +113,7 @@ fn a_full_disk_is_said_and_nothing_is_left() {
     let Some(_mounted) = Mounted::new(&disk, "size=64k") else { return };
     let filler = fs::File::create(disk.join("filler")).unwrap();
     while std::io::Write::write(&mut &filler, &[1; 4096]).is_ok() {}
-    refused(&recover(&dump, &disk.join("out"), &[]), &["no room left", "larger disk"]);
+    refused(&recover(&dump, &disk.join("out"), &[]), &["not enough disk space", "larger disk"]);
     let names: Vec<_> = fs::read_dir(&disk).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["filler"]);
 }
@@ -221,7 +221,7 @@ fn a_dump_without_models_is_exit_code_1_and_says_how_far_it_came() {
     let output = run(&["-v"]);
     let message = stderr(&output);
     assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{message}");
-    for words in ["no model found: 0 address spaces", "hint: ", "recovery.json", "scan "] {
+    for words in ["no model found in 0 address spaces", "hint: ", "recovery.json", "scan "] {
         assert!(message.contains(words), "no {words:?} in: {message}");
     }
     let read = |name: &str| -> serde_json::Value {
@@ -334,6 +334,6 @@ fn an_interrupted_run_ends_at_once_and_leaves_nothing() {
     Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap();
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-    assert!(stderr(&output).contains("interrupted; the output folder is as it was"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("interrupted; the output folder is unchanged"), "{}", stderr(&output));
     assert!(!dir.path().join("new").exists());
 }

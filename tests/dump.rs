@@ -140,7 +140,7 @@ fn anything_without_a_mark_is_raw() {
         assert_eq!(dump.memory.bytes(PhysAddr(0), 8192), Some(&bytes[..]));
     }
     let odd = open_bytes(&[0; 5000]).unwrap();
-    assert!(odd.warnings[0].contains("904 bytes into a page"), "{:?}", odd.warnings);
+    assert!(odd.warnings[0].contains("904 bytes into a 4096-byte page"), "{:?}", odd.warnings);
 }
 
 #[test]
@@ -209,13 +209,13 @@ fn what_is_no_file_is_refused() {
 
 #[test]
 fn what_holds_no_memory_is_refused() {
-    assert!(matches!(refused(b"", &["no bytes"]), DumpErrorKind::Empty));
-    assert!(matches!(refused(&zstd(b""), &["no bytes"]), DumpErrorKind::Empty));
+    assert!(matches!(refused(b"", &["is empty"]), DumpErrorKind::Empty));
+    assert!(matches!(refused(&zstd(b""), &["is empty"]), DumpErrorKind::Empty));
     assert!(matches!(refused(&[7; 99], &["99 bytes", "--input-format raw"]), DumpErrorKind::TooSmall(99)));
     let jpeg = [&b"\xff\xd8\xff\xe0\0\x10JFIF\0"[..], &[3; 9999]].concat();
-    refused(&jpeg, &["looks like a JPEG image, not a dump of memory", "--input-format raw"]);
+    refused(&jpeg, &["looks like a JPEG image, not a memory dump", "--input-format raw"]);
     refused(&gzip(&jpeg), &["JPEG"]);
-    refused(&b"one line of text\n".repeat(999), &["a text file", "name the dump itself"]);
+    refused(&b"one line of text\n".repeat(999), &["a text file", "pass the dump itself"]);
     refused(&[b"AVML", &[0; 9999][..]].concat(), &["AVML", "avml-convert"]);
     refused(&[b"BZh91AY&SY", &[0; 9999][..]].concat(), &["bzip2", "unpack it first"]);
     refused(&gzip(&xz(&lime())), &["xz inside gzip"]);
@@ -234,11 +234,7 @@ fn parts_of_a_split_file_are_said_to_be_parts() {
     assert!(first.warnings.iter().any(|said| said.contains("the first part")), "{:?}", first.warnings);
     let second = open(&parts[1]).unwrap();
     assert_eq!(second.format, Format::Raw);
-    assert!(
-        second.warnings.iter().any(|said| said.contains("memory.lime.001 lies beside it")),
-        "{:?}",
-        second.warnings
-    );
+    assert!(second.warnings.iter().any(|said| said.contains("memory.lime.001 is next to it")), "{:?}", second.warnings);
     fs::write(&parts[0], &whole).unwrap();
     assert!(open(&parts[0]).unwrap().warnings.is_empty());
 }
@@ -249,7 +245,7 @@ fn a_lime_dump_cut_in_a_range_is_used_as_far_as_it_goes() {
     let dump = open_bytes(&whole[..whole.len() - 1000]).unwrap();
     assert!(dump.damaged);
     assert_eq!(dump.memory.size(), 16384 - 1000);
-    assert!(dump.warnings[0].contains("1000 bytes short"), "{:?}", dump.warnings);
+    assert!(dump.warnings[0].contains("1000 bytes too short"), "{:?}", dump.warnings);
     assert!(dump.warnings[0].contains("0x101c18"), "{:?}", dump.warnings);
 }
 

@@ -79,7 +79,10 @@ fn scan_lists_hits_in_every_format() {
     assert_eq!(table.lines().count(), 5);
     assert!(table.starts_with("ADDRESS") && table.contains("0x3108  0x5555555100       6"), "{table}");
     let verbose = stderr(&scan(&["-v"]));
-    assert!(verbose.contains("2 hits of cpython.type") && verbose.contains("8 frames, 4 of them zero"), "{verbose}");
+    assert!(
+        verbose.contains("2 hits for cpython.type") && verbose.contains("8 frames, 4 of them all zeros"),
+        "{verbose}"
+    );
 }
 
 #[test]
@@ -146,10 +149,10 @@ fn wrong_usage_is_refused_and_said() {
         (&["scan", dump, "--range", "0x2000-0x1000"], &["above the start"]),
         (&["scan", dump, "--range", "0x2000"], &["START-END"]),
         (&["scan", dump, "--range", "2x-0x3000"], &["`2x`"]),
-        (&["scan", dump, "--range", "0x100000-0x200000"], &["nothing at these addresses", "tensorcarve info"]),
+        (&["scan", dump, "--range", "0x100000-0x200000"], &["no memory at these addresses", "tensorcarve info"]),
         (&["scan", dump, "--explain", "--format", "csv"], &["table or json"]),
         (&["bench", "--set", "everything"], &["everything", "needle-200"]),
-        (&["bench", "--set", "input"], &["name a dump"]),
+        (&["bench", "--set", "input"], &["pass a dump"]),
         (&["bench", dump, "--size", "64"], &["--size"]),
         (&["bench", "--rounds", "0"], &["0"]),
     ] {
@@ -225,11 +228,11 @@ fn a_copy_of_a_process_is_read_by_its_maps() {
     assert_eq!(json(&scan)["hits"][0]["file_offset"], "0x1108");
     let spaces = run("spaces", &[]);
     assert_eq!(spaces.status.code(), Some(2));
-    assert!(stderr(&spaces).contains("it has no page tables"), "{}", stderr(&spaces));
+    assert!(stderr(&spaces).contains("which has no page tables"), "{}", stderr(&spaces));
     let out = dir.path().join("out");
     let recover = run("recover", &["-o", out.to_str().unwrap()]);
     assert_eq!(recover.status.code(), Some(1));
-    assert!(stderr(&recover).contains("the image of one process"), "{}", stderr(&recover));
+    assert!(stderr(&recover).contains("in the process image"), "{}", stderr(&recover));
     let recovery: Value = serde_json::from_slice(&fs::read(out.join("recovery.json")).unwrap()).unwrap();
     assert_eq!((&recovery["dump"]["addresses"], &recovery["spaces"]), (&"virtual".into(), &serde_json::json!([])));
 
@@ -237,7 +240,7 @@ fn a_copy_of_a_process_is_read_by_its_maps() {
     fs::write(&maps, "400000-401000 rw-p 0 0:0 0\n").unwrap();
     let short = run("info", &[]);
     assert_eq!(short.status.code(), Some(2));
-    assert!(stderr(&short).contains("holds 8192 bytes") && stderr(&short).contains("4096 (all"), "{}", stderr(&short));
+    assert!(stderr(&short).contains("has 8192 bytes") && stderr(&short).contains("4096 (all"), "{}", stderr(&short));
     fs::remove_file(&maps).unwrap();
     let gone = run("info", &[]);
     assert!(stderr(&gone).contains("its maps file") && stderr(&gone).contains("no such file"), "{}", stderr(&gone));

@@ -106,7 +106,7 @@ impl Index {
     pub(super) fn load<T: Kept>(&self, identity: Identity) -> Result<Option<T>, String> {
         let path = self.path::<T>(identity);
         let unusable =
-            |reason: String| format!("the index {} is not used ({reason}); it is made again", path.display());
+            |reason: String| format!("the index {} is not used ({reason}); it will be rebuilt", path.display());
         match read_private(&path, &self.folder) {
             Ok(None) => Ok(None),
             Ok(Some(bytes)) => content(&bytes, identity).map(Some).map_err(unusable),
@@ -151,17 +151,17 @@ fn check_owner(folder: &Path) -> io::Result<()> {
     if mode & 0o022 == 0 {
         return Ok(());
     }
-    let reason = format!("others may write to {}; `chmod 700` it", folder.display());
+    let reason = format!("other users can write to {}; run `chmod 700` on it", folder.display());
     Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
 }
 
 /// What is kept in the bytes of a file.
 fn content<T: Kept>(bytes: &[u8], identity: Identity) -> Result<T, String> {
-    let rest = bytes.strip_prefix(MAGIC).ok_or("it is of another kind")?;
+    let rest = bytes.strip_prefix(MAGIC).ok_or("it has an unknown format")?;
     let (known, rest) = rest.split_first_chunk::<HASH>().ok_or("it is cut off")?;
     let (hash, content) = rest.split_first_chunk::<HASH>().ok_or("it is cut off")?;
     if *known != identity.0 {
-        return Err("it is of another dump".to_owned());
+        return Err("it is for another dump".to_owned());
     }
     if Sha256::digest(content).as_slice() != hash {
         return Err("it is damaged".to_owned());
@@ -202,7 +202,7 @@ mod tests {
             let mut bytes = whole.clone();
             bytes[at] ^= 1;
             fs::write(&path, &bytes).unwrap();
-            assert!(index.load::<Numbers>(identity).unwrap_err().contains("made again"), "{at}");
+            assert!(index.load::<Numbers>(identity).unwrap_err().contains("will be rebuilt"), "{at}");
             fs::write(&path, &whole[..at]).unwrap();
             assert!(index.load::<Numbers>(identity).is_err(), "{at}");
         }

@@ -1,4 +1,4 @@
-//! A case: a dump, what to look for in it, and what was learned of it. Each stage is computed once, when it is asked for.
+//! A case: a dump, what to search for in it, and the results. Each stage is computed once, on first use.
 //!
 //! ```text
 //!  Dump ──> Spaces ──> Pythons ──> Recovery
@@ -28,7 +28,7 @@ pub use pythons::Pythons;
 pub use spaces::Spaces;
 use stage::Stage;
 
-/// A dump and what was learned of it. Clones share what was learned.
+/// A dump and the results of its analysis. Clones share the results.
 #[derive(Clone)]
 pub struct Case(Arc<Inner>);
 
@@ -62,10 +62,10 @@ impl Default for Options {
 }
 
 impl Case {
-    /// Opens a dump of a kind that is told by its content, with the signatures that are built in and the fastest backend.
+    /// Opens a dump, whose format is detected by content, with the built-in signatures and the fastest backend.
     ///
     /// # Errors
-    /// The file can't be read, or is no dump.
+    /// The file can't be read, or is not a dump.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CaseError> {
         let dump = dump::open(path.as_ref(), &dump::OpenOptions::default(), &|_, _| ())?;
         Ok(Self::new(dump, Signatures::load(None)?, Options::default()))
@@ -91,7 +91,7 @@ impl Case {
         &self.0.dump
     }
 
-    /// What is looked for in it.
+    /// The signatures that are searched for.
     pub fn signatures(&self) -> &Signatures {
         &self.0.signatures
     }
@@ -105,10 +105,10 @@ impl Case {
         self.0.choice.get(|| Ok(scan::choose(&dump.memory, signatures, options.backend)?))
     }
 
-    /// The address spaces: found by the one pass over the dump.
+    /// The address spaces, found in one pass over the dump.
     ///
     /// # Errors
-    /// The signatures lack what the work needs, or the dump can't be read any more.
+    /// The signatures lack required entries, or the dump can no longer be read.
     pub fn spaces(&self) -> Result<Arc<Spaces>, CaseError> {
         let Inner { dump, signatures, options, .. } = &*self.0;
         self.0.spaces.get(|| {
@@ -128,7 +128,7 @@ impl Case {
             if let Some((index, identity)) = indexed
                 && let Err(error) = index.store(identity, &spaces.to_kept())
             {
-                self.note(format!("what was learned is not kept for the next command ({error}); see --index"));
+                self.note(format!("the index could not be written ({error}); see --index"));
             }
             Ok(spaces)
         })
@@ -162,10 +162,10 @@ impl Case {
 #[derive(Debug, thiserror::Error)]
 pub enum CaseError {
     /// No rules of page tables.
-    #[error("the signatures have no [mmu]: no page table can be read without its rules")]
+    #[error("the signatures have no [mmu] section, which is needed to read page tables")]
     NoMmu,
     /// No signature of the interpreter.
-    #[error("the signatures have no structure {}: no interpreter can be found without it", pythons::TYPE_SIGNATURE)]
+    #[error("the signatures have no structure {}, which is needed to find interpreters", pythons::TYPE_SIGNATURE)]
     NoTypeSignature,
     /// The signatures can't be read.
     #[error(transparent)]

@@ -22,22 +22,22 @@ const MIN_MAPPINGS: u64 = 1 << 16;
 
 /// The interpreters in a dump, with their types and the instances of those that were wanted.
 pub struct Pythons {
-    /// Those of CPython 3, which are read.
+    /// The CPython 3 interpreters, which are read.
     pub interpreters: Vec<Interpreter>,
-    /// Those that are not.
+    /// Other interpreters, which are not read.
     pub others: Vec<OtherPython>,
-    /// The layouts of all versions that are known.
+    /// The layouts of all known versions.
     pub layouts: Vec<Layout>,
-    /// What an analyst should know, in words.
+    /// Warnings for the analyst.
     pub warnings: Vec<String>,
 }
 
 impl Pythons {
-    /// Finds the interpreters, and the instances of the types that `wanted` picks of each: it is asked again when more types
-    /// are known, and only adds to its answer.
+    /// Finds the interpreters, and the instances of the types that `wanted` picks in each. `wanted` is called again
+    /// when more types are known, and may only add to its answer.
     ///
     /// # Errors
-    /// The signatures lack what the work needs, or the dump can't be read any more.
+    /// The signatures lack required entries, or the dump can no longer be read.
     pub fn find(
         spaces: &Spaces,
         signatures: &Signatures,
@@ -59,7 +59,9 @@ impl Pythons {
         others.extend(other_pythons::pypys(&spaces.of_processes(), &pypy_names, limit));
         let (sweeper, left_out) = Sweeper::new(memory.searchable(), backend, &candidates, limit);
         for root in left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root()) {
-            warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
+            warnings.push(format!(
+                "the page tables under {root} map more memory than the dump can hold: this address space is left out"
+            ));
         }
         let cookies = spaces.hits_of(signatures, |name| name == DEBUG_OFFSETS);
         let unsound = cpython::ask(&mut candidates, &cookies, &sweeper, signatures);
@@ -77,10 +79,11 @@ impl Pythons {
     }
 }
 
-/// Says that what an interpreter tells of itself contradicts itself.
+/// A warning that an interpreter's own offsets are inconsistent.
 fn unsound_offsets(candidate: &Candidate, (address, reason): &(VirtAddr, UnsoundOffset)) -> String {
     format!(
-        "the CPython whose `type` is at {} is read without its own _Py_DebugOffsets at {address}: in them {reason}",
+        "the CPython with `type` at {} is read without its own _Py_DebugOffsets at {address}, which are unsound: \
+         {reason}",
         candidate.type_object
     )
 }

@@ -13,12 +13,15 @@ use crate::progress::{Observer, Phase};
 use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
 use crate::signature::{Mmu, Signatures};
 
-/// What is wrong with a file without headers that can't be placed.
-const UNPLACED: &str = "more than half of the page tables' targets lie outside of the file: it was written without the holes between the ranges of memory, or cut off; take it in LiME or ELF format, or with the holes as zeros";
+/// The warning for a file without headers that can't be placed.
+const UNPLACED: &str = "more than half of the page tables' targets are outside the file: it was cut off, or written \
+                        without the holes between memory ranges; take the dump in LiME or ELF format, or with the \
+                        holes as zeros";
 
 /// What the one pass over a dump found, and the address spaces in it.
 pub struct Spaces {
-    /// The memory of the dump, with the addresses that are used: those of a file without headers are found out.
+    /// The memory of the dump, with the addresses that are used; for a file without headers they were determined from
+    /// page tables.
     pub memory: Arc<PhysicalMemory>,
     /// The rules by which its page tables are read.
     pub mmu: Arc<Mmu>,
@@ -26,9 +29,9 @@ pub struct Spaces {
     pub hits: Vec<Hit>,
     /// The address spaces of a machine, and how they were found.
     pub discovery: Discovery,
-    /// What an analyst should know, in words.
+    /// Warnings for the analyst.
     pub warnings: Vec<String>,
-    /// Whether the dump is the image of one process.
+    /// Whether the dump is a process image.
     is_image: bool,
 }
 
@@ -36,7 +39,7 @@ impl Spaces {
     /// Scans a dump and finds its address spaces.
     ///
     /// # Errors
-    /// The signatures have no rules of page tables, or the dump can't be read any more.
+    /// The signatures have no page-table rules, or the dump can no longer be read.
     pub fn find(
         dump: &Dump,
         signatures: &Signatures,
@@ -135,7 +138,7 @@ struct Found {
     warnings: Vec<String>,
 }
 
-/// Looks at the dump of a machine; where it is a file without headers, finds out the addresses first.
+/// Examines the dump of a machine. For a file without headers, the addresses are determined first.
 fn of_machine(dump: &Dump, mmu: &Mmu, signatures: &Signatures, backend: Backend, observer: &dyn Observer) -> Found {
     let look = |memory: &PhysicalMemory| {
         let mut found = one_pass(memory, signatures, backend, observer);
@@ -169,13 +172,14 @@ fn of_machine(dump: &Dump, mmu: &Mmu, signatures: &Signatures, backend: Backend,
     Found { memory, found, discovery, warnings }
 }
 
-/// Says where the ranges of a file without headers lie.
+/// The warning with the ranges of a file without headers.
 fn placed_file(memory: &PhysicalMemory) -> String {
     let ranges = memory.ranges().iter();
     let ranges: Vec<String> =
-        ranges.map(|range| format!("{} to {} from offset {} on", range.start, range.end, range.offset)).collect();
+        ranges.map(|range| format!("{} to {} from file offset {} on", range.start, range.end, range.offset)).collect();
     format!(
-        "offsets in the file are not physical addresses: memory was written without its holes; by its page tables the file holds {}; the rest is left out",
+        "file offsets are not physical addresses, because the dump was written without the holes between memory \
+         ranges; by its page tables the file holds {}; the rest is left out",
         ranges.join(", and ")
     )
 }
@@ -186,7 +190,7 @@ fn one_pass(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend, 
     scan::scan(memory, signatures, backend, &|bytes| observer.advance(bytes))
 }
 
-/// Says so if most of the dump is one run of zeros: a capture that gave up looks like that.
+/// A warning if most of the dump is one run of zeros, as after a capture that gave up.
 fn zeros(memory: &PhysicalMemory, frames: &FrameClasses) -> Option<String> {
     let mut longest = PhysAddr(0)..PhysAddr(0);
     let mut run = longest.clone();
@@ -202,7 +206,8 @@ fn zeros(memory: &PhysicalMemory, frames: &FrameClasses) -> Option<String> {
     let len = longest.end.0 - longest.start.0;
     (len > memory.size() / 2).then(|| {
         format!(
-            "{} to {} ({} of {} MiB) holds nothing but zeros: free memory, or a capture that gave up (LiME writes zeros when a page takes longer than its `timeout`; `timeout=0` waits)",
+            "{} to {} ({} of {} MiB) holds only zeros: either this memory was free, or the capture gave up (LiME \
+             writes zeros when a page takes longer than its `timeout`; with `timeout=0` it waits)",
             longest.start,
             longest.end,
             len >> 20,

@@ -1,11 +1,11 @@
-//! A stage of a case: computed when it is first asked for, and kept.
+//! A stage of a case: computed on first use, and kept.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What a stage gives, once it is computed.
+/// The result of a stage, once it is computed.
 ///
-/// Others that ask meanwhile wait. So a stage is never asked for within the parallel work of another: the thread that
-/// computes it could pick up the one that waits.
+/// Other callers wait meanwhile. So a stage must not be requested within the parallel work of another stage: the thread
+/// that computes it could pick up the task that waits, which would deadlock.
 pub(super) struct Stage<T>(Mutex<Option<Arc<T>>>);
 
 impl<T> Default for Stage<T> {
@@ -15,7 +15,7 @@ impl<T> Default for Stage<T> {
 }
 
 impl<T> Stage<T> {
-    /// What it gives; after a failure the next one tries again.
+    /// Returns the result; after a failure the next call tries again.
     pub(super) fn get<E>(&self, compute: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &*kept {

@@ -14,14 +14,14 @@ use super::bench;
 
 const AFTER: &str = "\
 Examples:
-  tensorcarve recover memory.lime -o out      find the models, write them to out/
-  python3 out/models/m0/load.py               rebuild the first one with stock PyTorch
-  tensorcarve info memory.lime                what the dump is, which ranges it holds
-  tensorcarve spaces memory.lime              the address spaces in it
-  tensorcarve scan memory.lime                where a signature matches, address by address
-  tensorcarve bench                           how fast this computer looks at memory
+  tensorcarve recover memory.lime -o out      find the models and write them to out/
+  python3 out/models/m0/load.py               rebuild the first model with stock PyTorch
+  tensorcarve info memory.lime                show the dump's format and memory ranges
+  tensorcarve spaces memory.lime              list the address spaces
+  tensorcarve scan memory.lime                list the addresses where signatures match
+  tensorcarve bench                           measure how fast this computer searches memory
 
-Data go to stdout, everything else to stderr.
+Data goes to stdout, everything else to stderr.
 Exit codes: 0 found, 1 nothing found, 2 error, 3 found but partly unreadable, 130 interrupted.";
 
 const RECOVER_AFTER: &str = "\
@@ -29,10 +29,10 @@ Examples:
   tensorcarve recover memory.lime -o out
   tensorcarve recover memory.raw.zst -o out --spool-dir /big/disk
   tensorcarve recover memory.elf -o out --overwrite --format jsonl | jq .class
-  tensorcarve recover core.4321 -o out        the core of one process, by gcore or by the kernel
+  tensorcarve recover core.4321 -o out        a core of one process, from gcore or the kernel
   tensorcarve recover core.4321 -o out --file model.safetensors
-                                              with the checkpoint that the process had mapped: cores leave such files out
-  tensorcarve recover mem --maps maps -o out  a copy of /proc/4321/mem, made like this in bash:
+                                              and the checkpoint that it had mapped, which cores leave out
+  tensorcarve recover mem --maps maps -o out  a copy of /proc/4321/mem, made in bash as follows:
 
     kill -STOP 4321
     cat /proc/4321/maps > maps
@@ -43,12 +43,12 @@ Examples:
     done < maps > mem
     kill -CONT 4321
 
-  dd complains of pages that nobody can read, such as [vvar] and (from Linux 6.13 on) the guard
-  pages of stacks; the copy has zeros for them.
+  dd reports errors for unreadable pages, such as [vvar] and (from Linux 6.13 on) the guard pages
+  of stacks. The copy has zeros in their place.
 
-DIR/recovery.json lists everything that was found, and is written last: a folder without it is not
-complete. DIR/models/m0/ holds the first model: model.safetensors, model.json, load.py. Nothing is
-written outside DIR, but for the unpacked copy of a compressed dump, which is gone in the end.";
+DIR/recovery.json lists everything that was found. It is written last: a folder without it is
+incomplete. DIR/models/m0/ holds the first model: model.safetensors, model.json, load.py. Nothing is
+written outside DIR, except the unpacked copy of a compressed dump, which is deleted at the end.";
 
 const INFO_AFTER: &str = "\
 Examples:
@@ -66,10 +66,10 @@ Examples:
   tensorcarve scan memory.lime --signature cpython.type --explain
   tensorcarve scan memory.lime --signatures my/ --range 0x100000-0x8000000 --format jsonl | jq .address
 
-A hit names the address of the structure, the place and the value of its anchor, and how many fields
-were tested; those outside the anchor's 4 KiB frame are deferred. signatures/README.md says how to
-write signatures of your own. All addresses are physical, or virtual in the image of a process; file_offset, where the anchor lies in the
-(unpacked) file, is in the formats for programs.";
+A hit shows the address of the structure, the address and value of its anchor, and how many fields
+were tested. Fields outside the anchor's 4 KiB frame are deferred. signatures/README.md explains how
+to write your own signatures. Addresses are physical, or virtual for a process image. The formats
+json, jsonl and csv also have file_offset, the anchor's position in the (unpacked) file.";
 
 const DEVICES_AFTER: &str = "\
 Examples:
@@ -78,17 +78,17 @@ Examples:
 
 const BENCH_AFTER: &str = "\
 Examples:
-  tensorcarve bench                           made-up memory, all sets and backends, one thread and all
+  tensorcarve bench                           synthetic memory, all sets and backends, one thread and all
   tensorcarve bench --set default -j 1 --backend simd
   tensorcarve bench memory.lime --set default --format json
-  tensorcarve bench memory.lime --set input   the file itself: mapped or read, cache warm or cold
+  tensorcarve bench memory.lime --set input   the file itself: mapped or read, warm or cold cache
 
-OF READ is the speed as a share of that of a plain sum over the same bytes on the same threads, taken in turn
-with it, round by round: the middle round, the lowest and the highest. Made-up memory holds hits whose
-number is known, and on a dump all backends must find the same; where they do not, the run fails.
-The set `input` throws the file out of the page cache.";
+OF READ compares the speed with a plain sum over the same bytes on the same threads. Both are
+measured in turn, round by round. OF READ is the median round, MIN-MAX the lowest and the highest.
+Synthetic memory has a known number of hits. On a dump, all backends must find the same hits.
+Otherwise the run fails. The set `input` evicts the file from the page cache.";
 
-/// Recovers the neural networks that ran on a machine from a dump of its physical memory, or of one process.
+/// Recovers neural networks from a dump of a machine's physical memory, or of one process.
 #[derive(Parser)]
 #[command(version, after_help = AFTER, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Arguments {
@@ -98,10 +98,10 @@ pub(crate) struct Arguments {
 
 #[derive(Subcommand)]
 pub(super) enum Verb {
-    /// Find the models in a dump, and write them to a folder
+    /// Find the models in a dump and write them to a folder
     #[command(after_help = RECOVER_AFTER)]
     Recover(RecoverArgs),
-    /// Say what a dump is: format, compression, size, ranges, damage
+    /// Show a dump's format, compression, size, memory ranges and damage
     #[command(after_help = INFO_AFTER)]
     Info(InfoArgs),
     /// List the address spaces in a dump, by their page-table roots
@@ -110,10 +110,10 @@ pub(super) enum Verb {
     /// List where signatures match in a dump
     #[command(after_help = SCAN_AFTER)]
     Scan(ScanArgs),
-    /// Say what of this computer can search memory, and what would be used
+    /// Show which CPU features and GPUs can search memory, and which would be used
     #[command(after_help = DEVICES_AFTER)]
     Devices(DevicesArgs),
-    /// Measure how fast memory is searched, against reading it
+    /// Measure how fast memory is searched, compared with reading it
     #[command(after_help = BENCH_AFTER)]
     Bench(BenchArgs),
 }
@@ -124,10 +124,10 @@ pub(super) struct RecoverArgs {
     pub(super) input: InputArgs,
     #[command(flatten)]
     pub(super) mapped: MappedArgs,
-    /// Folder of the output; it must be empty or not exist [default: <name of the dump>.carved here]
+    /// Output folder, which must be empty or not exist [default: <dump name>.carved in the current folder]
     #[arg(short, long, value_name = "DIR")]
     pub(super) output_dir: Option<PathBuf>,
-    /// Replace what an earlier run has written to the folder; no other file in it is touched
+    /// Replace the output of an earlier run in the folder, without touching any other file
     #[arg(long)]
     pub(super) overwrite: bool,
     #[command(flatten)]
@@ -137,7 +137,7 @@ pub(super) struct RecoverArgs {
     /// Do not compute the SHA-256 of the dump file for the manifest
     #[arg(long)]
     pub(super) no_hash: bool,
-    /// What to print: a table, recovery.json's document, one model per line, one tensor per line
+    /// What to print: table, json (the content of recovery.json), jsonl (one model per line) or csv (one tensor per line)
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
     pub(super) format: LineFormat,
     #[command(flatten)]
@@ -148,7 +148,7 @@ pub(super) struct RecoverArgs {
 pub(super) struct InfoArgs {
     #[command(flatten)]
     pub(super) input: InputArgs,
-    /// What to print
+    /// Output format
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
     pub(super) format: PlainFormat,
     #[command(flatten)]
@@ -163,7 +163,7 @@ pub(super) struct SpacesArgs {
     pub(super) work: WorkArgs,
     #[command(flatten)]
     pub(super) index: IndexArgs,
-    /// What to print
+    /// Output format
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
     pub(super) format: PlainFormat,
     #[command(flatten)]
@@ -174,21 +174,21 @@ pub(super) struct SpacesArgs {
 pub(super) struct ScanArgs {
     #[command(flatten)]
     pub(super) input: InputArgs,
-    /// Look for this signature only; may be said several times [default: all]
+    /// Search for this signature only; can be repeated [default: all]
     #[arg(long = "signature", value_name = "NAME")]
     pub(super) names: Vec<String>,
-    /// Look only at these addresses, END exclusive; may be said several times [default: all]
+    /// Search only these addresses (END is exclusive); can be repeated [default: all]
     #[arg(long = "range", value_name = "START-END", value_parser = parse_range)]
     pub(super) ranges: Vec<Range<PhysAddr>>,
-    /// Print only the first N hits, and as many rejected candidates
+    /// Print at most N hits and N rejected candidates
     #[arg(long, value_name = "N")]
     pub(super) limit: Option<usize>,
-    /// Say which candidates were rejected, places where a structure's anchor passes, and why
+    /// Also list rejected candidates (addresses where only a structure's anchor matched) and the reasons
     #[arg(long)]
     pub(super) explain: bool,
     #[command(flatten)]
     pub(super) work: WorkArgs,
-    /// What to print; with --explain table or json
+    /// Output format; --explain needs table or json
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
     pub(super) format: LineFormat,
     #[command(flatten)]
@@ -197,37 +197,37 @@ pub(super) struct ScanArgs {
 
 #[derive(Args)]
 pub(super) struct DevicesArgs {
-    /// What to print
+    /// Output format
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
     pub(super) format: PlainFormat,
 }
 
 #[derive(Args)]
 pub(super) struct BenchArgs {
-    /// A dump to measure on [default: made-up memory]
+    /// A dump to measure on [default: synthetic memory]
     #[arg(value_name = "DUMP")]
     pub(super) dump: Option<PathBuf>,
-    /// What is looked for; may be said several times [default: all but input]
+    /// What to search for; can be repeated [default: all except input]
     #[arg(long = "set", value_name = "NAME", value_parser = PossibleValuesParser::new(bench::SETS))]
     pub(super) sets: Vec<String>,
-    /// What searches; may be said several times [default: all of the CPU, and a GPU that is none in software]
+    /// Backend to measure; can be repeated [default: all CPU backends, and a hardware GPU if there is one]
     #[arg(
         long = "backend",
         value_name = "NAME",
         value_parser = PossibleValuesParser::new(BackendChoice::NAMES).try_map(|name| name.parse::<BackendChoice>())
     )]
     pub(super) backends: Vec<BackendChoice>,
-    /// Threads to work with, as 1,2,4 [default: one, and one per core]
+    /// Numbers of threads, such as 1,2,4 [default: one, and one per core]
     #[arg(short = 'j', long, value_name = "N", value_delimiter = ',',
           value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(super) threads: Vec<u16>,
-    /// MiB of made-up memory [default: 512, or a quarter of what is free]
+    /// Size of the synthetic memory in MiB [default: 512, or a quarter of the free memory]
     #[arg(long, value_name = "MIB", conflicts_with = "dump", value_parser = clap::value_parser!(u32).range(16..))]
     pub(super) size: Option<u32>,
-    /// Rounds; the middle one counts
+    /// Number of rounds; the result is the median
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) rounds: u16,
-    /// What to print
+    /// Output format
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
     pub(super) format: PlainFormat,
     #[command(flatten)]
@@ -237,17 +237,17 @@ pub(super) struct BenchArgs {
 /// The dump, and how to open it.
 #[derive(Args)]
 pub(super) struct InputArgs {
-    /// The dump: raw, LiME or an ELF core, of a machine or of one process, told by content; also inside zstd, gzip, xz or
-    /// zlib
+    /// The dump: raw, LiME or an ELF core, of a machine or of one process; detected by content. It can be compressed with
+    /// zstd, gzip, xz or zlib
     #[arg(value_name = "DUMP")]
     pub(super) dump: PathBuf,
-    /// What the dump is, whatever it looks like
+    /// Format of the dump, instead of detecting it
     #[arg(long, value_enum, value_name = "FORMAT")]
     input_format: Option<InputFormat>,
-    /// A copy of /proc/PID/maps: the dump is a copy of /proc/PID/mem, the mappings one after another
+    /// A copy of /proc/PID/maps, if the dump is a copy of the mappings in /proc/PID/mem, one after another
     #[arg(long, value_name = "MAPS", conflicts_with = "input_format")]
     maps: Option<PathBuf>,
-    /// Where a compressed dump is unpacked [default: the system's folder for temporary files]
+    /// Folder to unpack a compressed dump to [default: the system's folder for temporary files]
     #[arg(long, value_name = "DIR")]
     spool_dir: Option<PathBuf>,
 }
@@ -263,14 +263,15 @@ impl InputArgs {
     }
 }
 
-/// Files for what the image of a process leaves out.
+/// Files that fill the holes of a process image.
 #[derive(Args)]
 pub(super) struct MappedArgs {
-    /// A file that the process had mapped and that its core leaves out, such as model.safetensors: what is missing of it is
-    /// taken from here. It is known by its name; say RECORDED=PATH where that is another now. May be said several times
+    /// A file that the process had mapped and that the core leaves out, such as model.safetensors. It fills the holes of
+    /// that mapped file, which is found by the file name. Use RECORDED=PATH if the file had another name when it was
+    /// mapped. Can be repeated
     #[arg(long = "file", value_name = "[RECORDED=]PATH")]
     files: Vec<PathBuf>,
-    /// A folder with a copy of the machine's files: what is missing of any mapped file is taken from there
+    /// A folder with a copy of the machine's files, which fill the holes of any mapped file
     #[arg(long, value_name = "DIR")]
     sysroot: Option<PathBuf>,
 }
@@ -281,11 +282,11 @@ impl MappedArgs {
     }
 }
 
-/// How the work is done.
+/// Backend, threads and signatures.
 #[derive(Args)]
 pub(super) struct WorkArgs {
-    /// What searches memory; all find the same, at different speeds. `auto` measures on large dumps whether a GPU is
-    /// worth it; the variable TENSORCARVE_GPU names the GPU, by its number or a part of its name
+    /// Backend that searches memory. All backends find the same hits, at different speeds. For large dumps, `auto` measures
+    /// whether a GPU is faster. The environment variable TENSORCARVE_GPU chooses the GPU by number or by part of its name
     #[arg(
         long,
         default_value = "auto",
@@ -293,22 +294,22 @@ pub(super) struct WorkArgs {
         value_parser = PossibleValuesParser::new(BackendChoice::NAMES).try_map(|name| name.parse::<BackendChoice>())
     )]
     pub(super) backend: BackendChoice,
-    /// Threads to work with [default: one per core]
+    /// Number of threads [default: one per core]
     #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(super) threads: Option<u16>,
-    /// Signature files (*.toml) that add to the built-in ones, or replace them by name
+    /// Folder with signature files (*.toml) that add to the built-in ones, or replace them by name
     #[arg(long, value_name = "DIR")]
     pub(super) signatures: Option<PathBuf>,
 }
 
-/// What is kept for the next command.
+/// Results that are kept for the next command.
 #[derive(Args)]
 pub(super) struct IndexArgs {
-    /// Folder for the index: what a command learns of a dump, so that the next one need not read the dump again. It holds
-    /// evidence [default: tensorcarve in $XDG_CACHE_HOME or ~/.cache]
+    /// Folder for the index, which keeps what a command learned about a dump, so that the next command need not read the
+    /// whole dump again. It holds evidence [default: tensorcarve in $XDG_CACHE_HOME or ~/.cache]
     #[arg(long, value_name = "DIR", conflicts_with = "no_index")]
     index: Option<PathBuf>,
-    /// Neither use an index nor write one
+    /// Do not use or write an index
     #[arg(long)]
     no_index: bool,
 }
@@ -320,16 +321,16 @@ impl IndexArgs {
     }
 }
 
-/// What is said on stderr.
+/// Messages on stderr.
 #[derive(Args)]
 pub(super) struct TalkArgs {
-    /// Say how long each phase took, and how well each layout fits
+    /// Print how long each phase took and how well each layout fits
     #[arg(short, long, conflicts_with = "quiet")]
     pub(super) verbose: bool,
-    /// Say nothing but errors
+    /// Print only errors
     #[arg(short, long)]
     pub(super) quiet: bool,
-    /// Show no progress; it is shown only on a terminal in any case
+    /// Do not show progress, which is only shown on a terminal
     #[arg(long)]
     pub(super) no_progress: bool,
 }

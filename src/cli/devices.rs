@@ -109,25 +109,25 @@ fn adapters(adapters: &[AdapterRow]) -> String {
     if adapters.is_empty() {
         return format!(
             "no GPU: {}\n",
-            if cfg!(feature = "gpu") { "no driver offers one" } else { "built without them" }
+            if cfg!(feature = "gpu") { "no Vulkan driver provides one" } else { "this build has no GPU support" }
         );
     }
     let block = |adapter: &AdapterRow| {
         let used = match (adapter.would_be_used, adapter.is_software) {
             (true, false) => "used by --backend gpu",
-            (true, true) => "used by --backend gpu; a program on the CPU, slower than the backends above",
-            (false, _) => "not used; TENSORCARVE_GPU names the one to use",
+            (true, true) => "used by --backend gpu; it runs on the CPU and is slower than the backends above",
+            (false, _) => "not used; set TENSORCARVE_GPU to choose a GPU",
         };
         let rows = [
-            ("is", format!("{} GPU, {used}", adapter.kind)),
+            ("type", format!("{} GPU, {used}", adapter.kind)),
             ("driver", printable(&format!("{}: {}", adapter.interface, adapter.driver))),
             ("largest buffer", bytes_in_words(adapter.max_buffer_size)),
-            ("seen by a shader", bytes_in_words(adapter.max_storage_binding_size)),
+            ("largest binding", bytes_in_words(adapter.max_storage_binding_size)),
             ("workgroups", format!("{} per dimension", adapter.max_workgroups_per_dimension)),
             (
-                "in a workgroup",
+                "workgroup size",
                 format!(
-                    "{} invocations, {} shared",
+                    "{} invocations, {} of shared memory",
                     adapter.max_invocations_per_workgroup,
                     bytes_in_words(adapter.max_workgroup_storage_size.into())
                 ),

@@ -64,7 +64,7 @@ impl From<CaseError> for Failure {
     fn from(error: CaseError) -> Self {
         match error {
             CaseError::Input(error) => error.into(),
-            error => Self::new(error).hint("leave --signatures away to use those that are built in"),
+            error => Self::new(error).hint("omit --signatures to use the built-in signatures"),
         }
     }
 }
@@ -73,7 +73,7 @@ impl From<UnknownSignature> for Failure {
     fn from(error: UnknownSignature) -> Self {
         Self {
             message: error.to_string(),
-            hints: vec!["say one of these, or add your own with --signatures".to_owned()],
+            hints: vec!["use one of these, or add your own with --signatures".to_owned()],
         }
     }
 }
@@ -84,7 +84,7 @@ impl From<SignatureError> for Failure {
         let failure = Self { message: error.to_string(), hints: Vec::new() };
         match error {
             SignatureError::Invalid { .. } => failure.hint("signatures/README.md explains every key"),
-            SignatureError::Empty(_) => failure.hint("name a folder with signature files, or leave --signatures away"),
+            SignatureError::Empty(_) => failure.hint("pass a folder with signature files, or omit --signatures"),
             SignatureError::Unreadable { .. } => failure.hint("check the path after --signatures"),
         }
     }

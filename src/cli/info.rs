@@ -57,7 +57,7 @@ pub(super) fn open(input: &InputArgs, progress: &Progress) -> Result<dump::Dump,
     open_source(Source::open(&input.dump)?, input, progress)
 }
 
-/// Opens the dump, with unpacking as a phase where it is compressed.
+/// Opens the dump. If it is compressed, unpacking is a phase of its own.
 pub(super) fn open_source(source: Source, input: &InputArgs, progress: &Progress) -> Result<dump::Dump, Failure> {
     let seen = std::cell::Cell::new(None);
     let unpacked = |done: u64, total: u64| {

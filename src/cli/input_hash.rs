@@ -1,4 +1,4 @@
-//! SHA-256 of the dump file, on a thread of its own beside the work.
+//! SHA-256 of the dump file, computed in a separate thread.
 
 use std::fs::File;
 use std::io;
@@ -34,8 +34,8 @@ pub(super) struct Hashed {
 }
 
 impl InputHash {
-    /// Starts on the open file that is analysed: another one may have its path by now. A thread that nobody waits for any
-    /// more ends with the process.
+    /// Hashes the open file, because its path may name another file by now. A thread that nobody waits for ends with
+    /// the process.
     pub(super) fn start(file: &File) -> Self {
         let (file, done) = (file.try_clone(), Arc::default());
         let counter = Arc::clone(&done);
@@ -54,7 +54,7 @@ impl InputHash {
                 thread::sleep(TICK);
             }
         }
-        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that hashes failed")))
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the hashing thread failed")))
     }
 }
 

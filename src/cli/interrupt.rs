@@ -1,4 +1,5 @@
-//! Signals: Ctrl-C ends at once, and leaves the output folder as it was; a limit on the size of files is an error.
+//! Signals: Ctrl-C ends the run at once and leaves the output folder unchanged; exceeding the file size limit is an
+//! error.
 
 use std::process;
 use std::sync::{Mutex, PoisonError};
@@ -21,11 +22,11 @@ pub(super) fn install() -> Result<(), Failure> {
         // The file that a dump is unpacked to has no name, and goes with the process.
         let pending = PENDING.lock().unwrap_or_else(PoisonError::into_inner).take();
         let is_undone = pending.is_some_and(|cleanup| cleanup.run());
-        let folder = if is_undone { "; the output folder is as it was before" } else { "" };
+        let folder = if is_undone { "; the output folder is unchanged" } else { "" };
         say(&format!("\ninterrupted{folder}"));
         process::exit(INTERRUPTED);
     };
-    ctrlc::set_handler(handler).map_err(|error| Failure::new(format!("cannot handle Ctrl-C ({error})")))
+    ctrlc::set_handler(handler).map_err(|error| Failure::new(format!("cannot install the Ctrl-C handler ({error})")))
 }
 
 /// Makes something, and tells the handler how to undo it; the handler waits until both is done.

@@ -49,7 +49,7 @@ pub(crate) const ERROR: u8 = 2;
 pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
     interrupt::install()?;
     tensorcarve::dump::catch_unreadable_pages()
-        .map_err(|error| Failure::new(format!("cannot handle pages of a dump that can't be read ({error})")))?;
+        .map_err(|error| Failure::new(format!("cannot install the handler for unreadable pages ({error})")))?;
     match &arguments.verb {
         Verb::Recover(recover) => recover::run(recover),
         Verb::Info(info) => info::run(info),

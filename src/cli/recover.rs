@@ -14,6 +14,7 @@ use tensorcarve::recover::Recovery;
 use tensorcarve::report::{self, OutputFolder, Run};
 use tensorcarve::scan::Choice;
 use tensorcarve::signature::Signatures;
+use tensorcarve::words::counted;
 
 use super::args::{LineFormat, RecoverArgs};
 use super::info::{open_source, say_warnings};
@@ -43,7 +44,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
             hashed = hash.and_then(|hash| match hash.finish(case.dump().file_size, &progress) {
                 Ok(hash) => Some(hash),
                 Err(error) => {
-                    say(&format!("warning: the SHA-256 of the dump file is not known ({error})"));
+                    say(&format!("warning: the SHA-256 of the dump file could not be computed ({error})"));
                     None
                 }
             });
@@ -109,7 +110,7 @@ fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path,
         if let Some(Hashed { bytes, time, .. }) = &work.hashed {
             let rate = rate(*bytes, *time).unwrap_or_default();
             let seconds = time.as_secs_f64();
-            say(&format!("SHA-256 of the dump file: {seconds:.3} s on a thread beside the phases, {rate:.2} GB/s"));
+            say(&format!("SHA-256 of the dump file: {seconds:.3} s in a separate thread, {rate:.2} GB/s"));
         }
         recovery.processes.iter().for_each(say_layouts);
         for model in recovery.processes.iter().flat_map(|process| &process.models) {
@@ -120,8 +121,9 @@ fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path,
     let (arrays, tensors): (Vec<_>, Vec<_>) = others.partition(|other| other.array.is_some());
     if !(arrays.is_empty() && tensors.is_empty()) {
         let list = output_dir.join(report::OTHERS);
-        let (tensors, arrays) = (tensors.len(), arrays.len());
-        say(&format!("of no model: {tensors} tensors, {arrays} NumPy arrays, see {}", list.display()));
+        let tensors = counted(tensors.len(), "tensor", "tensors");
+        let arrays = counted(arrays.len(), "NumPy array", "NumPy arrays");
+        say(&format!("outside any model: {tensors}, {arrays}; see {}", list.display()));
     }
     let mut models = recovery.processes.iter().flat_map(|process| &process.models);
     match models.next() {
@@ -136,9 +138,9 @@ fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path,
 
 fn say_layouts(process: &tensorcarve::recover::Process) {
     let (best, next) = &process.python_layout;
-    let next = next.as_ref().map_or(String::new(), |next| format!(" (next: {} {})", next.version, next.readable));
+    let next = next.as_ref().map_or(String::new(), |next| format!(" (next best: {}, {})", next.version, next.readable));
     say(&format!(
-        "process {}: CPython {} ({}) reads {} of {} types{next}",
+        "process {}: the layout for CPython {} ({}) reads {} of {} types{next}",
         report::process_name(process),
         best.version,
         best.source,
@@ -146,11 +148,12 @@ fn say_layouts(process: &tensorcarve::recover::Process) {
         best.sampled
     ));
     if let Some((best, next)) = &process.torch_layout {
-        let next = next.as_ref().map_or(String::new(), |next| format!(" (next: {} {})", next.version, next.readable));
+        let next =
+            next.as_ref().map_or(String::new(), |next| format!(" (next best: {}, {})", next.version, next.readable));
         say(&format!(
-            "process {}: PyTorch {}{} reads {} of {} tensors{next}",
+            "process {}: the layout {} PyTorch {} reads {} of {} tensors{next}",
             report::process_name(process),
-            if best.inferred { "inferred from " } else { "" },
+            if best.inferred { "inferred from" } else { "for" },
             best.version,
             best.readable,
             best.tried
@@ -158,9 +161,9 @@ fn say_layouts(process: &tensorcarve::recover::Process) {
     }
     let of_torch = process.torch_layout.iter().flat_map(|(best, _)| &best.changes);
     for Change { number, from, to } in best.changes.iter().chain(of_torch) {
-        let in_words = |value: &Option<i64>| value.map_or_else(|| "nowhere".to_owned(), |value| value.to_string());
+        let in_words = |value: &Option<i64>| value.map_or_else(|| "absent".to_owned(), |value| value.to_string());
         let (from, to) = (in_words(from), in_words(to));
-        say(&format!("process {}: {number} is {to}, not {from}", report::process_name(process)));
+        say(&format!("process {}: {number} is {to} instead of {from}", report::process_name(process)));
     }
 }
 
@@ -172,59 +175,64 @@ fn say_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
     let torch = recovery.processes.iter().filter(|process| process.has_torch).count();
     let is_image = dump.addresses.process().is_some();
     let searched = match is_image {
-        true => "the image of one process".to_owned(),
-        false => format!("{} address spaces, {of_processes} of them of processes", spaces.len()),
+        true => "the process image".to_owned(),
+        false => {
+            let all = counted(spaces.len(), "address space", "address spaces");
+            format!("{all} ({of_processes} of processes)")
+        }
     };
     let others = match recovery.other_pythons.len() {
         0 => String::new(),
-        others => format!(", others that are not read: {others}"),
+        others => format!(", Pythons that can't be read: {others}"),
     };
-    say(&format!("no model found: {searched}; Python processes: {python}{others}, with PyTorch: {torch}"));
+    say(&format!("no model found in {searched}: Python processes: {python}, with PyTorch: {torch}{others}"));
     say(&format!("hint: {}", why_nothing(dump, recovery)));
-    say(&format!("what was found on the way: {}", output_dir.join("recovery.json").display()));
+    say(&format!("see {} for everything that was found", output_dir.join("recovery.json").display()));
 }
 
-/// Why there is no model, as far as the search came, and what to try.
+/// Why no model was found, and what to try.
 fn why_nothing(dump: &Dump, recovery: &Recovery) -> String {
     let is_image = dump.addresses.process().is_some();
     let spaces = &recovery.discovery.spaces;
     let has_torch = recovery.processes.iter().any(|process| process.has_torch);
     let has_others = recovery.processes.iter().any(|process| !process.others.found.is_empty());
     let hint = if has_torch && has_others {
-        "PyTorch was imported, and no module was found that holds its tensors: they are listed by themselves"
+        "PyTorch was imported, but no module was found that holds its tensors: they are listed in tensors.json"
     } else if has_torch {
         "PyTorch was imported, but no module with tensors was alive when the dump was taken"
     } else if !recovery.processes.is_empty() && has_others {
-        "Python was running, and no PyTorch was found in it: its NumPy arrays are listed by themselves"
+        "Python was running, but no PyTorch was found in it: its NumPy arrays are listed in tensors.json"
     } else if !recovery.processes.is_empty() {
-        "Python was running, and no PyTorch was found in it: it was not imported when the dump was taken, or that part of \
-         memory is not in the dump"
+        "Python was running, but no PyTorch was found in it: either it was not imported when the dump was taken, or \
+         that part of memory is not in the dump"
     } else if recovery.other_pythons.iter().any(|other| other.kind == OtherPythonKind::UnreadableCpython) {
-        "a CPython was found, and its classes can't be read: its version may have no layout yet (see signatures/README.md), \
-         or too much of its memory is not in the dump"
+        "a CPython interpreter was found, but its classes can't be read: either its version has no layout yet (see \
+         signatures/README.md), or too much of its memory is not in the dump"
     } else if !recovery.other_pythons.is_empty() {
-        return format!("only CPython 3 is read, and this is {}", names(&recovery.other_pythons));
+        return format!("only CPython 3 is supported, but this is {}", names(&recovery.other_pythons));
     } else if is_image && dump.damaged {
-        "the image is cut off: where Python is a shared library, the interpreter's own data lie at high addresses, which an \
-         image holds last; take it again with more room (`ulimit -c unlimited`)"
+        "the process image is cut off: if Python is a shared library, the interpreter's data is at high addresses, \
+         which come last in the image; take it again without a size limit (`ulimit -c unlimited`)"
     } else if is_image {
-        "no Python interpreter was found in the process; if it ran one, its version may have no layout yet: see \
-         signatures/README.md; or the image leaves out its writable memory (a coredump_filter without bit 0)"
+        "no Python interpreter was found in the process: if it ran one, either its version has no layout yet (see \
+         signatures/README.md), or the image lacks writable memory (a coredump_filter without bit 0)"
     } else if recovery.discovery.is_unplaced {
-        "where the file's parts lay in memory is not known, so nothing can be read through its page tables: see the warning above"
+        "the physical addresses of the dump's contents are unknown, so its page tables can't be used: see the warning \
+         above"
     } else if spaces.is_empty() && dump.format == Format::Raw {
-        "no page tables were found: is this a whole dump of an x86-64 machine, and not of one process?"
+        "no page tables were found: is this a complete dump of an x86-64 machine, rather than of one process?"
     } else if spaces.is_empty() {
-        "no page tables were found: check with `tensorcarve info` that this is a whole dump of an x86-64 machine"
+        "no page tables were found: check with `tensorcarve info` that this is a complete dump of an x86-64 machine"
     } else if dump.damaged {
-        "no Python interpreter was found, and a part of the dump is missing, in which it may have been; take the dump again"
+        "no Python interpreter was found, but it may be in the part of the dump that is missing; take the dump again"
     } else {
-        "no Python interpreter was found; if one was running, its version may have no layout yet: see signatures/README.md"
+        "no Python interpreter was found: if one was running, its version may have no layout yet (see \
+         signatures/README.md)"
     };
     hint.to_owned()
 }
 
-/// The Pythons that are not read, each once.
+/// The Pythons that can't be read, each once.
 fn names(others: &[OtherPython]) -> String {
     let names: BTreeSet<String> = others.iter().map(OtherPython::to_string).collect();
     names.into_iter().collect::<Vec<_>>().join(", ")

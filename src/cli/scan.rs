@@ -69,8 +69,8 @@ struct Candidate<'a> {
 pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
     if args.explain && matches!(args.format, LineFormat::Jsonl | LineFormat::Csv) {
         return Err(Failure::new(
-            "hits and rejected candidates do not go into one list of lines; \
-                                 say --format table or json with --explain",
+            "hits and rejected candidates cannot be printed as one list of lines; use --format table or json with \
+             --explain",
         ));
     }
     let backend = args.work.backend.resolve()?;
@@ -83,7 +83,7 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
     let memory = if args.ranges.is_empty() { dump.memory.clone() } else { dump.memory.only(&args.ranges) };
     if memory.ranges().is_empty() {
         progress.finish();
-        return Err(Failure::new("the dump holds nothing at these addresses; `tensorcarve info` lists what it holds"));
+        return Err(Failure::new("the dump has no memory at these addresses; `tensorcarve info` lists its ranges"));
     }
     let limit = args.limit.unwrap_or(usize::MAX);
     let (found, explanation) = in_pool(args.work.threads, || {
@@ -120,12 +120,12 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
         say_frames(&found.frames, &signatures);
     }
     if found.hits.len() > limit && !args.talk.quiet {
-        say(&format!("{limit} of {} hits are shown: --limit cut the rest", found.hits.len()));
+        say(&format!("only the first {limit} of {} hits are shown (--limit)", found.hits.len()));
     }
     Ok(match (found.hits.is_empty(), dump.damaged) {
         (true, _) => {
             if !args.talk.quiet {
-                say("no hit: --explain says which candidates were rejected, and why");
+                say("no hits: --explain lists the rejected candidates and the reasons");
             }
             Outcome::Nothing
         }
@@ -163,7 +163,7 @@ fn rejected<'a>(explanation: &Explanation, signatures: &'a Signatures) -> Reject
         let field = index.and_then(|index| structure?.fields().get(usize::from(index)));
         let expected = match (structure, field) {
             (Some(structure), Some(field)) => structure.expectation(field),
-            (structure, _) => format!("{} fields or more in the frame", structure.map_or(0, |it| it.min_tested)),
+            (structure, _) => format!("at least {} fields in the frame", structure.map_or(0, |it| it.min_tested)),
         };
         let field = field.map(|field| field.name.as_str());
         Count { signature: name(signatures, signature), field, expected, candidates }
@@ -230,14 +230,14 @@ fn say_counts(hits: &[Hit], signatures: &Signatures) {
     }
     hits.iter().for_each(|hit| *counts.entry(hit.signature).or_default() += 1);
     for (index, count) in counts {
-        say(&format!("{count:>9} hits of {}", printable(name(signatures, index))));
+        say(&format!("{count:>9} hits for {}", printable(name(signatures, index))));
     }
 }
 
 /// How many frames could be page tables, and of which level.
 fn say_frames(frames: &FrameClasses, signatures: &Signatures) {
     let count = |mask| frames.with(mask).count();
-    say(&format!("{:>9} frames, {} of them zero", frames.len(), count(ZERO_FRAME)));
+    say(&format!("{:>9} frames, {} of them all zeros", frames.len(), count(ZERO_FRAME)));
     let Some(mmu) = signatures.mmu() else { return };
     say(&format!("{:>9} frames without a present entry", count(ABSENT_FRAME)));
     for level in &mmu.levels {

@@ -19,7 +19,7 @@ use super::{Failure, Outcome, say, stdout};
 struct Document<'a> {
     spaces: &'a [Space],
     tried: &'a [Attempt],
-    /// The bit that encrypted memory has set in entries, and that is no part of an address.
+    /// The bit that page-table entries of encrypted memory have set; it is not part of an address.
     encryption_bit: Option<u32>,
     warnings: &'a [String],
 }
@@ -32,7 +32,7 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     if dump.addresses.process().is_some() {
         progress.finish();
         return Err(Failure::new(
-            "the dump is the image of one process: it has no page tables; `tensorcarve info` lists the addresses that it holds",
+            "the dump is a process image, which has no page tables; `tensorcarve info` lists its address ranges",
         ));
     }
     let case = Case::new(dump, signatures, case_options(&args.work, &args.index, &progress));
@@ -51,7 +51,7 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     }
     Ok(match (discovery.spaces.is_empty(), dump.damaged) {
         (true, _) => {
-            say("no address space found: is this a dump of the whole memory of an x86-64 machine?");
+            say("no address space found: is this a complete dump of an x86-64 machine?");
             Outcome::Nothing
         }
         (false, true) => Outcome::Partly,
@@ -79,7 +79,7 @@ pub(super) fn in_pool<T: Send>(threads: Option<u16>, work: impl FnOnce() -> T + 
     let builder = ThreadPoolBuilder::new().num_threads(threads.map_or(0, usize::from));
     let pool = builder
         .build()
-        .map_err(|error| Failure::new(format!("cannot start the threads ({error}); ask for fewer with --threads")))?;
+        .map_err(|error| Failure::new(format!("cannot start the threads ({error}); use fewer with --threads")))?;
     Ok(pool.install(work))
 }
 

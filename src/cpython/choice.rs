@@ -75,8 +75,8 @@ struct Reading {
     types: Rc<Types>,
 }
 
-/// The best layout for a candidate whose types stand in the slots, its score and the next best's, and the types; `memory`
-/// is that of its space.
+/// The best layout for a candidate whose types are in the slots, its score, the score of the next best, and the types.
+/// `memory` is that of its address space.
 ///
 /// `None` where no layout reads the name of any class.
 pub(super) fn choose(

@@ -21,29 +21,29 @@ const FAMILY: &str = "cpython-debug-offsets";
 const MAX_COOKIES: usize = 1 << 14;
 /// No structure of CPython's is larger, in bytes.
 const MAX_SIZE: i64 = 1 << 20;
-/// Bytes of a field whose layout names no other width.
+/// Bytes of a field without a width in its layout.
 const POINTER: i64 = 8;
-/// What the names of such widths begin with, and those of numbers that are none of the interpreter's layout.
+/// Prefixes of the names of such widths, and of numbers that are not part of the interpreter's layout.
 const WIDTH: &str = "width.";
 const OURS: [&str; 2] = ["debug_offsets.", WIDTH];
 /// Fields that hold a size of a structure, not an offset in it.
 const SIZES: [&str; 4] = ["size", "sizeof", "sizeof_ascii", "sizeof_compact"];
 
-/// Why an interpreter's own numbers are not believed: they contradict each other.
+/// Why an interpreter's own numbers are not trusted: they contradict each other.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{number} = {value} is not between {} and {}", .possible.start(), .possible.end())]
 pub struct UnsoundOffset {
     /// The number, by its name in layout files.
     number: String,
-    /// What the interpreter says, in bytes.
+    /// The interpreter's value, in bytes.
     value: i64,
-    /// What it could be: a size, or an offset at which the field still lies in its structure.
+    /// The possible values: sizes, or offsets at which the field is still inside its structure.
     possible: RangeInclusive<i64>,
 }
 
 /// Lets every candidate whose `_Py_DebugOffsets` are among the hits of their cookie be read with the numbers in them.
 ///
-/// Returns those that are not believed: index of the candidate, address of the structure, reason.
+/// Returns those that are not trusted: index of the candidate, address of the structure, reason.
 pub fn ask(
     candidates: &mut [Candidate],
     hits: &[Hit],
@@ -82,7 +82,7 @@ pub(super) struct DebugOffsets {
 }
 
 impl DebugOffsets {
-    /// Reads the structure at `address`; `None` if it is none that is known.
+    /// Reads the structure at `address`; `None` if it is not a known one.
     fn read(
         memory: &dyn VirtualMemory,
         address: VirtAddr,
@@ -111,7 +111,7 @@ impl DebugOffsets {
         self.numbers.iter().find(|(known, _)| known == key).map(|(_, value)| *value)
     }
 
-    /// That no structure is too large, and every field lies in its own with all its bytes.
+    /// Checks that no structure is too large, and that every field is completely inside its structure.
     fn check(&self, places: &signature::Layout) -> Result<(), UnsoundOffset> {
         for (number, value) in &self.numbers {
             let (of, name) = number.split_once('.').unwrap_or_default();

@@ -33,14 +33,14 @@ pub const UNREADABLE: &str = "?";
 /// Names and values of attributes, in the order of definition.
 pub type Attributes = Vec<(String, VirtAddr)>;
 
-/// The names of keys. Long ones are cut, and read once: one long string can be the key of every entry.
+/// The names of keys. Long names are shortened and read once, because one long string can be the key of every entry.
 #[derive(Default)]
 struct Names {
     long: HashMap<VirtAddr, String>,
 }
 
 impl Names {
-    /// The name of a key; `None` if it is no string.
+    /// The name of a key; `None` if it is not a string.
     fn of(&mut self, objects: &Objects<'_>, key: VirtAddr) -> Option<String> {
         if let Some(known) = self.long.get(&key) {
             return Some(known.clone());
@@ -87,7 +87,7 @@ impl Objects<'_> {
         items.into_iter().filter_map(|(key, value)| Some((names.of(self, key)?, value))).collect()
     }
 
-    /// The items with their names. A key that is no string has a name that begins with [`UNREADABLE`] as well:
+    /// The items with their names. A key that is not a string also gets a name that begins with [`UNREADABLE`], so
     /// nothing is left out.
     pub(crate) fn with_names(&self, items: Vec<(VirtAddr, VirtAddr)>) -> Attributes {
         let mut names = Names::default();
@@ -95,10 +95,10 @@ impl Objects<'_> {
         items.into_iter().map(|(key, value)| (name(key), value)).collect()
     }
 
-    /// The elements of a `set` of strings, named like the keys of a dictionary; others are left out.
+    /// The elements of a `set` of strings, named like the keys of a dictionary; other elements are left out.
     ///
     /// # Errors
-    /// It can't be read whole, or is no set.
+    /// It can't be read completely, or is not a set.
     pub fn str_set(&self, object: VirtAddr) -> Result<BTreeSet<String>, ObjectError> {
         let mut names = Names::default();
         Ok(self.set(object)?.into_iter().filter_map(|element| names.of(self, element)).collect())
@@ -116,7 +116,7 @@ impl Objects<'_> {
     /// The elements of a `set`, in the order of its table.
     ///
     /// # Errors
-    /// It can't be read whole, or is no set.
+    /// It can't be read completely, or is not a set.
     pub fn set(&self, object: VirtAddr) -> Result<Vec<VirtAddr>, ObjectError> {
         let layout = self.layout();
         let used = self.count(object, layout.set_used, "used")?;
@@ -144,7 +144,7 @@ impl Objects<'_> {
     /// The attributes that an instance has of itself: what `vars()` gives.
     ///
     /// # Errors
-    /// Its type keeps no attributes, or they can't be read whole.
+    /// Its type has no attributes, or they can't be read completely.
     pub fn attributes(&self, object: VirtAddr) -> Result<Attributes, ObjectError> {
         Ok(self.named(self.attribute_items(object)?))
     }
@@ -152,7 +152,7 @@ impl Objects<'_> {
     /// The same, with the objects that are the names.
     ///
     /// # Errors
-    /// Its type keeps no attributes, or they can't be read whole.
+    /// Its type has no attributes, or they can't be read completely.
     pub(super) fn attribute_items(&self, object: VirtAddr) -> Result<Vec<(VirtAddr, VirtAddr)>, ObjectError> {
         let layout = self.layout();
         let type_object = self.type_of(object)?;
@@ -194,7 +194,7 @@ impl Objects<'_> {
         Ok(Vec::new())
     }
 
-    /// The items of a dictionary that is made when it is first needed.
+    /// The items of a dictionary that is created when it is first needed.
     fn dict_or_none(&self, dict: VirtAddr) -> Result<Vec<(VirtAddr, VirtAddr)>, ObjectError> {
         if dict.0 == 0 { Ok(Vec::new()) } else { self.dict(dict) }
     }

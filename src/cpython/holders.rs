@@ -1,7 +1,7 @@
-//! What an object holds, whatever it is: attributes, `__slots__`, elements, what a function has closed over.
+//! What an object of any kind holds: attributes, `__slots__`, elements, and the closure of a function.
 //!
-//! Types that are made in C are known by the names under which Python's own modules have them (`types.MethodType`,
-//! `collections.deque`): their own names lie in read-only data that a dump often lacks.
+//! Types implemented in C are identified by the names under which Python's own modules list them (`types.MethodType`,
+//! `collections.deque`), because their own names are in read-only data that a dump often lacks.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use crate::addr::VirtAddr;
 
 /// Slots of one class that are read.
 const MAX_SLOTS: u64 = 256;
-/// The most characters of a name or a key that stand in a path.
+/// Maximum number of characters of a name or key in a path.
 const MAX_NAME: usize = 256;
 /// Blocks of one deque that are read, and items in a block.
 const MAX_BLOCKS: usize = 1 << 12;
@@ -22,9 +22,9 @@ const MAX_BLOCK: i64 = 1 << 10;
 /// How an object holds another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// As the attribute with that `str` for a name.
+    /// As the attribute with that `str` as its name.
     Attribute(VirtAddr),
-    /// In the slot with that C string for a name.
+    /// In the slot with that C string as its name.
     Slot(VirtAddr),
     /// As an attribute that every object of its type has.
     Fixed(&'static str),
@@ -34,7 +34,7 @@ pub(crate) enum Step {
     Key(VirtAddr),
     /// As an element without an index.
     Element,
-    /// In that cell of what a function has closed over.
+    /// In that cell of a function's closure.
     Cell(usize),
 }
 
@@ -51,7 +51,7 @@ pub(crate) enum Shape {
     Function,
     Method,
     Partial,
-    /// Classes and imported modules: what they hold is theirs, not of those that refer to them.
+    /// Classes and imported modules: what they hold belongs to them, not to the objects that refer to them.
     Closed,
 }
 
@@ -60,7 +60,7 @@ pub(crate) struct Kind {
     pub(crate) shape: Shape,
     /// Whether they may have a `__dict__`.
     has_attributes: bool,
-    /// Where the pointer to it lies, if not in a place of the interpreter's own.
+    /// Offset of the pointer to it, unless the interpreter manages it.
     dict_offset: Option<i64>,
     /// Names and offsets of `__slots__`.
     slots: Vec<(VirtAddr, i64)>,
@@ -143,7 +143,7 @@ impl<'a> Holders<'a> {
         Kind { shape, has_attributes: is_managed || dict_offset.is_some(), dict_offset, slots }
     }
 
-    /// Names and offsets of the `__slots__` that a class itself adds: they stand behind the type object.
+    /// Names and offsets of the `__slots__` that a class itself adds; they follow the type object in memory.
     fn slots(&self, type_object: VirtAddr) -> Result<Vec<(VirtAddr, i64)>, ObjectError> {
         let (objects, layout) = (&self.objects, self.objects.layout());
         let at = layout.var_size.zip(layout.member_def_name).zip(layout.member_def_type);
@@ -170,7 +170,7 @@ impl<'a> Holders<'a> {
         Ok(slots)
     }
 
-    /// What an object of that kind holds, as far as it can be read, in a fixed order.
+    /// What an object of that kind holds, in a fixed order; unreadable parts are left out.
     pub(crate) fn held(&self, object: VirtAddr, kind: &Kind) -> Vec<(Step, VirtAddr)> {
         let (objects, layout) = (&self.objects, self.objects.layout());
         let mut held = Vec::new();
@@ -214,7 +214,7 @@ impl<'a> Holders<'a> {
         held
     }
 
-    /// What a function has closed over; cells that are empty are left out.
+    /// A function's closure without empty cells.
     fn cells(&self, function: VirtAddr) -> Result<Vec<(Step, VirtAddr)>, ObjectError> {
         let (objects, layout) = (&self.objects, self.objects.layout());
         let Some((closure, value)) = layout.function_closure.zip(layout.cell_value) else { return Ok(Vec::new()) };
@@ -248,7 +248,7 @@ impl<'a> Holders<'a> {
         Ok(elements)
     }
 
-    /// The name of an attribute, an index or a key, as it stands in dotted names; `None` if it has none that can be read.
+    /// The name of an attribute, an index or a key, as used in dotted names; `None` if it can't be read.
     pub(crate) fn name(&self, step: Step) -> Option<String> {
         let number = |key| self.objects.int(key).ok().flatten().map(|number| number.to_string());
         match step {
@@ -261,7 +261,7 @@ impl<'a> Holders<'a> {
         }
     }
 
-    /// A step as Python would write it; an address stands for a key that is neither text nor a number.
+    /// A step in Python's notation; a key that is neither text nor a number is shown as an address.
     pub(crate) fn written(&self, step: Step) -> String {
         match step {
             Step::Attribute(at) | Step::Slot(at) => {
@@ -280,7 +280,7 @@ impl<'a> Holders<'a> {
     }
 }
 
-/// A name that is not endless.
+/// A name of limited length.
 fn cut(mut name: String) -> String {
     if let Some((end, _)) = name.char_indices().nth(MAX_NAME) {
         name.truncate(end);

@@ -21,7 +21,7 @@ pub enum ObjectError {
     #[error(transparent)]
     Fault(#[from] Fault),
     /// It is of another kind.
-    #[error("the object at {address} is no {expected}")]
+    #[error("the object at {address} is not the expected {expected}")]
     WrongType {
         /// The object.
         address: VirtAddr,
@@ -29,7 +29,7 @@ pub enum ObjectError {
         expected: &'static str,
     },
     /// A field holds what no live object has there.
-    #[error("the object at {address} has the implausible {field} {value:#x}")]
+    #[error("the object at {address} has an implausible {field} ({value:#x})")]
     Implausible {
         /// The object, or the structure that belongs to it.
         address: VirtAddr,
@@ -111,7 +111,7 @@ impl<'a> Objects<'a> {
     /// # Errors
     /// The object can't be read.
     pub fn is_alive(&self, object: VirtAddr) -> Result<bool, ObjectError> {
-        let unknown = ObjectError::WrongType { address: object, expected: "object with a known count of references" };
+        let unknown = ObjectError::WrongType { address: object, expected: "object with a known reference count" };
         let references = References::of(self.layout).ok_or(unknown)?;
         let slot = field(object, self.layout.ob_type);
         references.are_live(|distance| self.word(slot, distance))
@@ -189,7 +189,7 @@ impl<'a> Objects<'a> {
         decoded.ok_or(ObjectError::Implausible { address: object, field: "state", value })
     }
 
-    /// Which of some ASCII texts a `str` is, if it is one of them. A text of another length is not read.
+    /// Which of the given ASCII texts a `str` equals, if any. A text of a different length is not read.
     pub(crate) fn str_among<'t>(&self, object: VirtAddr, texts: &[&'t str]) -> Option<&'t str> {
         let found = self.text(object).ok()?;
         let mut of_length = texts.iter().copied().filter(|text| text.len() as u64 == found.length).peekable();
@@ -274,7 +274,7 @@ struct Text {
     /// Bytes of each character.
     kind: u64,
     is_ascii: bool,
-    /// Where the characters lie.
+    /// The address of the characters.
     data: VirtAddr,
 }
 

@@ -1,9 +1,9 @@
-//! Text of a bounded length: one long string of a process can stand in a million places.
+//! Text of limited length: one long string of a process can occur in a million places.
 
-/// Bytes that are kept of a text that is too long.
+/// Bytes that are kept of an overlong text.
 const KEPT: usize = 256;
 
-/// A text as it is or, if it has more than `most` bytes, its beginning and how long it is.
+/// The text itself or, if it has more than `most` bytes, its beginning and its length.
 pub(crate) fn bounded(text: String, most: usize) -> String {
     if text.len() <= most {
         return text;

@@ -12,7 +12,7 @@ use crate::paging::VirtualMemory;
 /// The longest `tp_name` that is read, in bytes.
 const MAX_NAME: usize = 256;
 
-/// The longest full name of a class that is kept whole, in bytes.
+/// Maximum length of a full class name that is kept whole, in bytes.
 const MAX_FULL_NAME: usize = 512;
 
 /// The longest chain of bases.
@@ -89,8 +89,8 @@ impl Objects<'_> {
         Ok(bases)
     }
 
-    /// `__module__` and `__qualname__` of a type made by a class statement. Its `__name__` may be another one: programs
-    /// that make classes set it.
+    /// `__module__` and `__qualname__` of a type made by a class statement. Its `__name__` may differ, because programs
+    /// that create classes can set it.
     ///
     /// # Errors
     /// It is no such type, or they can't be read.
@@ -106,7 +106,7 @@ impl Objects<'_> {
     /// that the layout reads names.
     ///
     /// # Errors
-    /// It is no such type, or its names can't be read.
+    /// It is not such a type, or its names can't be read.
     pub(super) fn has_one_name(&self, type_object: VirtAddr) -> Result<bool, ObjectError> {
         let (_, qualname) = self.heap_type_name(type_object)?;
         let name = self.str(self.pointer(type_object, self.layout().ht_name)?)?;

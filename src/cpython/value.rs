@@ -10,7 +10,7 @@ use crate::addr::VirtAddr;
 /// How deep lists and tuples may be nested, and how many elements there may be on all levels together.
 const MAX_DEPTH: u32 = 4;
 const MAX_ELEMENTS: usize = 4096;
-/// Bytes of text in one value. A string of no more than the second is kept whole in any case.
+/// Maximum bytes of text in one value. A string of at most the second size is always kept whole.
 const MAX_TEXT: usize = 1 << 16;
 const SHORT_TEXT: usize = 256;
 
@@ -65,7 +65,7 @@ impl Value {
         Self::read_within(objects, builtins, object, &mut room)
     }
 
-    /// The same with no more than `room` bytes of long strings; those that it has no room for are cut, and say so.
+    /// The same with at most `room` bytes of long strings. Strings beyond that are shortened, and say so.
     pub fn read_within(objects: &Objects<'_>, builtins: &Builtins, object: VirtAddr, room: &mut usize) -> Option<Self> {
         let mut left = Left { elements: MAX_ELEMENTS, text: MAX_TEXT.min(*room) };
         let before = left.text;
@@ -74,7 +74,7 @@ impl Value {
         value
     }
 
-    /// Bytes of text that it takes to list it, about.
+    /// Approximate number of bytes of text in its listing.
     pub(crate) fn text_len(&self) -> usize {
         match self {
             Self::None | Self::Bool(_) | Self::Int(_) | Self::Float(_) => 8,

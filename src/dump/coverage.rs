@@ -49,8 +49,8 @@ impl Coverage {
     pub(super) fn warning(&self) -> Option<String> {
         let (at, bytes) = self.overlap?;
         Some(format!(
-            "ranges overlap, first at address {at}: of {bytes} bytes in all, the copy that comes first \
-             in the file is used"
+            "ranges overlap by {bytes} bytes in all, first at address {at}: the copy that comes first in the file is \
+             used"
         ))
     }
 }

@@ -22,12 +22,12 @@ pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
 const HEADER_SIZE: u64 = 64;
 /// Bytes in a program header of one.
 const PROGRAM_HEADER_SIZE: u64 = 56;
-/// Machines that are processors on a graphics card, and what a core of one is.
+/// ELF machines that are GPUs, and what a core of one is called.
 const GPUS: [(object::elf::Machine, &str); 2] =
     [(object::elf::EM_CUDA, "a core of an NVIDIA GPU (CUDA)"), (object::elf::EM_AMDGPU, "a core of an AMD GPU (ROCm)")];
 /// What to do about one.
-const GPU: &str = "it holds the memory of the GPU, in which no Python object lies; take a core of the process as well, with \
-                   `gcore`, and name that";
+const GPU: &str =
+    "it holds GPU memory, which has no Python objects; take a core of the process with `gcore` as well, and pass that";
 /// The section in which a Xen core keeps memory, and the words that its note begins with.
 /// Source: Xen, `docs/misc/dump-core-format.txt`.
 const XEN_PAGES: &[u8] = b".xen_pages";
@@ -50,7 +50,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
     let counted = file.program_headers(LE, bytes).ok();
     let headers = counted
         .or_else(|| uncounted_headers(file, bytes))
-        .ok_or_else(|| broken(table, "expected a table of 56-byte program headers that lies in the file"))?;
+        .ok_or_else(|| broken(table, "expected a table of 56-byte program headers within the file"))?;
     if headers.len() > MAX_RANGES {
         let offset = FileOffset(table.saturating_add(PROGRAM_HEADER_SIZE * MAX_RANGES as u64));
         return Err(DumpErrorKind::TooManyRanges { format: Format::Elf, offset, limit: MAX_RANGES });
@@ -71,7 +71,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
     };
     if counted.is_none() {
         contents.warn(format!(
-            "the file ends before the number of its segments, which are more than its header can count: {} were found",
+            "the file ends before the extended segment count: only the first {} segments are used",
             headers.len()
         ));
     }
@@ -196,16 +196,19 @@ fn read_segments(
     }
     if let Some((at, missing)) = cut {
         contents
-            .warn(format!("the file ends {missing} bytes short of its segments: the memory from {at} on is missing"));
+            .warn(format!("the file is {missing} bytes shorter than its segments: the memory from {at} on is missing"));
     }
     if unplaced > 0 {
         contents.warnings.push(format!(
-            "{unplaced} bytes of segments without a physical address are not used (the kernel's virtual mappings)"
+            "{unplaced} bytes in segments without a physical address are not used (the kernel's virtual mappings)"
         ));
     }
     contents.warnings.extend(coverage.warning());
     if contents.ranges.is_empty() {
-        return Err(DumpErrorKind::NoMemory { format: Format::Elf, why: "no loadable segment has a byte in the file" });
+        return Err(DumpErrorKind::NoMemory {
+            format: Format::Elf,
+            why: "no loadable segment has any bytes in the file",
+        });
     }
     Ok(contents)
 }

@@ -28,13 +28,13 @@ pub enum DumpErrorKind {
     #[error("there is no such file; check the path")]
     Missing,
     /// A folder was given.
-    #[error("is a folder; name the dump file in it")]
+    #[error("is a folder; pass the dump file in it")]
     Directory,
     /// Neither a regular file nor a block device: a pipe, a socket, a character device.
-    #[error("is a {0}, which cannot be read at any place; copy its content into a file first")]
+    #[error("is a {0}, which does not allow random access; copy its contents to a file first")]
     NotAFile(&'static str),
     /// The user may not read the file.
-    #[error("may not be read by this user; change its mode or owner, or run as one who may")]
+    #[error("may not be read by this user; change its mode or owner, or run as a user who may read it")]
     Permission,
     /// The system failed to open, measure or map the file.
     #[error("cannot {doing} it ({source}); copy it to a local disk and try again")]
@@ -44,59 +44,59 @@ pub enum DumpErrorKind {
         /// What the system said.
         source: io::Error,
     },
-    /// Another program has made the file shorter or longer while it was read.
+    /// Another program changed the size of the file while it was read.
     #[error(
-        "changed while it was read: it had {was} bytes when it was opened and has {now} now, so that nothing can be said \
-         of its content from offset {offset} on; wait until nothing writes to it, or copy it, and run again"
+        "changed while it was read: it had {was} bytes when it was opened and has {now} now, so its contents from \
+         offset {offset} on are unknown; wait until nothing writes to it, or copy it, and run again"
     )]
     Resized {
         /// Bytes in the file when it was opened.
         was: u64,
         /// Bytes in it now.
         now: u64,
-        /// Where the smaller of the two ends.
+        /// End of the smaller size.
         offset: FileOffset,
     },
-    /// Another program has written to the file while it was read.
+    /// Another program wrote to the file while it was read.
     #[error(
-        "changed while it was read: its time of modification is another than when it was opened, so that what was read \
-         may be of two states; wait until nothing writes to it, or copy it, and run again"
+        "changed while it was read: its modification time is no longer the same, so the data that was read may be \
+         inconsistent; wait until nothing writes to it, or copy it, and run again"
     )]
     Rewritten,
     /// The system could not read a part of the file.
     #[error(
-        "cannot be read at offset {offset}: its disk or network fails there; see the system's log (`dmesg`), copy it to \
-         another disk, for example with `ddrescue`, and name the copy"
+        "cannot be read at offset {offset}: the disk or network fails there; check the system log (`dmesg`), copy the \
+         file to another disk, for example with `ddrescue`, and pass the copy"
     )]
     Unreadable {
-        /// Where the first page that was missed begins.
+        /// Start of the first unreadable page.
         offset: FileOffset,
     },
     /// The system could not read a part of the spool file.
     #[error(
-        "cannot be read at offset {offset} of what was unpacked into {}: the disk there is full, or fails; \
-         name another folder with --spool-dir", dir.display()
+        "cannot be read at offset {offset} of its unpacked copy in {}: the disk there is full or fails; choose \
+         another folder with --spool-dir", dir.display()
     )]
     SpoolUnreadable {
         /// The folder of the spool file.
         dir: PathBuf,
-        /// Where the first page that was missed begins.
+        /// Start of the first unreadable page.
         offset: FileOffset,
     },
     /// The file, or what it unpacks to, has no bytes.
-    #[error("holds no bytes; the capture or the copy has failed, take it again")]
+    #[error("is empty; the capture or the copy failed, so take it again")]
     Empty,
     /// Taken for raw, but smaller than one page frame.
     #[error(
-        "holds {0} bytes and is in no known format, and one page of memory alone is 4096; \
-         check that the copy is whole, or say --input-format raw"
+        "has {0} bytes and no known format, but a single page of memory has 4096 bytes; check that the copy is \
+         complete, or use --input-format raw"
     )]
     TooSmall(u64),
     /// A file of another kind.
-    #[error("looks like {0}, not a dump of memory; if it is a raw dump all the same, say --input-format raw")]
+    #[error("looks like {0}, not a memory dump; if it is a raw dump after all, use --input-format raw")]
     OtherFile(&'static str),
-    /// A file in which no memory is: text, weights, a program.
-    #[error("is {what}, not a dump of memory; {remedy}")]
+    /// A file that holds no memory: text, weights, a program.
+    #[error("is {what}, not a memory dump; {remedy}")]
     NoDump {
         /// What it is, with an article.
         what: &'static str,
@@ -104,7 +104,7 @@ pub enum DumpErrorKind {
         remedy: &'static str,
     },
     /// An archive or compression that we do not unpack.
-    #[error("is {0}, which tensorcarve does not unpack; unpack it first and name the dump that was in it")]
+    #[error("is {0}, which tensorcarve does not unpack; unpack it first and pass the dump inside it")]
     Archive(&'static str),
     /// A dump or snapshot in a format that we do not read.
     #[error("is {what}, which tensorcarve does not read; {remedy}")]
@@ -114,10 +114,10 @@ pub enum DumpErrorKind {
         /// How to get a dump that can be read.
         remedy: &'static str,
     },
-    /// One of several files that a kdump file was split into.
+    /// One part of a split kdump file.
     #[error(
-        "is one part of a compressed kdump file that was split (its part has the page frames {first:#x} to {end:#x}), \
-         which tensorcarve does not read; take the dump as ELF and in one piece: `makedumpfile -E` without --split, \
+        "is one part of a split, compressed kdump file (page frames {first:#x} to {end:#x}), which \
+         tensorcarve does not read; take the dump as a single ELF file: `makedumpfile -E` without --split, \
          `virsh dump --memory-only --format elf`, or `dump-guest-memory` without -z"
     )]
     KdumpPart {
@@ -128,8 +128,8 @@ pub enum DumpErrorKind {
     },
     /// The compressed stream ends before its own end mark.
     #[error(
-        "the {compression} stream ends early: {consumed} bytes in, it still expects more \
-         ({unpacked} bytes were unpacked); copy the file again and compare sizes or hashes"
+        "the {compression} stream ends early, after {consumed} bytes ({unpacked} bytes were unpacked); copy the file \
+         again and compare sizes or hashes"
     )]
     TruncatedCompression {
         /// The kind of the stream.
@@ -153,7 +153,7 @@ pub enum DumpErrorKind {
         source: io::Error,
     },
     /// Compressed twice.
-    #[error("is compressed twice, with {inner} inside {outer}; unpack the outer one by hand first")]
+    #[error("is compressed twice ({inner} inside {outer}); unpack the outer layer first")]
     NestedCompression {
         /// The kind of the file.
         outer: Compression,
@@ -162,8 +162,8 @@ pub enum DumpErrorKind {
     },
     /// There is no room to unpack the dump.
     #[error(
-        "unpacking needs at least {need} bytes in {}, where {free} are free; \
-         name a folder on a larger disk with --spool-dir, or unpack the dump by hand", dir.display()
+        "unpacking needs at least {need} bytes in {}, but only {free} are free; choose a folder on a larger disk with \
+         --spool-dir, or unpack the dump yourself", dir.display()
     )]
     SpoolSpace {
         /// The folder of the spool file.
@@ -174,7 +174,7 @@ pub enum DumpErrorKind {
         free: u64,
     },
     /// The spool file could not be made or written.
-    #[error("cannot unpack into {} ({source}); name another folder with --spool-dir", dir.display())]
+    #[error("cannot unpack into {} ({source}); choose another folder with --spool-dir", dir.display())]
     Spool {
         /// The folder of the spool file.
         dir: PathBuf,
@@ -183,8 +183,8 @@ pub enum DumpErrorKind {
     },
     /// The file ends within the first header of its format.
     #[error(
-        "the {format} header at file offset {offset} needs {need} bytes, the file has {have}; \
-         the capture or the copy was cut off, take it again"
+        "the {format} header at file offset {offset} needs {need} bytes, but only {have} are left in the file; the \
+         capture or the copy was cut off, so take it again"
     )]
     CutHeader {
         /// The format that was recognised.
@@ -199,7 +199,7 @@ pub enum DumpErrorKind {
     /// No LiME header where one must be.
     #[error(
         "no LiME header at file offset {offset}: expected the magic 0x4c694d45, found {found:#010x}; \
-         if it is a raw dump, say --input-format raw"
+         if it is a raw dump, use --input-format raw"
     )]
     LimeMagic {
         /// Where the header should be.
@@ -209,7 +209,7 @@ pub enum DumpErrorKind {
     },
     /// A LiME header of a version that we do not know.
     #[error(
-        "the LiME header at file offset {offset} says version {version}, expected 1; \
+        "the LiME header at file offset {offset} has version {version}, expected 1; \
          take the dump with LiME's format=lime, or with AVML and `avml-convert`"
     )]
     LimeVersion {
@@ -220,8 +220,8 @@ pub enum DumpErrorKind {
     },
     /// A LiME header whose range is impossible.
     #[error(
-        "the LiME header at file offset {offset} claims memory from {start} to {end}: its last byte must not \
-         come before its first nor be the last of the 64-bit range; the dump is damaged, take or copy it again"
+        "the LiME header at file offset {offset} claims memory from {start} to {end}: the end must not be before the \
+         start or at the very end of the 64-bit range; the dump is damaged, so take or copy it again"
     )]
     LimeRange {
         /// Where the header starts.
@@ -233,8 +233,8 @@ pub enum DumpErrorKind {
     },
     /// More ranges than any machine has.
     #[error(
-        "has more than {limit} {format} ranges (the one too many is at file offset {offset}); \
-         no machine has so many, the dump is damaged or made to harm"
+        "has more than {limit} {format} ranges (the next one is at file offset {offset}); no machine has so many, so \
+         the dump is damaged or malicious"
     )]
     TooManyRanges {
         /// The format.
@@ -255,11 +255,13 @@ pub enum DumpErrorKind {
     /// An ELF file that is no core.
     #[error(
         "is an ELF {0}, not a core (ELF type 4); take a dump with LiME, AVML, `virsh dump --memory-only` or `gcore`, \
-         or name the maps file with --maps if it is a copy of /proc/PID/mem"
+         or pass the maps file with --maps if this is a copy of /proc/PID/mem"
     )]
     ElfNotCore(&'static str),
     /// An ELF core of a machine that we do not read.
-    #[error("is an ELF core of {0}, which tensorcarve does not support yet; dumps of 64-bit x86 machines can be read")]
+    #[error(
+        "is an ELF core of {0}, which tensorcarve does not support yet; only dumps of 64-bit x86 machines can be read"
+    )]
     ElfMachine(String),
     /// A broken ELF header.
     #[error("the ELF header at file offset {offset} is broken ({what}); copy the file again, or take the dump again")]
@@ -271,8 +273,8 @@ pub enum DumpErrorKind {
     },
     /// An ELF segment that claims addresses past 2⁶⁴.
     #[error(
-        "ELF segment {index} claims {len} bytes at address {start}, past the end of the 64-bit range; \
-         the dump is damaged, take or copy it again"
+        "ELF segment {index} claims {len} bytes at address {start}, past the end of the 64-bit range; the dump is \
+         damaged, so take or copy it again"
     )]
     ElfSegment {
         /// Number of the program header, from 0.
@@ -283,7 +285,7 @@ pub enum DumpErrorKind {
         len: u64,
     },
     /// The maps file can't be read.
-    #[error("its maps file {} {reason}", path.display())]
+    #[error("its maps file {}: {reason}", path.display())]
     MapsFile {
         /// The file as it was given.
         path: PathBuf,
@@ -302,8 +304,8 @@ pub enum DumpErrorKind {
     },
     /// No choice of mappings has the size of the copy.
     #[error(
-        "holds {size} bytes, and by its maps file a copy of /proc/PID/mem holds {expected}, \
-         the least without what can't be read; stop the process, \
+        "has {size} bytes, but by its maps file a copy of /proc/PID/mem has {expected}, where the lower \
+         numbers leave out unreadable mappings; stop the process, \
          copy maps and mem again as `tensorcarve recover --help` shows, or take a core with `gcore`, which needs no --maps"
     )]
     MapsSize {
@@ -314,8 +316,8 @@ pub enum DumpErrorKind {
     },
     /// The sizes fit, but other things are in the copy.
     #[error(
-        "does not go with its maps file: {path} should begin at file offset {offset} and does not; \
-         the maps file is of another process or another time"
+        "does not match its maps file: {path} should begin at file offset {offset} but does not; the maps file is \
+         from another process or another time"
     )]
     MapsContent {
         /// Where in the copy.
@@ -324,6 +326,6 @@ pub enum DumpErrorKind {
         path: String,
     },
     /// The container's ranges contradict each other or the file.
-    #[error("{0}; the dump is damaged, take or copy it again")]
+    #[error("{0}; the dump is damaged, so take or copy it again")]
     Ranges(#[from] RangeError),
 }

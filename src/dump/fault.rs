@@ -1,11 +1,11 @@
-//! Pages of mapped files that can't be read: the file was cut off meanwhile, or its disk fails.
+//! Unreadable pages of mapped files: the file was truncated after it was mapped, or its disk fails.
 //!
-//! The system sends SIGBUS to a process that touches such a page, which ends it without a word. A process that asks for
-//! it with [`catch_unreadable_pages`] lives on: a handler notes where the file can't be read and puts zeros in the place
-//! of the rest of the mapping. The work goes on, on zeros, until it comes to a check, and there it fails. So nothing of a
-//! file is reported before it was asked whether all of it could be read.
+//! If a process touches such a page, the system sends SIGBUS and ends it without a message. A process that called
+//! [`catch_unreadable_pages`] continues: a handler records where the file can't be read and replaces the rest of the
+//! mapping with zeros. The work continues on zeros until the next check, which fails. So nothing is reported about a
+//! file before a check that all of it could be read.
 //!
-//! The alternative, reads that can fail, copies each byte and takes twice as long (`tensorcarve bench --set input`).
+//! The alternative, fallible reads, copies every byte and takes twice as long (`tensorcarve bench --set input`).
 
 use std::io;
 use std::sync::OnceLock;
@@ -16,12 +16,12 @@ use libc::{c_int, c_void, sigaction, siginfo_t};
 /// Nothing is lost.
 const NONE: u64 = u64::MAX;
 
-/// A mapping that the handler knows, and those after it. Entries are used again and never freed, so that the handler can
-/// walk them at any time.
+/// A mapping registered with the handler, and the next entries of the list. Entries are reused and never freed, so the
+/// handler can walk them at any time.
 #[derive(Debug)]
 struct Entry {
     taken: AtomicBool,
-    /// Its first byte in our memory, and how many there are; 0 while there is no mapping.
+    /// Address and number of its bytes; 0 if the entry has no mapping.
     start: AtomicUsize,
     len: AtomicUsize,
     /// The first byte of it that could not be read, or [`NONE`].
@@ -30,9 +30,9 @@ struct Entry {
 }
 
 static ENTRIES: Entry = Entry::new();
-/// What handled SIGBUS before.
+/// The previous SIGBUS handler.
 static BEFORE: OnceLock<sigaction> = OnceLock::new();
-/// Bytes of a page of this machine; here because the handler may not ask for it.
+/// Page size of this machine, stored here because the handler must not query it.
 static PAGE: AtomicUsize = AtomicUsize::new(0);
 
 impl Entry {
@@ -41,7 +41,7 @@ impl Entry {
         Self { taken: AtomicBool::new(false), start, len, lost, next: OnceLock::new() }
     }
 
-    /// An entry that nobody uses, which is now taken.
+    /// Takes an unused entry.
     fn take() -> &'static Self {
         let mut entry = &ENTRIES;
         while entry.taken.swap(true, Ordering::AcqRel) {
@@ -50,7 +50,7 @@ impl Entry {
         entry
     }
 
-    /// The entry whose mapping holds an address. It only loads, so that a signal handler may call it.
+    /// The entry whose mapping contains an address. It only loads, so a signal handler may call it.
     fn find(address: usize) -> Option<&'static Self> {
         let mut entry = Some(&ENTRIES);
         while let Some(here) = entry {
@@ -64,12 +64,12 @@ impl Entry {
     }
 }
 
-/// A mapping that is known to the handler until this is dropped.
+/// A mapping that is registered with the handler until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Watched(&'static Entry);
 
 impl Watched {
-    /// Makes the bytes of a mapping known. They must stay mapped for as long as the result lives.
+    /// Registers the bytes of a mapping. They must stay mapped as long as the result lives.
     pub(super) fn new(bytes: &[u8]) -> Self {
         let entry = Entry::take();
         entry.lost.store(NONE, Ordering::Release);
@@ -78,7 +78,7 @@ impl Watched {
         Self(entry)
     }
 
-    /// Where the first byte lies that could not be read, if there is one; from there on zeros were read.
+    /// Offset of the first unreadable byte, if any; from there on zeros were read.
     pub(super) fn lost(&self) -> Option<u64> {
         Some(self.0.lost.load(Ordering::Acquire)).filter(|offset| *offset != NONE)
     }
@@ -91,11 +91,11 @@ impl Drop for Watched {
     }
 }
 
-/// Installs a handler of SIGBUS for the whole process, so that a dump that can't be read any more is an error and not
-/// the end of the process. What another handler waits for is passed on to it.
+/// Installs a SIGBUS handler for the whole process, so that a dump that becomes unreadable is an error and does not end
+/// the process. Other SIGBUS signals are passed to the previous handler.
 ///
-/// This library never does so by itself: the signal belongs to the program. Without it, opening and reading work the
-/// same, and a file that is cut off while it is mapped ends the process.
+/// This library never does so by itself, because signals belong to the program. Without the handler, opening and
+/// reading work the same, but a file that is truncated while it is mapped ends the process.
 ///
 /// # Errors
 /// The system does not accept the handler.
@@ -138,7 +138,8 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
     }
 }
 
-/// Notes that a mapping can't be read at an address, and puts zeros there and up to its end, so that work on it ends soon.
+/// Records that a mapping can't be read at an address, and maps zeros from there to its end, so that work on it ends
+/// soon.
 fn give_up(entry: &Entry, address: usize) -> bool {
     let page = PAGE.load(Ordering::Acquire);
     let start = entry.start.load(Ordering::Acquire);
@@ -159,7 +160,7 @@ fn give_up(entry: &Entry, address: usize) -> bool {
     }
 }
 
-/// Does what would have been done without our handler.
+/// Does what would have happened without our handler.
 fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     let before = BEFORE.get().filter(|before| ![libc::SIG_DFL, libc::SIG_IGN].contains(&before.sa_sigaction));
     // SAFETY: a handler that is neither of the two constants is a function of the signature that its flags say. Without

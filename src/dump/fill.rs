@@ -1,7 +1,8 @@
-//! Filling what the image of a process leaves out from the files that were mapped, where the user gives them.
+//! Fills the holes of a process image from mapped files that the user passes.
 //!
-//! Bytes of the image always win: a page that the process has changed for itself is in it. A file may have changed since; pages
-//! that the image holds and that the process could not write must agree with it, or it is not used.
+//! Bytes of the image always take precedence, because it holds the pages that the process has changed. A file may have
+//! changed since the capture: it is only used if it agrees with those pages of the image that the process could not
+//! write.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -21,21 +22,22 @@ use super::{
     Addresses, Dump, DumpError, DumpErrorKind, MappedFile, MemoryRange, PhysicalMemory, RangeError, Source, sysroot,
 };
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
+use crate::words::counted;
 
-/// Paths that a message lists.
+/// Maximum number of paths in a message.
 const LISTED: usize = 8;
 
-/// The files that the user gives for those that a process had mapped.
+/// The files that the user passes for the mapped files of a process.
 #[derive(Clone, Debug, Default)]
 pub struct MappedFiles {
-    /// Each a path whose last part is that of a mapped file, or `RECORDED=PATH`, where RECORDED is the path of the mapped
-    /// file or the end of it.
+    /// Each entry is a path whose file name is that of a mapped file, or `RECORDED=PATH`, where RECORDED is the path of
+    /// the mapped file or the end of it.
     pub files: Vec<PathBuf>,
     /// A folder with a copy of the machine's files, in which each mapped file is looked up.
     pub sysroot: Option<PathBuf>,
 }
 
-/// A file that a part of the memory comes from.
+/// A file that provides a part of the memory.
 #[derive(Debug)]
 pub struct FilledFile {
     /// The mapped file, as the kernel named it when the image was taken.
@@ -48,9 +50,9 @@ pub struct FilledFile {
     pub sha256: String,
     /// Bytes of memory that come from it.
     pub filled: u64,
-    /// Bytes of it that the image holds as well, and that agree.
+    /// Bytes of it that the image also holds, and that agree.
     pub agreed: u64,
-    /// Bytes of it behind all that the process had mapped.
+    /// Bytes of it past everything that the process had mapped.
     pub unmapped: u64,
     map: MappedFile,
     base: u64,
@@ -62,7 +64,7 @@ impl FilledFile {
         self.base
     }
 
-    /// Whether all that was read of it was there, and is still the same; as [`PhysicalMemory::check`].
+    /// Checks that everything that was read could be read and has not changed, like [`PhysicalMemory::check`].
     pub(super) fn check(&self) -> Result<(), DumpError> {
         self.map.check()
     }
@@ -84,23 +86,25 @@ impl FilledFile {
     }
 }
 
-/// Why the files that the user gives can't be used.
+/// Why the files that the user passed can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FillError {
     /// The dump is of a machine.
     #[error(
-        "files fill what the image of one process leaves out, and this dump is of a machine, whose page cache holds mapped \
-         files; leave --file and --sysroot away"
+        "--file and --sysroot only work with a process image, but this is a dump of a whole machine, which holds \
+         mapped files in its page cache; omit --file and --sysroot"
     )]
     Machine,
     /// The image lists no mapped files.
     #[error(
-        "the image of the process does not say which files were mapped (a core's note NT_FILE, or --maps); leave --file and --sysroot away"
+        "the process image does not say which files were mapped (in a core's NT_FILE note, or with --maps); omit \
+         --file and --sysroot"
     )]
     NoMappings,
     /// No mapped file has that name.
     #[error(
-        "{given}: no mapped file whose bytes are missing has this name: {candidates}; say RECORDED=PATH with one of these, or leave it away"
+        "{given}: no mapped file with missing bytes has this name; candidates: {candidates}; pass RECORDED=PATH with \
+         one of these, or omit the file"
     )]
     Unmatched {
         /// What the user gave.
@@ -109,7 +113,7 @@ pub enum FillError {
         candidates: String,
     },
     /// Several mapped files have that name.
-    #[error("{given}: several mapped files have this name: {candidates}; say RECORDED=PATH with one of these")]
+    #[error("{given}: several mapped files have this name: {candidates}; pass RECORDED=PATH with one of these")]
     Ambiguous {
         /// What the user gave.
         given: String,
@@ -117,7 +121,7 @@ pub enum FillError {
         candidates: String,
     },
     /// Two files were given for one.
-    #[error("{given}: another file was given for {recorded} already; give one of them")]
+    #[error("{given}: another file was already given for {recorded}; pass only one of them")]
     Twice {
         /// What the user gave.
         given: String,
@@ -125,7 +129,7 @@ pub enum FillError {
         recorded: String,
     },
     /// A file can't be read.
-    #[error("{} {reason}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -133,7 +137,9 @@ pub enum FillError {
         reason: DumpErrorKind,
     },
     /// The folder can't be used.
-    #[error("{}: cannot use it as the folder of the machine's files ({source}); name one that holds them", path.display())]
+    #[error(
+        "{}: cannot be used as --sysroot ({source}); pass a folder with a copy of the machine's files", path.display()
+    )]
     Sysroot {
         /// The folder.
         path: PathBuf,
@@ -146,12 +152,12 @@ pub enum FillError {
 }
 
 impl Dump {
-    /// Fills what the image of a process leaves out from the files that the user gives. What was done is in
-    /// [`PhysicalMemory::files`] and in the warnings.
+    /// Fills the holes of a process image from the files that the user passed. [`PhysicalMemory::files`] and the
+    /// warnings say what was done.
     ///
     /// # Errors
-    /// A file can't be read, or it is not clear for which mapped file it stands. A file that contradicts the image is not
-    /// used, which is a warning.
+    /// A file can't be read, or it is not clear which mapped file it stands for. A file that contradicts the image is
+    /// not used, with a warning.
     pub fn fill(&mut self, given: &MappedFiles) -> Result<(), FillError> {
         if given.files.is_empty() && given.sysroot.is_none() {
             return Ok(());
@@ -211,8 +217,11 @@ impl Dump {
         }
         if !absent.is_empty() {
             let (count, list) = (absent.len(), listed(absent.into_iter()));
-            self.warnings
-                .push(format!("{count} mapped files are not under {} or can't be read: {list}", root.display()));
+            self.warnings.push(format!(
+                "missing or unreadable under {}: {}: {list}",
+                root.display(),
+                counted(count, "mapped file", "mapped files")
+            ));
         }
         Ok(())
     }
@@ -249,7 +258,7 @@ impl Dump {
     }
 }
 
-/// What the image lacks of a mapped file.
+/// The part of a mapped file that is missing in the image.
 #[derive(Clone, Copy, Default)]
 struct Lack {
     bytes: u64,
@@ -257,7 +266,7 @@ struct Lack {
     mappings: usize,
 }
 
-/// The mapped files by their paths, with what the image lacks of each.
+/// The mapped files by path, with what is missing of each in the image.
 fn missing(memory: &PhysicalMemory) -> BTreeMap<Arc<Path>, Lack> {
     let mut missing: BTreeMap<Arc<Path>, Lack> = BTreeMap::new();
     for mapping in memory.mappings().files().iter().filter(|mapping| FileKind::of(&mapping.path) != FileKind::Device) {
@@ -269,7 +278,7 @@ fn missing(memory: &PhysicalMemory) -> BTreeMap<Arc<Path>, Lack> {
     missing
 }
 
-/// What the image lacks of a mapping, but for what it lacks because it is cut off.
+/// The parts of a mapping that are missing in the image, except those that are missing because the image is cut off.
 fn gaps(memory: &PhysicalMemory, mapping: &FileMapping) -> Vec<Range<PhysAddr>> {
     let Mappings { kind, cut, .. } = memory.mappings();
     if *kind == ImageKind::Copy && mapping.writable == Some(true) && mapping.shared == Some(false) {
@@ -280,7 +289,7 @@ fn gaps(memory: &PhysicalMemory, mapping: &FileMapping) -> Vec<Range<PhysAddr>> 
     gaps.into_iter().flat_map(|gap| subtract(gap, cut, Clone::clone)).collect()
 }
 
-/// The mapped file that a file of the user stands for, and the path of the latter.
+/// The mapped file that a user's file stands for, and the path of the user's file.
 fn choose(given: &OsStr, missing: &BTreeMap<Arc<Path>, Lack>) -> Result<(Arc<Path>, PathBuf), FillError> {
     let plain = Path::new(given);
     let text = given.as_bytes();
@@ -334,14 +343,14 @@ fn open(path: &Path) -> Result<MappedFile, DumpErrorKind> {
     MappedFile::new(Source::open_inner(path)?).map_err(|(reason, _)| reason)
 }
 
-/// A file that was held against the image: the parts of memory that it fills, each with its offset in it.
+/// A file that was compared with the image, and the parts of memory that it fills, each with its offset in the file.
 struct Checked {
     file: FilledFile,
     parts: Vec<(Range<PhysAddr>, u64)>,
     complaint: Option<String>,
 }
 
-/// Holds a file against the image: `mappings` are those of it.
+/// Compares a file with the image; `mappings` are the mappings of this file.
 fn check(
     memory: &PhysicalMemory,
     mappings: &[&FileMapping],
@@ -351,7 +360,7 @@ fn check(
 ) -> Checked {
     let size = map.len() as u64;
     let (names, end) = (
-        format!("{}, given for {},", local.display(), shown(&recorded)),
+        format!("{} (given for {})", local.display(), shown(&recorded)),
         mappings.iter().map(|mapping| mapping.end_offset()).max(),
     );
     let (mut parts, mut complaint) = (Vec::new(), None);
@@ -360,8 +369,8 @@ fn check(
     match agreed {
         Err(Differs { offset }) => {
             complaint = Some(format!(
-                "{names} is not used: from offset {offset:#x} on it differs from what the image holds of it; it has changed \
-                 since the capture, or is another file"
+                "{names} is not used: it differs from the process image, first at file offset {offset:#x}; it has \
+                 changed since the capture, or is another file"
             ));
         }
         Ok(_) => {
@@ -375,13 +384,14 @@ fn check(
                 }
             }
             if parts.is_empty() {
-                complaint = Some(format!("{names} is not used: the image lacks nothing of what it could fill"));
+                complaint = Some(format!("{names} is not used: the process image has no hole that it could fill"));
             } else if let Some(end) =
                 end.filter(|end| end.saturating_sub(size) >= FRAME_SIZE && !map.starts_with(&MAGIC))
             {
                 // The last page of a mapping may reach past the end of its file; a library's loader maps more than it has.
                 complaint = Some(format!(
-                    "{names} has {size} bytes, and the process had mapped it up to offset {end:#x}: the rest stays missing"
+                    "{names} has {size} bytes, but the process had mapped it up to offset {end:#x}: the rest stays \
+                     missing"
                 ));
             }
         }
@@ -399,7 +409,8 @@ struct Differs {
     offset: u64,
 }
 
-/// Holds a file against those bytes of a mapping of it that the image has, where these must be the file's: how many there are.
+/// Compares a file with the image's bytes of one of its mappings, if these must equal the file's. Returns the number of
+/// compared bytes.
 fn compare(memory: &PhysicalMemory, mapping: &FileMapping, file: &[u8]) -> Result<u64, Differs> {
     if mapping.writable != Some(false) && mapping.shared != Some(true) {
         return Ok(0);
@@ -436,7 +447,7 @@ fn listed(paths: impl ExactSizeIterator<Item = String>) -> String {
     let more = paths.len().saturating_sub(LISTED);
     let list = paths.take(LISTED).collect::<Vec<_>>().join(", ");
     match more {
-        _ if list.is_empty() => "there is none".to_owned(),
+        _ if list.is_empty() => "none".to_owned(),
         0 => list,
         more => format!("{list} and {more} more"),
     }

@@ -1,32 +1,31 @@
-//! Files that are no dump that we read: their marks, their names, and how to get a dump instead.
+//! Files that are not supported dumps: their magic numbers, their names, and how to get a dump instead.
 //!
-//! A raw dump has no mark of its own and starts with whatever lay at physical address 0, so only
-//! kinds of file that are told by at least four rare bytes are refused, and none that a boot
-//! sector, firmware or interrupt table could look like.
+//! A raw dump has no magic number and starts with the contents of physical address 0. So a kind of file is only refused
+//! if at least four rare bytes identify it, and if no boot sector, firmware or interrupt table could look like it.
 
 use super::{DumpErrorKind, text};
 
-/// A mark at an offset, what has it, and how to get a dump that we read.
+/// A magic number at an offset, the kind of file that has it, and how to get a supported dump.
 type Marked = (usize, &'static [u8], &'static str, &'static str);
 
 const VIRSH: &str = "dump the running machine with `virsh dump --memory-only` or QEMU's `dump-guest-memory`";
 const ELF_KDUMP: &str = "take it as ELF: `virsh dump --memory-only --format elf`, \
                          `dump-guest-memory` without -z, or `makedumpfile -E`";
-const VMWARE: &str = "convert it with VMware's `vmss2core`, or name the .vmem file beside it, which is a raw dump";
+const VMWARE: &str = "convert it with VMware's `vmss2core`, or pass the .vmem file beside it, which is a raw dump";
 const DISK: &str = "it holds a disk, not memory; take a dump of memory with LiME, AVML or `virsh dump --memory-only`";
 const WINDOWS: &str = "convert it to a raw dump first, for example with Volatility's `layerwriter`";
 const EWF: &str = "unpack it with `ewfexport -f raw` first";
 const AFF: &str = "unpack it to a raw dump first, with `affconvert -r` (AFF) or `aff4imager -e` (AFF4)";
-const VMA: &str = "it holds disks, and of memory only a stream of QEMU's; in the monitor of the running machine \
-                   (`qm monitor ID`) use `dump-guest-memory FILE`";
+const VMA: &str = "it holds disks, and memory only as a QEMU migration stream; use `dump-guest-memory FILE` in the \
+                   monitor of the running machine (`qm monitor ID`)";
 const HYPERV: &str = "convert it to a raw dump with a tool that uses Microsoft's VmSavedStateDumpProvider, such as \
                       LiveCloudKd, or take a dump inside the guest with LiME or AVML";
-const CRIU: &str = "make ELF cores of the checkpoint with CRIU's `criu-coredump`, or restore the process and take one \
+const CRIU: &str = "make ELF cores from the checkpoint with CRIU's `criu-coredump`, or restore the process and take one \
                     with `gcore`";
 const INSIDE: &str = "take a dump inside the guest with LiME or AVML";
 pub(super) const XEN_CORE: &str = "convert it to a raw dump with Volatility's `layerwriter`, dump the running guest with LibVMI's \
                         `vmi-dump-memory`, or take a dump inside the guest with LiME or AVML";
-const NOT_LINUX: &str = "dumps of Linux machines and processes are read";
+const NOT_LINUX: &str = "only dumps of Linux machines and processes can be read";
 const PROCESS: &str = "take a core of the process with `gcore`, or let the kernel write one (`ulimit -c unlimited`)";
 const SWSUSP: &str = "resume the machine and take a dump with LiME or AVML";
 
@@ -55,8 +54,8 @@ const OTHER_DUMPS: &[Marked] = &[
     (0, b"QFI\xfb", "a qcow2 image", VIRSH),
     (0, b"VMA\0\0\0\0\x01", "a Proxmox backup (VMA)", VMA),
     // HyperVStorage, 0x01282014; some lists of marks have the second form.
-    (0, b"\x14\x20\x28\x01", "a saved state of Hyper-V (.vmrs)", HYPERV),
-    (0, b"\x01\x28\x21\x00", "a saved state of Hyper-V (.vmrs)", HYPERV),
+    (0, b"\x14\x20\x28\x01", "a Hyper-V saved state (.vmrs)", HYPERV),
+    (0, b"\x01\x28\x21\x00", "a Hyper-V saved state (.vmrs)", HYPERV),
     (0, b"conectix", "a VHD disk", DISK),
     (0, b"vhdxfile", "a VHDX disk", DISK),
     (64, b"\x7f\x10\xda\xbe", "a VirtualBox disk", DISK),
@@ -64,23 +63,23 @@ const OTHER_DUMPS: &[Marked] = &[
     (0, b"WithoutFreeSpace", "a Parallels disk", DISK),
     (0, b"WithouFreSpacExt", "a Parallels disk", DISK),
     (512, b"EFI PART", "a disk image", DISK),
-    (3, b"NTFS    ", "an image of an NTFS file system", DISK),
-    (0, b"XFSB", "an image of an XFS file system", DISK),
+    (3, b"NTFS    ", "an NTFS file system image", DISK),
+    (0, b"XFSB", "an XFS file system image", DISK),
     (0, b"hsqs", "a SquashFS image", DISK),
     (0, b"LUKS\xba\xbe", "an encrypted disk (LUKS)", DISK),
-    (0x8001, b"CD001", "an image of a CD", DISK),
+    (0x8001, b"CD001", "a CD image", DISK),
     (0, b"XenSavedDomain", "a Xen save file", INSIDE),
     (0, b"LinuxGuestRecord", "a Xen save file", INSIDE),
     (0, b"Xen saved domain", "a Xen save file", INSIDE),
-    (0, b"\xed\xeb\x0f\xf0", "a Xen core of the old form", XEN_CORE),
-    (0, b"\xee\xeb\x0f\xf0", "a Xen core of the old form", XEN_CORE),
+    (0, b"\xed\xeb\x0f\xf0", "a Xen core in the old format", XEN_CORE),
+    (0, b"\xee\xeb\x0f\xf0", "a Xen core in the old format", XEN_CORE),
     // CRIU, criu/include/magic.h: IMG_COMMON_MAGIC and IMG_SERVICE_MAGIC.
-    (0, b"\x19\x43\x56\x54", "an image of CRIU", CRIU),
-    (0, b"\x40\x59\x10\x55", "an image of CRIU", CRIU),
-    (0, b"minidump FreeBSD/", "a minidump of a FreeBSD kernel", NOT_LINUX),
-    (0, b"FreeBSD Kernel Dump", "a dump of a FreeBSD kernel", NOT_LINUX),
+    (0, b"\x19\x43\x56\x54", "a CRIU image", CRIU),
+    (0, b"\x40\x59\x10\x55", "a CRIU image", CRIU),
+    (0, b"minidump FreeBSD/", "a FreeBSD kernel minidump", NOT_LINUX),
+    (0, b"FreeBSD Kernel Dump", "a FreeBSD kernel dump", NOT_LINUX),
     (0, b"\xed\x23\x8f\x61\x73\x01\x19\xa8", "an LKCD dump", ELF_KDUMP),
-    (0, b"JAVA PROFILE 1.0.", "a heap dump of a Java process", PROCESS),
+    (0, b"JAVA PROFILE 1.0.", "a Java heap dump", PROCESS),
     (0, b"EVF\x09\x0d\x0a\xff\x00", "an EWF image (E01)", EWF),
     (0, b"EVF2\x0d\x0a\x81\x00", "an EWF image (Ex01)", EWF),
     (0, b"AFF10\x0d\x0a", "an AFF image", AFF),
@@ -90,7 +89,7 @@ const OTHER_DUMPS: &[Marked] = &[
     (4086, b"SWAPSPACE2", "a Linux swap area", "take a dump of the memory with LiME or AVML"),
 ];
 
-/// Files that hold what a model is made of, or what a program leaves behind, and no memory.
+/// Files that hold models or data of programs, but no memory.
 const NO_DUMPS: &[Marked] = &[
     (0, b"GGUF", "a GGUF file", WEIGHTS),
     (0, b"lmgg", "a GGML file", WEIGHTS),
@@ -99,35 +98,34 @@ const NO_DUMPS: &[Marked] = &[
     (0, b"\x89HDF\x0d\x0a\x1a\x0a", "an HDF5 file", WEIGHTS),
     (0, b"\x93NUMPY", "a NumPy array (.npy)", WEIGHTS),
     // What torch.save wrote until 1.6: its magic number 0x1950a86a20f9469cfc6c as a pickle.
-    (0, b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", "a PyTorch checkpoint of the old form", WEIGHTS),
+    (0, b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", "a PyTorch checkpoint in the old format", WEIGHTS),
     (0, b"PAR1", "a Parquet file", NAME_DUMP),
-    (0, b"PERFILE2", "a recording of perf", NAME_DUMP),
-    (0, b"LPKSHHRH", "a journal of systemd", NAME_DUMP),
+    (0, b"PERFILE2", "a perf recording", NAME_DUMP),
+    (0, b"LPKSHHRH", "a systemd journal", NAME_DUMP),
     (0, b"\xd4\xc3\xb2\xa1", "a network capture", NAME_DUMP),
     (0, b"\x4d\x3c\xb2\xa1", "a network capture", NAME_DUMP),
     (0, b"\x0a\x0d\x0d\x0a", "a network capture", NAME_DUMP),
-    (0, b"\xcf\xfa\xed\xfe", "a Mach-O file of macOS", NOT_LINUX),
-    (0, b"\xce\xfa\xed\xfe", "a Mach-O file of macOS", NOT_LINUX),
+    (0, b"\xcf\xfa\xed\xfe", "a macOS Mach-O file", NOT_LINUX),
+    (0, b"\xce\xfa\xed\xfe", "a macOS Mach-O file", NOT_LINUX),
     (514, b"HdrS", "a Linux kernel", NAME_DUMP),
 ];
 
-const WEIGHTS: &str = "it holds values as a file, which can be loaded as it is; name a dump of the machine or a core of the \
-                       process that used it";
-const NAME_DUMP: &str = "name the dump itself";
+const WEIGHTS: &str = "it is a file of values that can be loaded as it is; pass a dump of the machine, or a core of \
+                       the process, that used it";
+const NAME_DUMP: &str = "pass the dump itself";
 
 /// Archives that `infer` does not know, or knows by fewer bytes than we want.
 const ARCHIVES: &[(usize, &[u8], &str)] = &[
     (0, b"BZh91AY&SY", "a bzip2 file"),
     (0, b"\x04\x22\x4d\x18", "an lz4 file"),
-    (0, b"\x02\x21\x4c\x18", "an lz4 file of the old form"),
+    (0, b"\x02\x21\x4c\x18", "a legacy lz4 file"),
     (0, b"\xff\x06\x00\x00sNaPpY", "a snappy stream"),
     (0, b"\x89LZO\0\x0d\x0a", "an lzop file"),
     (0, b"LRZI\0", "an lrzip file"),
     (0, b"\x5d\x00\x00\x80\x00\xff\xff\xff\xff\xff\xff\xff\xff", "an lzma file"),
 ];
 
-/// What `infer` is trusted with, by the extension that it gives: kinds told by at least four rare
-/// bytes, and nothing that runs.
+/// The kinds for which `infer` is trusted, by file extension: those with at least four rare bytes, and no executables.
 const ARCHIVE_KINDS: &[(&str, &str)] = &[
     ("zip", "a zip archive"),
     ("tar", "a tar archive"),
@@ -140,7 +138,7 @@ const ARCHIVE_KINDS: &[(&str, &str)] = &[
     ("par2", "a par2 archive"),
 ];
 
-/// As [`ARCHIVE_KINDS`], for files in which no dump can be.
+/// Like [`ARCHIVE_KINDS`], for files that can't contain a dump.
 const OTHER_KINDS: &[(&str, &str)] = &[
     ("jpg", "a JPEG image"),
     ("jp2", "a JPEG 2000 image"),
@@ -162,7 +160,7 @@ const OTHER_KINDS: &[(&str, &str)] = &[
     ("ppt", "a PowerPoint document"),
     ("pptx", "a PowerPoint document"),
     ("odt", "an OpenDocument text"),
-    ("ods", "an OpenDocument sheet"),
+    ("ods", "an OpenDocument spreadsheet"),
     ("odp", "an OpenDocument presentation"),
     ("epub", "an EPUB book"),
     ("msi", "an OLE document"),
@@ -187,8 +185,8 @@ const OTHER_KINDS: &[(&str, &str)] = &[
     ("wasm", "a WebAssembly module"),
 ];
 
-/// What a minidump says of the system that it is from (`PlatformId` of its system information), and its name.
-/// Sources: minidumpapiset.h; Breakpad, `minidump_format.h` (MD_OS_*).
+/// The platform that a minidump names (`PlatformId` of its system information), and its name. Sources:
+/// minidumpapiset.h; Breakpad, `minidump_format.h` (MD_OS_*).
 const MINIDUMPS: &[(u32, &str)] = &[
     (1, WINDOWS_MINIDUMP),
     (2, WINDOWS_MINIDUMP),
@@ -198,7 +196,7 @@ const MINIDUMPS: &[(u32, &str)] = &[
     (0x8203, "a minidump of a process on Android (Crashpad or Breakpad)"),
     (0x8206, "a minidump of a process on Fuchsia (Crashpad)"),
 ];
-const WINDOWS_MINIDUMP: &str = "a minidump of Windows";
+const WINDOWS_MINIDUMP: &str = "a Windows minidump";
 const LINUX_MINIDUMP: &str = "a minidump of a process on Linux (Crashpad or Breakpad)";
 
 /// Why a file is not to be taken for a raw dump.
@@ -297,15 +295,15 @@ fn minidump(sample: &[u8]) -> Option<DumpErrorKind> {
         0x4767_0003..=0x4767_0009 => Some(LINUX_MINIDUMP),
         _ => None,
     };
-    let what = streams.filter_map(name).next().unwrap_or("a minidump (of Crashpad, Breakpad or Windows)");
+    let what = streams.filter_map(name).next().unwrap_or("a minidump (from Crashpad, Breakpad or Windows)");
     let remedy = if what == WINDOWS_MINIDUMP { NOT_LINUX } else { MINIDUMP };
     Some(DumpErrorKind::OtherDump { what, remedy })
 }
 
-const MINIDUMP: &str = "it holds the stacks of a process and not its objects; take a core of the process with `gcore`, or let \
+const MINIDUMP: &str = "it holds the stacks of a process but not its objects; take a core of the process with `gcore`, or let \
                         the kernel write one (`ulimit -c unlimited`)";
 
-/// Zip archives that are something else by what is in them: their first entries are looked at.
+/// Zip archives that are files of another kind, identified by their first entries.
 fn zip(sample: &[u8]) -> Option<DumpErrorKind> {
     if !sample.starts_with(b"PK\x03\x04") {
         return None;
@@ -325,7 +323,7 @@ fn zip(sample: &[u8]) -> Option<DumpErrorKind> {
     Some(DumpErrorKind::NoDump { what: "an archive of NumPy arrays (.npz)", remedy: WEIGHTS })
 }
 
-/// Weights and objects in forms whose marks are not a few fixed bytes.
+/// Weights and objects in formats without a fixed magic number.
 fn saved_by_python(sample: &[u8]) -> Option<&'static str> {
     let (length, rest) = sample.split_first_chunk::<8>()?;
     let length = u64::from_le_bytes(*length);

@@ -47,10 +47,10 @@ fn a_minidump_is_named_by_its_system() {
     };
     assert_named(&minidump(&[(3, 0), (7, 0x8201)]), &["a process on Linux", "gcore"]);
     assert_named(&minidump(&[(3, 0), (0x4767_0009, 0)]), &["a process on Linux", "gcore"]);
-    assert_named(&minidump(&[(7, 2)]), &["a minidump of Windows", "Linux machines"]);
+    assert_named(&minidump(&[(7, 2)]), &["a Windows minidump", "Linux machines"]);
     assert_named(&minidump(&[(7, 0x8101)]), &["macOS"]);
     for unknown in [minidump(&[]), minidump(&[(7, 77)]), minidump(&[(u32::MAX, 0)])] {
-        assert_named(&unknown, &["a minidump (of Crashpad, Breakpad or Windows)", "gcore"]);
+        assert_named(&unknown, &["a minidump (from Crashpad, Breakpad or Windows)", "gcore"]);
     }
     // Wild offsets and counts.
     assert_named(b"MDMP\x93\xa7\0\0\xff\xff\xff\xff\xff\xff\xff\xff", &["a minidump"]);
@@ -74,7 +74,7 @@ fn a_part_of_a_kdump_file_is_named() {
 #[test]
 fn weights_are_no_memory() {
     let entry = |name: &str| [b"PK\x03\x04", &[0; 26][..], name.as_bytes(), b"\x80\x02"].concat();
-    assert_named(&entry("archive/data.pkl"), &["a PyTorch checkpoint", "name a dump"]);
+    assert_named(&entry("archive/data.pkl"), &["a PyTorch checkpoint", "pass a dump"]);
     assert_named(&entry("arr_0.npyPK"), &["NumPy"]);
     assert_named(&entry("container.description"), &["AFF4"]);
     assert_named(&entry("memory.lime"), &["a zip archive"]);

@@ -13,8 +13,8 @@ pub(super) const MAGIC: [u8; 4] = *b"EMiL";
 /// Bytes in a header.
 const HEADER_SIZE: u64 = 32;
 
-/// The ranges of a LiME file. A file that ends early, or whose later headers are broken, is damaged, not refused: the
-/// ranges before are used. What comes after is not looked for, because memory can hold headers of LiME as well.
+/// The ranges of a LiME file. A file that ends early or has broken later headers is damaged but not refused: the ranges
+/// before the damage are used. There is no search for later headers, because memory can contain LiME headers as well.
 pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
     let size = bytes.len() as u64;
     let mut contents = Contents::default();
@@ -47,7 +47,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
         let range = MemoryRange { start, end: PhysAddr(start.0 + there), offset: FileOffset(data) };
         if there < claimed {
             contents.warn(format!(
-                "the file ends {} bytes short: the memory from {} to {end} is missing",
+                "the file is {} bytes too short: the memory from {} to {end} is missing",
                 claimed - there,
                 range.end
             ));
@@ -131,7 +131,7 @@ mod tests {
         let contents = parse(&file[..file.len() - 4]).unwrap();
         assert_eq!(contents.ranges[1].end, PhysAddr(0x800c));
         assert!(contents.damaged);
-        assert!(contents.warnings[0].contains("4 bytes short"), "{:?}", contents.warnings);
+        assert!(contents.warnings[0].contains("4 bytes too short"), "{:?}", contents.warnings);
         assert!(contents.warnings[0].contains("0x800c"), "{:?}", contents.warnings);
     }
 
@@ -140,9 +140,9 @@ mod tests {
         let mut version = range(0x9000, 32);
         version[4] = 2;
         for (tail, why) in [
-            (&header(0, 9)[..9], "needs 32 bytes, the file has 9"),
+            (&header(0, 9)[..9], "needs 32 bytes, but only 9 are left"),
             (&[b'x'; 64][..], "expected the magic 0x4c694d45, found 0x78787878"),
-            (&version, "says version 2, expected 1"),
+            (&version, "has version 2, expected 1"),
             (&[header(0x9000, 0x8000), vec![0; 32]].concat(), "claims memory from 0x9000 to 0x8000"),
             (&header(0x9000, u64::MAX), "claims memory from 0x9000 to 0xffffffffffffffff"),
         ] {

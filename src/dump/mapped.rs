@@ -1,8 +1,8 @@
-//! What an image of a process lacks: mapped files, which cores leave out, and other memory.
+//! What a process image lacks: mapped files, which cores leave out, and other memory.
 //!
-//! A core holds neither what can be read again from a file nor shared memory that has a name, unless `coredump_filter` asks
-//! for it (core(5)): weights that lie in a mapped checkpoint are then missing. The core's note NT_FILE names the files, and
-//! so does the maps file of a copy of /proc/PID/mem.
+//! Unless `coredump_filter` says otherwise (core(5)), a core holds neither memory that can be read again from a file
+//! nor named shared memory. Weights in a mapped checkpoint are then missing. The core's NT_FILE note names the files,
+//! and so does the maps file of a copy of /proc/PID/mem.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use crate::addr::PhysAddr;
 
-/// What the kernel adds to the path of a file that no folder lists any more (`d_path`).
+/// The suffix that the kernel adds to the path of a deleted file (`d_path`).
 const DELETED: &[u8] = b" (deleted)";
-/// Bytes of a path: PATH_MAX of linux/limits.h, and what the kernel adds to that of a deleted file.
+/// Maximum bytes of a path: PATH_MAX of linux/limits.h, and the suffix for a deleted file.
 pub(super) const MAX_NAME: usize = 4096 + 16;
 /// How the kernel names memory that is shared without a file of its own: `memfd_create`, `shmget`, and shared anonymous memory.
 const MEMFD: &[u8] = b"/memfd:";
@@ -27,7 +27,7 @@ const HUGE_PAGES: [&[u8]; 2] = [b"/anon_hugepage", b"/dev/hugepages"];
 const SHARED_MEMORY: &[u8] = b"/dev/shm/";
 const DEVICES: &[u8] = b"/dev/";
 
-/// A run of a process's memory that shows a file.
+/// A range of a process's memory that is mapped from a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileMapping {
     /// Its addresses, which are virtual.
@@ -36,9 +36,9 @@ pub struct FileMapping {
     pub offset: u64,
     /// The file, as the kernel named it when the image was taken.
     pub path: Arc<Path>,
-    /// Whether the process could write to it; `None` where the image does not say.
+    /// Whether the process could write to it; `None` if the image does not say.
     pub writable: Option<bool>,
-    /// Whether what the process wrote there went to the file; `None` where the image does not say.
+    /// Whether writes of the process went to the file; `None` if the image does not say.
     pub shared: Option<bool>,
 }
 
@@ -59,7 +59,7 @@ impl FileMapping {
 pub enum FileKind {
     /// A file in a folder.
     Named,
-    /// A file that no folder lists any more.
+    /// A deleted file.
     Deleted,
     /// POSIX shared memory: a file in /dev/shm.
     SharedMemory,
@@ -69,12 +69,12 @@ pub enum FileKind {
     SystemV,
     /// Memory in huge pages.
     HugePages,
-    /// Memory of a device, or of something else that is no file.
+    /// Memory of a device, or of something else that is not a file.
     Device,
 }
 
 impl FileKind {
-    /// By the path, as the kernel names it.
+    /// The kind for a path as the kernel names it.
     pub fn of(path: &Path) -> Self {
         let path = path.as_os_str().as_bytes();
         let begins = |prefix: &[u8]| path.starts_with(prefix);
@@ -100,23 +100,23 @@ impl fmt::Display for FileKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Named => "mapped file",
-            Self::Deleted => "mapped and since deleted file",
+            Self::Deleted => "deleted mapped file",
             Self::SharedMemory => "shared memory",
             Self::Anonymous => "anonymous shared memory",
             Self::SystemV => "System V shared memory",
-            Self::HugePages => "memory in huge pages",
-            Self::Device => "mapping of the device",
+            Self::HugePages => "huge-page memory",
+            Self::Device => "device mapping",
         })
     }
 }
 
-/// The path without what the kernel adds to that of a deleted file.
+/// The path without the suffix that the kernel adds for a deleted file.
 pub(super) fn without_deleted(path: &Path) -> &Path {
     let bytes = path.as_os_str().as_bytes();
     Path::new(OsStr::from_bytes(bytes.strip_suffix(DELETED).unwrap_or(bytes)))
 }
 
-/// What an image is: which programs make one decides what it leaves out.
+/// The kind of a process image, which decides what the image leaves out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImageKind {
     /// A core.
@@ -127,7 +127,7 @@ pub enum ImageKind {
 }
 
 impl ImageKind {
-    /// Who leaves something out, as the beginning of a sentence.
+    /// What leaves memory out, as a phrase for messages.
     fn leaves_out(self) -> &'static str {
         match self {
             Self::Core => "cores leave out",
@@ -135,43 +135,43 @@ impl ImageKind {
         }
     }
 
-    /// How the next image would hold it.
+    /// How to capture an image that holds it.
     fn remedy(self) -> &'static str {
         match self {
-            Self::Core => "set coredump_filter to 0x7f before the capture, copy /proc/PID/mem",
+            Self::Core => "set coredump_filter to 0x7f before the capture, copy /proc/PID/mem instead",
             Self::Copy => "copy all readable mappings",
         }
     }
 }
 
-/// Why an address is not in the image of a process.
+/// Why an address is not in a process image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absence {
-    /// The image should have it, and ends before it.
+    /// The image should hold it, but ends before it.
     Cut,
-    /// It lies in a mapped file: its number in [`Mappings::files`].
+    /// It is in a mapped file, with this index in [`Mappings::files`].
     File(usize),
-    /// It lies in a mapped file, behind the end of the file that was given for it.
+    /// It is in a mapped file, past the end of the file that was passed for it.
     PastEnd(usize),
-    /// The process had it mapped, and the image leaves it out.
+    /// The process had it mapped, but the image leaves it out.
     LeftOut,
     /// The image does not say whether it was mapped.
     Unknown,
 }
 
-/// What is known of a process's mappings beside the bytes in its image.
+/// What is known about a process's mappings, besides the bytes in the image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mappings {
     pub(super) kind: ImageKind,
     /// Sorted, without overlap.
     pub(super) files: Vec<FileMapping>,
-    /// What the image should hold and does not: sorted, without overlap.
+    /// Ranges that the image should hold but does not; sorted, without overlap.
     pub(super) cut: Vec<Range<PhysAddr>>,
-    /// What was mapped and is left out, likewise; of a copy all that was mapped.
+    /// Ranges that were mapped but are left out, sorted in the same way; for a copy, everything that was mapped.
     pub(super) left_out: Vec<Range<PhysAddr>>,
 }
 
-/// The one of some sorted ranges that holds an address.
+/// The range among sorted ranges that contains an address.
 fn holder(ranges: &[Range<PhysAddr>], at: PhysAddr) -> Option<&Range<PhysAddr>> {
     let after = ranges.partition_point(|range| range.start <= at);
     ranges.get(after.checked_sub(1)?).filter(|range| at < range.end)
@@ -183,7 +183,7 @@ impl Mappings {
         &self.files
     }
 
-    /// Why an address that is not in the image is not; `size_of` tells the size of the file that was given for a mapping.
+    /// Why an address is not in the image; `size_of` returns the size of the file that was passed for a mapping.
     pub(super) fn absence(&self, at: PhysAddr, size_of: impl Fn(&FileMapping) -> Option<u64>) -> Absence {
         if self.is_cut(at) {
             return Absence::Cut;
@@ -205,11 +205,11 @@ impl Mappings {
         holder(&self.cut, at).is_some()
     }
 
-    /// The reason for an absence at an address in words.
+    /// The reason for an absence at an address, as text.
     pub(super) fn explain(&self, at: PhysAddr, absence: Absence) -> String {
         let file = |index: usize| self.files.get(index);
         match absence {
-            Absence::Cut => "the image is cut off before it".to_owned(),
+            Absence::Cut => "the process image is cut off before it".to_owned(),
             Absence::File(index) => file(index).map_or_else(String::new, |file| {
                 let (kind, by) = (FileKind::of(&file.path), self.kind.leaves_out());
                 format!("it lies in the {kind} {} at offset {:#x}, which {by}", file.path.display(), file.offset_of(at))
@@ -218,40 +218,40 @@ impl Mappings {
                 let (kind, offset) = (FileKind::of(&file.path), file.offset_of(at));
                 let path = file.path.display();
                 format!(
-                    "it lies in the {kind} {path} at offset {offset:#x}, and the file that was given for it ends before"
+                    "it lies in the {kind} {path} at offset {offset:#x}, past the end of the file that was given for it"
                 )
             }),
             Absence::LeftOut => {
                 let (image, why) = match self.kind {
-                    ImageKind::Core => ("core", " (coredump_filter, MADV_DONTDUMP, or memory that nobody may read)"),
+                    ImageKind::Core => ("core", " (coredump_filter, MADV_DONTDUMP, or unreadable memory)"),
                     ImageKind::Copy => ("copy of /proc/PID/mem", ""),
                 };
-                format!("the process had it mapped, and the {image} leaves it out{why}")
+                format!("the process had it mapped, but the {image} leaves it out{why}")
             }
-            Absence::Unknown => format!("{at} is not in the image of the process"),
+            Absence::Unknown => format!("{at} is not in the process image"),
         }
     }
 
-    /// What to say of things, such as `m0: 6 tensors`, whose bytes lie in a mapped file from an address on.
+    /// The advice for objects, such as `m0: 6 tensors`, whose bytes are in a mapped file from an offset on.
     pub(crate) fn advise(&self, what: &str, file: &FileMapping, from: u64) -> String {
         let kind = FileKind::of(&file.path);
         let place = format!("{what} in the {kind} {} from offset {from:#x} on", file.path.display());
         if kind == FileKind::Device {
-            return format!("{place}, whose memory no image of a process holds");
+            return format!("{place}, whose memory is never in a process image");
         }
         let (by, remedy) = (self.kind.leaves_out(), self.kind.remedy());
         let copy = match kind {
-            FileKind::Named => "give the file with `--file PATH`",
-            FileKind::SharedMemory => "give a copy of the file with `--file PATH`",
+            FileKind::Named => "pass the file with `--file PATH`",
+            FileKind::SharedMemory => "pass a copy of the file with `--file PATH`",
             _ => {
-                "copy it from /proc/PID/map_files while the process lives and give the copy with `--file RECORDED=COPY`"
+                "copy it from /proc/PID/map_files while the process runs and pass the copy with `--file RECORDED=COPY`"
             }
         };
         format!("{place}, which {by}; {remedy}, or {copy}")
     }
 }
 
-/// Sorts mappings of files by address; of those that overlap the first stays. Returns how many were dropped.
+/// Sorts file mappings by address. Of overlapping mappings the first is kept. Returns how many were dropped.
 pub(super) fn sort_files(files: &mut Vec<FileMapping>) -> usize {
     let before = files.len();
     files.sort_by_key(|file| (file.addresses.start, file.addresses.end));
@@ -311,7 +311,7 @@ mod tests {
         let reason = mappings.explain(PhysAddr(0x1010), File(0));
         assert_eq!(reason, "it lies in the mapped file /m.safetensors at offset 0x5010, which cores leave out");
         let past = mappings.explain(PhysAddr(0x3010), PastEnd(1));
-        assert!(past.contains("/short at offset 0x10") && past.contains("ends before"), "{past}");
+        assert!(past.contains("/short at offset 0x10") && past.contains("past the end"), "{past}");
     }
 
     #[test]

@@ -79,7 +79,7 @@ const COPIED: [Rule; 6] = [
     ("all writable mappings", |it| it.readable && it.writable),
     ("all private writable mappings", |it| it.readable && it.writable && it.private),
     ("all rw-p mappings", |it| it.readable && it.writable && !it.executable && it.private),
-    ("all mappings that show no file", |it| it.readable && !it.is_file()),
+    ("all mappings without a file", |it| it.readable && !it.is_file()),
 ];
 
 /// What they leave out of it: the kernel's own mappings, which can't be read or are not wanted, and devices.
@@ -182,7 +182,7 @@ pub(super) fn parse(copy: &[u8], maps: &str) -> Result<Contents, DumpErrorKind> 
     if selection.copied.0 != usual.0 {
         contents
             .warnings
-            .push(format!("by its size the copy of /proc/PID/mem holds {selection}, nothing else of the process"));
+            .push(format!("judging by its size, the copy of /proc/PID/mem holds {selection} and nothing else"));
     }
     for (offset, mapping) in selection.place(&mappings) {
         let Range { start, end } = mapping.addresses();
@@ -194,7 +194,7 @@ pub(super) fn parse(copy: &[u8], maps: &str) -> Result<Contents, DumpErrorKind> 
     Ok(contents)
 }
 
-/// Those mappings that show files.
+/// The mappings of files.
 fn files(mappings: &[Mapping<'_>]) -> Vec<FileMapping> {
     let shows = |path: &str| !path.starts_with('[') && (1..=MAX_NAME).contains(&path.len());
     let shown = mappings.iter().filter(|mapping| shows(mapping.path));
@@ -239,7 +239,7 @@ fn read_maps(maps: &str) -> Result<Vec<Mapping<'_>>, DumpErrorKind> {
         let broken = |what| DumpErrorKind::MapsLine { line, text: shown(text), what };
         let mapping = read_line(text).ok_or_else(|| broken("expected `START-END rwxp OFFSET DEVICE INODE PATH`"))?;
         if mappings.last().is_some_and(|last| mapping.start < last.end) {
-            return Err(broken("expected an address above the line before"));
+            return Err(broken("expected an address above that of the line before"));
         }
         if mappings.len() == MAX_RANGES {
             return Err(broken("no process has so many mappings"));
@@ -249,7 +249,7 @@ fn read_maps(maps: &str) -> Result<Vec<Mapping<'_>>, DumpErrorKind> {
     Ok(mappings)
 }
 
-/// Whether a line could be of a maps file.
+/// Whether a line could be from a maps file.
 pub(super) fn is_line(text: &str) -> bool {
     read_line(text).is_some()
 }

@@ -92,7 +92,7 @@ fn mappings_of_files_are_known_whether_they_are_in_the_copy_or_not() {
     let by = "which the copy of /proc/PID/mem leaves out";
     assert_eq!(reason(0x5600_0000_0018), format!("it lies in the mapped file {python} at offset 0x18, {by}"));
     assert!(reason(0x7f00_0000_1010).contains("had it mapped"), "{}", reason(0x7f00_0000_1010));
-    assert_eq!(reason(0x1000), "0x1000 is not in the image of the process");
+    assert_eq!(reason(0x1000), "0x1000 is not in the process image");
 }
 
 #[test]

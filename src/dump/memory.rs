@@ -18,7 +18,7 @@ pub struct MemoryRange {
     pub start: PhysAddr,
     /// First byte that is no longer part of the range.
     pub end: PhysAddr,
-    /// Where in the (unpacked) file the first byte lies; behind its end in memory that was filled from other files.
+    /// Offset of the first byte in the (unpacked) file; past its end for memory that was filled from other files.
     #[serde(skip)]
     pub offset: FileOffset,
 }
@@ -39,7 +39,7 @@ impl MemoryRange {
     }
 }
 
-/// What of a range of addresses is in none of some others, which are sorted and do not overlap.
+/// The parts of an address range that are in none of the other ranges, which are sorted and do not overlap.
 pub(super) fn subtract<T>(
     from: Range<PhysAddr>,
     others: &[T],
@@ -91,9 +91,9 @@ pub struct PhysicalMemory {
     ranges: Vec<MemoryRange>,
     /// What is known to hold no objects: sorted, without overlap.
     barren: Vec<Range<PhysAddr>>,
-    /// What else is known of the mappings of a process.
+    /// What else is known about the mappings of a process.
     mappings: Arc<Mappings>,
-    /// Files that some ranges come from; their offsets go on where the bytes of the dump end.
+    /// Files that some ranges come from. Their offsets continue after the bytes of the dump.
     files: Arc<[FilledFile]>,
 }
 
@@ -139,11 +139,11 @@ impl PhysicalMemory {
         Self::new(Arc::new(Backing::Mapped(map.into())), ranges)
     }
 
-    /// Asks whether all that was read was there, and is still the same: to be asked before anything is reported.
+    /// Checks that everything that was read could be read and has not changed. Call this before anything is reported.
     ///
     /// # Errors
-    /// A page of the file could not be read, where [`catch_unreadable_pages`](super::catch_unreadable_pages) kept that
-    /// from ending the process; or the file has another size or time of modification than when it was opened.
+    /// A page of the file could not be read, and [`catch_unreadable_pages`](super::catch_unreadable_pages) kept the
+    /// process alive; or the size or modification time of the file has changed since it was opened.
     pub fn check(&self) -> Result<(), DumpError> {
         match &*self.backing {
             Backing::Mapped(map) => map.check()?,
@@ -152,7 +152,7 @@ impl PhysicalMemory {
         self.files.iter().try_for_each(FilledFile::check)
     }
 
-    /// Whether a page could not be read: long work need not go on, as [`PhysicalMemory::check`] fails.
+    /// Whether a page could not be read. Long work can stop then, because [`PhysicalMemory::check`] will fail.
     pub fn is_lost(&self) -> bool {
         let is_lost = match &*self.backing {
             Backing::Mapped(map) => map.is_lost(),
@@ -192,12 +192,12 @@ impl PhysicalMemory {
         }
     }
 
-    /// The same memory, which is the image of a process with these mappings.
+    /// The same memory as an image of a process with these mappings.
     pub(super) fn with_mappings(self, mappings: Mappings) -> Self {
         Self { mappings: Arc::new(mappings), ..self }
     }
 
-    /// The same memory with more ranges, whose bytes lie in these files; they are read and not searched.
+    /// The same memory with additional ranges from these files, which are read but not searched.
     ///
     /// # Errors
     /// As for the constructors.
@@ -290,19 +290,19 @@ impl PhysicalMemory {
         self.files.get(after.checked_sub(1)?)
     }
 
-    /// What else is known of the mappings of a process whose image this is.
+    /// What else is known about the mappings of the process, if this is a process image.
     pub fn mappings(&self) -> &Mappings {
         &self.mappings
     }
 
-    /// Why the image of a process does not hold an address.
+    /// Why a process image does not hold an address.
     pub fn absence(&self, pa: PhysAddr) -> Absence {
         let size =
             |path: &std::path::Path| self.files.iter().find(|file| *file.recorded == *path).map(|file| file.size);
         self.mappings.absence(pa, |mapping| size(&mapping.path))
     }
 
-    /// The same in words.
+    /// The same as text.
     pub fn explain(&self, pa: PhysAddr, absence: Absence) -> String {
         self.mappings.explain(pa, absence)
     }
@@ -312,7 +312,7 @@ impl PhysicalMemory {
         &self.files
     }
 
-    /// What of these addresses comes from other files than the dump, by address.
+    /// The parts of these addresses that come from files other than the dump, by address.
     pub fn filled(&self, addresses: Range<PhysAddr>) -> impl Iterator<Item = FilledPart<'_>> {
         // Without such files there is nothing to look through.
         let addresses = if self.files.is_empty() { PhysAddr(0)..PhysAddr(0) } else { addresses };
@@ -322,7 +322,7 @@ impl PhysicalMemory {
         })
     }
 
-    /// What of the ranges lies at these addresses, by address.
+    /// The parts of the ranges at these addresses, by address.
     pub(super) fn parts(&self, addresses: Range<PhysAddr>) -> impl Iterator<Item = MemoryRange> {
         let first = self.ranges.partition_point(|range| range.end <= addresses.start);
         let end = addresses.end;
@@ -387,7 +387,7 @@ impl PhysicalMemory {
         self.bytes_at_offset(range.offset.0 + skip, len)
     }
 
-    /// Where in the (unpacked) file the byte at `pa` lies; `None` if it comes from elsewhere.
+    /// Offset in the (unpacked) file of the byte at `pa`; `None` if the byte comes from another file.
     pub fn file_offset(&self, pa: PhysAddr) -> Option<FileOffset> {
         let range = self.range_of(pa).filter(|range| self.file_at(range.offset.0).is_none())?;
         Some(FileOffset(range.offset.0 + (pa.0 - range.start.0)))

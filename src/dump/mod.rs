@@ -172,7 +172,7 @@ struct Contents {
     ranges: Vec<MemoryRange>,
     /// The process, where the container holds the image of one.
     image: Option<ProcessImage>,
-    /// What is known of its mappings beside its ranges.
+    /// What is known about its mappings, besides its ranges.
     mappings: Mappings,
     /// Those of an image's ranges that the process could execute and not write.
     code: Vec<Range<PhysAddr>>,
@@ -189,7 +189,7 @@ const MAX_MAPS: u64 = (MAX_RANGES as u64) << 8;
 /// Opens the dump at `path`, as [`open_source`] does.
 ///
 /// # Errors
-/// As for [`open_source`]; or there is no file that can be opened.
+/// Like [`open_source`], or the file can't be opened.
 pub fn open(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> Result<Dump, DumpError> {
     open_source(Source::open(path)?, options, progress)
 }
@@ -200,8 +200,8 @@ pub fn open(path: &Path, options: &OpenOptions, progress: &dyn Fn(u64, u64)) -> 
 /// `progress` is called from this thread while a dump is unpacked or copied, with the bytes of the file that
 /// are used up and the bytes it has; it is not called for a dump that is mapped as it is.
 ///
-/// A file that is cut off while it is mapped ends the process, unless [`catch_unreadable_pages`] was called before. Whether
-/// it was cut off, or changed, [`PhysicalMemory::check`] says.
+/// A file that is truncated while it is mapped ends the process, unless [`catch_unreadable_pages`] was called before.
+/// [`PhysicalMemory::check`] says whether the file was truncated or changed.
 ///
 /// # Errors
 ///
@@ -226,7 +226,10 @@ fn open_inner(
     let given = match MappedFile::new(source) {
         Err((error, source)) if source::is_unmappable(&error) => {
             let dir = spool_dir();
-            copied = Some(format!("the dump's file system cannot map files: it was copied to {} first", dir.display()));
+            copied = Some(format!(
+                "the dump's file system cannot map files, so the dump was first copied to {}",
+                dir.display()
+            ));
             let copy = spool::copy(source.file(), &dir, progress)?;
             MappedFile::spooled(copy, dir, Some(source))?
         }
@@ -320,7 +323,7 @@ fn raw(map: &[u8]) -> Contents {
     let odd = size % FRAME_SIZE;
     let warnings = match odd {
         0 => Vec::new(),
-        _ => vec![format!("the raw dump ends {odd} bytes into a page of 4096: it may have been cut off")],
+        _ => vec![format!("the raw dump ends {odd} bytes into a 4096-byte page: it may have been cut off")],
     };
     Contents { ranges: vec![range], warnings, ..Contents::default() }
 }

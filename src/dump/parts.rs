@@ -1,11 +1,11 @@
-//! Parts of a file that was split: told by their names, since nothing in them tells it.
+//! Parts of a split file, which only their names reveal.
 
 use std::path::Path;
 
-/// Digits at the end of the name of a part, at most.
+/// Maximum number of digits at the end of a part's name.
 const MAX_DIGITS: usize = 4;
 
-/// A name that ends in a number, or in two letters that count as `split` does it.
+/// A name that ends in a number, or in two letters counted like those of `split`.
 #[derive(Debug, PartialEq, Eq)]
 struct Numbered<'a> {
     stem: &'a str,
@@ -46,8 +46,8 @@ impl<'a> Numbered<'a> {
     }
 }
 
-/// Says so if a file looks like one part of several: it has a number, files with the next or the last number lie beside
-/// it, and no part is larger than the one before.
+/// A warning if a file looks like one of several parts: its name has a number, a file with the next or previous number
+/// is in the same folder, and no part is larger than the one before.
 pub(super) fn warning(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     let numbered = Numbered::new(name)?;
@@ -62,8 +62,8 @@ pub(super) fn warning(path: &Path) -> Option<String> {
     let neighbour = before.or(after)?;
     let stem = numbered.stem;
     Some(format!(
-        "by its name this is {which} of a file that was split ({neighbour} lies beside it): join all parts in their order, as \
-         with `cat {stem}* > whole`, and name the whole"
+        "judging by its name, this is {which} of a split file ({neighbour} is next to it): join all parts in order, \
+         for example with `cat {stem}* > whole`, and pass the result"
     ))
 }
 
@@ -93,9 +93,11 @@ mod tests {
         assert_eq!(said("memory.001"), "");
         write("memory.002", 4096);
         write("memory.003", 100);
-        assert!(said("memory.001").contains("the first part") && said("memory.001").contains("memory.002 lies beside"));
+        assert!(
+            said("memory.001").contains("the first part") && said("memory.001").contains("memory.002 is next to it")
+        );
         assert!(said("memory.002").contains("a later part") && said("memory.002").contains("cat memory.* > whole"));
-        assert!(said("memory.003").contains("memory.002 lies beside"));
+        assert!(said("memory.003").contains("memory.002 is next to it"));
         // Dumps of several machines.
         write("host-01", 4096);
         write("host-02", 8192);

@@ -20,6 +20,7 @@ use super::mapped::{FileMapping, MAX_NAME, Mappings, sort_files};
 use super::memory::joined;
 use super::{MAX_RANGES, ProcessImage};
 use crate::addr::PhysAddr;
+use crate::words::counted;
 
 /// `pr_pid` in x86-64's `struct elf_prstatus` (linux/elfcore.h).
 const PRSTATUS_PID: usize = 32;
@@ -65,8 +66,10 @@ pub(super) fn process(bytes: &[u8], headers: &[ProgramHeader64<LE>]) -> Option<P
         let (mut files, mut warnings) = notes.files.map(read_files).unwrap_or_default();
         let dropped = sort_files(&mut files);
         if dropped > 0 {
+            let dropped = counted(dropped, "entry", "entries");
             warnings.push(format!(
-                "the core's list of mapped files (NT_FILE) has {dropped} that overlap others or have no addresses: not used"
+                "not used of the core's list of mapped files (NT_FILE): {dropped} that overlap others or have no \
+                 addresses"
             ));
         }
         let mappings = absences(bytes.len() as u64, headers, files);
@@ -74,7 +77,7 @@ pub(super) fn process(bytes: &[u8], headers: &[ProgramHeader64<LE>]) -> Option<P
     })
 }
 
-/// What the segments say of memory that is not in the file, and of the access to mapped files.
+/// What the segments say about memory that is not in the file, and about access to mapped files.
 fn absences(size: u64, headers: &[ProgramHeader64<LE>], mut files: Vec<FileMapping>) -> Mappings {
     let (mut cut, mut left_out, mut access) = (Vec::new(), Vec::new(), Vec::new());
     for header in headers.iter().filter(|h| h.p_type(LE) == PT_LOAD) {
@@ -99,14 +102,14 @@ fn absences(size: u64, headers: &[ProgramHeader64<LE>], mut files: Vec<FileMappi
     Mappings { files, cut: joined(&cut), left_out: joined(&left_out), ..Mappings::default() }
 }
 
-/// The mapped files that a note lists, and what is wrong with the note. What can be read of a broken one is used.
+/// The mapped files that a note lists, and what is wrong with the note. The readable part of a broken note is used.
 fn read_files(desc: &[u8]) -> (Vec<FileMapping>, Vec<String>) {
     let broken = |files: Vec<FileMapping>, what: String| {
         (files, vec![format!("the core's list of mapped files (NT_FILE) is broken: {what}")])
     };
     let word = |at: usize| desc.get(at..)?.first_chunk().map(|word| u64::from_le_bytes(*word));
     let (Some(count), Some(unit)) = (word(0), word(WORD)) else {
-        return broken(Vec::new(), "it has no head".to_owned());
+        return broken(Vec::new(), "it has no header".to_owned());
     };
     // As many as there is room for, each with a name of one byte at least.
     let room = desc.len().saturating_sub(FILE_HEAD) / (FILE_ENTRY + 1);
@@ -121,7 +124,7 @@ fn read_files(desc: &[u8]) -> (Vec<FileMapping>, Vec<String>) {
     let mut names = names.split_inclusive(|byte| *byte == 0);
     for (index, entry) in entries.enumerate() {
         let Some(name) = names.next().and_then(|name| name.strip_suffix(&[0])) else {
-            return broken(files, format!("it ends in the name of file {index} of {count}"));
+            return broken(files, format!("it ends within the name of file {index} of {count}"));
         };
         let number = |at: usize| entry.get(at..)?.first_chunk().map(|word| u64::from_le_bytes(*word));
         let numbers = number(0).zip(number(WORD)).zip(number(2 * WORD)).and_then(|((start, end), offset)| {
@@ -131,7 +134,7 @@ fn read_files(desc: &[u8]) -> (Vec<FileMapping>, Vec<String>) {
             Some((start, end, offset))
         });
         let (Some((start, end, offset)), 1..=MAX_NAME) = (numbers, name.len()) else {
-            return broken(files, format!("file {index} of {count} has impossible addresses, offset or name"));
+            return broken(files, format!("file {index} of {count} has an impossible address, offset or name"));
         };
         let name = Path::new(OsStr::from_bytes(name));
         // A file is mapped in several pieces, one after another.

@@ -1,6 +1,6 @@
 //! What a file is, by its content: a dump, a compressed file, or something else with a name.
 //!
-//! A raw dump has no mark of its own: it is what is nothing else.
+//! A raw dump has no magic number: a file of no other kind is raw.
 
 use std::io::Read;
 
@@ -19,7 +19,7 @@ pub(super) enum Kind {
     Unknown,
 }
 
-/// Bytes that are looked at: most marks are in the first 4 KiB, text is told by all of them.
+/// Bytes that are examined: most magic numbers are in the first 4 KiB, and text is recognized by all of the bytes.
 const SAMPLE: usize = 64 << 10;
 
 /// What the file with these bytes is.

@@ -1,4 +1,4 @@
-//! The file on disk: what it is to the system, its bytes, mapped, and whether it is still what it was.
+//! The file on disk: its type, its mapped bytes, and whether it has changed.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom};
@@ -18,9 +18,9 @@ const MIN_HOLE: u64 = 1 << 20;
 /// What failed, as a verb.
 const MAP: &str = "map";
 
-/// A file that is open, and what the system said of it then.
+/// An open file, and its metadata at the time of opening.
 ///
-/// The path is not looked up again: whoever puts another file in its place does no harm.
+/// The path is not looked up again, so replacing the file does no harm.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
@@ -28,7 +28,7 @@ pub struct Source {
     at_open: State,
 }
 
-/// What changes when somebody writes to a file; nothing of the kind is known of a block device.
+/// The metadata that changes when somebody writes to the file; not available for a block device.
 #[derive(Debug, PartialEq, Eq)]
 struct State {
     size: Option<u64>,
@@ -48,7 +48,7 @@ impl Source {
     /// Opens the file that the user named.
     ///
     /// # Errors
-    /// It is no file, or may not be read.
+    /// It is not a file, or may not be read.
     pub fn open(path: &Path) -> Result<Self, DumpError> {
         Self::open_inner(path).map_err(|reason| DumpError { path: path.to_owned(), reason })
     }
@@ -74,8 +74,8 @@ impl Source {
         &self.path
     }
 
-    /// Whether the file is as it was when it was opened, as far as its size and its time of modification tell; `lost` is
-    /// the offset of what could not be read.
+    /// Checks that the size and modification time of the file are the same as when it was opened; `lost` is the offset
+    /// of the first unreadable page.
     fn check(&self, lost: Option<u64>) -> Result<(), DumpErrorKind> {
         let now = State::of(&self.file)?;
         if let (Some(was), Some(now)) = (self.at_open.size, now.size)
@@ -90,15 +90,15 @@ impl Source {
     }
 }
 
-/// The bytes of a file, mapped, and known to the handler of pages that can't be read.
+/// The mapped bytes of a file, registered with the handler for unreadable pages.
 #[derive(Debug)]
 pub struct MappedFile {
-    /// Before the map, so that it is dropped first: what is watched must be mapped.
+    /// Declared before the map so that it is dropped first: watched bytes must be mapped.
     watched: Watched,
     map: Mmap,
     /// The file that was named.
     source: Option<Source>,
-    /// What is mapped in its place, where that is a spool file, and its folder.
+    /// The spool file that is mapped instead, if there is one, and its folder.
     spool: Option<(File, PathBuf)>,
 }
 
@@ -110,7 +110,7 @@ impl Deref for MappedFile {
     }
 }
 
-/// A mapping of which no file is known: that it changes is not noticed, but that a page can't be read is.
+/// A mapping without a known file: changes are not noticed, but unreadable pages are.
 impl From<Mmap> for MappedFile {
     fn from(map: Mmap) -> Self {
         Self { watched: Watched::new(&map), map, source: None, spool: None }
@@ -118,7 +118,7 @@ impl From<Mmap> for MappedFile {
 }
 
 impl MappedFile {
-    /// Maps the whole of a file. With an error gives the file back, so that it can be read in another way.
+    /// Maps a whole file. An error returns the file, so that it can be read in another way.
     pub(super) fn new(source: Source) -> Result<Self, (DumpErrorKind, Source)> {
         match map_file(&source.file) {
             Ok(map) => Ok(Self { source: Some(source), ..Self::from(map) }),
@@ -126,7 +126,7 @@ impl MappedFile {
         }
     }
 
-    /// Maps a spool file in `dir` that was made of a source.
+    /// Maps a spool file in `dir` that was made from a source.
     pub(super) fn spooled(file: File, dir: PathBuf, source: Option<Source>) -> Result<Self, DumpErrorKind> {
         let map = map_file(&file)?;
         Ok(Self { source, spool: Some((file, dir)), ..Self::from(map) })
@@ -148,12 +148,12 @@ impl MappedFile {
         file.map_or_else(Vec::new, |file| holes(file, self.map.len() as u64))
     }
 
-    /// Whether a part of it could not be read, so that zeros were read in its place.
+    /// Whether a part of it could not be read and was replaced by zeros.
     pub(super) fn is_lost(&self) -> bool {
         self.watched.lost().is_some()
     }
 
-    /// Fails if a part of it could not be read, or if its source is no longer what it was.
+    /// Fails if a part of it could not be read, or if its source has changed.
     pub(super) fn check(&self) -> Result<(), DumpError> {
         let lost = self.watched.lost();
         let reason = match (&self.spool, lost.map(FileOffset)) {

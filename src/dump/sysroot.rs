@@ -1,4 +1,4 @@
-//! Looking up the path of another machine under a folder that holds a copy of its files.
+//! Looks up a path of another machine in a folder with a copy of its files.
 
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
@@ -6,14 +6,14 @@ use std::{fs, io};
 
 use rustix::io::Errno;
 
-/// The most links on the way to one file; the kernel follows as many (MAXSYMLINKS of linux/namei.h).
+/// Maximum number of symbolic links in one lookup, as in the kernel (MAXSYMLINKS of linux/namei.h).
 const MAX_LINKS: usize = 40;
 
-/// The file that an absolute path names for a process whose root folder is `root`: neither `..` nor a link leads out of it.
-/// `root` itself must be free of links.
+/// The file that an absolute path names for a process with the root folder `root`; neither `..` nor a link leads out of
+/// it. `root` itself must be free of links.
 ///
 /// # Errors
-/// There is no such file, it can't be looked up, or the links go round in circles.
+/// The file does not exist, it can't be looked up, or the links form a cycle.
 pub(super) fn resolve(root: &Path, path: &Path) -> io::Result<PathBuf> {
     let mut ahead: Vec<OsString> = parts(path).rev().collect();
     let mut here: Vec<OsString> = Vec::new();

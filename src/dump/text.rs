@@ -1,39 +1,38 @@
-//! Text files, which are no dump: named by what they hold, with what to do.
+//! Text files, which are not dumps: their kinds, and what to do instead.
 
 use super::{DumpErrorKind, maps};
 
-/// Lines that are looked at to see of what form a text is.
+/// Lines that are examined to find the kind of a text.
 const LINES: usize = 4;
-/// Characters of base64 in a line, at least, before a text is taken for it.
+/// Minimum number of base64 characters in a line for a text to count as base64.
 const BASE64_LINE: usize = 60;
 
-/// Why a file is no dump, if it is text.
+/// Why a file is not a dump, if it is text.
 pub(super) fn refusal(sample: &[u8]) -> Option<DumpErrorKind> {
     if is_utf16(sample) {
-        let remedy =
-            "a program that writes text has converted it, as PowerShell does behind `>`; copy the dump as bytes";
-        return Some(DumpErrorKind::NoDump { what: "text in UTF-16", remedy });
+        let remedy = "a program wrote it as text, as PowerShell's `>` does; copy the dump as binary data";
+        return Some(DumpErrorKind::NoDump { what: "UTF-16 text", remedy });
     }
     let text = text(sample)?;
     let lines = || text.lines().filter(|line| !line.is_empty()).take(LINES);
     let all = |test: fn(&str) -> bool| lines().next().is_some() && lines().all(test);
     let begins = |with: &str| text.trim_start().get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
     if begins("ProblemType:") || begins("ApportVersion:") || text.contains("\nCoreDump: base64") {
-        let remedy = "unpack it with `apport-unpack REPORT FOLDER` and name the file FOLDER/CoreDump";
+        let remedy = "unpack it with `apport-unpack REPORT FOLDER` and pass the file FOLDER/CoreDump";
         return Some(DumpErrorKind::OtherDump { what: "an Apport report", remedy });
     }
     let (what, remedy) = if begins("version https://git-lfs.github.com/") {
-        ("a pointer of Git LFS", "fetch the file itself with `git lfs pull`")
+        ("a Git LFS pointer", "fetch the file itself with `git lfs pull`")
     } else if begins("<!doctype html") || begins("<html") {
-        ("an HTML page", "a download that failed often leaves one; download the dump again")
+        ("an HTML page", "a failed download often leaves one; download the dump again")
     } else if begins("<?xml") || begins("<") {
         ("an XML document", NAME_DUMP)
     } else if all(maps::is_line) {
-        ("a copy of /proc/PID/maps", "name the copy of /proc/PID/mem as the dump, and this one after --maps")
+        ("a copy of /proc/PID/maps", "pass the copy of /proc/PID/mem as the dump, and this file with --maps")
     } else if all(is_hex_dump) {
-        ("a dump printed as hexadecimal text", "turn it back into bytes with `xxd -r`")
+        ("a hex dump", "convert it back to binary with `xxd -r`")
     } else if all(is_base64) {
-        ("text in base64", "turn it back into bytes with `base64 -d`")
+        ("base64 text", "decode it with `base64 -d`")
     } else if begins("{") || begins("[") {
         ("a JSON document", NAME_DUMP)
     } else {
@@ -42,7 +41,7 @@ pub(super) fn refusal(sample: &[u8]) -> Option<DumpErrorKind> {
     Some(DumpErrorKind::NoDump { what, remedy })
 }
 
-const NAME_DUMP: &str = "name the dump itself";
+const NAME_DUMP: &str = "pass the dump itself";
 
 /// The text of a sample: valid UTF-8 without control characters but those of layout.
 fn text(sample: &[u8]) -> Option<&str> {
@@ -87,16 +86,16 @@ mod tests {
         let maps = "55d0c0000000-55d0c0001000 r--p 00000000 08:01 42   /usr/bin/python3\n".repeat(9);
         let base64 = format!("{}\n", "QUJD".repeat(19)).repeat(9);
         for (text, what, remedy) in [
-            ("one line of text\n", "a text file", "name the dump"),
-            ("Gr\u{fc}\u{df}e, ein Text\n", "a text file", "name the dump"),
-            ("{\"a\": 1}", "a JSON document", "name the dump"),
+            ("one line of text\n", "a text file", "pass the dump"),
+            ("Gr\u{fc}\u{df}e, ein Text\n", "a text file", "pass the dump"),
+            ("{\"a\": 1}", "a JSON document", "pass the dump"),
             ("<!DOCTYPE html>\n<html>404</html>", "an HTML page", "download the dump again"),
-            ("<?xml version=\"1.0\"?><domain/>", "an XML document", "name the dump"),
+            ("<?xml version=\"1.0\"?><domain/>", "an XML document", "pass the dump"),
             (&maps, "a copy of /proc/PID/maps", "--maps"),
-            ("00000000: 454d 694c 0100 0000  EMiL....\n", "hexadecimal", "xxd -r"),
-            ("00000000  45 4d 69 4c 01 00 00 00  |EMiL....|\n", "hexadecimal", "xxd -r"),
-            (&base64, "text in base64", "base64 -d"),
-            ("version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a pointer of Git LFS", "git lfs pull"),
+            ("00000000: 454d 694c 0100 0000  EMiL....\n", "a hex dump", "xxd -r"),
+            ("00000000  45 4d 69 4c 01 00 00 00  |EMiL....|\n", "a hex dump", "xxd -r"),
+            (&base64, "base64 text", "base64 -d"),
+            ("version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer", "git lfs pull"),
             ("ProblemType: Crash\nArchitecture: amd64\nCoreDump: base64\n H4sI\n", "an Apport report", "apport-unpack"),
         ] {
             let message = refusal(text.as_bytes()).unwrap().to_string();

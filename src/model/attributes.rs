@@ -1,7 +1,7 @@
-//! What tensor objects have for attributes: the tensors inside them, and the values that say what these mean.
+//! The attributes of tensor objects: the tensors inside them, and the values that describe these.
 //!
-//! A wrapper (`DTensor`, torchao, bitsandbytes) has a shape and no elements of its own: they lie in tensors that are its
-//! attributes, or attributes of those. A placeholder is empty, and an attribute has what was taken out of it.
+//! A wrapper (`DTensor`, torchao, bitsandbytes) has a shape but no elements of its own: these are in tensors in its
+//! attributes, or in attributes of those. A placeholder is empty, and an attribute holds its elements.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
@@ -25,13 +25,13 @@ const MAX_ITEMS: usize = 256;
 const MAX_ALL_OBJECTS: usize = 1 << 18;
 /// The longest name of a part, in bytes.
 const MAX_NAME: usize = 1024;
-/// Tensors that a sentence names.
+/// Maximum number of tensors that a sentence names.
 const MAX_SHOWN: usize = 3;
 
 /// A tensor or an array inside a tensor.
 #[derive(Clone, Debug)]
 pub struct Inner {
-    /// The way to it: `_local_tensor`, `quant_state.absmax`.
+    /// The path to it: `_local_tensor`, `quant_state.absmax`.
     pub path: String,
     /// Its bytes, and for a tensor its headers; its name is that of the tensor that it is inside, and the path.
     pub tensor: NamedTensor,
@@ -44,7 +44,7 @@ pub struct Inner {
 pub struct Elsewhere {
     /// Its name in `tensors.json`, or in a model.
     pub name: String,
-    /// The way to it, from the tensor itself or from a module.
+    /// The path to it, from the tensor itself or from a module.
     pub path: String,
     /// Elements along each dimension.
     pub shape: Vec<u64>,
@@ -53,9 +53,9 @@ pub struct Elsewhere {
 /// Why the elements of a tensor are not in its own storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shell {
-    /// It has a shape and no address of data.
+    /// It has a shape but a null data pointer.
     Wrapper,
-    /// It has no elements, and something else has them.
+    /// It has no elements; another object has them.
     Placeholder,
 }
 
@@ -96,8 +96,8 @@ impl NamedTensor {
         self.shell().is_some()
     }
 
-    /// Says where the elements of a tensor are that has none of its own, and how much of them is there. Never that it is
-    /// complete: what a class makes of its tensors only its code says.
+    /// For a tensor without elements of its own, says where they are and how many of them are there. Such a tensor is
+    /// never complete, because only the class's code says how it uses its tensors.
     pub(crate) fn judge_shell(&mut self) {
         let shell = self.shell();
         let is_moved = self.info.as_ref().is_some_and(|info| info.device == META) && !self.elsewhere.is_empty();
@@ -116,14 +116,17 @@ impl NamedTensor {
         let class = self.class.as_deref().unwrap_or("it");
         if count == 0 {
             self.problem.get_or_insert_with(|| {
-                format!("its data pointer is null, and no attribute of it holds a tensor: where {class} keeps its elements is not known")
+                format!(
+                    "its data pointer is null, and none of its attributes holds a tensor: it is unknown where \
+                         {class} keeps its elements"
+                )
             });
             return;
         }
         let problem = match shell {
             Some(Shell::Wrapper) => format!("{class} keeps its elements in {places}"),
             Some(Shell::Placeholder) => format!("it is a placeholder without elements; they are in {places}"),
-            None => format!("it is on the meta device: it has a shape and no data; the weights are in {places}"),
+            None => format!("it is on the meta device, so it has a shape but no data; the weights are in {places}"),
         };
         let has_bytes = |inner: &Inner| matches!(inner.tensor.status, Status::Complete | Status::Partial);
         let is_device = |inner: &Inner| inner.tensor.status == Status::Device;
@@ -139,7 +142,7 @@ impl NamedTensor {
     }
 }
 
-/// Whether a tensor has a shape and no elements: its storage has no address.
+/// Whether a tensor has a shape but no elements, because its storage has no address.
 pub(super) fn is_wrapper(info: &TensorInfo) -> bool {
     let is_dense = matches!(info.form, Form::Strided | Form::Quantized(_));
     is_dense && info.data.0 == 0 && info.numel() > 0 && info.device != META
@@ -202,8 +205,8 @@ struct Found {
     attributes: Vec<(String, Described)>,
 }
 
-/// Gives each tensor of the models the tensors and arrays inside it, and a description of its attributes. One that lies
-/// inside several is listed with that to which the way is shortest.
+/// Gives each tensor of the models the tensors and arrays inside it, and a description of its attributes. A tensor
+/// inside several others is listed with the one with the shortest path.
 pub(crate) fn attach_attributes<'a>(
     models: &mut [Model],
     objects: Objects<'a>,
@@ -234,7 +237,7 @@ pub(crate) fn attach_attributes<'a>(
     }
 }
 
-/// Describes the attributes of tensors of no model; the tensors inside them are listed beside them.
+/// Describes the attributes of tensors outside any model; the tensors inside them are listed separately.
 pub(super) fn attach_to_others<'a>(
     others: &mut [Other],
     models: &[Model],
@@ -324,7 +327,7 @@ impl Walk<'_, '_> {
         }
     }
 
-    /// Counts an object that is looked into; `false` if it is one too many.
+    /// Counts a visited object; `false` if the limit is reached.
     fn take(&mut self, owner: usize) -> bool {
         let Some(owner) = self.owners.get_mut(owner) else { return false };
         let (Some(left), Some(all)) = (owner.left.checked_sub(1), self.left.checked_sub(1)) else { return false };
@@ -332,7 +335,7 @@ impl Walk<'_, '_> {
         true
     }
 
-    /// Notes what an object holds; returns it if it is to be looked into.
+    /// Records what an object holds; returns it if it should be visited.
     fn visit(&mut self, from: &Node, step: Step, object: VirtAddr) -> Option<Node> {
         let type_object = self.objects.type_of(object).ok()?;
         let is_tensor = self.types.tensors.0.contains(&type_object);

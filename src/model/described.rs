@@ -1,4 +1,4 @@
-//! Attributes of tensor objects in words: what plain values they have, which tensors, which objects.
+//! Descriptions of the attributes of tensor objects: plain values, tensors and other objects.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,7 +10,7 @@ use crate::cpython::{Builtins, Holders, Objects, Shape, UNREADABLE, Value};
 
 /// How deep objects are described.
 const MAX_DEPTH: usize = 5;
-/// Values of one tensor that are described, and of all.
+/// Maximum number of described values, for one tensor and for all tensors.
 const MAX_VALUES: usize = 128;
 const MAX_ALL_VALUES: usize = 1 << 16;
 /// The longest text, and the most bytes that a plain value takes.
@@ -37,7 +37,7 @@ pub enum Described {
         /// Its attributes and items.
         attributes: Vec<(String, Described)>,
     },
-    /// A list or a tuple of what is not plain.
+    /// A list or a tuple with items that are not plain values.
     List(Vec<Described>),
     /// Something that is left out, and why.
     LeftOut(&'static str),
@@ -78,7 +78,7 @@ impl Serialize for Described {
     }
 }
 
-/// Names with what they stand for, as an object of JSON.
+/// Names and their values, as a JSON object.
 pub struct Named<'a>(pub &'a [(String, Described)]);
 
 impl Serialize for Named<'_> {
@@ -144,12 +144,12 @@ impl<'h, 'a> Describer<'h, 'a> {
         let (Some(depth), Some(rest), Some(all)) =
             (depth.checked_sub(1), left.checked_sub(1), self.left.checked_sub(1))
         else {
-            return Described::LeftOut("more than is described of one tensor");
+            return Described::LeftOut("beyond the limit for one tensor");
         };
         (*left, self.left) = (rest, all);
         if let Some(value) = Value::read(&self.objects, self.builtins, object) {
             let size = serde_json::to_string(&value).map_or(usize::MAX, |text| text.len());
-            return if size <= MAX_TEXT { Described::Plain(value) } else { Described::LeftOut("a long value") };
+            return if size <= MAX_TEXT { Described::Plain(value) } else { Described::LeftOut("too long") };
         }
         let type_object = self.objects.type_of(object).unwrap_or_default();
         let name = self.named.get(&object).cloned();
@@ -165,7 +165,7 @@ impl<'h, 'a> Describer<'h, 'a> {
             let mut list = Vec::new();
             for item in items {
                 if *left == 0 || self.left == 0 {
-                    list.push(Described::LeftOut("more than is described of one tensor"));
+                    list.push(Described::LeftOut("beyond the limit for one tensor"));
                     break;
                 }
                 list.push(self.describe(item, depth, left));

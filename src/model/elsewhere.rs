@@ -1,5 +1,5 @@
-//! Weights that were moved out of their module: the module keeps an empty tensor, or one on `meta`, and a map somewhere has
-//! the values under the tensor's name.
+//! Weights that were moved out of their module: the module keeps an empty tensor, or one on `meta`, and a mapping
+//! elsewhere has the values under the tensor's name.
 
 use std::collections::BTreeMap;
 
@@ -9,17 +9,17 @@ use super::{Model, NamedTensor, Other};
 use crate::addr::VirtAddr;
 use crate::tensor::TensorInfo;
 
-/// Tensors that are listed for one, at most: more say nothing.
+/// Maximum number of candidates listed for one tensor; more would not help.
 const MAX_PLACES: usize = 4;
 
-/// A tensor of no model, under the last name on the way to it.
+/// A tensor outside any model, under the last name in its path.
 struct Kept<'o> {
     name: &'o str,
     info: &'o TensorInfo,
     referrer: &'o Referrer,
 }
 
-/// Finds the values of tensors that have none among the tensors of no model: by name, type, and shape.
+/// Finds the values of tensors without values among the tensors outside any model, by name, type and shape.
 pub(crate) fn find_moved(models: &mut [Model], others: &[Other]) {
     let mut by_key: BTreeMap<String, Vec<Kept<'_>>> = BTreeMap::new();
     for other in others {
@@ -93,7 +93,7 @@ fn common_end(one: &str, other: &str) -> usize {
 }
 
 impl Referrer {
-    /// The last name or key on the way; `None` if the way ends with an index.
+    /// The last name or key in the path; `None` if the path ends with an index.
     fn last_name(&self) -> Option<&str> {
         let (Self::Module { path, .. } | Self::Global { path }) = self else { return None };
         match path.strip_suffix("\"]") {
@@ -102,7 +102,7 @@ impl Referrer {
         }
     }
 
-    /// The way from the root of a model with modules of these names, or from where else it begins.
+    /// The path from the root of a model with modules of these names, or from where else it begins.
     fn in_words(&self, names: &BTreeMap<VirtAddr, &str>) -> String {
         match self {
             Self::Module { object, path } => match names.get(object) {

@@ -1,19 +1,20 @@
-//! What `state_dict()` of a module may hold beside its parameters and buffers: as far as its classes tell.
+//! What a module's `state_dict()` may hold besides its parameters and buffers, according to its classes.
 
 use std::collections::BTreeSet;
 
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Objects, field};
+use crate::words::counted;
 
 /// The methods of `torch.nn.Module` that make up `state_dict()`.
 const METHODS: [&str; 3] = [EXTRA_STATE, "_save_to_state_dict", "state_dict"];
-/// The one whose result is an entry of its own.
+/// The method whose result is a separate entry.
 const EXTRA_STATE: &str = "get_extra_state";
-/// Where a module keeps functions that may change what `state_dict()` gives.
+/// Attributes with functions that may change the result of `state_dict()`.
 const HOOKS: [&str; 2] = ["_state_dict_hooks", "_state_dict_pre_hooks"];
 /// Where PyTorch's hooks are defined that add a version number to the metadata, and no entry.
 const KNOWN_HOOKS: &str = "torch.nn.utils.";
-/// What a method may name and still add nothing: what `Module` itself keeps, and what is done with it.
+/// Names that a method may use without adding entries: what `Module` itself keeps, and operations on it.
 const OF_MODULE: [&str; 18] = [
     "super",
     "_save_to_state_dict",
@@ -34,66 +35,75 @@ const OF_MODULE: [&str; 18] = [
     "torch",
     "tensor",
 ];
-/// Words of a function, and of its code, in which pointers are looked for: more than any version has.
+/// Words of a function and of its code object that are searched for pointers; more than any version has.
 const FUNCTION_WORDS: u64 = 20;
 const CODE_WORDS: u64 = 32;
-/// The most constants, or names, in one function.
+/// Maximum number of constants or names in one function.
 const MAX_NAMES: u64 = 256;
-/// Names that are told.
+/// Maximum number of names in a message.
 const MAX_TOLD: usize = 8;
+
+const MAY_HOLD_MORE: &str = "its state_dict() may hold more than its parameters and buffers";
 
 /// A method of a class, or a hook of one module, by which `state_dict()` may differ from its parameters and buffers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Extra {
-    /// `get_extra_state()`, by the class that defines it: it gives an entry, which is not recovered.
+    /// `get_extra_state()`, with the class that defines it. It adds an entry, which is not recovered.
     ExtraState(String),
     /// Another method.
     Method {
-        /// The class that defines it; `None` where the module itself has it as an attribute.
+        /// The class that defines it; `None` if the module itself has it as an attribute.
         class: Option<String>,
         /// The method.
         method: &'static str,
-        /// What its code names: attributes that it uses, and keys. Empty if that can't be read.
+        /// Names in its code: attributes and keys. Empty if they can't be read.
         names: Vec<String>,
     },
-    /// Hooks; how many.
+    /// The number of hooks.
     Hooks(usize),
     /// A class whose methods can't be read.
     Unreadable(VirtAddr),
 }
 
 impl Extra {
-    /// What it means, for the module of that name and for so many others like it.
+    /// The message for the module with that name and the given number of others like it.
     pub(super) fn describe(&self, name: &str, others: usize) -> String {
         let module = if name.is_empty() { "the root module".to_owned() } else { format!("the module {name:?}") };
-        let more = if others == 0 { String::new() } else { format!(" (and of {others} more)") };
-        match self {
+        let what = match self {
             Self::ExtraState(class) => {
                 let key = if name.is_empty() { "_extra_state".to_owned() } else { format!("{name}._extra_state") };
                 format!(
-                    "state_dict() of {module}{more} has an entry {key:?}, made by get_extra_state() of the class {class}: it is not recovered"
+                    "state_dict() of {module} has an entry {key:?} from get_extra_state() of the class {class}, which \
+                     is not recovered"
                 )
             }
             Self::Method { class, method, names } => {
                 let whose = class.as_ref().map_or_else(
-                    || format!("{module}{more} has a {method}() of its own"),
-                    |class| format!("the class {class} of {module}{more} overrides {method}()"),
+                    || format!("{module} has its own {method}()"),
+                    |class| format!("the class {class} of {module} overrides {method}()"),
                 );
                 let told = names.iter().take(MAX_TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
-                let names = if told.is_empty() { String::new() } else { format!(" (its code names {told})") };
-                format!("{whose}{names}: its state_dict() may hold more than its parameters and buffers")
+                let names = if told.is_empty() { String::new() } else { format!(" (its code uses {told})") };
+                format!("{whose}{names}, so {MAY_HOLD_MORE}")
             }
             Self::Hooks(count) => {
-                format!("{module}{more} has {count} hooks on state_dict(), which may change its entries")
+                format!(
+                    "{module} has {} on state_dict(), which may change its entries",
+                    counted(*count, "hook", "hooks")
+                )
             }
-            Self::Unreadable(class) => format!(
-                "the class at {class} of {module}{more} can't be read whole: its state_dict() may hold more than its parameters and buffers"
-            ),
+            Self::Unreadable(class) => {
+                format!("the class at {class} of {module} can't be read completely, so {MAY_HOLD_MORE}")
+            }
+        };
+        match others {
+            0 => what,
+            others => format!("{what} (the same holds for {})", counted(others, "other module", "other modules")),
         }
     }
 }
 
-/// What the classes of a module type define, the nearest first; `bases` are the base classes of all modules.
+/// What the classes of a module type define, most derived class first; `bases` are the base classes of all modules.
 pub(super) fn of_type(interpreter: &Interpreter, type_object: VirtAddr, bases: &BTreeSet<VirtAddr>) -> Vec<Extra> {
     let objects = interpreter.objects();
     let mro = interpreter.types.get(&type_object).map(|info| info.mro.as_slice()).unwrap_or_default();
@@ -189,7 +199,7 @@ fn names_in(objects: &Objects<'_>, function: VirtAddr, name: &str) -> Vec<String
     code.unwrap_or_default().into_iter().filter(|text| is_name(text) && seen.insert(text.clone())).collect()
 }
 
-/// The items of a tuple that is no longer than what belongs to one function.
+/// The items of a tuple, if it is short enough to belong to one function.
 fn short_tuple(objects: &Objects<'_>, object: VirtAddr) -> Option<Vec<VirtAddr>> {
     let layout = objects.layout();
     objects.expect(object, layout.flag_tuple, "tuple").ok()?;

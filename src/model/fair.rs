@@ -1,7 +1,7 @@
-//! How a total is shared out: who needs little gets all of it, whoever else is there.
+//! Fair shares of a total: requests for little are met in full, whatever the others need.
 
-/// The most that each may take so that all together take no more than `total`: those that need less than that get
-/// what they need, and the others the same amount.
+/// The largest share such that all together take no more than `total`: those that need less get what they need, and the
+/// others get the same amount.
 pub(crate) fn share(needs: impl IntoIterator<Item = u64>, total: u64) -> u64 {
     let mut needs: Vec<u64> = needs.into_iter().collect();
     needs.sort_unstable();

@@ -9,7 +9,7 @@ use crate::cpython::{self, Attributes, Builtins, Interpreter, ObjectError, Objec
 /// Where the base class of all modules is defined, in every PyTorch.
 const MODULE_CLASS: (&str, &str) = ("torch.nn.modules.module", "Module");
 
-/// The longest name of a class whose module can't be read, in bytes.
+/// Maximum length of the name of a class whose module can't be read, in bytes.
 const MAX_QUALNAME: usize = 512;
 
 /// Where PyTorch's own layers are defined.
@@ -62,7 +62,7 @@ struct Room {
 }
 
 impl Room {
-    /// Cuts the entries of a dictionary to what there is room for; how many are left out.
+    /// Limits the entries of a dictionary to the available room; returns how many are left out.
     fn cut<T>(&mut self, own: &mut usize, entries: &mut Vec<T>) -> usize {
         let of_own = entries.len().min(*own);
         *own -= of_own;
@@ -94,7 +94,7 @@ pub struct ModuleObject {
     pub torch_class: Option<String>,
     /// `training`.
     pub training: Option<bool>,
-    /// Entries of its dictionaries that are left out, because all modules together have too many.
+    /// Number of entries of its dictionaries that are left out, because all modules together have too many.
     pub left_out: usize,
     /// Plain attributes, in the order of definition.
     pub attributes: Vec<(String, Value)>,

@@ -156,24 +156,24 @@ pub struct NamedTensor {
     pub class: Option<String>,
     /// Its headers; `None` if they could not be read, or it is no tensor but an array.
     pub info: Option<TensorInfo>,
-    /// Whether only an inferred layout reads its headers: its bytes may be there and the reading wrong.
+    /// Whether only an inferred layout reads its headers: its bytes may be complete but misinterpreted.
     pub inferred: bool,
     /// Tensors that belong to it, under its name and theirs: indices and values of a sparse one, scales of a
     /// quantized one.
     pub parts: Vec<NamedTensor>,
     /// What is read of it.
     pub reading: Reading,
-    /// What its Python object has for attributes.
+    /// The attributes of its Python object.
     pub attributes: Vec<(String, Described)>,
     /// The tensors and arrays among them, or in objects among them, that have no other name.
     pub inner: Vec<Inner>,
-    /// Tensors with another name that have its elements, where it has none.
+    /// Tensors with other names that have its elements, if it has none.
     pub elsewhere: Vec<Elsewhere>,
     /// How much of it is there.
     pub status: Status,
     /// What is not.
     pub holes: Holes,
-    /// What is from files that the user gave, not from the dump.
+    /// The bytes that are from the user's files, not from the dump.
     pub sources: Vec<Source>,
     /// SHA-256 of the contiguous bytes in lower-case hex, holes as zeros; `None` if there are no bytes.
     pub sha256: Option<String>,

@@ -6,6 +6,7 @@ use super::{Model, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Builtins, Interpreter, ObjectError, Objects, Value};
 use crate::tensor;
+use crate::words::counted;
 
 /// Where the base class of all optimizers is defined, in every PyTorch.
 const OPTIMIZER_CLASS: (&str, &str) = ("torch.optim.optimizer", "Optimizer");
@@ -71,7 +72,7 @@ pub fn attach_optimizers(
             for model in holders {
                 if model.optimizers.len() >= MAX_OPTIMIZERS {
                     let problem =
-                        format!("more optimizers hold its parameters than the {MAX_OPTIMIZERS} that are listed");
+                        format!("its parameters are held by more optimizers than the {MAX_OPTIMIZERS} that are listed");
                     if model.problems.last() != Some(&problem) {
                         model.problems.push(problem);
                     }
@@ -196,10 +197,8 @@ fn attach(
         }
     }
     if walk.left_out > 0 {
-        let count = walk.left_out;
-        problems.push(format!(
-            "{count} values of its state are left out: too many, nested too deep, or with too long text"
-        ));
+        let count = counted(walk.left_out, "value", "values");
+        problems.push(format!("left out of its state: {count} beyond the limits on number, depth and length of text"));
     }
     model.training.append(&mut walk.tensors);
     let optimizer = Optimizer { class: class.to_owned(), object: content.object, groups, state: walk.plain, problems };

@@ -9,6 +9,7 @@ use super::{Model, NamedTensor, Reading, Sighting, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{self, Builtins, Holders, Interpreter, Modules};
 use crate::tensor::{self, ArrayInfo, ArrayLayout, ArrayReader, ArrayScore, Elements, Form};
+use crate::words::counted;
 
 /// Where the class of all tensors is defined, in every PyTorch: its `__module__` is set by hand.
 const TENSOR_CLASS: (&str, &str) = ("torch", "Tensor");
@@ -150,7 +151,9 @@ pub(crate) fn others<'a>(
     }
     let referrers::Found { mut referrers, is_whole } = referrers::search(objects, holders, wanted, graph, modules);
     if !is_whole {
-        all.warnings.push("not all that refers to tensors and arrays was looked for: too many values".to_owned());
+        all.warnings.push(
+            "the search for references to tensors and arrays stopped early: there are too many values".to_owned(),
+        );
     }
     all.found.extend(unreadable.into_iter().filter(|other| referrers.contains_key(&other.tensor.object)));
     for other in &mut all.found {
@@ -184,8 +187,9 @@ fn add_arrays(
     let objects = interpreter.objects();
     let Some(reader) = reader else { return };
     let versions = [std::slice::from_ref(&reader.score.version), &reader.score.rivals].concat().join(" and ");
-    let undecided =
-        format!("the layouts of NumPy {versions} fit the process's arrays equally well and differ in this one");
+    let undecided = format!(
+        "the layouts for NumPy {versions} fit the process's arrays equally well, but read this one differently"
+    );
     let mut undecided_count = 0;
     for (object, class) in instances(interpreter, types, "arrays", &mut all.warnings) {
         if !known.objects.contains(&object)
@@ -202,9 +206,10 @@ fn add_arrays(
         }
     }
     if undecided_count > 0 {
-        let place = interpreter.type_object;
+        let (undecided, place) = (counted(undecided_count, "array", "arrays"), interpreter.type_object);
         all.warnings.push(format!(
-            "{undecided_count} arrays of the process with `type` at {place} are listed without type and bytes: the layouts of NumPy {versions} fit its arrays equally well, and no version of NumPy that tells them apart could be read"
+            "listed without type and bytes: {undecided} of the process with `type` at {place}; the layouts for NumPy \
+             {versions} fit its arrays equally well, and no NumPy version that decides between them could be read"
         ));
     }
     all.array_layout = Some(reader.score.clone());
@@ -235,7 +240,7 @@ fn instances(
         all.extend(instances.iter().take(room).map(|object| (*object, class.clone())));
     }
     if left_out > 0 {
-        warnings.push(format!("{left_out} {what} of no model are left out: no more than {MAX_OBJECTS} are read"));
+        warnings.push(format!("{left_out} {what} outside any model are left out: at most {MAX_OBJECTS} are read"));
     }
     all.into_iter().collect()
 }

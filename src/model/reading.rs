@@ -1,17 +1,18 @@
-//! What is read of each tensor, so that no dump makes us read or write without end: what was whole is written, what
-//! repeats its bytes is written once, and what is left out says so.
+//! Decides what is read of each tensor, so that no dump makes us read or write without end. Ordinary tensors are
+//! written in full, overlapping elements are written once, and tensors that are left out say so.
 
 use std::collections::{HashMap, HashSet};
 
 use super::{Model, NamedTensor, Other, fair};
 use crate::addr::VirtAddr;
 use crate::tensor::{Elements, Form, Stored};
+use crate::words::counted;
 
-/// A tensor whose elements share their bytes is written as they are, up to so many bytes; beyond that, as its storage.
+/// A tensor whose elements share their bytes is written in full up to this many bytes, and as its storage beyond that.
 const MAX_REPEATED: u64 = 1 << 20;
-/// All models together are read up to so many times the size of the dump: forked workers share memory.
+/// All models together are read up to this many times the size of the dump, because forked workers share memory.
 const TIMES_THE_DUMP: u64 = 4;
-const LEFT_OUT: &str = "its bytes are left out: those of all tensors together are more than the dump can hold";
+const LEFT_OUT: &str = "its bytes are left out: all tensors together have more bytes than the dump can hold";
 
 /// What is read and written of a tensor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub enum Reading {
     Elements,
     /// Its elements, which are written once for several names.
     SameAsFirst,
-    /// What lies under its elements, which share their bytes.
+    /// The memory under its elements, which share their bytes.
     Storage(Stored),
     /// Nothing; its problem says why.
     LeftOut,
@@ -120,8 +121,8 @@ fn read_storage(tensor: &mut NamedTensor) {
     }
 }
 
-/// Leaves out the bytes of what is more than `limit` all together. Those whose elements share their bytes come last.
-/// Says how many are left out.
+/// Leaves out bytes beyond `limit` in total. Tensors whose elements share their bytes come last. Says how many are left
+/// out.
 pub fn limit<'o>(others: impl Iterator<Item = &'o mut Other>, limit: u64) -> Option<String> {
     let mut all: Vec<(Elements, &mut Other)> = others
         .filter_map(|other| {
@@ -149,10 +150,15 @@ pub fn limit<'o>(others: impl Iterator<Item = &'o mut Other>, limit: u64) -> Opt
         if !is_in {
             other.is_left_out = true;
             other.tensor.problem = Some(
-                "its bytes are left out: those of all tensors and arrays together are more than the dump".to_owned(),
+                "its bytes are left out: all tensors and arrays together have more bytes than the dump".to_owned(),
             );
             left_out += 1;
         }
     }
-    (left_out > 0).then(|| format!("{left_out} tensors and arrays of no model are listed without their bytes, which together are more than the dump"))
+    (left_out > 0).then(|| {
+        let left_out = counted(left_out, "tensor or array", "tensors and arrays");
+        format!(
+            "listed without bytes: {left_out} outside any model, because all together have more bytes than the dump"
+        )
+    })
 }

@@ -1,5 +1,5 @@
-//! What refers to a tensor: attributes of modules, names of imported Python modules, and whatever lies behind them:
-//! attributes and slots of objects, containers, what functions have closed over.
+//! What refers to a tensor: attributes of modules, globals of imported Python modules, and everything reachable from
+//! them through attributes, slots, containers and closures.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -9,8 +9,8 @@ use crate::cpython::{Holders, Modules, Objects, Shape, Step};
 
 /// How many objects may lie between a module and what it refers to.
 const MAX_DEPTH: u8 = 8;
-/// The same for modules of Python itself and of the libraries below, in which only containers are looked into: they hold
-/// more objects than all other modules together, and no tensors of the program.
+/// The same for modules of Python itself and of the libraries below. Only containers are followed there: these modules
+/// hold more objects than all others together, but no tensors of the program.
 const MAX_DEPTH_OF_LIBRARIES: u8 = 4;
 /// Packages whose own modules hold no tensors of the program.
 const LIBRARIES: [&str; 2] = ["torch", "numpy"];
@@ -20,7 +20,7 @@ const MAX_VALUES: usize = 1 << 22;
 const MAX_OBJECTS: usize = 1 << 17;
 /// Referrers of one tensor that are listed.
 const MAX_REFERRERS: usize = 16;
-/// Elements of a container that are looked into, if they can hold something themselves.
+/// Maximum number of elements of a container that are visited if they can hold objects themselves.
 const MAX_NESTED: usize = 1 << 10;
 /// The dictionaries in which a module registers its tensors and modules: these are looked at by themselves.
 const REGISTERS: [&str; 3] = ["_parameters", "_buffers", "_modules"];
@@ -32,7 +32,7 @@ pub enum Referrer {
     Module {
         /// The module.
         object: VirtAddr,
-        /// The way from the module: `cache['k'][0]`, `hook.weights["0.weight"]`.
+        /// The path from the module: `cache['k'][0]`, `hook.weights["0.weight"]`.
         path: String,
     },
     /// A name of an imported Python module, or something in it.
@@ -47,13 +47,13 @@ pub enum Referrer {
     },
 }
 
-/// Where a way begins.
+/// Where a path begins.
 enum Start<'a> {
     Module { object: VirtAddr, name: &'a str },
     Global { module: &'a str, name: VirtAddr },
 }
 
-/// How far a way is followed.
+/// How far a path is followed.
 #[derive(Clone, Copy)]
 struct Reach {
     /// Objects that lie before the one that is reached.
@@ -64,7 +64,7 @@ struct Reach {
     is_near: bool,
 }
 
-/// What came before an object on the way to it.
+/// The predecessor of an object in its path.
 #[derive(Clone, Copy)]
 enum Before {
     /// The start with that number.
@@ -73,7 +73,7 @@ enum Before {
     Object(usize, Step),
 }
 
-/// An object that is looked into; each once, by the shortest way to it.
+/// A visited object; each is visited once, by its shortest path.
 struct Node {
     object: VirtAddr,
     before: Before,
@@ -82,9 +82,9 @@ struct Node {
 
 /// What was found.
 pub(super) struct Found {
-    /// The referrers of each object that was wanted, those with the shortest way first.
+    /// The referrers of each wanted object, shortest path first.
     pub(super) referrers: BTreeMap<VirtAddr, Vec<Referrer>>,
-    /// Whether all was looked at.
+    /// Whether the search was complete.
     pub(super) is_whole: bool,
 }
 
@@ -101,8 +101,8 @@ struct Search<'a> {
     left: usize,
 }
 
-/// Looks for what refers to `wanted`, from the modules of both kinds on. Modules of `graph` are not looked into on the
-/// way: each is where a way of its own begins.
+/// Searches for what refers to `wanted`, starting at both kinds of modules. Modules of `graph` are not followed,
+/// because each is the start of its own paths.
 pub(super) fn search<'a>(
     objects: Objects<'a>,
     holders: Holders<'a>,
@@ -187,7 +187,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The way to a value in words.
+    /// The path to a value, as text.
     fn referrer(&self, mut before: Before) -> Referrer {
         let mut steps = Vec::new();
         let start = loop {
@@ -216,7 +216,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// How modules of Python itself and of [`LIBRARIES`] are told from others.
+/// Identifies modules of Python itself and of [`LIBRARIES`].
 struct Library {
     /// The folder of Python's own modules, and the `str` under which all modules have their file.
     standard: Option<(String, VirtAddr)>,

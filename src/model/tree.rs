@@ -11,6 +11,7 @@ use super::{Model, Module, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, UNREADABLE};
 use crate::tensor;
+use crate::words::counted;
 
 /// Places beside the first that modules and tensors of all models together may have, for each one that there is,
 /// and at least: modules that are shared on every level of a hostile tree would give 2^depth.
@@ -24,7 +25,7 @@ const MIN_NAME: usize = 128;
 const ALL_NAMES: usize = 1 << 26;
 const MAX_NAMES: usize = 1 << 24;
 const MIN_NAMES: usize = 1 << 16;
-/// Bytes of attributes that one model repeats, for modules in second places.
+/// Maximum bytes of attributes that one model repeats, for modules that are listed again.
 const MAX_REPEATED: usize = 1 << 20;
 /// The deepest nesting of modules.
 const MAX_DEPTH: usize = 200;
@@ -149,11 +150,13 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Lists a module and all below it. Every module and every tensor is listed once, whatever else there is; for
-    /// second places there is a bound.
+    /// Lists a module and its descendants. Every module and every tensor is listed at least once; the number of
+    /// repeated listings is limited.
     fn visit(&mut self, object: VirtAddr, name: &str) {
         if self.above.len() > MAX_DEPTH || self.above.contains(&object) {
-            self.problem(format!("the module {name:?} at {object} is left out: modules nest without end"));
+            self.problem(format!(
+                "the module {name:?} at {object} is left out: modules are nested too deeply or contain each other"
+            ));
             return;
         }
         let graph = self.graph;
@@ -163,7 +166,7 @@ impl Walk<'_> {
             }
             let reason = match graph.unreadable.get(&object) {
                 Some(reason) => reason.to_string(),
-                None => "there is no object of a module's type".to_owned(),
+                None => "it is not a module object".to_owned(),
             };
             self.problem(format!("the module {name:?} at {object} could not be read: {reason}"));
             return;
@@ -188,11 +191,16 @@ impl Walk<'_> {
         let registered = [&module.parameters, &module.buffers, &module.children].into_iter().flatten();
         let nameless = registered.filter(|(key, _)| key.starts_with(UNREADABLE)).count();
         if nameless > 0 {
-            self.problem(format!("{nameless} names of what the module {name:?} holds could not be read"));
+            let names = counted(nameless, "name", "names");
+            self.problem(format!(
+                "{names} of parameters, buffers or children of the module {name:?} could not be read"
+            ));
         }
         if module.left_out > 0 && is_first {
-            let count = module.left_out;
-            self.problem(format!("{count} entries of the module {name:?} are left out: all modules have too many"));
+            let entries = counted(module.left_out, "entry", "entries");
+            self.problem(format!(
+                "left out: {entries} of the module {name:?}, because all modules together have too many"
+            ));
         }
         let parameters = module.parameters.iter().map(|(key, tensor)| (key, tensor, TensorKind::Parameter, true));
         let buffers = module
@@ -219,15 +227,15 @@ impl Walk<'_> {
         self.above.pop();
     }
 
-    /// Says why `state_dict()` may hold more than what is listed.
+    /// Reports why `state_dict()` may hold more than what is listed.
     fn say_what_may_be_more(&mut self) {
         for (extra, (name, others)) in std::mem::take(&mut self.extra) {
             self.problem(extra.describe(&name, others));
         }
     }
 
-    /// The name under which an object is listed, or `None` if that is one place too many. A first place has a name
-    /// in any case: the address stands for one that is too long.
+    /// The name under which an object is listed, or `None` if the limit is reached. The first listing always has a
+    /// name: an overlong name is replaced by the address.
     fn name(&mut self, name: String, object: VirtAddr, is_first: bool) -> Option<String> {
         if is_first {
             let is_short = name.len() <= MAX_NAME && (name.len() <= MIN_NAME || name.len() <= self.names);
@@ -236,7 +244,7 @@ impl Walk<'_> {
                 return Some(name);
             }
             let len = name.len();
-            self.problem(format!("the name of the object at {object} is left out: it has {len} bytes"));
+            self.problem(format!("the name of the object at {object} is left out: it is {len} bytes long"));
             return Some(format!("{UNREADABLE}{object}"));
         }
         if name.len() > MAX_NAME || name.len() > self.names || self.places == 0 {
@@ -248,7 +256,7 @@ impl Walk<'_> {
         Some(name)
     }
 
-    /// Whether the attributes of a module in a second place are listed again.
+    /// Whether the attributes of a repeated module are listed again.
     fn may_repeat(&mut self, row: &Module) -> bool {
         let bytes: usize =
             row.hyper.iter().chain(&row.private).map(|(name, value)| name.len() + value.text_len()).sum();
@@ -269,11 +277,12 @@ impl Walk<'_> {
 
     fn say_what_is_left_out(&mut self) {
         let said = [
-            (self.left_out, "further names of shared modules and tensors are left out: they have too many names"),
-            (self.not_repeated, "modules in second places are listed without their attributes, which are too long"),
-            (self.more_problems, "more problems are left out"),
+            (self.left_out, "further name", "further names", "left out: too many names for shared modules and tensors"),
+            (self.not_repeated, "module", "modules", "listed again without attributes, which are too long"),
+            (self.more_problems, "more problem", "more problems", "left out"),
         ];
-        let said = said.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+        let said = said.into_iter().filter(|(count, ..)| *count > 0);
+        let said = said.map(|(count, one, many, what)| format!("{} {what}", counted(count, one, many)));
         self.problems.extend(said);
     }
 

@@ -1,7 +1,7 @@
-//! Entries of page tables that are not present: which still name a frame, and what became of the page otherwise.
+//! Page-table entries that are not present: which of them still name a frame, and what happened to the page otherwise.
 //!
-//! The processor ignores such an entry, so that its bits are the operating system's. Linux keeps three kinds of them
-//! in the user half:
+//! The processor ignores such an entry, so the operating system can use its bits. Linux keeps three kinds of them in
+//! the user half:
 //!
 //! - *Protected*: the page is there and user mode may not reach it. NUMA balancing makes pages so to see who uses them,
 //!   `mprotect(PROT_NONE)` for good. The frame's number is inverted since the kernel has the fix for L1TF.
@@ -9,7 +9,7 @@
 //!   that the entry names.
 //! - *Swap entries*: device and slot.
 //!
-//! A frame counts only if it lies in the dump: any number could stand here.
+//! A frame only counts if it is in the dump, because the number could be anything.
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ const PHYSICAL_BITS: [u32; 2] = [52, 46];
 /// The first megabyte belongs to the firmware.
 const LOW_MEMORY: u64 = 1 << 20;
 
-/// What became of a page whose entry is not present.
+/// What happened to a page whose entry is not present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gone {
     /// The entry is zero: no page was ever given to the address, or it was given back.
@@ -44,33 +44,33 @@ pub enum Gone {
         /// The first address of the page.
         page: PhysAddr,
     },
-    /// The frame had a memory error, or may have had one: what it holds is not to be trusted.
+    /// The frame had, or may have had, a memory error: its contents can't be trusted.
     Broken {
         /// The first address of the page.
         page: PhysAddr,
     },
-    /// The page lies in the memory of a device.
+    /// The page is in device memory.
     OnDevice,
     /// A guard page: no page belongs there.
     Guard,
-    /// The entry has no form that is known.
+    /// The entry has no known form.
     Unknown,
 }
 
 impl fmt::Display for Gone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Untouched => write!(f, "was never touched, or was given back"),
+            Self::Untouched => write!(f, "was never touched, or was given back to the kernel"),
             Self::Swapped { device, slot } => write!(f, "is swapped out: swap device {device}, slot {slot:#x}"),
             Self::FrameNotInDump { page } => {
-                write!(f, "is protected or is being moved, and its page at physical {page} is not in the dump")
+                write!(f, "is protected or being moved, and its page at physical address {page} is not in the dump")
             }
             Self::Broken { page } => {
-                write!(f, "lies at physical {page}, which the kernel may have given up after a memory error")
+                write!(f, "is at physical address {page}, which the kernel may have retired after a memory error")
             }
-            Self::OnDevice => write!(f, "was moved to the memory of a device"),
-            Self::Guard => write!(f, "is a guard page, or another mark without a page"),
-            Self::Unknown => write!(f, "is not present, in a way that is not known"),
+            Self::OnDevice => write!(f, "was moved to device memory"),
+            Self::Guard => write!(f, "is in a guard page, or in another marker entry without a page"),
+            Self::Unknown => write!(f, "is not present, for an unknown reason"),
         }
     }
 }
@@ -78,7 +78,7 @@ impl fmt::Display for Gone {
 /// The first physical address of the page that an entry which is not present still names, if it lies in the dump.
 ///
 /// # Errors
-/// What became of the page.
+/// What happened to the page.
 pub(super) fn hidden_page(memory: &PhysicalMemory, mmu: &Mmu, rules: &MmuLevel, entry: u64) -> Result<u64, Gone> {
     if entry == 0 {
         return Err(Gone::Untouched);

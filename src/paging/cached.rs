@@ -1,4 +1,4 @@
-//! An address space that remembers where its pages lie: objects are read by many small reads of few pages.
+//! An address space that caches where its pages are, because objects are read by many small reads of few pages.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

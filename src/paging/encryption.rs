@@ -1,8 +1,8 @@
-//! Memory encryption of AMD's processors (SME, SEV): one bit of the address in an entry says that the page is encrypted.
+//! AMD memory encryption (SME, SEV): one address bit in a page-table entry marks the page as encrypted.
 //!
-//! Which bit that is the processor says (CPUID 0x8000001f), not the memory: 47 and 51 are known, and it may be any above the
-//! machine's addresses. So the entries tell: where most of what could be entries leads into the dump once one high bit is
-//! taken away, and nowhere with it, this is the bit. Source: AMD APM vol. 2, 7.10 and 15.34.
+//! The processor says which bit it is (CPUID 0x8000001f), but memory does not. Bits 47 and 51 are known, and it may be
+//! any bit above the machine's addresses. So the entries decide: it is the high bit without which most possible entries
+//! point into the dump, and with which they do not. Source: AMD APM vol. 2, 7.10 and 15.34.
 
 use std::cmp::Reverse;
 
@@ -23,10 +23,10 @@ const FEW_PLAIN: usize = 16;
 /// Bits that are tried, those with most frames first.
 const MAX_TRIED: usize = 3;
 
-/// Finds the address spaces in a dump, with the memory's encryption taken into account where there is one.
+/// Finds the address spaces in a dump, taking memory encryption into account.
 ///
-/// `classes` are those that a scan with the rules `mmu` of `signatures` gave; what comes back with the spaces are those by which they
-/// were found. `None` if the signatures have no rules of page tables.
+/// `classes` are the result of a scan with the rules `mmu` of `signatures`. The returned classes are those by which the
+/// spaces were found. `None` if the signatures have no rules of page tables.
 pub fn find_spaces(
     memory: &PhysicalMemory,
     signatures: &Signatures,
@@ -46,7 +46,8 @@ pub fn find_spaces(
         let mut found = discover(memory, &rules, &classes);
         found.encryption_bit = Some(bit);
         found.warnings.push(format!(
-            "entries of page tables have bit {bit} set, which is no part of an address: the machine encrypts its memory (AMD SME or SEV); they are read without it"
+            "page-table entries have bit {bit} set, which is not part of an address: the machine encrypts its memory \
+             (AMD SME or SEV), so this bit is ignored"
         ));
         (rank(&found), classes, found)
     };
@@ -59,7 +60,7 @@ pub fn find_spaces(
     best.map_or((classes, plain), |(_, classes, found)| (classes, found))
 }
 
-/// The bits that could be it, most likely first.
+/// The possible encryption bits, most likely first.
 fn bits(memory: &PhysicalMemory, mmu: &Mmu) -> Vec<u32> {
     let of_range = |range: &crate::dump::MemoryRange| {
         let frames = PhysicalMemory::frames(range);

@@ -50,11 +50,11 @@ const MAX_TRIED: usize = 8;
 /// What the page tables say about the addresses of a file without headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// Nothing better than that offsets are addresses.
+    /// No better guess than that offsets are addresses.
     AsItIs,
     /// The file holds these ranges.
     Ranges(Vec<MemoryRange>),
-    /// More than half of what the tables point to lies outside of the file, and its addresses are not known.
+    /// More than half of the tables' targets are outside the file, and its addresses are unknown.
     Unknown,
 }
 
@@ -106,7 +106,7 @@ struct Trial<'a> {
 /// Targets that are tables by a guess: used or empty ones, and used ones.
 type Fits = (usize, usize);
 
-/// How good a guess is: roots that map themselves, and pointers to tables that lead nowhere.
+/// The quality of a guess: roots that map themselves, and pointers to tables outside the dump.
 type Score = (usize, Reverse<usize>);
 
 impl Trial<'_> {

@@ -1,6 +1,6 @@
-//! The release of the kernel, by the banner that it keeps in its memory: `Linux version 6.1.0-…`.
+//! The release of the kernel, from the banner in its memory: `Linux version 6.1.0-…`.
 //!
-//! Nothing but numbers that changed from one release to the next hangs on it, and only where an entry has one of them.
+//! It is only needed for numbers that changed between releases, and only if an entry has one of them.
 
 use std::collections::BTreeMap;
 

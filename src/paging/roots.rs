@@ -78,11 +78,11 @@ pub struct Discovery {
     /// For each number of levels that was tried: candidates left after the fixed point, largest
     /// cluster, and the roots of it that map themselves.
     pub tried: Vec<Attempt>,
-    /// The bit that encrypted memory has set in entries of page tables, and that is no part of an address.
+    /// The bit that page-table entries of encrypted memory have set; it is not part of an address.
     pub encryption_bit: Option<u32>,
-    /// Whether the addresses of a file without headers are not known: most pointers to tables lead out of it.
+    /// Whether the addresses of a file without headers are unknown: most pointers to tables point outside it.
     pub is_unplaced: bool,
-    /// Where the pointers to tables lead.
+    /// The targets of pointers to tables.
     pub pointers: Pointers,
     /// What an analyst should know about the result.
     pub warnings: Vec<String>,
@@ -94,19 +94,18 @@ impl Discovery {
         self.tried.iter().map(|tried| tried.self_mapped).max().unwrap_or_default()
     }
 
-    /// Whether these are all spaces of a machine, as far as the tables tell: roots map themselves, and hardly a pointer to a
-    /// table leads out of the dump.
+    /// Whether these seem to be all address spaces of a machine: roots map themselves, and hardly any pointer to a
+    /// table points outside the dump.
     pub fn is_convincing(&self) -> bool {
         self.self_mapped() >= MIN_ROOTS && self.pointers.outside.saturating_mul(FEW) <= self.pointers.inside
     }
 
-    /// Whether an entry that leads out of the dump could have a bit that is no part of an address.
+    /// Whether an entry that points outside the dump could have a bit that is not part of an address.
     pub(super) fn may_be_encrypted(&self) -> bool {
         self.self_mapped() < MIN_ROOTS || self.pointers.by_a_bit.saturating_mul(FEW) > self.pointers.inside
     }
 
-    /// The rules by which the page tables of this dump are to be read: those that they were looked for with, but for the
-    /// encryption.
+    /// The rules for reading the page tables of this dump: those of the search, plus the encryption bit.
     pub fn rules(&self, mmu: &Mmu) -> Mmu {
         let rules = self.encryption_bit.map_or_else(|| mmu.clone(), |bit| mmu.without_address_bit(bit));
         Mmu { release: Some(OnceLock::new()), ..rules }
@@ -153,7 +152,8 @@ pub fn discover(memory: &PhysicalMemory, mmu: &Mmu, classes: &FrameClasses) -> D
             return discovery;
         };
         discovery.warnings.push(format!(
-            "no page-table root maps itself (is part of memory missing?); taking the {} roots of {} levels that share a kernel half",
+            "no page-table root maps itself (part of memory may be missing): the {} roots with {} levels that share a \
+             kernel half are used",
             largest.roots.len(),
             largest.levels
         ));

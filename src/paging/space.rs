@@ -13,12 +13,12 @@ use super::tables::PageTables;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The address is in neither half of the space.
-    #[error("{va} is no canonical address")]
+    #[error("{va} is not a canonical address")]
     NonCanonical {
         /// The address.
         va: VirtAddr,
     },
-    /// An entry on the way has its present bit clear, and names no frame that the dump holds.
+    /// An entry of the page walk is not present, and names no frame that is in the dump.
     #[error("{va} {cause} (entry {entry:#x} at level {level})")]
     NotPresent {
         /// The address.
@@ -27,11 +27,11 @@ pub enum Fault {
         level: u8,
         /// The raw entry.
         entry: u64,
-        /// What became of the page.
+        /// What happened to the page.
         cause: Gone,
     },
     /// A page table or the page itself is not part of the dump.
-    #[error("{va} lies at physical {pa}, which is not in the dump")]
+    #[error("{va} is at physical address {pa}, which is not in the dump")]
     NotInDump {
         /// The address.
         va: VirtAddr,
@@ -39,7 +39,7 @@ pub enum Fault {
         pa: PhysAddr,
     },
     /// The image of the process does not hold the address.
-    #[error("{va} is not in the image of the process")]
+    #[error("{va} is not in the process image")]
     NotInImage {
         /// The address.
         va: VirtAddr,
@@ -56,7 +56,7 @@ pub trait VirtualMemory: Sync {
     /// The first byte could not be read.
     fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault>;
 
-    /// The reason for a fault in words: with the names of files, which the fault itself does not have.
+    /// The reason for a fault as text, with the names of files, which the fault itself does not have.
     fn explain(&self, fault: Fault) -> String {
         fault.to_string()
     }
@@ -193,7 +193,7 @@ impl AddressSpace {
         }
     }
 
-    /// What of these addresses comes from other files than the dump.
+    /// The parts of these addresses that come from files other than the dump.
     pub fn filled(&self, start: VirtAddr, end: VirtAddr) -> impl Iterator<Item = FilledPart<'_>> {
         let addresses = match self.translator {
             Translator::Tables(..) => PhysAddr(0)..PhysAddr(0),

@@ -42,7 +42,7 @@ struct DumpRow<'a> {
     addresses: &'static str,
     size: u64,
     damaged: bool,
-    /// The bit that encrypted memory has set in entries of page tables.
+    /// The bit that page-table entries of encrypted memory have set.
     encryption_bit: Option<u32>,
     ranges: Vec<&'a MemoryRange>,
     #[serde(skip_serializing_if = "Vec::is_empty")]

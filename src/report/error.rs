@@ -12,18 +12,18 @@ use crate::dump::DumpError;
 #[non_exhaustive]
 pub enum OutputError {
     /// The path is there, and no folder.
-    #[error("{}: is not a folder; name another place with --output-dir", .0.display())]
+    #[error("{}: is not a folder; choose another path with --output-dir", .0.display())]
     NotAFolder(PathBuf),
     /// The folder holds something, and nobody said `--overwrite`.
     #[error(
-        "{}: is not empty; name another folder with --output-dir, or say --overwrite to replace what an \
-         earlier run of tensorcarve has written there", .0.display()
+        "{}: is not empty; choose another folder with --output-dir, or use --overwrite to replace the output of an \
+         earlier run of tensorcarve", .0.display()
     )]
     NotEmpty(PathBuf),
     /// The folder holds something, but no earlier output.
     #[error(
-        "{}: is not empty and holds no recovery.json of tensorcarve, so that there is nothing to overwrite; \
-         name another folder with --output-dir", .0.display()
+        "{}: is not empty and has no recovery.json from tensorcarve, so there is nothing to overwrite; choose another \
+         folder with --output-dir", .0.display()
     )]
     NotOurs(PathBuf),
     /// Among what an earlier run wrote lies something that it did not write.
@@ -31,7 +31,8 @@ pub enum OutputError {
     Foreign(PathBuf),
     /// The disk is full, or would be.
     #[error(
-        "{}: no room left: {} needed, {} free; free some, or name a folder on a larger disk with --output-dir",
+        "{}: not enough disk space: {} needed, {} free; free some space, or choose a folder on a larger disk with \
+         --output-dir",
         path.display(),
         need.map_or("more bytes are".to_owned(), |need| format!("{need} bytes are")),
         free.map_or("too few are".to_owned(), |free| format!("{free} are")),
@@ -56,8 +57,8 @@ pub enum OutputError {
     },
     /// The bytes of a tensor are not those that were hashed before.
     #[error(
-        "the bytes of {tensor:?} in model {model} are not those of a moment ago: the dump file changes while it is \
-         read; copy it, and run on the copy"
+        "the bytes of {tensor:?} in model {model} have changed since they were hashed: another program is writing to \
+         the dump file; copy it, and run on the copy"
     )]
     Changed {
         /// Id of the model.
@@ -69,7 +70,7 @@ pub enum OutputError {
     #[error(transparent)]
     Input(#[from] DumpError),
     /// The header of a file of weights can't be made.
-    #[error("{}: the header cannot be written ({reason}); report this as a bug, with recovery.json's rows", path.display())]
+    #[error("{}: the header cannot be written ({reason}); report this as a bug", path.display())]
     Header {
         /// The file.
         path: PathBuf,
@@ -93,12 +94,12 @@ impl OutputError {
 fn remedy(source: &io::Error) -> &'static str {
     use io::ErrorKind::{FileTooLarge, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
     match source.kind() {
-        PermissionDenied => "name a folder that this user may write to with --output-dir",
-        ReadOnlyFilesystem => "the file system is read-only, name a folder on another with --output-dir",
+        PermissionDenied => "choose a folder that this user can write to with --output-dir",
+        ReadOnlyFilesystem => "choose a folder on a writable file system with --output-dir",
         FileTooLarge => {
-            "raise the limit on the size of files (`ulimit -f`), or name a folder on another file system with --output-dir"
+            "raise the file size limit (`ulimit -f`), or choose a folder on another file system with --output-dir"
         }
-        NotADirectory => "a part of the path is a file, name another folder with --output-dir",
-        _ => "check the disk, or name another folder with --output-dir",
+        NotADirectory => "part of the path is a file, so choose another folder with --output-dir",
+        _ => "check the disk, or choose another folder with --output-dir",
     }
 }

@@ -20,8 +20,8 @@ use super::{json, space};
 pub(super) const STAGING: &str = ".tensorcarve-incomplete";
 /// The file in it that says so.
 const NOTE: &str = "README";
-const NOTE_TEXT: &str = "A run of tensorcarve is writing here, or was interrupted: nothing in this folder is complete.\n\
-                         If no tensorcarve is running, remove it, or run again with --overwrite.\n";
+const NOTE_TEXT: &str = "tensorcarve is writing to this folder, or was interrupted: nothing in it is complete.\n\
+                         If tensorcarve is no longer running, remove the folder, or run tensorcarve again with --overwrite.\n";
 const BUFFER: usize = 1 << 18;
 
 /// A folder that is ours to fill. Dropped without `finish`, it is left as it was found.
@@ -87,13 +87,13 @@ impl OutputFolder {
             Err(e) => return Err(OutputError::io(path, "use it as a folder", e)),
         }
         if folder.staging.is_dir() {
-            let failed = |e| OutputError::io(&folder.staging, "remove what an interrupted run has left", e);
+            let failed = |e| OutputError::io(&folder.staging, "remove the files of an interrupted run", e);
             fs::remove_dir_all(&folder.staging).map_err(failed)?;
         }
-        fs::create_dir(&folder.staging).map_err(|e| OutputError::io(path, "write into the folder", e))?;
+        fs::create_dir(&folder.staging).map_err(|e| OutputError::io(path, "write to the folder", e))?;
         folder.cleanup.lock().staging = Some(folder.staging.clone());
         let note = folder.staging.join(NOTE);
-        fs::write(&note, NOTE_TEXT).map_err(|e| OutputError::io(&note, "write into the folder", e))?;
+        fs::write(&note, NOTE_TEXT).map_err(|e| OutputError::io(&note, "write to the folder", e))?;
         Ok(folder)
     }
 
@@ -114,7 +114,7 @@ impl OutputFolder {
         let missing: Vec<&Path> = self.path.ancestors().take_while(is_missing).collect();
         // `new/..` is there as soon as `new` is.
         for folder in missing.into_iter().rev().filter(|folder| !folder.is_dir()) {
-            fs::create_dir(folder).map_err(|e| OutputError::io(folder, "make the folder", e))?;
+            fs::create_dir(folder).map_err(|e| OutputError::io(folder, "create the folder", e))?;
             self.cleanup.lock().made.insert(0, folder.to_owned());
         }
         Ok(())
@@ -144,7 +144,7 @@ impl OutputFolder {
     pub(super) fn file(&self, relative: &str) -> Result<OutputFile, OutputError> {
         let (at, path) = (self.staging.join(relative), self.path.join(relative));
         if let Some(parent) = at.parent() {
-            fs::create_dir_all(parent).map_err(|e| OutputError::io(&path, "make the folder of the file", e))?;
+            fs::create_dir_all(parent).map_err(|e| OutputError::io(&path, "create the folder of the file", e))?;
         }
         let file = File::create_new(&at).map_err(|e| OutputError::io(&path, "create the file", e))?;
         Ok(OutputFile { path, writer: BufWriter::with_capacity(BUFFER, file) })
@@ -176,7 +176,7 @@ impl OutputFolder {
             if fs::symlink_metadata(&to).is_ok() {
                 return Err(OutputError::Foreign(to));
             }
-            fs::rename(&from, &to).map_err(|e| OutputError::io(&to, "move the file into its place", e))?;
+            fs::rename(&from, &to).map_err(|e| OutputError::io(&to, "move the file into place", e))?;
             undo.moved.push(to);
         }
         let note = self.staging.join(NOTE);

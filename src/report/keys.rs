@@ -1,15 +1,15 @@
-//! Keys in the files of weights: a tensor's name, or one made from it where that is reserved or taken.
+//! Keys in the weight files: a tensor's name, or a name made from it if that is reserved or taken.
 
 use std::collections::{HashMap, HashSet};
 
 use super::plan::Planned;
 use crate::model::TensorKind;
 
-/// The key that a safetensors file keeps for itself.
+/// The key that safetensors reserves.
 const RESERVED: &str = "__metadata__";
 
-/// Gives every entry a key that is unique among those of its kind. Names that are free come first, then parts of
-/// tensors, so that no made-up key takes a real name; `name~2`, `name~3`, … stand for the rest.
+/// Gives every entry a key that is unique among entries of its kind. Unused names are assigned first, then parts of
+/// tensors, so that no generated key takes a real name. The rest become `name~2`, `name~3`, ….
 pub(super) fn assign(planned: &mut [Planned<'_>]) {
     let mut taken: HashSet<(TensorKind, String)> = HashSet::new();
     let mut rest: Vec<(usize, usize)> = Vec::new();

@@ -1,27 +1,27 @@
 #!/usr/bin/env python3
 """Builds a recovered network from PyTorch's own classes and loads its weights.
 
-    python3 load.py               prints the tree, loads the weights, says whether all keys matched
-    python3 load.py --partial     the same for a network of which not all could be recovered
-    python3 load.py --from-elsewhere    also takes values from tensors that model.json names for them: where an offload hook
-                                  keeps weights, or a wrapper its only tensor of the same shape and type
+    python3 load.py               loads the weights, prints the module tree, says whether all keys matched
+    python3 load.py --partial     does the same for a network that was only partly recovered
+    python3 load.py --from-elsewhere    also takes values from other tensors that model.json names: those that an
+                                  offload hook keeps, or a wrapper's only tensor of the same shape and type
 
     from load import load
     net = load()                  a torch.nn.Module with the recovered weights
 
 Needs PyTorch 1.10 or later and nothing else. Everything is read from the files beside this one:
-model.json (the tree) and *.safetensors (the weights). All names and values in them come from a
-memory dump. They are used as data only: no code is imported or run by a name that they give.
+model.json (the module tree) and *.safetensors (the weights). All names and values in them come
+from a memory dump. They are used as data only: no code is imported or run by such a name.
 
-Modules whose class is part of torch.nn are of that class and compute what they computed. A class
-that was written by the user is not in the dump as source code: such a module has its children,
-weights and attributes, and no forward(). Write one, in the way that the paper or a guess has it:
+A module whose class is part of torch.nn gets that class and computes what it did before. The source
+code of a user's own class is not recovered: such a module has its children, weights and attributes,
+but no forward(). Write your own, from the paper or by an educated guess:
 
     net.forward = lambda x: net.fc(net.pool(net.conv(x)).flatten(1))
 
-Functions that a layer keeps as an attribute are not restored: set net.decoder.activation, say, by
-hand. A user's class that derives from one of torch.nn is of that torch.nn class; if it overrode forward(),
-that is lost as well.
+Functions that a layer keeps as an attribute are not restored: set, for example,
+net.decoder.activation by hand. A user's class that derives from a torch.nn class is rebuilt with that
+torch.nn class; an overridden forward() is lost as well.
 """
 import json
 import os
@@ -34,29 +34,29 @@ try:
 except ImportError:
     sys.exit("load.py needs PyTorch 1.10 or later; try: pip install torch")
 
-# Memory for tensors of which nothing is known, in all.
+# Total memory for tensors without any known element.
 STAND_IN_BYTES = 1 << 26
 HERE = os.path.dirname(os.path.abspath(__file__))
 SAFETENSORS = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
     "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64",
-    # From here on only where this PyTorch has them.
+    # The following types exist only in some versions of PyTorch.
     "U16": "uint16", "U32": "uint32", "U64": "uint64",
     "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "ComplexHalf": "complex32", "ComplexDouble": "complex128",
-    # Such a tensor is made by its quantizer only.
+    # Only a quantizer makes such a tensor.
     "QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32",
 }
 
 
 def dtype_of(name):
-    """The torch.dtype of a name in the files; None if this PyTorch has no such type."""
+    """The torch.dtype for a name in the files; None if this PyTorch has no such type."""
     return getattr(torch, SAFETENSORS.get(name, "?"), None)
 
 
 def read(name):
-    """All tensors of a safetensors file; none if there is no such file."""
+    """All tensors of a safetensors file; empty if the file does not exist."""
     path, tensors = os.path.join(HERE, name), {}
     if not os.path.exists(path):
         return tensors
@@ -84,7 +84,7 @@ def key_of(row):
 
 
 def compressed_layout(row):
-    """How a sparse tensor with one compressed dimension is kept; None where its shapes allow several."""
+    """The layout of a sparse tensor with one compressed dimension; None if its shapes are ambiguous."""
     shapes = {part["name"][len(row["name"]) + 1:]: part["shape"] for part in row["parts"]}
     if len(row["shape"]) != 2 or len(shapes.get("values", [])) != 1:
         return None
@@ -93,7 +93,7 @@ def compressed_layout(row):
 
 
 def count_of(shape):
-    """The elements of a shape, counted without its zeros."""
+    """The number of elements of a shape, ignoring dimensions of size 0."""
     count = 1
     for size in shape:
         count *= max(size, 1)
@@ -101,7 +101,7 @@ def count_of(shape):
 
 
 def can_join(row):
-    """Whether the parts that stand in the files for a tensor make it again."""
+    """Whether the parts in the files are enough to rebuild the tensor."""
     form = row.get("form", {}).get("name")
     if form == "overlapping":
         return dtype_of(row["dtype"]) is not None and count_of(row["shape"]) < 1 << 60
@@ -113,7 +113,7 @@ def can_join(row):
 
 
 def nested_tensor(values, sizes, strides, offsets):
-    """A nested tensor; without offsets each of the tensors in it begins where the one before ends."""
+    """A nested tensor; without offsets, each inner tensor begins where the previous one ends."""
     tensors, place = [], 0
     for number, (size, stride) in enumerate(zip(sizes.tolist(), strides.tolist())):
         start = place if offsets is None else int(offsets[number])
@@ -124,7 +124,7 @@ def nested_tensor(values, sizes, strides, offsets):
 
 
 def join(row, parts):
-    """The tensor that safetensors has no type or form for, from its parts."""
+    """Rebuilds a tensor whose type or form safetensors does not have from its parts."""
     own = {part["name"][len(row["name"]) + 1:]: parts[key_of(part)] for part in row["parts"]}
     form = row.get("form", {"name": None})
     if form["name"] == "quantized_per_tensor":
@@ -155,31 +155,31 @@ def join(row, parts):
 
 
 def nn_class(name):
-    """The class of that dotted name if it is a module class that lives under torch.nn, else None."""
+    """The class with this dotted name if it is a module class under torch.nn, else None."""
     if not isinstance(name, str) or not name.startswith("torch.nn."):
         return None
     place = torch.nn
     for part in name.split(".")[2:]:
-        # vars(), not getattr(): nothing may be imported on the way.
+        # vars(), not getattr(): the lookup must not import anything.
         place = vars(place).get(part) if isinstance(place, (type, type(torch))) else None
     moved = vars(torch.nn).get(name.rsplit(".", 1)[1])
     for found in (place, moved):
         if isinstance(found, type) and issubclass(found, torch.nn.Module) and found is not torch.nn.Module:
-            # PyTorch's modules also hold what they import from elsewhere.
+            # PyTorch's modules also hold names that they import from elsewhere.
             if found.__module__.startswith("torch.nn."):
                 return found
     return None
 
 
 class Recovered(torch.nn.Module):
-    """A module whose class was written by the user: children, weights and attributes, no forward()."""
+    """A module of a user's own class: children, weights and attributes, but no forward()."""
 
     def forward(self, *_args, **_kwargs):
-        raise NotImplementedError("forward() of %s is not part of a memory dump: write your own" % self.recovered_class)
+        raise NotImplementedError("forward() of %s is not recovered from the dump; write your own" % self.recovered_class)
 
 
 def new_module(row):
-    """A module of the row's class, as if its __init__ had not been called but that of Module."""
+    """A module of the row's class, with only Module.__init__ called."""
     known = nn_class(row["class"]) or nn_class(row["torch_class"])
     base = known or Recovered
     if nn_class(row["class"]) is None:
@@ -190,7 +190,7 @@ def new_module(row):
     own = set(vars(module))
     for section in ("hyper", "private"):
         for name, value in row[section].items():
-            # What Module itself needs stays as it is; methods are not hidden behind data.
+            # Attributes that Module needs are kept; data does not hide methods.
             is_free = name not in own and not callable(getattr(base, name, None))
             if is_free and name.isidentifier() and not name.startswith("__"):
                 vars(module)[name] = value
@@ -200,9 +200,9 @@ def new_module(row):
 
 
 def python_values(row):
-    """Turns what JSON has no type for back into what it was: tuples, inf and nan, large integers."""
+    """Restores values for which JSON has no type: tuples, inf and nan, large integers."""
     makers = {"tuple": tuple, "float": float, "int": int}
-    # Inner values come after outer ones, and must be turned first.
+    # Inner values come after outer ones, and must be restored first.
     for kind, *path in reversed(row["python_types"]):
         place = row
         for step in path[:-1]:
@@ -211,7 +211,7 @@ def python_values(row):
 
 
 def new_tensor(row, shared, joined, room):
-    """The parameter or buffer of a row, without its values unless they were joined; None if that can't be."""
+    """The parameter or buffer of a row, with values only if they were joined; None if it can't be made."""
     is_parameter = row["kind"] == "parameter"
     if shared is not None and isinstance(shared, torch.nn.Parameter) == is_parameter:
         return shared
@@ -227,8 +227,8 @@ def new_tensor(row, shared, joined, room):
 
 
 def stand_in(shape, dtype, room):
-    """A tensor of which no element is known: nan, or zero for integers. One element stands for all of them where
-    there is no room for more: sizes from a dump can be anything. None for sizes that no tensor can have."""
+    """A tensor without any known element: nan, or zero for integers. It stores a single element if memory is short,
+    because sizes from a dump can be anything. None for sizes that no tensor can have."""
     count = count_of(shape)
     if count >= 1 << 60:
         return None
@@ -243,7 +243,7 @@ def stand_in(shape, dtype, room):
 
 
 def build(tree, joined):
-    """The network without its values but those that were joined, and {number of the row: tensor}."""
+    """The network, with values only for joined tensors, and {number of the row: tensor}."""
     modules, by_object, made, first, room = {}, {}, {}, {}, [STAND_IN_BYTES]
     waiting = {}
     for number, row in enumerate(tree["tensors"]):
@@ -263,7 +263,7 @@ def build(tree, joined):
 
     def register(number, module, own):
         row = tree["tensors"][number]
-        # Two tensors can have one name: which of them it shares is told by the object, if that is known.
+        # Two tensors can have one name: the object, if known, says which of them this row shares.
         place = ("object", row["object"]) if int(row["object"], 16) else None
         shared = None if row["same_as"] is None else first.get(place, first.get(("name", row["same_as"])))
         tensor = new_tensor(row, shared, joined.get(number), room)
@@ -280,7 +280,7 @@ def build(tree, joined):
 
     for row in tree["modules"]:
         python_values(row)
-        # The same module under two names is one module.
+        # A module with two names is one module.
         if row["object"] not in by_object:
             by_object[row["object"]] = new_module(row)
         modules[row["name"]] = by_object[row["object"]]
@@ -288,14 +288,14 @@ def build(tree, joined):
     for row in tree["modules"]:
         module, skip = modules[row["name"]], len(row["name"]) + 1 if row["name"] else 0
         for full in row["parameters"] + row["buffers"]:
-            # Of two tensors with one name the module that comes first has the first.
+            # If two tensors have one name, the first belongs to the module that comes first.
             if waiting.get(full):
                 register(waiting[full].pop(0), module, full[skip:])
         for own, kind in row["unset"].items():
             (module._parameters if kind == "parameter" else module._buffers).setdefault(own, None)
     for full, numbers in waiting.items():
         for number in numbers:
-            # Of a module that is listed under its first name only.
+            # Tensors of a module that is only listed under its first name.
             parent, _, own = full.rpartition(".")
             register(number, module_at(parent), own)
     for module in modules.values():
@@ -314,14 +314,14 @@ def finish(module):
     elif isinstance(module, torch.nn.ParameterDict):
         state.setdefault("_keys", dict.fromkeys(module._parameters))
     elif isinstance(module, torch.nn.TransformerEncoderLayer) and "activation" not in state:
-        # PyTorch keeps a number beside the function; 0 is any other function.
+        # PyTorch also stores a number for the function; 0 means any other function.
         known = {1: torch.nn.functional.relu, 2: torch.nn.functional.gelu}.get(state.get("activation_relu_or_gelu"))
         if known is not None:
             state["activation"] = known
 
 
 def read_tree():
-    """model.json; tensors in attributes of a tensor object are apart from what it consists of itself."""
+    """model.json, with tensors in attributes of a tensor object ("inner") apart from the tensor's own parts."""
     with open(os.path.join(HERE, "model.json"), encoding="utf-8") as file:
         tree = json.load(file)
     for row in tree["tensors"]:
@@ -332,7 +332,7 @@ def read_tree():
 
 
 def values_elsewhere(rows, lost):
-    """{number of the row: tensor} for rows without elements whose values another tensor has, where only one can be meant."""
+    """{number of the row: tensor} for rows without elements, if exactly one other tensor can have their values."""
     found, files, is_lost = {}, {}, {id(row) for row in lost}
     for number, row in enumerate(rows):
         if id(row) not in is_lost:
@@ -354,9 +354,9 @@ def values_elsewhere(rows, lost):
 def load(partial=False, elsewhere=False):
     """The network with its recovered weights.
 
-    Where parts of it could not be recovered this fails and says which; with partial=True these parts
-    are nan (zero for integers), and single missing pages of a tensor are zeros. With elsewhere=True values are also taken
-    from tensors that model.json names for those that have none.
+    Raises an error that names the missing tensors if the network was only partly recovered. With partial=True,
+    missing tensors are nan (zero for integers), and missing pages of a tensor are zeros. With elsewhere=True,
+    tensors without values take them from the other tensors that model.json names.
     """
     tree = read_tree()
     rows, lost = tree["tensors"], lost_tensors(tree)
@@ -364,7 +364,7 @@ def load(partial=False, elsewhere=False):
     lost = [row for row in lost if not any(row is rows[number] for number in moved)]
     if lost and not partial:
         raise RuntimeError(
-            "not all of this network could be recovered; load(partial=True) loads the rest. Not complete: "
+            "this network was only partly recovered; load(partial=True) loads the rest. Not complete: "
             + ", ".join("%s (%s)" % (shown(row["name"]), row["problem"] or row["status"]) for row in lost)
         )
     files = {}
@@ -386,7 +386,7 @@ def load(partial=False, elsewhere=False):
         if number in made and number not in joined:
             values[number] = value_of(row) if row["file"] and not row.get("parts") else None
         by_name.setdefault(row["name"], []).append(number)
-    # By PyTorch's own function what it can know: one tensor per name, of what state_dict() lists.
+    # load_state_dict() loads what it can: one tensor per name, for names that state_dict() lists.
     known = {}
     for name, (number, *others) in by_name.items():
         if not others and values.get(number) is not None and rows[number]["persistent"]:
@@ -395,13 +395,13 @@ def load(partial=False, elsewhere=False):
         result = net.load_state_dict(known, strict=False)
         unused, missing = result.unexpected_keys, result.missing_keys
     except (AttributeError, KeyError, TypeError):
-        # A class's own code wants what was not recovered: the values go into their places without it.
+        # A class's own code needs data that was not recovered: the values are copied without it.
         unused, missing = known, []
-    # It does not find a name with a dot in its last part, though it is there.
+    # load_state_dict() does not find a name with a dot in its last part.
     values.update((by_name[name][0], known[name]) for name in unused if name in known)
     missing = [name for name in missing if name not in by_name]
     if missing and not lost:
-        raise RuntimeError("the dump has no values for what PyTorch's classes expect: %s" % missing)
+        raise RuntimeError("the dump has no values for these keys of PyTorch's classes: %s" % missing)
     with torch.no_grad():
         for number, value in values.items():
             if value is not None:
@@ -412,7 +412,7 @@ def load(partial=False, elsewhere=False):
 
 
 def lost_tensors(tree):
-    """The rows of tensors of which not every byte is in the files, or that their parts do not make."""
+    """The rows of tensors that the files do not hold completely, or that can't be rebuilt from their parts."""
     rows = tree["tensors"]
     return [row for row in rows if row["file"] is None or row["status"] != "complete" or (row.get("parts") and not can_join(row))]
 
@@ -423,15 +423,15 @@ def shown(text):
 
 
 def whose(name):
-    """What is known of a class that is not made again."""
+    """What is known about a class that is not rebuilt."""
     if not name.startswith("torch."):
         return "user's class"
     place, parts = torch, name.split(".")[1:]
     for number, part in enumerate(parts, 1):
-        # Nothing may be imported on the way.
+        # The lookup must not import anything.
         found = vars(place).get(part) if isinstance(place, (type, type(torch))) else None
         if found is None:
-            return "not in this PyTorch" + ("" if number == len(parts) else ", or in a part of it that is loaded on demand")
+            return "not in this PyTorch" + ("" if number == len(parts) else ", or in a part that is loaded on demand")
         place = found
     return "the base class of all modules" if place is torch.nn.Module else "PyTorch's, but not a layer of torch.nn"
 
@@ -458,7 +458,7 @@ def main():
         net = load(partial, elsewhere)
     except RuntimeError as error:
         hint = "" if partial else "\nhint: python3 load.py --partial loads the rest"
-        # PyTorch's own messages have names from the dump in them as they are.
+        # PyTorch's own messages contain unescaped names from the dump.
         sys.exit("error: %s%s" % ("\n".join(shown(line) for line in str(error).split("\n")), hint))
     print_tree(net)
     parameters = list(net.parameters())
@@ -472,7 +472,7 @@ def main():
     inferred = [row for row in tree["tensors"] if row.get("inferred")]
     if inferred:
         print(
-            "inferred layout: no known layout of PyTorch reads %d of the %d tensors; where theirs was inferred wrongly, "
+            "inferred layout: no known PyTorch layout reads %d of the %d tensors; if the inferred layout is wrong, "
             "their values are wrong" % (len(inferred), len(tree["tensors"]))
         )
     if lost:

@@ -12,19 +12,19 @@ use crate::addr::VirtAddr;
 use crate::model::{Model, NamedTensor, Other, Reading, Status, TensorKind};
 use crate::tensor::{Elements, ScalarType};
 
-/// The longest header that the safetensors library reads, less room for what every header has.
+/// The longest header that the safetensors library reads, minus room for the part that every header has.
 const MAX_HEADER: u64 = 100_000_000 - 4096;
 /// Bytes of an entry in a header beside its key and sizes, at most: names of fields, type, offsets.
 const ENTRY_BYTES: u64 = 128;
 /// Bytes of one size in a header, at most.
 const SIZE_BYTES: u64 = 21;
-const TOO_MANY_ELEMENTS: &str = "it is not written: its sizes multiply to more than a safetensors file can count";
-const LEFT_OUT: &str = "its bytes are left out: those of all tensors together are more than the dump can hold";
-const NO_FIRST: &str = "it is not written: nor is the tensor that it is another name of";
-const HEADER_FULL: &str = "it is not written: the header of its file would be longer than safetensors reads";
+const TOO_MANY_ELEMENTS: &str = "it is not written: it has more elements than a safetensors file can count";
+const LEFT_OUT: &str = "its bytes are left out: all tensors together have more bytes than the dump can hold";
+const NO_FIRST: &str = "it is not written: it is another name for a tensor that is not written either";
+const HEADER_FULL: &str = "it is not written: the header of its file would be longer than safetensors allows";
 /// What a tensor of a type that safetensors has not is called where it is written byte by byte.
 const BYTES: &str = "bytes";
-/// What lies under elements that share their bytes.
+/// The memory under elements that share their bytes.
 const STORAGE: &str = "storage";
 /// The type of bytes.
 const BYTE: Dtype = Dtype::U8;
@@ -131,7 +131,7 @@ pub(super) struct Planned<'a> {
 }
 
 impl Entry<'_> {
-    /// Whether the format's own check takes the sizes: their product must not overflow, not even before a zero.
+    /// Whether the format's own check accepts the sizes: their product must not overflow, not even before a zero.
     fn is_countable(&self) -> bool {
         let count = self.shape.iter().try_fold(1u64, |count, size| count.checked_mul(*size));
         let bits = count.and_then(|count| count.checked_mul(self.dtype.bitsize() as u64));
@@ -180,7 +180,7 @@ pub(super) fn plan_others<'a>(others: impl Iterator<Item = &'a Other>) -> Vec<Pl
     finished(planned.collect())
 }
 
-/// Gives every entry its key, and leaves out what the headers have no room for.
+/// Gives every entry its key, and leaves out entries that do not fit in the headers.
 fn finished(mut planned: Vec<Planned<'_>>) -> Vec<Planned<'_>> {
     keys::assign(&mut planned);
     let mut headers: HashMap<WeightFile, u64> = HashMap::new();
@@ -199,7 +199,7 @@ fn finished(mut planned: Vec<Planned<'_>>) -> Vec<Planned<'_>> {
     planned
 }
 
-/// Names that nothing is written for get the file and the key of the tensor that they are other names of.
+/// Names for which nothing is written get the file and key of the tensor that they are another name for.
 fn refer_to_firsts(planned: &mut [Planned<'_>]) {
     let refers = |planned: &Planned<'_>| planned.tensor.reading == Reading::SameAsFirst;
     let wanted: HashSet<VirtAddr> = planned.iter().filter(|of| refers(of)).map(|of| of.tensor.object).collect();

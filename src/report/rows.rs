@@ -53,10 +53,10 @@ pub(super) struct TensorRow<'a> {
     /// What the file has in its place, where safetensors has not its type or form.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     parts: Vec<PartRow<'a>>,
-    /// What its Python object has for attributes.
+    /// The attributes of its Python object.
     #[serde(skip_serializing_if = "Option::is_none")]
     attributes: Option<Named<'a>>,
-    /// Tensors under other names that have its elements, where it has none.
+    /// Tensors with other names that have its elements, if it has none.
     #[serde(skip_serializing_if = "<[Elsewhere]>::is_empty")]
     elsewhere: &'a [Elsewhere],
 }
@@ -350,12 +350,12 @@ impl<'a> ModelRow<'a> {
 pub(super) struct FileRow<'a> {
     /// The mapped file, as the kernel named it.
     path: Cow<'a, str>,
-    /// The file that was given for it; where it lay says nothing of the dump.
+    /// The file that was passed for it; its path says nothing about the dump.
     #[serde(skip_serializing_if = "Option::is_none")]
     given: Option<Cow<'a, str>>,
     size: u64,
     sha256: &'a str,
-    /// Bytes of memory that come from it, and bytes of it that the image holds as well.
+    /// Bytes of memory that come from it, and bytes of it that the image also holds.
     filled: u64,
     agreed: u64,
 }
@@ -418,7 +418,7 @@ struct PythonLayout<'a> {
 struct TorchRow<'a> {
     version: Option<&'a str>,
     layout: Option<TorchLayout<'a>>,
-    /// First of the releases whose dispatch keys its tensors have; what they mean is not known without one.
+    /// The first release whose dispatch keys its tensors have; without one, their meaning is unknown.
     dispatch_keys: Option<&'a str>,
 }
 

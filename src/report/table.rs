@@ -6,6 +6,7 @@ use super::plan::plan;
 use super::rows::{Totals, is_whole};
 use crate::model::{Model, Status};
 use crate::recover::{Process, Recovery};
+use crate::words::counted;
 
 /// Characters of a name from the dump that are shown; names are there to be told apart, not in full.
 const MAX_NAME: usize = 60;
@@ -92,10 +93,8 @@ fn status(model: &Model) -> String {
         .filter(|(count, _)| *count > 0)
         .map(|(count, word)| format!("{count} {word}"))
         .collect();
-    match model.problems.len() {
-        0 => {}
-        1 => parts.push("1 problem".to_owned()),
-        count => parts.push(format!("{count} problems")),
+    if !model.problems.is_empty() {
+        parts.push(counted(model.problems.len(), "problem", "problems"));
     }
     if is_whole(model) {
         parts.push("complete".to_owned());
@@ -103,7 +102,7 @@ fn status(model: &Model) -> String {
     match (Totals::new(model).inferred, model.tensors.len()) {
         (0, _) => {}
         (inferred, all) if inferred == all => parts.push("inferred layout".to_owned()),
-        (inferred, _) => parts.push(format!("{inferred} by an inferred layout")),
+        (inferred, _) => parts.push(format!("{inferred} with an inferred layout")),
     }
     parts.join(", ")
 }

@@ -152,7 +152,7 @@ impl FromStr for BackendChoice {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
     /// No backend has this name.
-    #[error("no backend is named `{0}`; there are {names}", names = BackendChoice::NAMES.join(", "))]
+    #[error("no backend is named `{0}`; the backends are {names}", names = BackendChoice::NAMES.join(", "))]
     Unknown(String),
     /// The CPU lacks a feature.
     #[error("the backend {backend} needs the CPU feature {feature}, which this computer lacks; use auto or scalar")]
@@ -164,12 +164,13 @@ pub enum BackendError {
     },
     /// The CPU has no vector unit that we use.
     #[error(
-        "the backend simd needs the CPU feature avx2, avx512f or neon, and this computer has none of them; use scalar"
+        "the backend simd needs the CPU feature avx2, avx512f or neon, but this computer has none of them; use scalar"
     )]
     NoSimd,
     /// No GPU can be used.
     #[error(
-        "the backend gpu finds no GPU to use ({0}); install its Vulkan driver (on Debian: mesa-vulkan-drivers), or use auto"
+        "the backend gpu found no usable GPU ({0}); install a Vulkan driver (on Debian: mesa-vulkan-drivers), or use \
+         auto"
     )]
     NoGpu(String),
 }

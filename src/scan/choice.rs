@@ -36,9 +36,9 @@ pub fn choose(memory: &PhysicalMemory, signatures: &Signatures, choice: BackendC
     if choice != BackendChoice::Auto {
         let adapter = if backend == Backend::Gpu { gpu::ready().ok() } else { None };
         let which = adapter.map_or(String::new(), |adapter| format!("; {} ({})", adapter.name, adapter.kind));
-        return Ok(Choice { backend, reason: format!("asked for{which}") });
+        return Ok(Choice { backend, reason: format!("requested{which}") });
     }
-    let on_cpu = |reason: String| Choice { backend, reason: format!("best of the CPU; {reason}") };
+    let on_cpu = |reason: String| Choice { backend, reason: format!("best CPU backend; {reason}") };
     let Some(sample) = sample(memory) else {
         return Ok(on_cpu("the dump is too small to measure".to_owned()));
     };
@@ -49,12 +49,15 @@ pub fn choose(memory: &PhysicalMemory, signatures: &Signatures, choice: BackendC
         cpu_time = time(&sample, signatures, backend).mul_f64(rest);
     }
     if cpu_time < WORTH_IT {
-        return Ok(on_cpu(format!("it takes about {:.1} s, too little to start a GPU for", cpu_time.as_secs_f64())));
+        return Ok(on_cpu(format!(
+            "the scan takes only about {:.1} s, so a GPU is not worth starting",
+            cpu_time.as_secs_f64()
+        )));
     }
     match gpu::adapters().into_iter().find(|adapter| adapter.would_be_used) {
         None => return Ok(on_cpu("there is no GPU".to_owned())),
         Some(adapter) if adapter.is_software => {
-            return Ok(on_cpu(format!("{} runs on the CPU as well", adapter.name)));
+            return Ok(on_cpu(format!("{} is a software GPU that runs on the CPU", adapter.name)));
         }
         Some(_) => {}
     }
@@ -68,7 +71,8 @@ pub fn choose(memory: &PhysicalMemory, signatures: &Signatures, choice: BackendC
     time(&sample, signatures, Backend::Gpu);
     let gpu_time = time(&sample, signatures, Backend::Gpu).mul_f64(rest);
     let measured = format!(
-        "by a sample of {} MiB the CPU ({backend}) needs {:.1} s and {} {:.1} s, {:.1} s to open it apart",
+        "measured on {} MiB, the whole scan would take the CPU ({backend}) {:.1} s and {} {:.1} s, plus {:.1} s to \
+         open it",
         sample.size() >> 20,
         cpu_time.as_secs_f64(),
         adapter.name,
@@ -146,8 +150,8 @@ mod tests {
         assert!(small.reason.contains("too small"), "{}", small.reason);
         let quick = choose(&memory(256 << 20), &signatures, BackendChoice::Auto).unwrap();
         assert_eq!(quick.backend, Backend::detect_best());
-        assert!(quick.reason.contains("too little"), "{}", quick.reason);
+        assert!(quick.reason.contains("not worth"), "{}", quick.reason);
         let asked = choose(&memory(1 << 20), &signatures, BackendChoice::Scalar).unwrap();
-        assert_eq!((asked.backend, asked.reason.as_str()), (Backend::Scalar, "asked for"));
+        assert_eq!((asked.backend, asked.reason.as_str()), (Backend::Scalar, "requested"));
     }
 }

@@ -15,7 +15,7 @@ pub enum SignatureError {
         source: std::io::Error,
     },
     /// The folder holds no signature file: most likely it is the wrong folder.
-    #[error("{}: no .toml file in this folder or one below it", .0.display())]
+    #[error("{}: no .toml file in this folder or its subfolders", .0.display())]
     Empty(PathBuf),
     /// A file says something that cannot be used.
     #[error("{file}:{line}:{column}: {key}: {reason}")]
@@ -35,7 +35,7 @@ pub enum SignatureError {
 
 /// A signature was asked for that there is not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no signature is named `{name}`; there are {}", known.join(", "))]
+#[error("no signature is named `{name}`; the signatures are {}", known.join(", "))]
 pub struct UnknownSignature {
     /// The name that was given.
     pub name: String,

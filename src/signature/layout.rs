@@ -96,7 +96,7 @@ pub(super) fn resolve(layouts: Vec<Unresolved>) -> Result<Vec<Layout>, Signature
             let Some(version) = &child.own.inherits else { break };
             let parent = by_key.get(&(layout.own.family.clone(), version.clone()));
             let Some(parent) = parent else {
-                let reason = format!("there is no layout of {} {version}", layout.own.family);
+                let reason = format!("there is no layout for {} {version}", layout.own.family);
                 return Err(child.inherits_at.error(reason));
             };
             shifts.extend(&child.own.shift);

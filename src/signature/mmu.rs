@@ -30,14 +30,14 @@ pub struct Mmu {
     pub encryption: u64,
     /// The levels, lowest first.
     pub levels: Vec<MmuLevel>,
-    /// What the operating system keeps in entries that are not present; `None` if the file does not say.
+    /// What the operating system stores in entries that are not present; `None` if the file does not say.
     pub absent: Option<AbsentEntries>,
     /// The release of the kernel that wrote the entries of one dump, looked for when it is first needed; `None` in rules that
     /// belong to no dump.
     pub(crate) release: Option<OnceLock<Option<[u64; 2]>>>,
 }
 
-/// What Linux keeps in entries whose present bit is off: some of them still name a frame.
+/// What Linux stores in entries whose present bit is off: some of them still name a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AbsentEntries {
     /// Where the numbers come from.
@@ -46,7 +46,7 @@ pub struct AbsentEntries {
     pub protected: u64,
     /// The bits that are zero in an entry that names a place in swap, as a mask.
     pub swap_zero: u64,
-    /// Types of swap entries from this one on are no swap devices: they say what else happened to the page.
+    /// Types of swap entries from this one on are not swap devices: they say what else happened to the page.
     pub first_special: u64,
     /// How kernels build swap entries.
     pub swap: Vec<SwapForm>,
@@ -254,7 +254,7 @@ impl RawMmu {
             bit(&raw.shift, text)?;
             let leaf_zero = raw.leaf_zero.as_ref().map_or(Ok(0), |range| bits(range, text))?;
             if let Some(stray) = raw.leaf_zero.as_ref().filter(|_| raw.leaf != Leaf::ByLeafBit) {
-                return Err(text.error(stray.span(), "has a meaning only with leaf = \"by_leaf_bit\""));
+                return Err(text.error(stray.span(), "is meaningful only with leaf = \"by_leaf_bit\""));
             }
             levels.push(MmuLevel {
                 level,
@@ -292,7 +292,7 @@ fn bit(raw: &Spanned<u32>, text: Text<'_>) -> Result<u64, SignatureError> {
 fn bits(raw: &Spanned<[u32; 2]>, text: Text<'_>) -> Result<u64, SignatureError> {
     let [first, last] = *raw.get_ref();
     if first > last || last > 63 {
-        let reason = format!("[{first}, {last}] is no range of bits [first, last] between 0 and 63");
+        let reason = format!("[{first}, {last}] is not a range of bits [first, last] between 0 and 63");
         return Err(text.error(raw.span(), reason));
     }
     Ok((u64::MAX >> (63 - last)) & (u64::MAX << first))

@@ -236,7 +236,7 @@ impl Collection {
         if let Some(last) = self.needles.last().map(|n| &n.location).or(self.structures.last().map(|s| &s.location))
             && u16::try_from(count).is_err()
         {
-            return Err(last.error(format!("{count} signatures are more than the {} there may be", u16::MAX)));
+            return Err(last.error(format!("{count} signatures are more than the maximum of {}", u16::MAX)));
         }
         Ok(Signatures {
             structures: self.structures.into_iter().map(|s| s.item).collect(),

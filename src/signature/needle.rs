@@ -64,11 +64,11 @@ fn parse_hex(hex: &str) -> Result<Vec<u8>, String> {
     let digits = hex
         .chars()
         .filter(|c| !c.is_whitespace())
-        .map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok()).ok_or(format!("`{c}` is no hexadecimal digit")))
+        .map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok()).ok_or(format!("`{c}` is not a hexadecimal digit")))
         .collect::<Result<Vec<u8>, String>>()?;
     let (pairs, rest) = digits.as_chunks::<2>();
     if !rest.is_empty() {
-        return Err(format!("{} hexadecimal digits: bytes have two each", digits.len()));
+        return Err(format!("{} hexadecimal digits: each byte needs two", digits.len()));
     }
     Ok(pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }

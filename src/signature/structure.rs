@@ -221,7 +221,7 @@ impl RawField {
         }
         let offset = *self.offset.get_ref();
         if offset > FRAME_SIZE - u64::from(width) {
-            let reason = format!("`{name}` ends past {FRAME_SIZE} bytes, the most that a structure may have");
+            let reason = format!("`{name}` ends past {FRAME_SIZE} bytes, the maximum size of a structure");
             return Err(text.error(self.offset.span(), reason));
         }
         let tests = self.tests(names, text)?;
@@ -247,13 +247,13 @@ impl RawField {
                 let bits = fits(mask.get_ref().unsigned_in_width(width), mask.span())?;
                 let wanted = fits(value.get_ref().in_width(width), value.span())?;
                 if bits == 0 || wanted & !bits != 0 {
-                    let reason = format!("value {wanted:#x} has bits outside of mask {bits:#x}, or the mask is 0");
+                    let reason = format!("value {wanted:#x} has bits outside the mask {bits:#x}, or the mask is 0");
                     return Err(text.error(value.span(), reason));
                 }
                 tests.push(Test::Masked { mask: bits, value: wanted });
             }
             (Some(lone), None) | (None, Some(lone)) => {
-                return Err(text.error(lone.span(), "`mask` and `value` go together"));
+                return Err(text.error(lone.span(), "`mask` and `value` must be given together"));
             }
         }
         if let Some(range) = &self.range {
@@ -326,5 +326,5 @@ pub(super) fn power_of_two(raw: Option<&Spanned<u64>>, default: u64, text: Text<
     if value.is_power_of_two() && value <= FRAME_SIZE {
         return Ok(value);
     }
-    Err(text.error(align.span(), format!("{value} is no power of two between 1 and {FRAME_SIZE}")))
+    Err(text.error(align.span(), format!("{value} is not a power of two between 1 and {FRAME_SIZE}")))
 }

@@ -109,11 +109,15 @@ fn bad_structures_are_named_by_file_line_and_key() {
             "equal_field = \"kind\"",
             "bad.toml:14:15: structure.field.equal_field: must be another field of the same width",
         ),
-        ("range = [1, 9]", "mask = 3", "bad.toml:14:8: structure.field.mask: `mask` and `value` go together"),
+        (
+            "range = [1, 9]",
+            "mask = 3",
+            "bad.toml:14:8: structure.field.mask: `mask` and `value` must be given together",
+        ),
         (
             "range = [1, 9]",
             "mask = 3\nvalue = 4",
-            "bad.toml:15:9: structure.field.value: value 0x4 has bits outside of mask 0x3",
+            "bad.toml:15:9: structure.field.value: value 0x4 has bits outside the mask 0x3",
         ),
         ("range = [1, 9]", "one_of = [\n]", "bad.toml:14:10: structure.field.one_of: an empty list matches nothing"),
         (
@@ -150,7 +154,7 @@ fn bad_structures_are_named_by_file_line_and_key() {
         (
             "anchor = \"kind\"",
             "anchor = \"kind\"\nalign = 12",
-            "bad.toml:5:9: structure.align: 12 is no power of two between 1 and 4096",
+            "bad.toml:5:9: structure.align: 12 is not a power of two between 1 and 4096",
         ),
         (
             "anchor = \"kind\"",
@@ -181,12 +185,12 @@ fn bad_needles_and_page_table_rules_are_named_by_file_line_and_key() {
     let cases = [
         ("[[needle]]\nname = \"n\"\ntext = \"\"", "bad.toml:3:8: needle.text: needle `n` is empty"),
         ("[[needle]]\nname = \"n\"\nhex = \"abc\"", "bad.toml:3:7: needle.hex: 3 hexadecimal digits"),
-        ("[[needle]]\nname = \"n\"\nhex = \"ag\"", "bad.toml:3:7: needle.hex: `g` is no hexadecimal digit"),
+        ("[[needle]]\nname = \"n\"\nhex = \"ag\"", "bad.toml:3:7: needle.hex: `g` is not a hexadecimal digit"),
         ("[[needle]]\nname = \"n\"", "bad.toml:2:8: needle.name: needle `n` needs either `text` or `hex`"),
         ("[[needle]]\nname = \"n\"\nhex = \"00\"\ntext = \"a\"", "needs either `text` or `hex`"),
         ("[[needl]]\nname = \"n\"", "bad.toml:1:3: needl: unknown field `needl`"),
-        (&mmu.replace("[13, 20]", "[20, 13]"), ": mmu.level.leaf_zero: [20, 13] is no range of bits"),
-        (&mmu.replace("reserved = [48, 51]", "reserved = [48, 64]"), ": mmu.reserved: [48, 64] is no range of bits"),
+        (&mmu.replace("[13, 20]", "[20, 13]"), ": mmu.level.leaf_zero: [20, 13] is not a range of bits"),
+        (&mmu.replace("reserved = [48, 51]", "reserved = [48, 64]"), ": mmu.reserved: [48, 64] is not a range of bits"),
         (&mmu.replace("present = 0", "present = 64"), ": mmu.present: bit 64 is not between 0 and 63"),
         (&mmu.replace("level = 5", "level = 4"), ": mmu.level.level: level 4 is given twice"),
         (&mmu.replace("level = 5", "level = 8"), ": mmu.level.level: level 8 is not between 1 and 6"),
@@ -257,7 +261,7 @@ fn layouts_inherit() {
 #[test]
 fn bad_layouts_are_named_by_file_line_and_key() {
     let cases = [
-        (CHILD.to_owned(), "bad.toml:5:12: layout.inherits: there is no layout of cpython 3.10"),
+        (CHILD.to_owned(), "bad.toml:5:12: layout.inherits: there is no layout for cpython 3.10"),
         (CHILD.replace("\"3.10\"", "\"3.11\""), "bad.toml:5:12: layout.inherits: cpython 3.11 inherits from itself"),
         (LAYOUT.replace("version = \"3.10\"", ""), "bad.toml:2:1: layout: missing key `version`"),
         (LAYOUT.replace("source = \"Include/ of 3.10\"", ""), ": layout.object.ob_refcnt: no `source`"),

@@ -191,7 +191,7 @@ impl ArrayReader<'_> {
     /// Reads the array at `object`. Where layouts that fit equally well read it differently, its type stays open.
     ///
     /// # Errors
-    /// A header can't be read, or its fields contradict each other, by each of the layouts that fit.
+    /// With every layout that fits, a header can't be read or is inconsistent.
     pub fn read(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<ArrayInfo, ObjectError> {
         let read = self.layout.read(objects, object);
         let mut others = self.rivals.iter().map(|rival| rival.read(objects, object).ok());

@@ -1,7 +1,9 @@
-//! Which layout reads the tensors of a process: the table that the evidence speaks for, or one that is inferred where none reads them.
+//! Which layout reads the tensors of a process: the layout file with the most evidence, or an inferred layout if no
+//! file reads them.
 //!
-//! A table is trusted: a damaged tensor is unreadable by the right table and may be readable by a wrong one, so a table that reads most
-//! tensors is never given up, and an inferred layout must do better than damage to a few words could explain.
+//! Layout files are trusted. A damaged tensor is unreadable by the right layout and may be readable by a wrong one. So
+//! a layout file that reads most tensors is kept, and an inferred layout must be better than damage to a few words
+//! could explain.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -13,7 +15,7 @@ use super::read::{TensorError, TensorInfo};
 use crate::addr::VirtAddr;
 use crate::cpython::{Change, ObjectError, Objects};
 
-/// Damaged words, at most, that must not decide which layout is right.
+/// Number of damaged words that must not decide which layout is right.
 const FEW: usize = 5;
 
 /// What a process tells about the layout of its tensors.
@@ -21,7 +23,7 @@ const FEW: usize = 5;
 pub struct Sample<'s> {
     /// The Python objects of its modules' tensors.
     pub tensors: &'s [VirtAddr],
-    /// What seems to be other tensors. Some are none, so one that can't be read says nothing.
+    /// Other apparent tensors. Some are not tensors, so an unreadable one is no evidence.
     pub others: &'s [VirtAddr],
     /// What seems to be the `TensorImpl`s of tensors that C++ objects hold. They decide where the modules have no tensors.
     pub headers: &'s [VirtAddr],
@@ -65,13 +67,13 @@ pub struct TensorScore {
     pub changes: Vec<Change>,
 }
 
-/// What speaks for a layout.
+/// The evidence for a layout.
 #[derive(Clone, Debug, Default)]
 struct Tally {
     score: TensorScore,
     /// Tensors whose headers agree, with or without their autograd data.
     headers: usize,
-    /// Tensors whose headers contradict themselves.
+    /// Tensors with inconsistent headers.
     broken: usize,
     /// Tensors that have autograd data, by this layout.
     autograd: usize,
@@ -174,7 +176,7 @@ impl Tally {
     }
 }
 
-/// The layout that the evidence speaks for, its score, and that of the next best table.
+/// The layout with the most evidence, its score, and the score of the next best layout file.
 ///
 /// `None` if no layout reads any tensor. If PyTorch's version is known, it is the table of that version even then: it
 /// says of each tensor what is wrong with it.

@@ -180,7 +180,7 @@ impl Layout {
         }
         let contradiction = |reason: String| TensorError::Contradiction { object: head.tensor_impl, reason };
         let (Some(device_type), Some(device_index)) = (self.offsets.device_type, self.offsets.device_index) else {
-            return Err(contradiction("it has no storage: sparse, or of another device".to_owned()));
+            return Err(contradiction("it has no storage: it is sparse, or on another device".to_owned()));
         };
         let device = self.device(objects, head.tensor_impl, device_type, device_index)?;
         Ok(TensorInfo { form: Form::Opaque, device, ..head })

@@ -23,13 +23,13 @@ pub struct Elements {
     pub stride: Vec<i64>,
     /// Bytes of one element.
     pub size: u64,
-    /// Where a dimension is kept in blocks: what is skipped between them.
+    /// The gaps between blocks, if a dimension is stored in blocks.
     pub jumps: Vec<Jump>,
-    /// Bits of each element that are not as they lie in memory.
+    /// Bits of each element that differ from memory.
     pub flips: Flips,
 }
 
-/// What is skipped after every so many steps along a dimension, on top of its stride: a matrix in blocks.
+/// The gap after every given number of steps along a dimension, in addition to its stride, for a matrix in blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Jump {
     /// The dimension.
@@ -47,7 +47,7 @@ impl Jump {
     }
 }
 
-/// Bits that are flipped in every element on its way: the signs of a lazy conjugate or negative view.
+/// Bits that are flipped in every element while it is read: the signs of a lazy conjugate or negative view.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Flips(
     /// The bits, in an element as a little-endian integer of up to 16 bytes.

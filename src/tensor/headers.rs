@@ -1,4 +1,4 @@
-//! Tensors that Python has never seen: found by their `TensorImpl`, not by a Python object.
+//! Tensors that Python has never seen, found by their `TensorImpl` instead of a Python object.
 
 use super::form::{Form, Quantizer};
 use super::keys::Keys;
@@ -19,7 +19,9 @@ impl Layout {
         if info.object.0 != 0 && is_owned_by_python {
             let named = objects.pointer(info.object, self.offsets.impl_pointer)?;
             if named != tensor {
-                let reason = format!("the Python object of its TensorImpl at {tensor} is that of another, at {named}");
+                let reason = format!(
+                    "the Python object of its TensorImpl at {tensor} belongs to another TensorImpl, at {named}"
+                );
                 return Err(TensorError::Contradiction { object: info.object, reason });
             }
         }

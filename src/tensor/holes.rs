@@ -1,4 +1,4 @@
-//! What of a tensor the dump does not hold: a bounded list, and sums that are exact.
+//! The holes of a tensor, which are its bytes that the dump does not hold: a list of limited length, and exact sums.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -8,10 +8,10 @@ use serde::Serialize;
 use crate::addr::{FRAME_SIZE, VirtAddr};
 use crate::paging::{Fault, VirtualMemory};
 
-/// The most holes that are listed one by one, and the most runs of pages. More are only in the sums.
+/// Maximum number of holes that are listed individually, and of runs of pages. Others are only in the sums.
 const MAX_LISTED: usize = 1 << 10;
 
-/// A run of a tensor's bytes that the dump does not hold.
+/// A run of missing bytes of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Hole {
     /// First missing byte of the contiguous tensor.
@@ -31,12 +31,11 @@ pub struct MissingPages {
     pub start: VirtAddr,
     /// The end of the last page.
     pub end: VirtAddr,
-    /// Why they could not be read; null for the last run of too many, which spans what is not listed and may
-    /// have readable pages in it.
+    /// Why they could not be read; null for a last run that spans all unlisted pages and may include readable pages.
     pub reason: Option<String>,
 }
 
-/// All holes of a tensor. As a slice, those that are listed: the first ones, in the order of the contiguous tensor.
+/// All holes of a tensor. As a slice, the listed holes: the first ones, in the order of the contiguous tensor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holes {
     listed: Vec<Hole>,
@@ -88,7 +87,7 @@ impl<'a> IntoIterator for &'a Holes {
     }
 }
 
-/// Notes the holes of one tensor, one missing run after the other.
+/// Collects the holes of one tensor, one missing run after another.
 pub(super) struct Recorder<'a> {
     /// What explains the faults.
     memory: &'a dyn VirtualMemory,

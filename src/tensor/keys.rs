@@ -1,5 +1,5 @@
-//! Dispatch keys: the set of bits in a `TensorImpl` that says by which rules PyTorch handles the tensor, and so what
-//! its bytes mean. The numbers of the keys change from release to release; the tensors of a process tell which table is theirs.
+//! Dispatch keys: a set of bits in a `TensorImpl` that says how PyTorch handles the tensor, and so what its bytes mean.
+//! The numbers of the keys change from release to release. The tensors of a process decide which table applies.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -16,12 +16,12 @@ use crate::signature;
 
 /// The family of the layout files that number the keys.
 const FAMILY: &str = "torch-keys";
-/// Tensors that are asked which table is theirs.
+/// Maximum number of tensors that vote for a table.
 const MAX_VOTERS: usize = 1 << 10;
 /// Where the set is looked for in an inferred layout: bytes behind the type of the elements, the usual place first.
 const PLACES: [i64; 4] = [8, 16, 0, 24];
 
-/// What a key says of the elements.
+/// What a key says about the elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Meaning {
@@ -33,11 +33,11 @@ enum Meaning {
     Negative,
     /// They are integers that stand for real numbers.
     Quantized,
-    /// They are in tensors of their own.
+    /// They are in separate tensors.
     Sparse,
     /// They belong to several tensors of different shapes.
     Nested,
-    /// The tensor's class handles it in Python; it may have no elements of its own.
+    /// The tensor's class handles it in Python, and it may have no elements of its own.
     Python,
 }
 
@@ -89,7 +89,7 @@ impl KeyTable {
         let sets: Vec<Vec<String>> = table(layout, "ordinary")?;
         for names in &sets {
             let set = keys.set(names.iter().map(String::as_str));
-            keys.ordinary.push(set.ok_or_else(|| error("ordinary", format!("one of {names:?} is no key")))?);
+            keys.ordinary.push(set.ok_or_else(|| error("ordinary", format!("one of {names:?} is not a key")))?);
         }
         Ok(keys)
     }
@@ -231,42 +231,48 @@ impl TensorInfo {
         Some(Flips(conjugated ^ negated))
     }
 
-    /// Why its bytes, though all may be there, are not its elements, or may not be; `None` if they are.
+    /// Why its bytes are not its elements, or may not be, even if all bytes are there; `None` if they are.
     pub fn obstacle(&self) -> Option<String> {
         let Keys { conjugate, negative, ref unknown, ref unusual, .. } = self.keys;
         let is_lazy = conjugate || negative;
         if self.keys.is_unreadable {
-            return Some("its dispatch keys are not in the dump: its bytes may mean something else".to_owned());
+            return Some("its dispatch keys are not in the dump, so its bytes may mean something else".to_owned());
         }
         if !unknown.is_empty() {
             let names = unknown.join(", ");
-            return Some(format!("its dispatch keys {names} are not understood: its bytes may mean something else"));
+            return Some(format!("its dispatch keys {names} are not understood, so its bytes may mean something else"));
         }
         if self.keys.python && self.data.0 == 0 && self.form != Form::Nested(None) {
-            return Some("its class handles it in Python (`__torch_dispatch__`) and it has no elements of its own: they are in tensors that it refers to".to_owned());
+            return Some(
+                "its class handles it in Python (`__torch_dispatch__`): its elements are in other tensors that it \
+                 refers to"
+                    .to_owned(),
+            );
         }
         if self.form == Form::Nested(None) {
             return Some(
-                "it is a nested tensor (torch.jagged): its values and offsets are in tensors that it refers to"
+                "it is a nested tensor (torch.jagged): its values and offsets are in other tensors that it refers to"
                     .to_owned(),
             );
         }
         if self.form == Form::Short {
             return Some(if self.storage_bytes == 0 {
-                "its storage was freed or resized to 0 bytes: the elements are not in this tensor's storage (FSDP and similar keep them elsewhere)".to_owned()
+                "its storage was freed or resized to 0 bytes: its elements are kept elsewhere (FSDP and similar \
+                 libraries do this)"
+                    .to_owned()
             } else {
-                format!("its storage has fewer bytes than its elements take: {}", self.shortage())
+                format!("its storage is too small for its elements: {}", self.shortage())
             });
         }
         if !self.form.is_named_by(&self.keys) || (is_lazy && self.form != Form::Strided) {
             let names = unusual.join(", ");
             return Some(format!(
-                "its dispatch keys {names} do not fit the form in which its elements were found ({})",
+                "its dispatch keys {names} do not match the form in which its elements were found ({})",
                 self.form.name()
             ));
         }
         (is_lazy && self.flips().is_none()).then(|| {
-            format!("it is a lazy conjugate or negative view, which is not understood for the type {}", self.dtype.name)
+            format!("it is a lazy conjugate or negative view, which is not supported for the type {}", self.dtype.name)
         })
     }
 }

@@ -42,9 +42,9 @@ pub struct TensorInfo {
     pub requires_grad: bool,
     /// How its elements are kept.
     pub form: Form,
-    /// Whether no layout file reads it so: the layout was inferred from the tensors of the process.
+    /// Whether no layout file reads it in this way: the layout was inferred from the tensors of the process.
     pub inferred: bool,
-    /// What is skipped along its dimensions where they are kept in blocks.
+    /// The gaps along its dimensions if they are stored in blocks.
     pub jumps: Vec<Jump>,
     /// What its dispatch keys say of them.
     pub keys: Keys,
@@ -65,17 +65,19 @@ impl TensorInfo {
         self.numel().saturating_mul(self.dtype.size)
     }
 
-    /// Whether the other has the same elements, in the same place.
+    /// Whether the other tensor has the same elements at the same place.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         let place = |info: &Self| (info.tensor_impl, info.storage, info.data, info.storage_offset, info.storage_bytes);
         (place(self), &self.shape, &self.stride) == (place(other), &other.shape, &other.stride)
             && (&self.dtype.name, &self.device, &self.form) == (&other.dtype.name, &other.device, &other.form)
     }
 
-    /// What the elements would take, and what there is.
+    /// The bytes that the elements need, and the bytes of the storage.
     pub(super) fn shortage(&self) -> String {
         let Self { shape, stride, storage_offset, storage_bytes, .. } = self;
-        format!("sizes {shape:?}, strides {stride:?} from {storage_offset} in {storage_bytes} bytes")
+        format!(
+            "sizes {shape:?}, strides {stride:?}, storage offset {storage_offset}, {storage_bytes} bytes of storage"
+        )
     }
 
     /// Where the elements lie, and which of their bits the tensor's value has flipped; `None` for a tensor without
@@ -99,15 +101,15 @@ pub enum TensorError {
     #[error(transparent)]
     Object(#[from] ObjectError),
     /// Two fields contradict each other.
-    #[error("the tensor at {object} contradicts itself: {reason}")]
+    #[error("the tensor at {object} is inconsistent: {reason}")]
     Contradiction {
         /// The Python object, or the `TensorImpl` where there is none.
         object: VirtAddr,
         /// Which fields, and how.
         reason: String,
     },
-    /// The storage has fewer bytes than the elements take; all else fits.
-    #[error("the tensor at {} contradicts itself: {}", .0.object, .0.shortage())]
+    /// The storage has fewer bytes than the elements need; everything else is consistent.
+    #[error("the tensor at {} is inconsistent: {}", .0.object, .0.shortage())]
     Short(Box<TensorInfo>),
 }
 
@@ -213,7 +215,7 @@ impl Layout {
         let differs = |rival: &&Self| !rival.read_form(objects, tensor).is_ok_and(|other| other.is_like(&info));
         if let Some(rival) = self.rivals.iter().find(differs) {
             let (own, other) = (&self.offsets.version, &rival.offsets.version);
-            let reason = format!("the layouts {own} and {other} fit the process equally well and read it differently");
+            let reason = format!("the layouts {own} and {other} fit the process equally well, but read it differently");
             return Err(TensorError::Contradiction { object: info.object, reason });
         }
         let is_known = |table: &Self| {
@@ -260,18 +262,19 @@ impl Layout {
         let numel = objects.word(tensor, at.numel)?;
         let product = shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size));
         if product != Some(numel) {
-            return Err(contradiction(format!("sizes {shape:?} for {numel} elements")));
+            return Err(contradiction(format!("the sizes {shape:?} do not make {numel} elements")));
         }
         let dtype = match self.dtype {
             DtypeAt::Index(offset) => {
                 let index = objects.word(tensor, offset)? & 0xffff;
-                self.scalar_type(index as u16).ok_or_else(|| contradiction(format!("scalar type {index}")))?
+                self.scalar_type(index as u16)
+                    .ok_or_else(|| contradiction(format!("the scalar type {index} is unknown")))?
             }
             DtypeAt::Pointer { pointer, item_size, id } => {
                 let described = objects.pointer(tensor, pointer)?;
                 let (size, id) = (objects.word(described, item_size)?, objects.word(described, id)?.cast_signed());
                 let unknown =
-                    || contradiction(format!("a scalar type of {size} bytes whose name has the checksum {id}"));
+                    || contradiction(format!("the scalar type of {size} bytes with the name checksum {id} is unknown"));
                 self.scalar_type_described(size, id).ok_or_else(unknown)?
             }
         };
@@ -303,7 +306,9 @@ impl Layout {
         if let Some(own) = self.own_device_type(objects, tensor)?
             && device.split(':').next() != Some(own)
         {
-            return Err(contradiction(format!("its TensorImpl is on the device {own}, its storage on {device}")));
+            return Err(contradiction(format!(
+                "its TensorImpl is on the device {own}, but its storage is on {device}"
+            )));
         }
         let offset = storage_offset.wrapping_mul(dtype.size);
         let data = VirtAddr(if base.0 == 0 { 0 } else { base.0.wrapping_add(offset) });
@@ -325,9 +330,10 @@ impl Layout {
         device_index: i64,
     ) -> Result<String, TensorError> {
         let number = objects.byte(of, device_type)?;
-        let name = self
-            .device_type(number)
-            .ok_or_else(|| TensorError::Contradiction { object: of, reason: format!("device type {number}") })?;
+        let name = self.device_type(number).ok_or_else(|| TensorError::Contradiction {
+            object: of,
+            reason: format!("the device type {number} is unknown"),
+        })?;
         let index = objects.byte(of, device_index)?.cast_signed();
         Ok(if index < 0 { name.to_owned() } else { format!("{name}:{index}") })
     }

@@ -1,4 +1,4 @@
-//! Where bytes of a tensor come from, if that is not the dump: files that the user gave for mapped ones.
+//! The sources of a tensor's bytes that are not from the dump: files that the user passed for mapped files.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,8 @@ pub struct Source {
     pub sha256: String,
 }
 
-/// What of a tensor or an array comes from files, by address. Of more than 256 places there is one per file.
+/// The parts of a tensor or array that come from files, by address. If there are more than 256 places, there is one
+/// entry per file.
 pub fn sources(space: &AddressSpace, elements: &Elements) -> Vec<Source> {
     let Some((start, end)) = elements.span().filter(|(start, end)| start < end) else { return Vec::new() };
     let is_contiguous = elements.is_contiguous();

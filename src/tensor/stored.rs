@@ -1,4 +1,4 @@
-//! What lies under elements that share their bytes: an expanded tensor claims more than its storage has.
+//! The memory under elements that share their bytes: an expanded tensor claims more than its storage has.
 
 use super::gather::Elements;
 
@@ -14,8 +14,8 @@ pub struct Stored {
 }
 
 impl Elements {
-    /// What lies under these elements; `None` where their strides are no multiples of an element, or leave the
-    /// 64-bit space.
+    /// The memory under these elements; `None` if their strides are not multiples of an element, or leave the 64-bit
+    /// space.
     ///
     /// Where elements only repeat along a dimension (stride 0), these are the distinct ones; otherwise all from the
     /// lowest to the highest.

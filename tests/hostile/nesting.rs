@@ -48,7 +48,7 @@ fn modules_that_nest_deeply() {
     let model = &recovery.processes[0].models[0];
     assert_eq!(recovery.processes[0].models.len(), 1);
     assert!(model.tensors.len() >= 100);
-    assert!(model.problems.iter().any(|problem| problem.contains("without end")), "{:?}", model.problems.first());
+    assert!(model.problems.iter().any(|problem| problem.contains("nested too deeply")), "{:?}", model.problems.first());
 }
 
 #[test]

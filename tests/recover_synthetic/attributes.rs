@@ -143,7 +143,7 @@ fn what_lies_in_attributes_is_a_part_once_and_by_the_shortest_way() {
     assert_inner(found_other, "shared", &shared);
     let described = serde_json::to_value(tensorcarve::model::Named(&found.attributes)).unwrap();
     let state = &described["quant_state"]["attributes"];
-    assert_eq!((&state["blocksize"], &state["long"]["left_out"]), (&64.into(), &"a long value".into()));
+    assert_eq!((&state["blocksize"], &state["long"]["left_out"]), (&64.into(), &"too long".into()));
     assert_eq!(described["list"][1]["tensor"], "other");
 }
 

@@ -83,13 +83,19 @@ fn a_page_that_is_gone_says_where_it_went() {
         // With the bits that swap entries keep for themselves: written to, write-protected, exclusive.
         (swap_entry(1, 7) | 0xe, "is swapped out: swap device 1, slot 0x7"),
         (old_swap_entry(2, 0x1234), "is swapped out: swap device 2, slot 0x1234"),
-        (swap_entry(KERNEL_WITH_MARKERS, 4), "is a guard page"),
+        (swap_entry(KERNEL_WITH_MARKERS, 4), "is in a guard page"),
         (swap_entry(22, 0x150), "memory error"),
-        (swap_entry(28, outside >> 12), "is being moved, and its page at physical 0x7ffffff000 is not in the dump"),
-        (protected(outside), "is not present, in a way that is not known"),
+        (
+            swap_entry(28, outside >> 12),
+            "being moved, and its page at physical address 0x7ffffff000 is not in the dump",
+        ),
+        (protected(outside), "is not present, for an unknown reason"),
         // Firmware's memory between 640 KiB and 1 MiB, which a dump leaves out.
-        (protected(0xf_0000), "is protected or is being moved, and its page at physical 0xf0000 is not in the dump"),
-        (0xdead_beef_0000_0010, "is not present, in a way that is not known"),
+        (
+            protected(0xf_0000),
+            "is protected or being moved, and its page at physical address 0xf0000 is not in the dump",
+        ),
+        (0xdead_beef_0000_0010, "is not present, for an unknown reason"),
     ];
     for (entry, reason) in cases {
         let torch = torch("3.11", "1.13", Options::default());
@@ -163,6 +169,6 @@ fn a_file_without_the_hole_below_4_gib_is_placed() {
         let ranges: Vec<_> = recovery.memory.ranges().iter().map(|range| (range.start.0, range.offset.0)).collect();
         assert_eq!(ranges, [(0, 0), (start + len, start)], "{:?}", recovery.warnings);
         assert_whole(&torch, &only_model(&recovery).tensors[0], &weight);
-        assert!(recovery.warnings.iter().any(|warning| warning.contains("without its holes")));
+        assert!(recovery.warnings.iter().any(|warning| warning.contains("without the holes")));
     }
 }

@@ -125,7 +125,7 @@ fn what_the_image_lacks_is_a_hole() {
     assert_eq!(tensor.status, Status::Partial);
     let [hole] = &tensor.holes[..] else { panic!("{:?}", tensor.holes) };
     assert_eq!((hole.start, hole.end, hole.address.0), (0x1000, 0x2000, base + 0x1000));
-    assert!(hole.reason.contains("not in the image of the process"), "{}", hole.reason);
+    assert!(hole.reason.contains("not in the process image"), "{}", hole.reason);
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn weights_in_a_mapped_file_are_named_and_can_be_filled() {
     assert_eq!((hole.start, hole.end, hole.reason.as_str()), (0, 0x1400, reason));
     let warning = recovery.warnings.iter().find(|text| text.contains("/models/net.safetensors")).unwrap();
     let advice = "m0: 3 tensors lie in the mapped file /models/net.safetensors from offset 0x3800 on, which cores leave out; \
-                  set coredump_filter to 0x7f before the capture, copy /proc/PID/mem, or give the file with `--file PATH`";
+                  set coredump_filter to 0x7f before the capture, copy /proc/PID/mem instead, or pass the file with `--file PATH`";
     assert_eq!(warning, advice);
 
     let dir = tempfile::tempdir().unwrap();
@@ -178,8 +178,8 @@ fn weights_in_a_mapped_file_are_named_and_can_be_filled() {
     assert_eq!(places(1), [(None, None, 0x6000, 0x80)]);
     assert_eq!(places(2), [(Some(0x1000), Some(0x1400), 0x8000, 0x400)]);
     assert!(tensors.iter().flat_map(|tensor| &tensor.sources).all(|it| it.sha256 == sha256(&file)));
-    let warning = recovery.warnings.iter().find(|text| text.contains("m0: 3 tensors filled from")).unwrap();
-    assert!(warning.contains(&sha256(&file)) && warning.contains("nothing in the image tells"), "{warning}");
+    let warning = recovery.warnings.iter().find(|text| text.contains("m0: 3 tensors were filled from")).unwrap();
+    assert!(warning.contains(&sha256(&file)) && warning.contains("nothing to check it against"), "{warning}");
 }
 
 #[test]

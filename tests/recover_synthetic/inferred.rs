@@ -117,7 +117,7 @@ fn a_padded_python_with_shifted_tensors() {
             assert_inferred(&torch, &recovery, &placed, &SHIFTED);
             let (python, _) = &recovery.processes[0].python_layout;
             assert_eq!(python.source, LayoutSource::Inferred, "{version} {bytes}: {python:?}");
-            let inferred = recovery.warnings.iter().filter(|warning| warning.contains("one was inferred from"));
+            let inferred = recovery.warnings.iter().filter(|warning| warning.contains("a layout inferred from"));
             assert_eq!(inferred.count(), 2, "{version} {bytes}: {:?}", recovery.warnings);
         }
     }

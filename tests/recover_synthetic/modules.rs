@@ -204,7 +204,7 @@ fn modules_that_hold_each_other_come_to_an_end() {
         let model = only_model(&recovery);
         assert_eq!(model.tensors.len(), 3, "{:?}", model.tensors);
         assert_eq!(model.problems.len(), 1);
-        assert!(model.problems[0].contains("without end"), "{:?}", model.problems);
+        assert!(model.problems[0].contains("contain each other"), "{:?}", model.problems);
         assert_eq!(model.modules[0].hyper, [] as [(String, Value); 0]);
     }
 }
@@ -306,10 +306,12 @@ fn a_state_dict_that_may_hold_more_is_said() {
         let recovery = recover(&dump(&python.process));
         let problems = only_model(&recovery).problems.join("\n");
         let expected = [
-            "\"first\" (and of 2 more) has an entry \"first._extra_state\", made by get_extra_state() of the class __main__.WithExtra",
-            "\"patched\" has a state_dict() of its own",
-            "__main__.Packed of the module \"packed\" overrides _save_to_state_dict() (its code names super, _save_to_state_dict, _packed)",
-            "\"hooked\" has 1 hooks on state_dict()",
+            "\"first\" has an entry \"first._extra_state\" from get_extra_state() of the class __main__.WithExtra, \
+             which is not recovered (the same holds for 2 other modules)",
+            "\"patched\" has its own state_dict()",
+            "__main__.Packed of the module \"packed\" overrides _save_to_state_dict() (its code uses super, \
+             _save_to_state_dict, _packed)",
+            "\"hooked\" has 1 hook on state_dict()",
         ];
         assert_eq!(problems.lines().count(), expected.len(), "CPython {cpython}: {problems}");
         for words in expected {

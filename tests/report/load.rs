@@ -201,7 +201,7 @@ fn a_network_runs_again() {
     victim.last().inferred = true;
     write(dir.path(), true, &victim.finish()).unwrap();
     let shown = text(&python(interpreter, &folder, &["load.py"]));
-    assert!(shown.contains("no known layout of PyTorch reads 1 of the"), "{shown}");
+    assert!(shown.contains("no known PyTorch layout reads 1 of the"), "{shown}");
 }
 
 #[test]

@@ -393,7 +393,7 @@ fn what_only_an_inferred_layout_reads_is_marked() {
     victim.last().inferred = true;
     let (dump, mut recovery) = victim.finish();
     let dir = tempfile::tempdir().unwrap();
-    assert!(report::models_table(&recovery).contains("complete, 1 by an inferred layout"));
+    assert!(report::models_table(&recovery).contains("complete, 1 with an inferred layout"));
     recovery.processes[0].models[0].tensors[0].inferred = true;
     assert!(report::models_table(&recovery).contains("complete, inferred layout"));
     recovery.processes[0].models[0].tensors[0].inferred = false;

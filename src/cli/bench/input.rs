@@ -69,7 +69,7 @@ fn map(path: &Path) -> Result<PhysicalMemory, Failure> {
     let dump = dump::open(path, &options, &|_, _| {})?;
     match dump.compression {
         Some(compression) => Err(Failure::new(format!(
-            "{} is compressed ({compression}), and would be measured unpacked; unpack it first",
+            "{} is compressed ({compression}), so its unpacked copy would be measured; unpack it first",
             path.display()
         ))),
         None => Ok(dump.memory),

@@ -156,7 +156,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<Outcome, Failure> {
     let progress = Progress::new(&args.talk);
     let measured = match &args.dump {
         Some(path) => measure_dump(args, path, &sets, &backends, &threads, &progress),
-        None if sets.contains(&INPUT) => Err(Failure::new("the set input needs a file; name a dump")),
+        None if sets.contains(&INPUT) => Err(Failure::new("the set `input` needs a file; pass a dump")),
         None => measure_made_up(args, &sets, &backends, &threads, &progress),
     };
     progress.finish();
@@ -264,8 +264,10 @@ fn measure(
     let mut whole = None;
     let mut runs = Vec::new();
     for &backend in backends {
-        let differs =
-            || Failure::new(format!("the backend {backend} finds other hits than the rest")).hint("report this");
+        let differs = || {
+            Failure::new(format!("the backend {backend} finds different hits from the other backends"))
+                .hint("report this as a bug")
+        };
         let start = Instant::now();
         if work.run(part, backend) != reference {
             return Err(differs());

@@ -113,5 +113,5 @@ impl Expected {
 }
 
 pub(super) fn wrong_count(hits: u64, expected: u64) -> Failure {
-    Failure::new(format!("{hits} hits were found, {expected} were planted"))
+    Failure::new(format!("{hits} hits were found, but {expected} were planted"))
 }

@@ -1,4 +1,4 @@
-//! Weights of linear layers as FBGEMM packs them: `PackBMatrix<int8_t>`, a matrix in blocks.
+//! Weights of linear layers that FBGEMM has packed: `PackBMatrix<int8_t>`, a matrix in blocks.
 
 use super::layout::MatrixNumbers;
 use super::object::is_pointer;
@@ -9,7 +9,7 @@ use crate::tensor::Jump;
 /// The most rows, columns and blocks: what an `int32_t` holds.
 const MAX: u64 = i32::MAX as u64;
 
-/// Where the bytes of a packed matrix lie, as the weight of a linear layer: outputs by inputs.
+/// The bytes of a packed matrix, as the weight of a linear layer: outputs by inputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Matrix {
     /// The C++ object.

@@ -1,4 +1,4 @@
-//! Where the fields of PyTorch's C++ objects lie, as far as headers fix them for all versions.
+//! Offsets in PyTorch's C++ objects that the headers fix for all versions.
 
 use crate::cpython::{MissingField, layout_struct};
 use crate::signature::Signatures;

@@ -1,6 +1,6 @@
 //! C++ objects that Python holds through `torch.ScriptObject`: packed parameters of quantized modules, script modules.
 //!
-//! Their weights lie in no Python dictionary, so a walk over Python objects alone would miss them without a word.
+//! Their weights are in no Python dictionary, so a walk over Python objects alone would silently miss them.
 
 mod fbgemm;
 mod layout;
@@ -14,6 +14,7 @@ use super::{Graph, Model, Module, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Objects};
 use crate::tensor::Layout;
+use crate::words::counted;
 
 pub use layout::{MatrixNumbers, ObjectNumbers, ScriptLayouts};
 use module::{Held, Walk};
@@ -28,7 +29,7 @@ const PLACES: [&str; 2] = ["torch", "torch._C"];
 const SCRIPT_MODULE: &str = "ScriptModule";
 /// Script objects of one process that are looked at.
 const MAX_OBJECTS: usize = 1 << 16;
-/// Headers that choose a layout where Python has seen no tensor.
+/// Headers that choose a layout if Python has seen no tensor.
 const MAX_HEADERS: usize = 1 << 10;
 
 /// The types whose instances hold a C++ object of PyTorch: `torch.ScriptObject` and all that derive from it.
@@ -136,7 +137,7 @@ impl<'a> Scripts<'a> {
         }
     }
 
-    /// Notes what objects hold: each other, and what may be tensors.
+    /// Records what objects hold: each other, and possible tensors.
     fn follow(&mut self) {
         let Some(reader) = self.reader else { return };
         let mut todo: Vec<VirtAddr> = self.wrappers.values().filter_map(|wrapper| wrapper.object).collect();
@@ -163,7 +164,7 @@ impl<'a> Scripts<'a> {
         }
     }
 
-    /// What may be a `TensorImpl` among what they hold: to choose a layout where Python has seen no tensor.
+    /// Possible `TensorImpl`s among what they hold, to choose a layout if Python has seen no tensor.
     pub fn headers(&self) -> &[VirtAddr] {
         &self.headers
     }
@@ -174,7 +175,7 @@ impl<'a> Scripts<'a> {
     }
 
     fn read(&self, object: VirtAddr) -> Result<ScriptObject, String> {
-        let reader = self.reader.ok_or_else(|| "its C++ classes have no known layout".to_owned())?;
+        let reader = self.reader.ok_or_else(|| "no known layout reads its C++ classes".to_owned())?;
         reader.read(object).map_err(|error| error.to_string())
     }
 
@@ -254,8 +255,8 @@ impl<'a> Scripts<'a> {
                 return None;
             }
             problems.push(
-                "it has no attributes with tensors: where a script module is frozen (torch.jit.freeze), its weights are \
-                 constants of its code, which is not read"
+                "it has no attributes with tensors: if the script module is frozen (torch.jit.freeze), its weights \
+                 are constants in its code, which is not read"
                     .to_owned(),
             );
         }
@@ -272,7 +273,8 @@ impl<'a> Scripts<'a> {
         let mut unread = self.wrappers.iter().filter(is_unread);
         let (object, wrapper) = unread.next()?;
         let count = 1 + unread.count();
-        let problem = format!("{count} script modules (TorchScript) are alive: their tensors are not read");
+        let modules = counted(count, "script module", "script modules");
+        let problem = format!("{modules} (TorchScript) found, whose tensors are not read");
         Some(unread_model(wrapper.class.clone(), *object, vec![problem]))
     }
 }

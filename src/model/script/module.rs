@@ -42,18 +42,20 @@ impl<'a> Walk<'a> {
         let (held, first_names, above) = (Held::default(), BTreeMap::new(), Vec::new());
         let mut walk = Self { scripts, held, first_names, above, left: MAX_PLACES };
         if !walk.visit(object, name) {
-            walk.held.problems.push("more of it is left out: its modules or tensors have too many names".to_owned());
+            walk.held
+                .problems
+                .push("the rest of it is left out: its modules or tensors have too many names".to_owned());
         }
         walk.held
     }
 
-    /// Lists a module and all below it; `false` if there are too many.
+    /// Lists a module and its descendants; `false` if there are too many.
     fn visit(&mut self, object: VirtAddr, name: &str) -> bool {
         if !self.take_place() {
             return false;
         }
         if self.above.len() > MAX_DEPTH || self.above.contains(&object) || name.len() > MAX_NAME {
-            self.held.problems.push(format!("a script module at {object} is left out: it nests too deep"));
+            self.held.problems.push(format!("a script module at {object} is left out: it is nested too deeply"));
             return true;
         }
         let read = match self.scripts.read(object) {
@@ -114,7 +116,7 @@ impl<'a> Walk<'a> {
         is_whole
     }
 
-    /// Counts a name; `false` if it is one too many.
+    /// Counts a name; `false` if the limit is reached.
     fn take_place(&mut self) -> bool {
         let rest = self.left.checked_sub(1);
         self.left = rest.unwrap_or_default();

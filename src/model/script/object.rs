@@ -1,7 +1,7 @@
 //! Reading `c10::ivalue::Object`: the class, its attributes by name and kind, and the slot of each.
 //!
-//! Where the class pointer, the slots and the list of attributes lie differs between versions. The objects vote: an object
-//! has as many slots as its class has attributes, each attribute has one of three kinds and a name.
+//! The offsets of the class pointer, the slots and the list of attributes differ between versions, so the objects vote.
+//! An object has as many slots as its class has attributes, and each attribute has one of three kinds and a name.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -64,7 +64,7 @@ pub(super) struct ScriptObject {
 pub(super) enum ScriptError {
     #[error(transparent)]
     Object(#[from] ObjectError),
-    #[error("the script object at {object} contradicts itself: {reason}")]
+    #[error("the script object at {object} is inconsistent: {reason}")]
     Contradiction { object: VirtAddr, reason: String },
 }
 
@@ -119,7 +119,7 @@ impl<'a> Reader<'a> {
     /// Reads an object.
     ///
     /// # Errors
-    /// It can't be read, or is none.
+    /// It can't be read, or is not such an object.
     pub(super) fn read(&self, object: VirtAddr) -> Result<ScriptObject, ScriptError> {
         let (objects, numbers) = (self.objects, self.numbers);
         let contradiction = |reason: String| ScriptError::Contradiction { object, reason };
@@ -136,7 +136,7 @@ impl<'a> Reader<'a> {
             let at = |vector: &Vector, size: i64| field(vector.begin, size.wrapping_mul(index.cast_signed()));
             let attribute = at(&attributes, numbers.attribute_size);
             let (kind, name) = attribute_at(objects, numbers, attribute)
-                .ok_or_else(|| contradiction(format!("its attribute {index} at {attribute} is none")))?;
+                .ok_or_else(|| contradiction(format!("its attribute {index} at {attribute} is invalid")))?;
             let value = match slots.count.checked_sub(index) {
                 None | Some(0) => SlotValue::Unset,
                 Some(_) => self.value(at(&slots, numbers.ivalue_size), table)?,

@@ -1,7 +1,7 @@
 //! Parameters that a C++ object has packed for a kernel: quantized weights and what belongs to them.
 //!
-//! Such a class differs between engines and versions, so its fields are told by what they are: a pointer to a `TensorImpl`
-//! that reads as one, a pointer to a packed matrix whose numbers agree, a vector of scales.
+//! Such a class differs between engines and versions, so its fields are identified by their contents: a pointer to a
+//! readable `TensorImpl`, a pointer to a packed matrix with consistent numbers, a vector of scales.
 
 use super::fbgemm::Matrix;
 use super::layout::ScriptLayouts;
@@ -47,11 +47,11 @@ pub(super) struct Context<'a> {
     pub(super) layout: Option<&'a Layout>,
 }
 
-/// What is left to be looked at, and what could not be.
+/// What may still be visited, and what could not be read.
 struct Walk {
-    /// C++ objects that may still be looked at.
+    /// C++ objects that may still be visited.
     visits: usize,
-    /// The first pointer that leads to memory which can't be read.
+    /// The first pointer to unreadable memory.
     unreadable: Option<Fault>,
 }
 
@@ -82,7 +82,7 @@ impl Context<'_> {
         };
         let class = read.class.clone();
         let Some(holder) = capsule(&read.slots) else {
-            return vec![unread(format!("it is in a C++ object of the class {class}, whose attributes are not read"))];
+            return vec![unread(format!("it is in a C++ object of class {class}, whose attributes are not read"))];
         };
         if self.layout.is_none() {
             return vec![unread(format!(
@@ -93,7 +93,7 @@ impl Context<'_> {
         let mut found = self.holder(holder, MAX_DEPTH, &mut walk);
         if found.iter().all(|packed| packed.weight.is_err()) {
             let parts = found.into_iter().flat_map(|packed| packed.parts).collect();
-            let reason = format!("it is packed in a {class} in a way that is not known: its weight is not recovered");
+            let reason = format!("it is packed in a {class} in an unknown format: its weight is not recovered");
             return vec![Packed { parts, ..unread(reason) }];
         }
         if let [only] = found.as_mut_slice() {
@@ -101,7 +101,7 @@ impl Context<'_> {
         }
         let has_bias = |packed: &Packed| packed.parts.iter().any(|(name, _)| name == BIAS);
         if let Some(fault) = walk.unreadable.filter(|_| !found.iter().all(has_bias)) {
-            let reason = format!("a pointer in its {class} can't be followed: {fault}. A bias may have been there");
+            let reason = format!("a pointer in its {class}, possibly to its bias, can't be followed: {fault}");
             found.push(Packed { suffix: ".unreadable".to_owned(), ..unread(reason) });
         }
         found

@@ -101,7 +101,7 @@ mod with_gpu {
     }
 
     fn none() -> String {
-        "no Vulkan driver offers an adapter".to_owned()
+        "no Vulkan driver provides an adapter".to_owned()
     }
 
     fn enumerate() -> Vec<Adapter> {
@@ -125,7 +125,7 @@ mod with_gpu {
         by_number.or_else(|| infos.iter().position(has_name)).ok_or_else(|| {
             let names: Vec<String> = infos.iter().enumerate().map(|(n, info)| format!("{n} {}", info.name)).collect();
             let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            format!("{ADAPTER_VARIABLE} is `{wanted}`, and the Vulkan adapters are: {there}")
+            format!("{ADAPTER_VARIABLE} is `{wanted}`, but the Vulkan adapters are: {there}")
         })
     }
 

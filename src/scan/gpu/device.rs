@@ -198,7 +198,7 @@ impl Gpu {
         // wgpu panics where a driver reports the loss of its device in a poll: the one such place.
         match catch_unwind(AssertUnwindSafe(|| self.device.poll(patient))) {
             Ok(Ok(_)) => self.check(),
-            Ok(Err(error)) => Err(self.give_up(format!("it does not finish its work: {error}"))),
+            Ok(Err(error)) => Err(self.give_up(format!("it did not finish its work: {error}"))),
             Err(_) => Err(self.give_up("the device was lost".to_owned())),
         }
     }

@@ -60,7 +60,7 @@ pub(super) fn ready() -> Result<AdapterInfo, String> {
 /// Says that this build has no device.
 #[cfg(not(feature = "gpu"))]
 pub(super) fn ready() -> Result<AdapterInfo, String> {
-    Err("this build is without the feature `gpu`".to_owned())
+    Err("this build does not have the feature `gpu`".to_owned())
 }
 
 /// Why the CPU does what the GPU was to do, once the GPU has failed.

@@ -260,7 +260,7 @@ impl Slot {
 
     fn read(&self, range: std::ops::Range<u64>, is_mapped: &AtomicBool) -> Result<Vec<u8>, String> {
         if !is_mapped.load(Ordering::Acquire) {
-            return Err("what came out cannot be mapped".to_owned());
+            return Err("the results cannot be mapped".to_owned());
         }
         self.readback.get_mapped_range(range).map(|view| view.to_vec()).map_err(|error| error.to_string())
     }
