@@ -6,8 +6,7 @@ use rayon::prelude::*;
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::cpython::{
-    self, Builtins, Candidate, Holders, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper,
-    UnsoundOffset,
+    self, Builtins, Candidate, Holders, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper, UnsoundOffset,
 };
 use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, DumpError, Format, PhysicalMemory, ProcessImage};
@@ -27,6 +26,8 @@ const PYPY_NAME: &str = "pypy.module_name";
 /// Page tables and mappings of a space per frame of the dump, and at least, before it is taken for hostile.
 const MAPPINGS_PER_FRAME: u64 = 4;
 const MIN_MAPPINGS: u64 = 1 << 16;
+/// Address spaces without room that are named one by one.
+const MAX_ROOTS_NAMED: usize = 8;
 /// Tensors that choose the layout where there is no module.
 const TENSOR_SAMPLE: usize = 1 << 10;
 /// What is wrong with a file without headers that can't be placed.
@@ -183,11 +184,11 @@ pub fn recover(
         }
         Addresses::Virtual(_) => vec![AddressSpace::of_image(memory)],
     };
-    let hits = |is_wanted: &dyn Fn(&str) -> bool| -> Vec<Hit> {
-        let hits = found.hits.iter().filter(|hit| signatures.name(hit.signature).is_some_and(is_wanted));
-        hits.copied().collect()
+    // One by one: a hostile dump may hold a needle in every slot.
+    let hits = |is_wanted: fn(&str) -> bool| {
+        found.hits.iter().copied().filter(move |hit| signatures.name(hit.signature).is_some_and(is_wanted))
     };
-    let types = hits(&|name| name.starts_with(TYPE_SIGNATURE));
+    let types: Vec<Hit> = hits(|name| name.starts_with(TYPE_SIGNATURE)).collect();
     let mut candidates = cpython::candidates(memory, &types, &spaces, &python_layouts);
     let limit = MAPPINGS_PER_FRAME * found.frames.len() as u64 + MIN_MAPPINGS;
     let mut other_pythons = other_pythons::python2(&mut candidates, signatures, limit);
@@ -196,13 +197,23 @@ pub fn recover(
         Addresses::Physical => of_processes.map(|(_, space)| *space).collect(),
         Addresses::Virtual(_) => spaces.clone(),
     };
-    other_pythons.extend(other_pythons::pypys(&process_spaces, &hits(&|name| name == PYPY_NAME), limit));
+    other_pythons.extend(other_pythons::pypys(
+        &process_spaces,
+        &hits(|name| name == PYPY_NAME).collect::<Vec<_>>(),
+        limit,
+    ));
     let searched = memory.searchable();
     let (sweeper, left_out) = Sweeper::new(&searched, backend, &candidates, limit);
-    for root in left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root()) {
+    let mut left_out = left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root());
+    for root in left_out.by_ref().take(MAX_ROOTS_NAMED) {
         warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
     }
-    let unsound = cpython::ask(&mut candidates, &hits(&|name| name == DEBUG_OFFSETS), &sweeper, signatures);
+    let further = left_out.count();
+    if further > 0 {
+        warnings
+            .push(format!("the page tables under {further} further roots map more than the dump can hold: left out"));
+    }
+    let unsound = cpython::ask(&mut candidates, hits(|name| name == DEBUG_OFFSETS), &sweeper, signatures);
     warnings
         .extend(unsound.into_iter().filter_map(|(index, found)| Some(unsound_offsets(candidates.get(index)?, &found))));
     let (interpreters, unread) = cpython::interpreters(&candidates, &python_layouts, &sweeper, |interpreter| {
