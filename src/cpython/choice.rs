@@ -174,12 +174,7 @@ pub(super) fn changes(layout: &Layout, tables: &[Layout]) -> Vec<Change> {
 }
 
 /// The layout that is made of those which read `type`, from the names of some types.
-fn learn(
-    type_object: VirtAddr,
-    memory: &dyn VirtualMemory,
-    readings: &[Reading],
-    tables: &[Layout],
-) -> Option<Layout> {
+fn learn(type_object: VirtAddr, memory: &dyn VirtualMemory, readings: &[Reading], tables: &[Layout]) -> Option<Layout> {
     // What reads most already is nearest, then what has a type object of about that size.
     let nearness = |reading: &Reading| {
         let layout = &reading.layout;

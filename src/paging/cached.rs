@@ -99,7 +99,8 @@ mod tests {
         let addresses = [0, 8, 0xfff, 0x1000, 0x17ff, 0x1800, 0x2000, 0x200_0000, 0x200_0ff8, 0x200_1000, !7, 1 << 47];
         for _ in 0..3 {
             for at in addresses.map(VirtAddr) {
-                let expected = space.bytes_at(at).map(|bytes| bytes.iter().take((FRAME_SIZE - at.0 % FRAME_SIZE) as usize));
+                let expected =
+                    space.bytes_at(at).map(|bytes| bytes.iter().take((FRAME_SIZE - at.0 % FRAME_SIZE) as usize));
                 let found = cached.bytes_at(at).map(|bytes| bytes.iter());
                 assert_eq!(found.map(|found| found.collect::<Vec<_>>()), expected.map(|bytes| bytes.collect()), "{at}");
             }
