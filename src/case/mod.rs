@@ -126,7 +126,8 @@ impl Case {
             }
             let spaces = Spaces::find(dump, signatures, self.backend()?.backend, &*options.observer)?;
             if let Some((index, identity)) = indexed
-                && let Err(error) = index.store(identity, &spaces.to_kept())
+                && let Some(kept) = spaces.to_kept()
+                && let Err(error) = index.store(identity, &kept)
             {
                 self.note(format!("the index could not be written ({error}); see --index"));
             }

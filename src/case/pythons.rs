@@ -8,7 +8,7 @@ use crate::cpython::{self, Candidate, Interpreter, Layout, Sweeper, UnsoundOffse
 use crate::dump::PhysicalMemory;
 use crate::other_pythons::{self, OtherPython};
 use crate::progress::{Observer, Phase};
-use crate::scan::Backend;
+use crate::scan::{Backend, Hit};
 use crate::signature::Signatures;
 
 /// The signatures of CPython's `type` object, or what their names begin with, and of the cookie before what it tells.
@@ -19,6 +19,8 @@ const PYPY_NAME: &str = "pypy.module_name";
 /// Page tables and mappings of a space per frame of the dump, and at least, before it is taken for hostile.
 const MAPPINGS_PER_FRAME: u64 = 4;
 const MIN_MAPPINGS: u64 = 1 << 16;
+/// Address spaces without room that are named one by one.
+const MAX_ROOTS_NAMED: usize = 8;
 
 /// The interpreters in a dump, with their types and the instances of those that were wanted.
 pub struct Pythons {
@@ -50,21 +52,26 @@ impl Pythons {
         observer.begin(Phase::Cpython, 0);
         let memory: &PhysicalMemory = &spaces.memory;
         let mut warnings = Vec::new();
-        let types = spaces.hits_of(signatures, |name| name.starts_with(TYPE_SIGNATURE));
+        let types: Vec<Hit> = spaces.hits_of(signatures, |name| name.starts_with(TYPE_SIGNATURE)).collect();
         let mut candidates = cpython::candidates(memory, &types, &spaces.all(), &layouts);
         let frames: u64 = memory.ranges().iter().map(|range| range.len() / FRAME_SIZE).sum();
         let limit = MAPPINGS_PER_FRAME * frames + MIN_MAPPINGS;
         let mut others = other_pythons::python2(&mut candidates, signatures, limit);
-        let pypy_names = spaces.hits_of(signatures, |name| name == PYPY_NAME);
+        let pypy_names: Vec<Hit> = spaces.hits_of(signatures, |name| name == PYPY_NAME).collect();
         others.extend(other_pythons::pypys(&spaces.of_processes(), &pypy_names, limit));
         let (sweeper, left_out) = Sweeper::new(memory.searchable(), backend, &candidates, limit);
-        for root in left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root()) {
+        let mut left_out = left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root());
+        for root in left_out.by_ref().take(MAX_ROOTS_NAMED) {
+            warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
+        }
+        let further = left_out.count();
+        if further > 0 {
             warnings.push(format!(
-                "the page tables under {root} map more memory than the dump can hold: this address space is left out"
+                "the page tables under {further} further roots map more than the dump can hold: left out"
             ));
         }
         let cookies = spaces.hits_of(signatures, |name| name == DEBUG_OFFSETS);
-        let unsound = cpython::ask(&mut candidates, &cookies, &sweeper, signatures);
+        let unsound = cpython::ask(&mut candidates, cookies, &sweeper, signatures);
         let unsound = unsound.iter().filter_map(|(index, found)| Some(unsound_offsets(candidates.get(*index)?, found)));
         warnings.extend(unsound);
         let (interpreters, unread) = cpython::interpreters(&candidates, &layouts, &sweeper, wanted);

@@ -18,6 +18,9 @@ const UNPLACED: &str = "more than half of the page tables' targets are outside t
                         without the holes between memory ranges; take the dump in LiME or ELF format, or with the \
                         holes as zeros";
 
+/// The most hits that are kept in an index: a real dump has some thousands.
+const MAX_KEPT_HITS: usize = 1 << 20;
+
 /// What the one pass over a dump found, and the address spaces in it.
 pub struct Spaces {
     /// The memory of the dump, with the addresses that are used; for a file without headers they were determined from
@@ -64,15 +67,15 @@ impl Spaces {
         Ok(Self { memory: Arc::new(memory), mmu, hits: found.hits, discovery, warnings, is_image })
     }
 
-    /// The same as the index keeps it.
-    pub(super) fn to_kept(&self) -> KeptSpaces {
+    /// The same as the index keeps it; `None` if it is too much, as of a hostile dump.
+    pub(super) fn to_kept(&self) -> Option<KeptSpaces> {
         let range = |range: &MemoryRange| (range.start, range.end, range.offset);
-        KeptSpaces {
+        (self.hits.len() <= MAX_KEPT_HITS).then(|| KeptSpaces {
             ranges: self.memory.ranges().iter().map(range).collect(),
             hits: self.hits.clone(),
             discovery: self.discovery.clone(),
             warnings: self.warnings.clone(),
-        }
+        })
     }
 
     /// What the index has kept of a dump; `None` if it does not belong to it.
@@ -104,10 +107,9 @@ impl Spaces {
         wanted.map(|space| AddressSpace::new(&self.memory, &self.mmu, space.root, space.levels)).collect()
     }
 
-    /// The hits of the signatures whose names are wanted.
-    pub fn hits_of(&self, signatures: &Signatures, is_wanted: impl Fn(&str) -> bool) -> Vec<Hit> {
-        let hits = self.hits.iter().filter(|hit| signatures.name(hit.signature).is_some_and(&is_wanted));
-        hits.copied().collect()
+    /// The hits of the signatures whose names are wanted, one by one: a hostile dump may hold a needle in every slot.
+    pub fn hits_of(&self, signatures: &Signatures, is_wanted: fn(&str) -> bool) -> impl Iterator<Item = Hit> {
+        self.hits.iter().copied().filter(move |hit| signatures.name(hit.signature).is_some_and(is_wanted))
     }
 }
 

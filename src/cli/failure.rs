@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{self, Write};
 
 use tensorcarve::case::CaseError;
+use tensorcarve::report::printable;
 use tensorcarve::signature::{SignatureError, UnknownSignature};
 
 /// Why a run failed.
@@ -31,8 +32,9 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.message)?;
-        self.hints.iter().try_for_each(|hint| write!(f, "\nhint: {hint}"))
+        // Names of files are in it, and a file that came with the evidence may have any name.
+        write!(f, "error: {}", printable(&self.message))?;
+        self.hints.iter().try_for_each(|hint| write!(f, "\nhint: {}", printable(hint)))
     }
 }
 
@@ -104,5 +106,11 @@ mod tests {
         let failure = Failure::new("a: is b; not c; name another").hint("or none");
         assert_eq!(failure.to_string(), "error: a: is b; not c\nhint: name another\nhint: or none");
         assert_eq!(Failure::new("a").to_string(), "error: a");
+    }
+
+    #[test]
+    fn names_of_files_do_not_steer_the_terminal() {
+        let failure = Failure::new("\u{1b}[31m.lime: there is no such file; check \u{7}");
+        assert_eq!(failure.to_string(), "error: \\u{1b}[31m.lime: there is no such file\nhint: check \\u{7}");
     }
 }

@@ -45,11 +45,15 @@ struct Place {
 /// The `type` objects among the hits of its signatures: those whose own address leads back to where they were found,
 /// and that a layout reads.
 pub fn candidates(memory: &PhysicalMemory, hits: &[Hit], spaces: &[AddressSpace], tables: &[Layout]) -> Vec<Candidate> {
-    let places = |hit: &Hit| self_pointers(memory, hit.anchor);
-    let mut places: Vec<Place> = hits
-        .par_iter()
-        .flat_map_iter(|hit| places(hit).flat_map(|(slot, value)| confirm(spaces, slot, value).collect::<Vec<_>>()))
-        .collect();
+    let pointers = |hit: &Hit| self_pointers(memory, hit.anchor);
+    let mut pointers: Vec<(PhysAddr, VirtAddr)> = hits.par_iter().flat_map_iter(pointers).collect();
+    // Pages are mapped whole: what slots say of one frame and one page is looked up once in every space, however many
+    // slots say it.
+    let pages = |(slot, value): &(PhysAddr, VirtAddr)| (slot.frame(), page_of(*slot, *value));
+    pointers.par_sort_unstable_by_key(|pointer| (pages(pointer), *pointer));
+    pointers.dedup();
+    let of_pages: Vec<&[(PhysAddr, VirtAddr)]> = pointers.chunk_by(|a, b| pages(a) == pages(b)).collect();
+    let mut places: Vec<Place> = of_pages.into_par_iter().flat_map_iter(|pointers| confirm(spaces, pointers)).collect();
     places.sort_by_key(|place| (place.space.root(), place.type_object));
     places.dedup_by_key(|place| (place.space.root(), place.type_object));
     let of_spaces: Vec<&[Place]> = places.chunk_by(|a, b| a.space.root() == b.space.root()).collect();
@@ -87,12 +91,30 @@ fn self_pointers(memory: &PhysicalMemory, anchor: PhysAddr) -> impl Iterator<Ite
     })
 }
 
-/// The spaces in which what `value` points to lies around the slot.
-fn confirm(spaces: &[AddressSpace], slot: PhysAddr, value: VirtAddr) -> impl Iterator<Item = Place> {
-    let ob_type = (slot.0.wrapping_sub(value.0) % FRAME_SIZE).cast_signed();
-    spaces.iter().filter_map(move |space| {
-        let found = space.translate(field(value, ob_type)).ok()?;
-        (found.pa == slot).then(|| Place { space: space.clone(), type_object: value, ob_type })
+/// The page that a slot stands in, if its value points to the object around it.
+fn page_of(slot: PhysAddr, value: VirtAddr) -> VirtAddr {
+    field(value, ob_type_at(slot, value)).frame()
+}
+
+/// Where in an object the pointer to its type lies, if the slot is that pointer and its value the object.
+fn ob_type_at(slot: PhysAddr, value: VirtAddr) -> i64 {
+    (slot.0.wrapping_sub(value.0) % FRAME_SIZE).cast_signed()
+}
+
+/// What slots of one frame point to that stands around them in one page, in each of the spaces that have the frame there.
+fn confirm(spaces: &[AddressSpace], pointers: &[(PhysAddr, VirtAddr)]) -> impl Iterator<Item = Place> {
+    let first = pointers.first().copied();
+    let has_frame = move |space: &&AddressSpace| {
+        first.is_some_and(|(slot, value)| {
+            space.translate(field(value, ob_type_at(slot, value))).is_ok_and(|found| found.pa == slot)
+        })
+    };
+    spaces.iter().filter(has_frame).flat_map(|space| {
+        pointers.iter().map(|(slot, value)| Place {
+            space: space.clone(),
+            type_object: *value,
+            ob_type: ob_type_at(*slot, *value),
+        })
     })
 }
 

@@ -46,12 +46,12 @@ pub struct UnsoundOffset {
 /// Returns those that are not trusted: index of the candidate, address of the structure, reason.
 pub fn ask(
     candidates: &mut [Candidate],
-    hits: &[Hit],
+    hits: impl Iterator<Item = Hit>,
     sweeper: &Sweeper,
     known: &signature::Signatures,
 ) -> BTreeMap<usize, (VirtAddr, UnsoundOffset)> {
     let mut unsound = BTreeMap::new();
-    for (index, address) in hits.iter().take(MAX_COOKIES).flat_map(|hit| sweeper.addresses(hit.anchor)) {
+    for (index, address) in hits.take(MAX_COOKIES).flat_map(|hit| sweeper.addresses(hit.anchor)) {
         let Some(candidate) = candidates.get_mut(index).filter(|candidate| candidate.told.is_none()) else { continue };
         let told = match DebugOffsets::read(&candidate.space, address, known) {
             Ok(Some(told)) => told,

@@ -1,6 +1,6 @@
 //! Imported modules, the built-in names, and the interpreter's own version.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::object::Objects;
 use super::process::Interpreter;
@@ -27,13 +27,15 @@ impl Interpreter {
     pub fn modules(&self, types: &BTreeSet<VirtAddr>) -> Modules {
         let objects = self.objects();
         let candidates = types.iter().filter_map(|address| self.instances.get(address)).flatten();
-        let module = |object: &VirtAddr| {
-            let dict = objects.pointer(*object, self.layout.module_dict).ok()?;
+        let dicts = candidates.filter_map(|object| objects.pointer(*object, self.layout.module_dict).ok());
+        // Many modules may have one dictionary: it is read once, in the place of the first.
+        let mut read = HashSet::new();
+        let module = |dict: VirtAddr| {
             let name = objects.dict_item(dict, "__name__").ok()??;
             Some((objects.str(name).ok()?, dict))
         };
         let mut modules = Modules::new();
-        for (name, dict) in candidates.filter_map(module) {
+        for (name, dict) in dicts.filter(|dict| read.insert(*dict)).filter_map(module) {
             // Of two modules of one name (one was reloaded), the one with the most in it.
             let size = |dict: VirtAddr| objects.word(dict, self.layout.dict_used).unwrap_or_default();
             modules

@@ -7,6 +7,8 @@ use crate::paging::{Fault, VirtualMemory};
 
 /// The most elements that are read of one container; a model has fewer parameters by far.
 const MAX_ITEMS: u64 = 1 << 22;
+/// The most types in a resolution order: several times as many as classes of large frameworks have.
+const MAX_ORDER: u64 = 256;
 /// The longest string that is read, in code points.
 const MAX_STR: u64 = 1 << 20;
 /// The most digits of an integer: what fits in an `i128`.
@@ -137,9 +139,16 @@ impl<'a> Objects<'a> {
     /// The types in the method resolution order of a type, itself first.
     ///
     /// # Errors
-    /// The tuple can't be read, or does not begin with the type.
+    /// The tuple can't be read, is longer than that of any class, or does not begin with the type.
     pub fn mro(&self, type_object: VirtAddr) -> Result<Vec<VirtAddr>, ObjectError> {
-        let mro = self.tuple(self.pointer(type_object, self.layout.tp_mro)?)?;
+        let order = self.pointer(type_object, self.layout.tp_mro)?;
+        self.expect(order, self.layout.flag_tuple, "tuple")?;
+        let count = self.count(order, self.layout.tuple_size, "ob_size")?;
+        // Tuples of different types may share their items: what is read for all types is bounded by this alone.
+        if count > MAX_ORDER {
+            return Err(ObjectError::Implausible { address: order, field: "ob_size", value: count });
+        }
+        let mro = self.tuple(order)?;
         match mro.first() {
             Some(first) if *first == type_object => Ok(mro),
             _ => Err(ObjectError::WrongType { address: type_object, expected: "type with a method resolution order" }),

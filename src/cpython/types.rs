@@ -23,7 +23,7 @@ const MAX_BASES: usize = 64;
 pub struct TypeInfo {
     /// `tp_flags`.
     pub flags: u64,
-    /// The method resolution order, or where that is missing the bases; the type itself comes first.
+    /// The method resolution order, or where that is missing or too long the bases; the type itself comes first.
     pub mro: Vec<VirtAddr>,
 }
 
@@ -53,7 +53,7 @@ impl Objects<'_> {
             return Err(not_a_type);
         }
         let mro = match self.mro(type_object) {
-            Err(ObjectError::Fault(_)) => self.bases(type_object)?,
+            Err(ObjectError::Fault(_) | ObjectError::Implausible { .. }) => self.bases(type_object)?,
             mro => mro?,
         };
         let base = self.pointer(type_object, self.layout().tp_base)?;
@@ -65,7 +65,7 @@ impl Objects<'_> {
     }
 
     /// A type and its bases as `tp_base` chains them: the resolution order, but for multiple inheritance.
-    /// The types hold it themselves, so that it is there where the tuple is not.
+    /// The types hold it themselves, so that it is there where the tuple is not, or is longer than what is read.
     fn bases(&self, type_object: VirtAddr) -> Result<Vec<VirtAddr>, ObjectError> {
         let not_a_type = ObjectError::WrongType { address: type_object, expected: "type with bases" };
         let mut bases = vec![type_object];

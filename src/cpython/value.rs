@@ -98,6 +98,8 @@ impl Value {
         let type_object = objects.type_of(object).ok()?;
         let flags = objects.type_flags(type_object).ok()?;
         let is = |flag: i64| flags & flag as u64 != 0;
+        // A long list is not read to see that it is too long.
+        let room = left.elements as u64;
         let mut elements = |items: Vec<VirtAddr>| -> Option<Vec<Self>> {
             left.elements = left.elements.checked_sub(items.len())?;
             items.into_iter().map(|item| Self::read_nested(objects, builtins, item, depth, left)).collect()
@@ -117,11 +119,12 @@ impl Value {
             }
             return Some(Self::Str(text));
         }
+        let has_room = |size: i64| objects.count(object, size, "ob_size").is_ok_and(|count| count <= room);
         if is(layout.flag_tuple) {
-            return elements(objects.tuple(object).ok()?).map(Self::Tuple);
+            return has_room(layout.tuple_size).then(|| elements(objects.tuple(object).ok()?).map(Self::Tuple))?;
         }
         if is(layout.flag_list) {
-            return elements(objects.list(object).ok()?).map(Self::List);
+            return has_room(layout.list_size).then(|| elements(objects.list(object).ok()?).map(Self::List))?;
         }
         let float_type = builtins.float_type?;
         let is_float = type_object == float_type || objects.mro(type_object).is_ok_and(|mro| mro.contains(&float_type));

@@ -34,6 +34,9 @@ const XEN_PAGES: &[u8] = b".xen_pages";
 const XEN_MAGICS: [u64; 2] = [0xf00f_ebed, 0xf00f_ebee];
 /// Bytes from the start in which that note is looked for.
 const XEN_NOTE_REACH: usize = 64 << 10;
+/// How often the bytes of a file may count as memory. Known writers give each byte of the file one address; a table of
+/// segments that all show the same bytes makes terabytes of memory of a small file.
+const TIMES_THE_FILE: u64 = 4;
 /// First address of the kernel's half of a 64-bit address space.
 const KERNEL_HALF: u64 = 1 << 63;
 
@@ -169,6 +172,7 @@ fn read_segments(
     let mut coverage = Coverage::default();
     let mut cut: Option<(PhysAddr, u64)> = None;
     let mut unplaced = 0u64;
+    let (mut placed, mut left_out) = (0u64, 0u64);
     // p_memsz plays no part: what a segment lacks in the file is a hole, not zeros.
     for (index, header) in loads(headers) {
         let len = header.p_filesz(LE);
@@ -185,18 +189,29 @@ fn read_segments(
             let (_, missing) = cut.get_or_insert((PhysAddr(start + there), 0));
             *missing = missing.saturating_add(end - (start + there));
         }
+        if placed >= size.saturating_mul(TIMES_THE_FILE) {
+            left_out = left_out.saturating_add(there);
+            continue;
+        }
         let range = MemoryRange { start: PhysAddr(start), end: PhysAddr(start + there), offset: FileOffset(offset) };
         let known = contents.ranges.len();
         coverage.claim(range, &mut contents.ranges);
+        let new = contents.ranges.get(known..).unwrap_or_default();
+        placed = new.iter().map(|range| range.end.0 - range.start.0).fold(placed, u64::saturating_add);
         let flags = header.p_flags(LE);
         if flags & PF_X == PF_X && flags & PF_W != PF_W {
-            let new = contents.ranges.get(known..).unwrap_or_default();
             contents.code.extend(new.iter().map(|range| range.start..range.end));
         }
     }
     if let Some((at, missing)) = cut {
         contents
             .warn(format!("the file is {missing} bytes shorter than its segments: the memory from {at} on is missing"));
+    }
+    if left_out > 0 {
+        contents.warn(format!(
+            "segments show the same bytes of the file at many addresses: {left_out} bytes of them are left out, because \
+             those before make {placed} bytes of memory of a file of {size}"
+        ));
     }
     if unplaced > 0 {
         contents.warnings.push(format!(

@@ -102,6 +102,36 @@ fn the_direct_map_is_where_most_bytes_are_mapped() {
     assert!(ranges(&contents).contains(&(0, 0x100)), "{:?}", ranges(&contents));
 }
 
+/// Every byte of a file may count as memory a few times, not as often as a table can list it.
+#[test]
+fn segments_that_all_show_the_same_bytes_are_not_all_memory() {
+    let mut segments: Vec<Segment> = (0..1000).map(|i| load(0, 0x10_0000 * i + 0x1000, 0)).collect();
+    segments.push(load(0, 0x1_0000_0000, 0x1_0000));
+    let mut file = core(&segments);
+    let shown = 64 + 56 * 1001;
+    for i in 0..1000 {
+        let header = 64 + 56 * i;
+        file[header + 8..header + 16].copy_from_slice(&(shown as u64).to_le_bytes());
+        file[header + 32..header + 40].copy_from_slice(&0x1_0000u64.to_le_bytes());
+    }
+    let contents = parse(&file).unwrap();
+    let memory: u64 = ranges(&contents).iter().map(|(start, end)| end - start).sum();
+    let limit = 4 * file.len() as u64;
+    assert!((limit..limit + 0x1_0000).contains(&memory), "{memory:#x} of a file of {:#x}", file.len());
+    // What lies at one address is one memory, however often it is listed.
+    assert_eq!(ranges(&contents)[0], (0x1000, 0x1_1000));
+    let left_out = 1001 * 0x1_0000 - memory;
+    assert!(contents.damaged && contents.warnings[0].contains(&format!("{left_out} bytes")), "{:?}", contents.warnings);
+    // The same segments at one address are no memory more: nothing is left out.
+    for i in 0..1000 {
+        let address = 64 + 56 * i + 24;
+        file[address..address + 8].copy_from_slice(&0x1_0000_0000u64.to_le_bytes());
+    }
+    let contents = parse(&file).unwrap();
+    assert_eq!(ranges(&contents), [(0x1_0000_0000, 0x1_0001_0000)]);
+    assert!(!contents.damaged, "{:?}", contents.warnings);
+}
+
 #[test]
 fn a_truncated_core_keeps_what_is_there() {
     let file = core(&[load(0, 0x1000, 32), load(0, 0x8000, 32), load(0, 0x9000, 8)]);

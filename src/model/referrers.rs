@@ -148,7 +148,8 @@ impl<'a> Search<'a> {
 
     fn run(&mut self) {
         let mut next = 0;
-        while let Some(Node { object, reach, .. }) = self.nodes.get(next) {
+        // A large container takes long to read, even where nothing in it may be looked at any more.
+        while let Some(Node { object, reach, .. }) = self.nodes.get(next).filter(|_| self.left > 0) {
             let (object, reach) = (*object, *reach);
             if let Some(kind) = self.holders.kind(object) {
                 for (index, (step, value)) in self.holders.held(object, &kind).into_iter().enumerate() {

@@ -314,3 +314,50 @@ fn random_words_anywhere_in_the_heap() {
         }
     }
 }
+
+/// Tuples that overlap cost the dump nothing: the resolution orders of all types together would be many times its size.
+#[test]
+fn long_resolution_orders_are_neither_kept_nor_needed() {
+    const TYPES: u64 = 300;
+    const ITEMS: u64 = 100_000;
+    const APART: u64 = 64;
+    let _alone = alone();
+    let torch = torch("3.11", "2.6", Options { frames: 2048, ..Options::default() });
+    let python = &torch.python;
+    let (root, truth) = torch.small_model("Net", &[3, 4]);
+    let area = python.process.alloc(8 * ITEMS + APART * (TYPES + 1));
+    let own = python.get(root, "object.ob_type");
+    let liars = (0..TYPES).map(|index| torch.derived("__main__", &format!("Liar{index}"), torch.module_class));
+    for (class, order) in std::iter::once(own).chain(liars).zip((area..).step_by(APART as usize)) {
+        python.put(order, "object.ob_refcnt", 1);
+        python.put(order, "object.ob_type", python.builtin.tuple);
+        python.put(order, "tuple.ob_size", ITEMS);
+        for (place, item) in (0..).step_by(8).zip([class, torch.module_class, python.builtin.object]) {
+            python.process.put(order + python.at("tuple.ob_item") + place, item);
+        }
+        python.put(class, "type.tp_mro", order);
+    }
+    let recovery = bounded("long orders", || recover(&dump(&python.process)));
+    // The model is known by the bases of its class, whose order is as long.
+    let model = &recovery.processes[0].models[0];
+    assert_eq!((model.object.0, model.class.as_str()), (root, "__main__.Net"));
+    assert_eq!(model.tensors[0].sha256.as_deref(), Some(sha256(&truth.logical).as_str()));
+}
+
+/// One dictionary under many modules costs the dump a pointer for each of them.
+#[test]
+fn a_dictionary_of_many_modules_is_read_once() {
+    let _alone = alone();
+    let torch = torch("3.11", "2.6", Options { frames: 8192, ..Options::default() });
+    let python = &torch.python;
+    let (root, _) = torch.small_model("Net", &[3, 4]);
+    let mut names = vec![("n", python.builtin.none); 50_000];
+    names.push(("__name__", python.str("many")));
+    let dict = python.dict(&names);
+    for _ in 0..20_000 {
+        let module = python.object(python.builtin.module, 72);
+        python.put(module, "module.md_dict", dict);
+    }
+    let recovery = bounded("modules with one dictionary", || recover(&dump(&python.process)));
+    assert_eq!(recovery.processes[0].models[0].object.0, root);
+}

@@ -46,6 +46,36 @@ fn thousands_of_roots_with_one_kernel_half() {
     bounded("many roots", || recover(&dump));
 }
 
+/// Frames full of headers that could be those of `type`, in an image with hundreds of spaces that map the page they name:
+/// what is looked up is pages in spaces, not headers in spaces.
+#[test]
+fn headers_and_spaces_are_not_multiplied() {
+    const NAMED: u64 = 0x10_0000;
+    let _alone = alone();
+    // Frame 1 is the kernel's, a direct map of 1 GB; frames 2 to 4 are tables that lead to frame 5, which is the page.
+    let dump = memory(4096, |frame, index| match (frame, index) {
+        (1, 0) => 0x1e3,
+        (2, 0) => 0x3067,
+        (3, 0) => 0x4067,
+        (4, 0x100) => 0x5067,
+        (0..6, _) => 0,
+        (6..3496, _) => match index % 6 {
+            0 => 1,
+            1 => NAMED + index / 6 * 48,
+            3 => NAMED,
+            4 => 904,
+            5 => 40,
+            _ => 0,
+        },
+        (_, 0) => 0x2067,
+        (_, 256) => 0x1063,
+        _ => 0,
+    });
+    let recovery = bounded("headers in spaces", || recover(&dump));
+    assert_eq!(recovery.discovery.spaces.len(), 600);
+    assert!(recovery.processes.is_empty());
+}
+
 /// A table whose entries all are `entry`.
 fn filled(machine: &mut Machine, entry: u64) -> u64 {
     let table = machine.frame();
