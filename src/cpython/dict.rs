@@ -153,7 +153,7 @@ impl Objects<'_> {
     ///
     /// # Errors
     /// Its type has no attributes, or they can't be read completely.
-    pub(super) fn attribute_items(&self, object: VirtAddr) -> Result<Vec<(VirtAddr, VirtAddr)>, ObjectError> {
+    pub(crate) fn attribute_items(&self, object: VirtAddr) -> Result<Vec<(VirtAddr, VirtAddr)>, ObjectError> {
         let layout = self.layout();
         let type_object = self.type_of(object)?;
         let flags = self.type_flags(type_object)?;

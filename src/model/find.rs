@@ -12,6 +12,9 @@ const MODULE_CLASS: (&str, &str) = ("torch.nn.modules.module", "Module");
 /// Maximum length of the name of a class whose module can't be read, in bytes.
 const MAX_QUALNAME: usize = 512;
 
+/// The attributes in which a module keeps what it consists of.
+const DICTIONARIES: [&str; 3] = ["_parameters", "_buffers", "_modules"];
+
 /// Where PyTorch's own layers are defined.
 const LAYERS: &str = "torch.nn.modules.";
 /// Layers that derive from a class, at least, to take it for their common base; PyTorch has over a hundred.
@@ -120,6 +123,8 @@ pub struct Graph {
     /// Places that look like objects of a module type and can't be read as one, with the reason. Most are
     /// no objects: any pointer to such a type after a small number looks like one.
     pub unreadable: BTreeMap<VirtAddr, ObjectError>,
+    /// Those of them that are modules all the same: they have the attributes that all modules have. With their class.
+    pub damaged: BTreeMap<VirtAddr, String>,
 }
 
 /// Reads all modules among the instances of `types`, which are those of [`module_types`].
@@ -138,6 +143,9 @@ pub fn graph(interpreter: &Interpreter, builtins: &Builtins, types: &BTreeSet<Vi
                     graph.modules.insert(object, module);
                 }
                 Err(error) => {
+                    if has_dictionaries(&objects, object) {
+                        graph.damaged.insert(object, class.clone());
+                    }
                     graph.unreadable.insert(object, error);
                 }
             }
@@ -212,6 +220,14 @@ fn class_names(interpreter: &Interpreter, type_object: VirtAddr) -> (String, Opt
     let bases = interpreter.types.get(&type_object).map(|info| info.mro.as_slice()).unwrap_or_default();
     let torch_class = bases.iter().filter_map(|base| objects.type_name(*base).ok()).find(|name| is_torch(name));
     (class, torch_class)
+}
+
+/// Whether an object has the attributes that make a module.
+fn has_dictionaries(objects: &Objects<'_>, object: VirtAddr) -> bool {
+    let attributes = objects.attribute_items(object).unwrap_or_default();
+    let found: BTreeSet<&str> =
+        attributes.iter().filter_map(|(name, _)| objects.str_among(*name, &DICTIONARIES)).collect();
+    found.len() == DICTIONARIES.len()
 }
 
 fn read_module(

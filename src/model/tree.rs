@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::extra::Extra;
 use super::fair;
 use super::find::{Graph, ModuleObject};
-use super::script::Scripts;
+use super::script::{Scripts, unread_model};
 use super::{Model, Module, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, UNREADABLE};
@@ -31,6 +31,8 @@ const MAX_REPEATED: usize = 1 << 20;
 const MAX_DEPTH: usize = 200;
 /// Problems of one model that are listed.
 const MAX_PROBLEMS: usize = 64;
+/// Modules that can't be read, of those that no other names, that are listed.
+const MAX_DAMAGED: usize = 1 << 10;
 
 /// Every root module that has a tensor anywhere below it, with all names; bytes are not looked at yet.
 pub fn models(
@@ -46,7 +48,20 @@ pub fn models(
     let needs: Vec<u64> = roots.iter().map(|root| places(graph, *root, &mut known)).collect();
     let most_places = fair::share(needs, all_places as u64);
     let names = (ALL_NAMES / roots.len().max(1)).clamp(MIN_NAMES, MAX_NAMES);
-    roots.into_iter().filter_map(|root| model(graph, scripts, objects, layout, root, (most_places, names))).collect()
+    let readable =
+        roots.into_iter().filter_map(|root| model(graph, scripts, objects, layout, root, (most_places, names)));
+    readable.chain(damaged(graph)).collect()
+}
+
+/// The modules that can't be read, and that no other module names as its child.
+fn damaged(graph: &Graph) -> impl Iterator<Item = Model> {
+    let children = graph.modules.values().flat_map(|module| &module.children);
+    let held: HashSet<VirtAddr> = children.filter_map(|(_, child)| *child).collect();
+    let damaged = graph.damaged.iter().filter(move |(object, _)| !held.contains(object)).take(MAX_DAMAGED);
+    damaged.filter_map(|(object, class)| {
+        let error = graph.unreadable.get(object)?;
+        Some(unread_model(class.clone(), *object, vec![format!("this module can't be read: {error}")]))
+    })
 }
 
 /// How many places the modules and tensors at and below a module have; saturates. Modules that hold each other count

@@ -70,18 +70,23 @@ fn bits(memory: &PhysicalMemory, mmu: &Mmu) -> Vec<u32> {
     let of_frame = |frame: u64| agreed_bit(memory, mmu, memory.bytes(PhysAddr(frame), FRAME_SIZE)?);
     let votes = frames
         .into_par_iter()
-        .fold(|| [0usize; 64], |votes, frame| counted(votes, of_frame(frame)))
+        .fold(
+            || [0usize; 64],
+            |mut votes, frame| {
+                count(&mut votes, of_frame(frame));
+                votes
+            },
+        )
         .reduce(|| [0; 64], |a, b| std::array::from_fn(|bit| a.get(bit).unwrap_or(&0) + b.get(bit).unwrap_or(&0)));
     let mut bits: Vec<(usize, u32)> = votes.into_iter().zip(0..).filter(|(votes, _)| *votes >= MIN_FRAMES).collect();
     bits.sort_unstable_by_key(|(votes, bit)| (Reverse(*votes), *bit));
     bits.into_iter().take(MAX_TRIED).map(|(_, bit)| bit).collect()
 }
 
-fn counted(mut votes: [usize; 64], bit: Option<u32>) -> [usize; 64] {
+fn count(votes: &mut [usize; 64], bit: Option<u32>) {
     if let Some(count) = bit.and_then(|bit| votes.get_mut(bit as usize)) {
         *count += 1;
     }
-    votes
 }
 
 /// The bit without which most of what could be present entries of a frame lead into the dump.
@@ -96,7 +101,7 @@ fn agreed_bit(memory: &PhysicalMemory, mmu: &Mmu, frame: &[u8]) -> Option<u32> {
             let without = PhysAddr(address & !(1 << bit));
             without.0 != 0 && memory.contains(without) && !memory.contains(PhysAddr(address))
         };
-        votes = counted(votes, bit.filter(leads));
+        count(&mut votes, bit.filter(leads));
     }
     let (most, bit) = votes.into_iter().zip(0..).max_by_key(|(votes, _)| *votes)?;
     (most > 0 && most * 2 > present).then_some(bit)

@@ -319,3 +319,29 @@ fn a_state_dict_that_may_hold_more_is_said() {
         }
     }
 }
+
+#[test]
+fn a_damaged_module_is_a_model_that_says_so() {
+    for cpython in ["3.8", "3.11", "3.13"] {
+        let torch = torch(cpython, "2.6", Options::default());
+        let python = &torch.python;
+        let (good, weight) = torch.small_model("Good", &[3]);
+        let lost = torch.parameter(&[4]);
+        let parameters = python.dict(&[("weight", lost.object)]);
+        python.process.put(parameters + python.at("dict.ma_used"), 1 << 62);
+        let bad = python.instance(
+            torch.module_type("__main__", "Bad"),
+            &[("_parameters", parameters), ("_buffers", python.dict(&[])), ("_modules", python.dict(&[]))],
+        );
+        let recovery = recover(&dump(&python.process));
+        let find = |object: u64| {
+            let mut models = recovery.processes.iter().flat_map(|process| &process.models);
+            models.find(|model| model.object.0 == object)
+        };
+        assert_whole(&torch, &find(good).unwrap().tensors[0], &weight);
+        let found = find(bad).unwrap();
+        assert_eq!((found.class.as_str(), found.tensors.len()), ("__main__.Bad", 0), "CPython {cpython}");
+        assert!(found.problems[0].contains("can't be read"), "{:?}", found.problems);
+        assert!(!tensorcarve::report::is_whole(&recovery));
+    }
+}

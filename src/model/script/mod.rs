@@ -279,7 +279,8 @@ impl<'a> Scripts<'a> {
     }
 }
 
-fn unread_model(class: String, object: VirtAddr, problems: Vec<String>) -> Model {
+/// A model of which nothing but its problems is known.
+pub(super) fn unread_model(class: String, object: VirtAddr, problems: Vec<String>) -> Model {
     Model {
         id: String::new(),
         class,
