@@ -14,6 +14,7 @@ const MAX_QUALNAME: usize = 512;
 
 /// The attributes in which a module keeps what it consists of.
 const DICTIONARIES: [&str; 3] = ["_parameters", "_buffers", "_modules"];
+const MOST_DICTIONARIES: usize = 2;
 
 /// Where PyTorch's own layers are defined.
 const LAYERS: &str = "torch.nn.modules.";
@@ -123,7 +124,7 @@ pub struct Graph {
     /// Places that look like objects of a module type and can't be read as one, with the reason. Most are
     /// no objects: any pointer to such a type after a small number looks like one.
     pub unreadable: BTreeMap<VirtAddr, ObjectError>,
-    /// Those of them that are modules all the same: they have the attributes that all modules have. With their class.
+    /// Those of them that are modules all the same: they have most of the dictionaries that all modules have. With their class.
     pub damaged: BTreeMap<VirtAddr, String>,
 }
 
@@ -222,12 +223,13 @@ fn class_names(interpreter: &Interpreter, type_object: VirtAddr) -> (String, Opt
     (class, torch_class)
 }
 
-/// Whether an object has the attributes that make a module.
+/// Whether an object is a module for certain: it has most of the dictionaries that make one. The names of its attributes alone
+/// do not tell, because instances of a type share them.
 fn has_dictionaries(objects: &Objects<'_>, object: VirtAddr) -> bool {
     let attributes = objects.attribute_items(object).unwrap_or_default();
-    let found: BTreeSet<&str> =
-        attributes.iter().filter_map(|(name, _)| objects.str_among(*name, &DICTIONARIES)).collect();
-    found.len() == DICTIONARIES.len()
+    let named = |(name, value): &(VirtAddr, VirtAddr)| Some((objects.str_among(*name, &DICTIONARIES)?, *value));
+    let readable = attributes.iter().filter_map(named).filter(|(_, value)| objects.dict(*value).is_ok());
+    readable.map(|(name, _)| name).collect::<BTreeSet<&str>>().len() >= MOST_DICTIONARIES
 }
 
 fn read_module(
