@@ -239,7 +239,7 @@ fn a_dump_without_models_is_exit_code_1_and_says_how_far_it_came() {
 #[test]
 fn the_profile_has_every_phase_and_its_share_of_the_scan() {
     let dir = tempfile::tempdir().unwrap();
-    let said = stderr(&recover(Path::new(SHIPPED), &dir.path().join("out"), &["-v", "--threads", "1"]));
+    let said = stderr(&recover(Path::new(SHIPPED), &dir.path().join("out"), &["-v", "--threads", "1", "--no-index"]));
     let line = |name: &str| -> Vec<&str> {
         let lines = said.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         lines.into_iter().find(|words| words.first() == Some(&name)).unwrap_or_else(|| panic!("no {name} in: {said}"))

@@ -293,7 +293,7 @@ fn backends_are_chosen_by_name() {
         }
     }
     let error = "cuda".parse::<BackendChoice>().unwrap_err().to_string();
-    assert_eq!(error, "no backend is named `cuda`; there are auto, scalar, simd, neon, avx2, avx512, gpu");
+    assert_eq!(error, "no backend is named `cuda`; the backends are auto, scalar, simd, neon, avx2, avx512, gpu");
     assert_eq!(BackendChoice::Auto.resolve(), Ok(Backend::detect_best()));
     assert_eq!(Backend::available()[0], Backend::Scalar);
     // Every such CPU has it, so that the tests under an emulator are tests of it.

@@ -34,6 +34,8 @@ pub struct Spaces {
     pub discovery: Discovery,
     /// Warnings for the analyst.
     pub warnings: Vec<String>,
+    /// Whether they are from the index, so that memory was not searched again.
+    pub from_index: bool,
     /// Whether the dump is a process image.
     is_image: bool,
 }
@@ -64,7 +66,7 @@ impl Spaces {
         let Found { memory, found, discovery, warnings } = found;
         memory.check()?;
         let mmu = Arc::new(discovery.rules(mmu));
-        Ok(Self { memory: Arc::new(memory), mmu, hits: found.hits, discovery, warnings, is_image })
+        Ok(Self { memory: Arc::new(memory), mmu, hits: found.hits, discovery, warnings, from_index: false, is_image })
     }
 
     /// The same as the index keeps it; `None` if it is too much, as of a hostile dump.
@@ -86,7 +88,8 @@ impl Spaces {
         let memory =
             if ranges == dump.memory.ranges() { dump.memory.clone() } else { dump.memory.with_ranges(ranges).ok()? };
         let mmu = Arc::new(discovery.rules(signatures.mmu()?));
-        Some(Self { memory: Arc::new(memory), mmu, hits, discovery, warnings, is_image: is_image(dump) })
+        let memory = Arc::new(memory);
+        Some(Self { memory, mmu, hits, discovery, warnings, from_index: true, is_image: is_image(dump) })
     }
 
     /// All address spaces, in the order of [`Discovery::spaces`]; the one of a process image.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tensorcarve::case::Case;
+use tensorcarve::case::{Case, Spaces};
 use tensorcarve::cpython::Change;
 use tensorcarve::dump::{Dump, Format, Source};
 use tensorcarve::other_pythons::{OtherPython, OtherPythonKind};
@@ -20,7 +20,7 @@ use super::args::{LineFormat, RecoverArgs};
 use super::info::{open_source, say_warnings};
 use super::input_hash::{Hashed, InputHash};
 use super::progress::{PhaseTime, Progress, rate, say_times};
-use super::spaces::{case_options, gpu_warning, in_pool, say_choice};
+use super::spaces::{case_options, gpu_warning, in_pool, say_choice, say_index};
 use super::{Failure, Outcome, interrupt, say, stdout};
 
 pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
@@ -69,7 +69,13 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let dump = case.dump();
     print(args.format, dump, &recovery)?;
     if !args.talk.quiet {
-        tell(args, dump, &recovery, &output_dir, &Work { times, hashed, choice, notes: case.notes() });
+        tell(
+            args,
+            dump,
+            &recovery,
+            &output_dir,
+            &Work { times, hashed, choice, spaces: case.spaces()?, notes: case.notes() },
+        );
     }
     Ok(outcome(dump, &recovery))
 }
@@ -96,6 +102,7 @@ struct Work {
     times: Vec<PhaseTime>,
     hashed: Option<Hashed>,
     choice: Arc<Choice>,
+    spaces: Arc<Spaces>,
     /// What the index could not do.
     notes: Vec<String>,
 }
@@ -106,6 +113,7 @@ fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path,
     say_warnings(report::warnings(dump, recovery).chain(gpu_warning().as_deref()).chain(notes), &args.talk);
     if args.talk.verbose {
         say_choice(&work.choice);
+        say_index(&work.spaces);
         say_times(&work.times);
         if let Some(Hashed { bytes, time, .. }) = &work.hashed {
             let rate = rate(*bytes, *time).unwrap_or_default();

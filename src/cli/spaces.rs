@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rayon::ThreadPoolBuilder;
 use serde::Serialize;
-use tensorcarve::case::{Case, Options};
+use tensorcarve::case::{Case, Options, Spaces};
 use tensorcarve::paging::{Attempt, Discovery, Space, SpaceKind};
 use tensorcarve::report::columns;
 use tensorcarve::scan::{self, Choice};
@@ -47,6 +47,7 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     say_warnings(warnings.chain(gpu_warning().as_deref()).chain(notes), &args.talk);
     if args.talk.verbose {
         say_choice(&choice);
+        say_index(&spaces);
         say_times(&times);
     }
     Ok(match (discovery.spaces.is_empty(), dump.damaged) {
@@ -62,6 +63,13 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
 /// How a verb works on its case.
 pub(super) fn case_options(work: &WorkArgs, index: &IndexArgs, progress: &Arc<Progress>) -> Options {
     Options { backend: work.backend, observer: Arc::clone(progress) as _, index: index.index() }
+}
+
+/// Says so if memory was not searched again.
+pub(super) fn say_index(spaces: &Spaces) {
+    if spaces.from_index {
+        say("the results of the scan and of paging are from the index; --no-index searches the dump again");
+    }
 }
 
 /// Says which backend searched, and why.
