@@ -26,7 +26,10 @@ def recover(tool, image, files=()):
     command += [word for file in files for word in ("--file", str(file))]
     start = time.monotonic()
     with open(log, "wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        # Each image is examined once: nothing of it is worth keeping in the user's folder for caches.
+        environment = dict(os.environ, XDG_CACHE_HOME=str(image.parent / "cache"))
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                   env=environment)
     pid = 0
     while not pid:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
