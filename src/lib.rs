@@ -69,6 +69,7 @@ pub mod addr;
 pub mod cpython;
 mod digest;
 pub mod dump;
+pub mod linux;
 mod mapped;
 pub mod model;
 pub mod other_pythons;

@@ -10,6 +10,7 @@ use crate::cpython::{
 };
 use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, DumpError, Format, PhysicalMemory, ProcessImage};
+use crate::linux::{self, Machine};
 use crate::mapped;
 use crate::model::{self, Model, Others, Sighting};
 use crate::other_pythons::{self, OtherPython};
@@ -51,9 +52,9 @@ pub struct Process {
     pub root: Option<PhysAddr>,
     /// Levels of its page tables, where there are any.
     pub levels: Option<u8>,
-    /// Its id, where the dump says it.
+    /// Its id, where the dump says it or the kernel's memory does.
     pub pid: Option<u32>,
-    /// Its command's name, where the dump says it.
+    /// Its command's name, likewise.
     pub comm: Option<String>,
     /// Address of `type`, and its physical address where addresses have one.
     pub type_object: (VirtAddr, Option<PhysAddr>),
@@ -162,16 +163,7 @@ pub fn recover(
     let array_layouts = tensor::array_layouts(signatures)?;
     let script_layouts = model::ScriptLayouts::new(signatures)?;
 
-    let view = match &dump.addresses {
-        Addresses::Physical => of_machine(dump, mmu, signatures, backend, observer),
-        Addresses::Virtual(_) => View {
-            found: one_pass(&dump.memory.searchable(), signatures, backend, observer),
-            memory: dump.memory.clone(),
-            discovery: Discovery::default(),
-            warnings: Vec::new(),
-        },
-    };
-    let View { memory, found, discovery, mut warnings } = view;
+    let View { memory, found, discovery, mut warnings } = View::new(dump, mmu, signatures, backend, observer);
     let (memory, mmu) = (&memory, &discovery.rules(mmu));
     memory.check()?;
 
@@ -231,6 +223,14 @@ pub fn recover(
         for process in &mut processes {
             (process.pid, process.comm) = (*pid, comm.clone());
         }
+    } else if !processes.is_empty()
+        && let Ok(machine) = Machine::find(memory, mmu, &discovery, &btf_hits(&found, signatures), backend)
+    {
+        for process in &mut processes {
+            if let Some(found) = process.root.and_then(|root| machine.process_of(root)) {
+                (process.pid, process.comm) = (Some(found.pid()), Some(found.comm().to_owned()));
+            }
+        }
     }
     warnings.extend(processes.iter().filter_map(inferred_python));
     warnings.extend(processes.iter().filter_map(without_table));
@@ -253,11 +253,42 @@ pub fn recover(
 }
 
 /// Memory with the addresses that are used, and what was found in it at first.
-struct View {
-    memory: PhysicalMemory,
-    found: ScanResult,
-    discovery: Discovery,
-    warnings: Vec<String>,
+pub struct View {
+    /// That of the dump; of a file without headers with the addresses that its page tables give.
+    pub memory: PhysicalMemory,
+    /// What the one pass found.
+    pub found: ScanResult,
+    /// The address spaces; none in the image of a process.
+    pub discovery: Discovery,
+    /// What an analyst should know, in words.
+    pub warnings: Vec<String>,
+}
+
+impl View {
+    /// Scans a dump and finds its address spaces.
+    pub fn new(
+        dump: &Dump,
+        mmu: &Mmu,
+        signatures: &Signatures,
+        backend: Backend,
+        observer: &dyn Observer,
+    ) -> Self {
+        match &dump.addresses {
+            Addresses::Physical => of_machine(dump, mmu, signatures, backend, observer),
+            Addresses::Virtual(_) => Self {
+                found: one_pass(&dump.memory.searchable(), signatures, backend, observer),
+                memory: dump.memory.clone(),
+                discovery: Discovery::default(),
+                warnings: Vec::new(),
+            },
+        }
+    }
+}
+
+/// Physical addresses at which the kernel's own type information may begin.
+pub fn btf_hits(found: &ScanResult, signatures: &Signatures) -> Vec<PhysAddr> {
+    let index = signatures.index_of(linux::BTF_SIGNATURE);
+    found.hits.iter().filter(|hit| Some(hit.signature) == index).map(|hit| hit.address).collect()
 }
 
 /// Looks at the dump of a machine; where it is a file without headers, finds out the addresses first.

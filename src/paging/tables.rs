@@ -43,8 +43,21 @@ impl<'a> PageTables<'a> {
         self.levels
     }
 
+    pub(super) fn memory(&self) -> &'a PhysicalMemory {
+        self.memory
+    }
+
+    pub(super) fn mmu(&self) -> &'a Mmu {
+        self.mmu
+    }
+
+    /// The rules of tables of a level.
+    pub(super) fn rules(&self, level: u8) -> Option<&'a MmuLevel> {
+        self.mmu.level(level)
+    }
+
     /// The first virtual address above the user half.
-    fn user_end(&self) -> u64 {
+    pub(super) fn user_end(&self) -> u64 {
         match self.mmu.level(self.levels) {
             Some(top) => (ENTRIES / 2) << top.shift,
             None => 0,
@@ -219,7 +232,7 @@ pub(super) fn page_address(mmu: &Mmu, rules: &MmuLevel, entry: u64) -> u64 {
 }
 
 /// Appends a page, to the last run where it goes on without a break; `true` if it began a new one.
-fn push(out: &mut Vec<Mapping>, page: Mapping) -> bool {
+pub(super) fn push(out: &mut Vec<Mapping>, page: Mapping) -> bool {
     if let Some(last) = out.last_mut() {
         let follows = last.va.0 + last.len == page.va.0 && last.pa.0 + last.len == page.pa.0;
         if follows && last.executable == page.executable {
