@@ -4,9 +4,9 @@
 //! Documentation/arch/x86/x86_64/mm.rst). With KASLR the base is different at each boot, and a multiple of 1 GiB
 //! (arch/x86/mm/kaslr.c).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
+use crate::addr::{PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
 use crate::paging::{AddressSpace, Discovery, Fault, Space, SpaceKind, VirtualMemory};
 use crate::scan::{Backend, PointerSet, sweep};
@@ -14,8 +14,11 @@ use crate::signature::{KERNEL_POINTER_MIN, Mmu};
 
 /// The direct map begins at a multiple of this (`PUD_SIZE`).
 const DIRECT_MAP_ALIGN: u64 = 1 << 30;
-/// Bases that are looked for in memory, those that map most first.
-const MAX_BASES: usize = 3;
+/// Spaces of a kind whose kernel half is looked at.
+const MAX_TRIED: usize = 4;
+/// Page tables of a kernel half that are looked at: the last level of the direct map, and those of all else.
+const BYTES_PER_TABLE: u64 = 2 << 20;
+const MIN_TABLES: u64 = 1 << 13;
 /// Roots of page tables that are looked for in memory.
 const MAX_ROOTS: usize = 1 << 16;
 /// Longest text that is read from the kernel: a name of a file (NAME_MAX) is shorter.
@@ -49,25 +52,20 @@ impl<'a> Kernel<'a> {
         discovery: &Discovery,
         backend: Backend,
     ) -> Option<(Self, Vec<RootPointer>)> {
-        // The kernel's own root has all that the kernel maps; the halves of others may be older.
-        let by_kind = |kind| discovery.spaces.iter().find(|space| space.kind == kind);
-        let Space { root, levels, .. } = by_kind(SpaceKind::Kernel).or_else(|| by_kind(SpaceKind::Process))?;
-        let space = AddressSpace::new(memory, mmu, *root, *levels);
-        let mut mapped: BTreeMap<u64, u64> = BTreeMap::new();
-        for mapping in space.kernel_mappings(memory.size() / FRAME_SIZE) {
-            let base = mapping.va.0.wrapping_sub(mapping.pa.0);
-            if base >= KERNEL_POINTER_MIN && base.is_multiple_of(DIRECT_MAP_ALIGN) {
-                let bytes = mapped.entry(base).or_default();
-                *bytes = bytes.saturating_add(mapping.len);
-            }
-        }
-        let mut bases: Vec<(u64, u64)> = mapped.into_iter().map(|(base, bytes)| (bytes, base)).collect();
-        bases.sort_unstable_by(|a, b| b.cmp(a));
-        bases.truncate(MAX_BASES);
+        // Roots of processes first: they were in use, while others may have been freed and overwritten.
+        let kinds = [SpaceKind::Process, SpaceKind::Kernel];
+        let of_kind = |kind| discovery.spaces.iter().filter(move |space| space.kind == kind).take(MAX_TRIED);
+        let candidate = |space: &Space| {
+            let space = AddressSpace::new(memory, mmu, space.root, space.levels);
+            Some((largest_base(memory, &space)?, space))
+        };
+        let candidates: Vec<(u64, AddressSpace<'_>)> =
+            kinds.into_iter().flat_map(of_kind).filter_map(candidate).collect();
+        let bases: BTreeSet<u64> = candidates.iter().map(|(base, _)| *base).collect();
         let roots: Vec<PhysAddr> = discovery.spaces.iter().map(|space| space.root).take(MAX_ROOTS).collect();
         let pointer_to = |root: &PhysAddr, base: u64| root.0.checked_add(base);
         let values: Vec<u64> =
-            bases.iter().flat_map(|(_, base)| roots.iter().filter_map(|root| pointer_to(root, *base))).collect();
+            bases.iter().flat_map(|base| roots.iter().filter_map(|root| pointer_to(root, *base))).collect();
         let all = PhysAddr(0)..memory.end();
         let slots = sweep(memory, &[all], &PointerSet::new(&values), backend, &|_| ());
         let pointers = |base: u64| -> Vec<RootPointer> {
@@ -78,13 +76,11 @@ impl<'a> Kernel<'a> {
             });
             of_base.collect()
         };
-        let count = |pointers: &[RootPointer]| {
-            roots.iter().filter(|root| pointers.iter().any(|pointer| pointer.root == **root)).count()
-        };
-        let found = bases.iter().map(|(_, base)| (*base, pointers(*base)));
-        // Of two with as many, the one that maps more.
-        let (base, pointers) = found.rev().max_by_key(|(_, pointers)| count(pointers))?;
-        (!pointers.is_empty()).then_some((Self { memory, mmu, space, direct_map: VirtAddr(base) }, pointers))
+        let count = |pointers: &[RootPointer]| pointers.iter().map(|pointer| pointer.root).collect::<HashSet<_>>().len();
+        let found = bases.iter().map(|base| (*base, pointers(*base)));
+        let (base, pointers) = found.max_by_key(|(_, pointers)| count(pointers)).filter(|(_, found)| !found.is_empty())?;
+        let (_, space) = candidates.into_iter().find(|(of_space, _)| *of_space == base)?;
+        Some((Self { memory, mmu, space, direct_map: VirtAddr(base) }, pointers))
     }
 
     /// The first virtual address of the direct map.
@@ -138,6 +134,20 @@ impl<'a> Kernel<'a> {
         }
         None
     }
+}
+
+/// The base at which a kernel half shows most of the dump.
+fn largest_base(memory: &PhysicalMemory, space: &AddressSpace<'_>) -> Option<u64> {
+    let mut mapped: BTreeMap<u64, u64> = BTreeMap::new();
+    for mapping in space.kernel_mappings(memory.size() / BYTES_PER_TABLE + MIN_TABLES) {
+        let base = mapping.va.0.wrapping_sub(mapping.pa.0);
+        if base >= KERNEL_POINTER_MIN && base.is_multiple_of(DIRECT_MAP_ALIGN) {
+            let end = PhysAddr(mapping.pa.0.saturating_add(mapping.len));
+            let bytes = mapped.entry(base).or_default();
+            *bytes = bytes.saturating_add(memory.held(mapping.pa..end));
+        }
+    }
+    mapped.into_iter().max_by_key(|(_, bytes)| *bytes).filter(|(_, bytes)| *bytes > 0).map(|(base, _)| base)
 }
 
 impl VirtualMemory for Kernel<'_> {

@@ -1,6 +1,6 @@
 //! Pages by virtual address: which of a range are in the dump, and where the kernel half maps physical memory.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
 use super::absent::{Gone, hidden_page};
 use super::space::Mapping;
@@ -78,13 +78,14 @@ impl PageTables<'_> {
         Some(())
     }
 
-    /// The mappings of the kernel half, each table read once, sorted by virtual address; `budget` bounds the tables.
+    /// The mappings of the kernel half, each table read once, sorted by virtual address. `budget` bounds the tables, of which
+    /// those of higher levels come first.
     pub(super) fn kernel_mappings(&self, budget: u64) -> Vec<Mapping> {
         let mut found = Vec::new();
         let mut seen = HashSet::new();
-        let mut todo = vec![(self.root(), self.levels(), 0u64)];
+        let mut todo = VecDeque::from([(self.root(), self.levels(), 0u64)]);
         for _ in 0..budget {
-            let Some((table, level, base)) = todo.pop() else { break };
+            let Some((table, level, base)) = todo.pop_front() else { break };
             let (Some(rules), Some(bytes)) = (self.rules(level), self.memory().bytes(table, FRAME_SIZE)) else {
                 continue;
             };
@@ -103,7 +104,7 @@ impl PageTables<'_> {
                     let next = PhysAddr(entry & self.mmu().address);
                     // Kernels map some tables (the zero shadow of KASAN) at millions of addresses.
                     if seen.insert((next, level)) {
-                        todo.push((next, level - 1, va));
+                        todo.push_back((next, level - 1, va));
                     }
                 }
             }
