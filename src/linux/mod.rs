@@ -16,6 +16,7 @@ mod path;
 mod process;
 mod task;
 mod vma;
+mod vote;
 
 use crate::addr::PhysAddr;
 use crate::dump::PhysicalMemory;
@@ -78,7 +79,12 @@ impl<'a> Machine<'a> {
             (!owners.is_empty()).then_some((layout, owners))
         };
         let by_btf = btfs.iter().take(MAX_BTFS).filter_map(of_btf).max_by_key(|(_, owners)| owners.len());
-        let (layout, seeds) = by_btf.ok_or(NoMachine::NoLayout)?;
+        let by_voting = || {
+            let layout = vote::layout(&kernel, &pointers)?;
+            let owners = task::owners(&kernel, &layout, &pointers);
+            (!owners.is_empty()).then_some((layout, owners))
+        };
+        let (layout, seeds) = by_btf.or_else(by_voting).ok_or(NoMachine::NoLayout)?;
         let mut lists = Lists::new(&kernel, &layout);
         let leaders = lists.leaders(&seeds);
         let processes: Vec<Process> =
