@@ -83,6 +83,13 @@ impl<'a> Kernel<'a> {
         Some((Self { memory, mmu, space, direct_map: VirtAddr(base) }, pointers))
     }
 
+    /// Memory that is read through a direct map alone.
+    #[cfg(test)]
+    pub(super) fn of_direct_map(memory: &'a PhysicalMemory, mmu: &'a Mmu, base: u64) -> Self {
+        let space = AddressSpace::new(memory, mmu, memory.end(), 4);
+        Self { memory, mmu, space, direct_map: VirtAddr(base) }
+    }
+
     /// The first virtual address of the direct map.
     pub fn direct_map(&self) -> VirtAddr {
         self.direct_map

@@ -79,6 +79,7 @@ layouts! {
         fs: "fs",
         start_time: "start_boottime" | "real_start_time",
         fs_base: "thread.fsbase",
+        gs_base: "thread.gsbase",
         on_cpu: "on_cpu",
     }
     /// Source: include/linux/sched/signal.h.

@@ -9,11 +9,13 @@
 //! structures, by the BTF that the kernel keeps of its own types or, where that is lost, by what the tasks of the dump agree on.
 
 mod btf;
+mod ended;
 mod kernel;
 mod layout;
 mod maple;
 mod path;
 mod process;
+mod registers;
 mod task;
 mod vma;
 mod vote;
@@ -30,6 +32,7 @@ pub use kernel::Kernel;
 pub use layout::{Layout, LayoutSource};
 pub use process::Process;
 use process::Memory;
+pub use registers::Registers;
 use task::Lists;
 pub use task::{BrokenLink, Fact, Task};
 pub use vma::{Mapping, MappingSource, MemoryMap, map_of_image};
@@ -56,6 +59,7 @@ pub struct Machine<'a> {
     layout: Layout,
     processes: Vec<Process>,
     broken: Vec<BrokenLink>,
+    registers: Option<registers::Place>,
 }
 
 impl<'a> Machine<'a> {
@@ -87,10 +91,16 @@ impl<'a> Machine<'a> {
         let (layout, seeds) = by_btf.or_else(by_voting).ok_or(NoMachine::NoLayout)?;
         let mut lists = Lists::new(&kernel, &layout);
         let leaders = lists.leaders(&seeds);
-        let processes: Vec<Process> =
+        let mut processes: Vec<Process> =
             leaders.into_iter().map(|(leader, is_listed)| Process::new(&mut lists, leader, is_listed)).collect();
+        let known = processes.iter().flat_map(Process::tasks).map(|task| task.address).collect();
+        let ended = ended::leaders(&kernel, &layout, &known);
+        processes.extend(ended.into_iter().map(|task| Process::new(&mut lists, task, false)));
+        processes.sort_by_key(|process| (process.pid(), process.leader.address));
         let broken = lists.broken;
-        Ok(Self { kernel, layout, processes, broken })
+        let users = processes.iter().filter(|process| process.mm.is_some()).flat_map(Process::tasks);
+        let registers = registers::Place::find(&kernel, &layout, users);
+        Ok(Self { kernel, layout, processes, broken, registers })
     }
 
     /// The kernel's memory.
@@ -134,6 +144,11 @@ impl<'a> Machine<'a> {
         self.memory_of(process)?.auxiliary_vector()
     }
 
+    /// The registers that a thread had in user mode; `None` for threads of the kernel, and where they can't be found.
+    pub fn registers(&self, thread: &Task) -> Option<Registers> {
+        self.registers?.read(&self.kernel, &self.layout, thread)
+    }
+
     /// The path of the program that a process runs.
     pub fn executable(&self, process: &Process) -> Option<String> {
         let file = self.kernel.pointer(process.mm?, self.layout.mm.exe_file?)?;
@@ -160,3 +175,6 @@ impl<'a> Machine<'a> {
         Some(Memory { kernel: &self.kernel, layout: &self.layout, mm: process.mm?, root: process.root? })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,8 @@ pub struct Process {
 impl Process {
     pub(super) fn new(lists: &mut Lists<'_, '_>, leader: Task, is_listed: bool) -> Self {
         let (kernel, layout) = (lists.kernel, lists.layout);
-        let threads = lists.threads(&leader);
+        // What has ended and was freed has no list of threads any more.
+        let threads = if is_listed || leader.exited != Some(true) { lists.threads(&leader) } else { None };
         // A leader may end before its threads do.
         let all = std::iter::once(&leader).chain(threads.iter().flatten());
         let mm = all.filter(|task| !task.is_kernel).find_map(|task| Some(task.mm?.value));
@@ -41,6 +42,12 @@ impl Process {
             Some(Fact { value, address: parent.value.checked_add(offset)? })
         });
         Self { root: mm.and_then(|mm| root_of(kernel, layout, mm)), leader, threads, ppid, mm, is_listed }
+    }
+
+    /// The task that leads it, then its other threads.
+    pub fn tasks(&self) -> impl Iterator<Item = &Task> {
+        let others = self.threads.iter().flatten().filter(|task| task.address != self.leader.address);
+        std::iter::once(&self.leader).chain(others)
     }
 
     /// Its id.

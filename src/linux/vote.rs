@@ -5,7 +5,7 @@
 //! owners are in one list (`task_struct.tasks`) with the first task of the machine, `swapper`, and with `kthreadd`: these names, ids
 //! that differ, and parents give the rest.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use memchr::memmem;
 
@@ -32,6 +32,8 @@ const MAX_TASKS: usize = MAX_PID as usize;
 const MIN_TASKS: usize = 8;
 /// Tasks of the list that vote.
 const MAX_SAMPLE: usize = 1 << 12;
+/// Places that are taken for the name of the first task.
+const MAX_PLACES: usize = 64;
 /// One task in this many may be damaged.
 const TOLERATED: usize = 16;
 /// The first task (init/init_task.c, `init_idle` of kernel/sched/core.c adds the processor), and the one that starts kernel threads, whose id is 2 (init/main.c).
@@ -80,7 +82,7 @@ impl Bytes {
     }
 }
 
-/// The layout on which the tasks agree: `tasks`, `mm`, `pid`, `tgid`, `comm` and, where they agree on it, `real_parent`; of
+/// The layout on which the tasks agree: `tasks`, `mm`, `pid`, `tgid`, `comm` and `real_parent`; of
 /// memory `pgd` and `owner`.
 pub(super) fn layout(kernel: &Kernel<'_>, pointers: &[RootPointer]) -> Option<Layout> {
     let mut counts: HashMap<PhysAddr, usize> = HashMap::new();
@@ -89,7 +91,7 @@ pub(super) fn layout(kernel: &Kernel<'_>, pointers: &[RootPointer]) -> Option<La
         *count += 1;
         *count <= MAX_PER_ROOT
     });
-    let mut votes: BTreeMap<Chain, HashMap<PhysAddr, VirtAddr>> = BTreeMap::new();
+    let mut votes: BTreeMap<Chain, BTreeMap<PhysAddr, VirtAddr>> = BTreeMap::new();
     for pointer in few.take(MAX_POINTERS) {
         for (chain, task) in chains(kernel, pointer.slot) {
             votes.entry(chain).or_default().insert(pointer.root, task);
@@ -110,8 +112,8 @@ pub(super) fn layout(kernel: &Kernel<'_>, pointers: &[RootPointer]) -> Option<La
 }
 
 /// The chains that begin at a pointer to a top table, each with the task in it.
-fn chains(kernel: &Kernel<'_>, slot: VirtAddr) -> HashSet<(Chain, VirtAddr)> {
-    let mut found = HashSet::new();
+fn chains(kernel: &Kernel<'_>, slot: VirtAddr) -> BTreeSet<(Chain, VirtAddr)> {
+    let mut found = BTreeSet::new();
     let Some(first) = slot.0.checked_sub(MM_BEFORE) else { return found };
     let around = Bytes::read(kernel, VirtAddr(first), MM_BEFORE + MM_AFTER);
     let mut seen = HashSet::new();
@@ -172,23 +174,31 @@ fn ring(kernel: &Kernel<'_>, start: VirtAddr, offset: u64) -> Option<Vec<VirtAdd
 
 /// The rest of the layout, from the tasks of the list of processes; `None` if it is another list.
 fn of_list(kernel: &Kernel<'_>, tasks: u64, all: &[VirtAddr]) -> Option<Layout> {
-    let read = |task: &VirtAddr| Bytes::read(kernel, *task, TASK_LEN);
+    // The name may stand in more places: a task may lie right before the first one, or another may have that name.
+    let places = all.iter().enumerate().flat_map(|(index, task)| {
+        let bytes = Bytes::read(kernel, *task, TASK_LEN);
+        let found: Vec<usize> = memmem::find_iter(&bytes.0, FIRST_TASK).take(MAX_PLACES).collect();
+        found.into_iter().map(move |offset| (index, offset as u64))
+    });
+    places.take(MAX_PLACES).find_map(|(swapper, comm)| of_first_task(kernel, tasks, all, swapper, comm))
+}
+
+/// The same where the first task is known, and where its name stands.
+fn of_first_task(kernel: &Kernel<'_>, tasks: u64, all: &[VirtAddr], swapper: usize, comm: u64) -> Option<Layout> {
     // The first task leads the list, and the oldest ones follow.
-    let swapper = all.iter().position(|task| memmem::find(&read(task).0, FIRST_TASK).is_some())?;
     let sample: Vec<VirtAddr> = all.iter().cycle().skip(swapper).take(all.len().min(MAX_SAMPLE)).copied().collect();
-    let bytes: Vec<Bytes> = sample.iter().map(read).collect();
+    let bytes: Vec<Bytes> = sample.iter().map(|task| Bytes::read(kernel, *task, TASK_LEN)).collect();
     let (first, others) = bytes.split_first()?;
     let tolerated = sample.len() / TOLERATED;
     let most = |holds: &dyn Fn(&Bytes) -> bool| {
         let failed = bytes.iter().filter(|task| !holds(task)).take(tolerated + 1).count();
         failed <= tolerated
     };
-    let (comm, kthreadd) = memmem::find_iter(&first.0, FIRST_TASK).find_map(|offset| {
-        let offset = offset as u64;
-        let mut threads = others.iter().filter(|task| task.comm(offset) == Some(KERNEL_THREADS));
-        let only = threads.next().filter(|_| threads.next().is_none())?;
-        most(&|task| task.comm(offset).is_some()).then_some((offset, only))
-    })?;
+    let mut threads = others.iter().filter(|task| task.comm(comm) == Some(KERNEL_THREADS));
+    let kthreadd = threads.next().filter(|_| threads.next().is_none())?;
+    if !most(&|task| task.comm(comm).is_some()) {
+        return None;
+    }
     // Every leader of threads has the same number as id of its thread and of its process, and none has that of another.
     let pid = (0..TASK_LEN).step_by(4).find(|offset| {
         let of = |task: &Bytes| task.u32(*offset).filter(|pid| *pid <= MAX_PID && task.u32(*offset + 4) == Some(*pid));
@@ -197,18 +207,19 @@ fn of_list(kernel: &Kernel<'_>, tasks: u64, all: &[VirtAddr]) -> Option<Layout> 
     })?;
     let there: HashSet<u64> = all.iter().map(|task| task.0).collect();
     let swapper = sample.first()?.0;
+    // Parents are pointed to by their beginnings: without agreement here, what looks like a task is a part of one.
     let real_parent = (0..TASK_LEN).step_by(8).find(|offset| {
         let is_first = |task: &Bytes| task.u64(*offset) == Some(swapper);
         is_first(first)
             && is_first(kthreadd)
             && !most(&is_first)
             && most(&|task| task.u64(*offset).is_some_and(|parent| there.contains(&parent)))
-    });
+    })?;
     let mut layout = Layout::empty(LayoutSource::Voting);
     layout.task.tasks = Some(tasks);
     layout.task.comm = Some(comm);
     layout.task.pid = Some(pid);
     layout.task.tgid = Some(pid + 4);
-    layout.task.real_parent = real_parent;
+    layout.task.real_parent = Some(real_parent);
     Some(layout)
 }
