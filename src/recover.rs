@@ -266,13 +266,7 @@ pub struct View {
 
 impl View {
     /// Scans a dump and finds its address spaces.
-    pub fn new(
-        dump: &Dump,
-        mmu: &Mmu,
-        signatures: &Signatures,
-        backend: Backend,
-        observer: &dyn Observer,
-    ) -> Self {
+    pub fn new(dump: &Dump, mmu: &Mmu, signatures: &Signatures, backend: Backend, observer: &dyn Observer) -> Self {
         match &dump.addresses {
             Addresses::Physical => of_machine(dump, mmu, signatures, backend, observer),
             Addresses::Virtual(_) => Self {

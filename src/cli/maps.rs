@@ -52,20 +52,17 @@ pub(super) fn run(args: &MapsArgs) -> Result<Outcome, Failure> {
                         (Some(process.pid()), Some(process.comm().to_owned()), map)
                     }
                     // A space without a task: its page tables are all that is left of it.
-                    None => match args.which.root.filter(|root| view.discovery.spaces.iter().any(|s| s.root == *root)) {
-                        Some(root) => (None, None, machine.map_of_root(root)),
-                        None => return Err(args.which.missing()),
-                    },
+                    None => {
+                        match args.which.root.filter(|root| view.discovery.spaces.iter().any(|s| s.root == *root)) {
+                            Some(root) => (None, None, machine.map_of_root(root)),
+                            None => return Err(args.which.missing()),
+                        }
+                    }
                 }
             }
         };
         let MemoryMap { mappings, problems } = &map;
-        let document = Document {
-            pid,
-            comm: comm.as_deref(),
-            mappings: mappings.iter().map(row).collect(),
-            problems,
-        };
+        let document = Document { pid, comm: comm.as_deref(), mappings: mappings.iter().map(row).collect(), problems };
         stdout::print(|out| match args.format {
             LineFormat::Table => out.write_all(table(&document.mappings).as_bytes()),
             LineFormat::Json => {

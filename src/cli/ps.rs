@@ -182,12 +182,7 @@ fn row(machine: &Machine<'_>, process: &Process, depth: usize) -> Row {
 }
 
 fn thread(task: &Task) -> ThreadRow {
-    ThreadRow {
-        tid: task.pid.value,
-        comm: task.comm.value.clone(),
-        state: value(&task.state),
-        task: task.address,
-    }
+    ThreadRow { tid: task.pid.value, comm: task.comm.value.clone(), state: value(&task.state), task: task.address }
 }
 
 fn value<T: Copy>(fact: &Option<Fact<T>>) -> Option<T> {
@@ -282,8 +277,22 @@ fn table(rows: &[Row], args: &PsArgs) -> String {
 fn csv(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
     let mut csv = csv::Writer::from_writer(out);
     csv.write_record([
-        "pid", "ppid", "comm", "kind", "exited", "uid", "root", "cmdline", "exe", "threads", "rss_bytes", "state",
-        "start_time_ns", "listed", "task", "mm",
+        "pid",
+        "ppid",
+        "comm",
+        "kind",
+        "exited",
+        "uid",
+        "root",
+        "cmdline",
+        "exe",
+        "threads",
+        "rss_bytes",
+        "state",
+        "start_time_ns",
+        "listed",
+        "task",
+        "mm",
     ])?;
     let text = |value: Option<String>| value.unwrap_or_default();
     for row in rows {

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::elf::MAGIC;
-use super::mapped::{FileMapping, ImageKind, MAX_NAME, Mappings, sort_files, Segment};
+use super::mapped::{FileMapping, ImageKind, MAX_NAME, Mappings, Segment, sort_files};
 use super::{Contents, DumpErrorKind, MAX_RANGES, MemoryRange, ProcessImage};
 use crate::addr::{FileOffset, PhysAddr};
 

@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use object::LittleEndian as LE;
 use object::elf::{
-    FileHeader64, NT_AUXV, NT_FILE, NT_PRPSINFO, NT_PRSTATUS, NT_SIGINFO, PF_R, PF_W, PF_X, PT_LOAD, PT_NOTE, ProgramHeader64,
+    FileHeader64, NT_AUXV, NT_FILE, NT_PRPSINFO, NT_PRSTATUS, NT_SIGINFO, PF_R, PF_W, PF_X, PT_LOAD, PT_NOTE,
+    ProgramHeader64,
 };
 use object::read::elf::{NoteIterator, ProgramHeader};
 

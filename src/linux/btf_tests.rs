@@ -73,7 +73,8 @@ fn sample() -> Builder {
 }
 
 fn memory(bytes: Vec<u8>) -> PhysicalMemory {
-    let range = MemoryRange { start: PhysAddr(0x1000), end: PhysAddr(0x1000 + bytes.len() as u64), offset: FileOffset(0) };
+    let range =
+        MemoryRange { start: PhysAddr(0x1000), end: PhysAddr(0x1000 + bytes.len() as u64), offset: FileOffset(0) };
     PhysicalMemory::owned(bytes, vec![range]).unwrap()
 }
 
@@ -100,7 +101,8 @@ fn what_is_cut_off_or_lies_is_no_btf() {
         assert!(Btf::at(&memory(whole[..len].to_vec()), PhysAddr(0x1000)).is_none(), "{len}");
     }
     // Header length, lengths of types and strings, the kind of the first type, its number of members.
-    for (at, value) in [(4, 8), (4, 1 << 30), (12, 8), (12, u32::MAX), (20, 3), (20, u32::MAX), (28, 77 << 24), (28, 0)] {
+    for (at, value) in [(4, 8), (4, 1 << 30), (12, 8), (12, u32::MAX), (20, 3), (20, u32::MAX), (28, 77 << 24), (28, 0)]
+    {
         let mut bytes = whole.clone();
         bytes[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
         assert!(Btf::at(&memory(bytes), PhysAddr(0x1000)).is_none(), "{at} {value:#x}");

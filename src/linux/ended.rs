@@ -12,8 +12,9 @@ use crate::addr::{FRAME_SIZE, VirtAddr};
 
 /// Objects begin at multiples of this, at least (`L1_CACHE_BYTES`).
 const ALIGN: u64 = 64;
-/// What an object may have beside the structure itself, in units of `ALIGN`.
-const MAX_MORE: u64 = 8;
+/// What an object may have beside the structure itself, in units of `ALIGN`: registers of vectors, up to 11 KiB with AMX
+/// (`arch_task_struct_size`).
+const MAX_MORE: u64 = 256;
 /// Pages of a slab, as powers of two (`slub_max_order`).
 const ORDERS: std::ops::RangeInclusive<u32> = 0..=3;
 /// The tasks that must stand at multiples of the size in their slab: all but one in this many.
@@ -28,7 +29,8 @@ pub(super) fn leaders(kernel: &Kernel<'_>, layout: &Layout, known: &BTreeSet<Vir
     let Some((size, slab)) = geometry(layout, known) else { return Vec::new() };
     let slabs: BTreeSet<u64> = known.iter().map(|task| task.0 & !(slab - 1)).take(MAX_SLABS).collect();
     let mut ended: BTreeMap<u32, Task> = BTreeMap::new();
-    let places = slabs.into_iter().flat_map(|start| (0..slab / size).map(move |index| start.wrapping_add(index * size)));
+    let places =
+        slabs.into_iter().flat_map(|start| (0..slab / size).map(move |index| start.wrapping_add(index * size)));
     for address in places.map(VirtAddr).filter(|address| !known.contains(address)) {
         let exit_state = layout.task.exit_state.and_then(|offset| kernel.u32(address, offset));
         let Some(mut task) = Task::read(kernel, layout, address) else { continue };
@@ -36,7 +38,8 @@ pub(super) fn leaders(kernel: &Kernel<'_>, layout: &Layout, known: &BTreeSet<Vir
         if exit_state == Some(DEAD) && is_leader && task.mm.is_none() {
             // Its credentials were freed with it; its parent may have ended since, and another task may be in its place.
             task.uid = None;
-            task.parent = task.parent.filter(|parent| began(kernel, layout, parent.value) <= began(kernel, layout, address));
+            task.parent =
+                task.parent.filter(|parent| began(kernel, layout, parent.value) <= began(kernel, layout, address));
             ended.entry(task.pid.value).or_insert(task);
         }
     }
@@ -59,5 +62,7 @@ fn geometry(layout: &Layout, known: &BTreeSet<VirtAddr>) -> Option<(u64, u64)> {
     };
     // More than one object must tell the size.
     let tells = |size: u64, slab: u64| known.iter().any(|task| task.0 & (slab - 1) >= size);
-    slabs.into_iter().find_map(|slab| sizes.clone().find(|size| fits(*size, slab) && tells(*size, slab)).map(|size| (size, slab)))
+    slabs
+        .into_iter()
+        .find_map(|slab| sizes.clone().find(|size| fits(*size, slab) && tells(*size, slab)).map(|size| (size, slab)))
 }

@@ -76,9 +76,11 @@ impl<'a> Kernel<'a> {
             });
             of_base.collect()
         };
-        let count = |pointers: &[RootPointer]| pointers.iter().map(|pointer| pointer.root).collect::<HashSet<_>>().len();
+        let count =
+            |pointers: &[RootPointer]| pointers.iter().map(|pointer| pointer.root).collect::<HashSet<_>>().len();
         let found = bases.iter().map(|base| (*base, pointers(*base)));
-        let (base, pointers) = found.max_by_key(|(_, pointers)| count(pointers)).filter(|(_, found)| !found.is_empty())?;
+        let (base, pointers) =
+            found.max_by_key(|(_, pointers)| count(pointers)).filter(|(_, found)| !found.is_empty())?;
         let (_, space) = candidates.into_iter().find(|(of_space, _)| *of_space == base)?;
         Some((Self { memory, mmu, space, direct_map: VirtAddr(base) }, pointers))
     }

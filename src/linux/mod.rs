@@ -27,11 +27,11 @@ use crate::scan::Backend;
 use crate::signature::Mmu;
 
 use btf::Btf;
-use path::Paths;
 pub use kernel::Kernel;
 pub use layout::{Layout, LayoutSource};
-pub use process::Process;
+use path::Paths;
 use process::Memory;
+pub use process::Process;
 pub use registers::Registers;
 use task::Lists;
 pub use task::{BrokenLink, Fact, Task};

@@ -82,7 +82,12 @@ impl Place {
         let size = (NAMES.len() * 8) as u64;
         let places = STACK_SIZES.iter().flat_map(|stack| PADDINGS.map(|padding| Self(stack - padding - size)));
         let votes = |place: &Self| threads.iter().filter(|task| place.read(kernel, layout, task).is_some()).count();
-        places.map(|place| (votes(&place), place)).rev().max_by_key(|(votes, _)| *votes).filter(|(votes, _)| *votes > 0).map(|(_, place)| place)
+        places
+            .map(|place| (votes(&place), place))
+            .rev()
+            .max_by_key(|(votes, _)| *votes)
+            .filter(|(votes, _)| *votes > 0)
+            .map(|(_, place)| place)
     }
 
     /// The registers of a thread, if what stands there can be that.

@@ -67,13 +67,15 @@ impl Task {
         };
         let comm_at = fact(of.comm?)?;
         let comm = kernel.text(comm_at, COMM_LEN).filter(|comm| !comm.is_empty())?;
-        let mm = of.mm.and_then(|offset| Some(Fact { value: VirtAddr(kernel.u64(address, offset)?), address: fact(offset)? }));
+        let mm = of
+            .mm
+            .and_then(|offset| Some(Fact { value: VirtAddr(kernel.u64(address, offset)?), address: fact(offset)? }));
         let flags = of.flags.and_then(|offset| kernel.u32(address, offset));
         let exit_state = of.exit_state.and_then(|offset| kernel.u32(address, offset));
         let has_memory = mm.is_some_and(|mm| mm.value.0 != 0);
-        let parent = of.real_parent.and_then(|offset| {
-            Some(Fact { value: kernel.pointer(address, offset)?, address: fact(offset)? })
-        });
+        let parent = of
+            .real_parent
+            .and_then(|offset| Some(Fact { value: kernel.pointer(address, offset)?, address: fact(offset)? }));
         Some(Self {
             address,
             pid: id(of.pid)?,
@@ -82,9 +84,9 @@ impl Task {
             parent,
             uid: Self::uid(kernel, layout, address),
             state: Self::state(kernel, layout, address, exit_state),
-            start_time: of.start_time.and_then(|offset| {
-                Some(Fact { value: kernel.u64(address, offset)?, address: fact(offset)? })
-            }),
+            start_time: of
+                .start_time
+                .and_then(|offset| Some(Fact { value: kernel.u64(address, offset)?, address: fact(offset)? })),
             is_kernel: flags.map_or(mm.is_some() && !has_memory, |flags| flags & KERNEL_THREAD != 0),
             exited: exit_state.map(|state| state != 0),
             is_running: of.on_cpu.and_then(|offset| Some(kernel.u32(address, offset)? != 0)),
@@ -154,7 +156,9 @@ impl<'k, 'a> Lists<'k, 'a> {
         for link in [0, 8] {
             let mut at = start;
             let reason = loop {
-                let Some(next) = self.kernel.pointer(at, link) else { break Some("it can't be read, or is no pointer") };
+                let Some(next) = self.kernel.pointer(at, link) else {
+                    break Some("it can't be read, or is no pointer");
+                };
                 if next == start {
                     break None;
                 }
@@ -225,7 +229,8 @@ impl<'k, 'a> Lists<'k, 'a> {
         let start = leader.address.checked_add(node)?;
         let thread = |at: VirtAddr| {
             let task = Task::read(kernel, layout, VirtAddr(at.0.checked_sub(node)?))?;
-            (task.tgid.value == leader.tgid.value && kernel.pointer(task.address, signal) == Some(shared)).then_some(task)
+            (task.tgid.value == leader.tgid.value && kernel.pointer(task.address, signal) == Some(shared))
+                .then_some(task)
         };
         let nodes = self.nodes(start, |at| at == head || thread(at).is_some());
         let mut found: Vec<Task> = nodes.into_iter().filter(|at| *at != head).filter_map(thread).collect();

@@ -5,6 +5,7 @@
 //! owners are in one list (`task_struct.tasks`) with the first task of the machine, `swapper`, and with `kthreadd`: these names, ids
 //! that differ, and parents give the rest.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use memchr::memmem;
@@ -32,6 +33,9 @@ const MAX_TASKS: usize = MAX_PID as usize;
 const MIN_TASKS: usize = 8;
 /// Tasks of the list that vote.
 const MAX_SAMPLE: usize = 1 << 12;
+/// Nodes of lists that are looked at in all, and how many of them the reading of a task counts for.
+const MAX_STEPS: usize = 1 << 24;
+const STEPS_PER_TASK: usize = 1 << 7;
 /// Places that are taken for the name of the first task.
 const MAX_PLACES: usize = 64;
 /// One task in this many may be damaged.
@@ -48,6 +52,17 @@ struct Chain {
     owner: i64,
     pgd: u64,
     mm: u64,
+}
+
+/// Work that is left, so that lists which lie do not make it endless.
+struct Budget(Cell<usize>);
+
+impl Budget {
+    /// Takes some of it; `None` when it ran out.
+    fn spend(&self, steps: usize) -> Option<()> {
+        self.0.set(self.0.get().checked_sub(steps)?);
+        Some(())
+    }
 }
 
 /// The bytes of a structure, from its beginning on.
@@ -85,6 +100,7 @@ impl Bytes {
 /// The layout on which the tasks agree: `tasks`, `mm`, `pid`, `tgid`, `comm` and `real_parent`; of
 /// memory `pgd` and `owner`.
 pub(super) fn layout(kernel: &Kernel<'_>, pointers: &[RootPointer]) -> Option<Layout> {
+    let budget = Budget(Cell::new(MAX_STEPS));
     let mut counts: HashMap<PhysAddr, usize> = HashMap::new();
     let few = pointers.iter().filter(|pointer| {
         let count = counts.entry(pointer.root).or_default();
@@ -103,7 +119,7 @@ pub(super) fn layout(kernel: &Kernel<'_>, pointers: &[RootPointer]) -> Option<La
     ranked.sort_by_key(|(chain, tasks)| (std::cmp::Reverse(tasks.len()), *chain));
     // `mm` and `active_mm` are equal in processes, and `mm` is the first of them: it is in the smaller chain.
     ranked.into_iter().take(MAX_CHAINS).find_map(|(chain, tasks)| {
-        let mut layout = of_tasks(kernel, &tasks)?;
+        let mut layout = of_tasks(kernel, &tasks, &budget)?;
         layout.task.mm = Some(chain.mm);
         layout.mm.pgd = Some(chain.pgd);
         layout.mm.owner = chain.pgd.checked_add_signed(chain.owner);
@@ -137,7 +153,7 @@ fn chains(kernel: &Kernel<'_>, slot: VirtAddr) -> BTreeSet<(Chain, VirtAddr)> {
 }
 
 /// The layout of tasks, some of which are known.
-fn of_tasks(kernel: &Kernel<'_>, known: &[VirtAddr]) -> Option<Layout> {
+fn of_tasks(kernel: &Kernel<'_>, known: &[VirtAddr], budget: &Budget) -> Option<Layout> {
     let first = known.first()?;
     let bytes = Bytes::read(kernel, *first, TASK_LEN);
     (0..TASK_LEN).step_by(8).find_map(|tasks| {
@@ -147,18 +163,19 @@ fn of_tasks(kernel: &Kernel<'_>, known: &[VirtAddr]) -> Option<Layout> {
         if next == node || kernel.pointer(next, 8) != Some(node) {
             return None;
         }
-        let all = ring(kernel, node, tasks)?;
+        let all = ring(kernel, node, tasks, budget)?;
         let there: HashSet<VirtAddr> = all.iter().copied().collect();
         let listed = known.iter().filter(|task| there.contains(task)).count();
-        (listed * 2 > known.len()).then(|| of_list(kernel, tasks, &all)).flatten()
+        (listed * 2 > known.len()).then(|| of_list(kernel, tasks, &all, budget)).flatten()
     })
 }
 
 /// What holds the nodes of a list that leads back to its beginning.
-fn ring(kernel: &Kernel<'_>, start: VirtAddr, offset: u64) -> Option<Vec<VirtAddr>> {
+fn ring(kernel: &Kernel<'_>, start: VirtAddr, offset: u64, budget: &Budget) -> Option<Vec<VirtAddr>> {
     let mut found = Vec::new();
     let mut at = start;
     while found.len() < MAX_TASKS {
+        budget.spend(1)?;
         found.push(VirtAddr(at.0.checked_sub(offset)?));
         let next = kernel.pointer(at, 0)?;
         if kernel.pointer(next, 8) != Some(at) {
@@ -173,14 +190,18 @@ fn ring(kernel: &Kernel<'_>, start: VirtAddr, offset: u64) -> Option<Vec<VirtAdd
 }
 
 /// The rest of the layout, from the tasks of the list of processes; `None` if it is another list.
-fn of_list(kernel: &Kernel<'_>, tasks: u64, all: &[VirtAddr]) -> Option<Layout> {
+fn of_list(kernel: &Kernel<'_>, tasks: u64, all: &[VirtAddr], budget: &Budget) -> Option<Layout> {
     // The name may stand in more places: a task may lie right before the first one, or another may have that name.
-    let places = all.iter().enumerate().flat_map(|(index, task)| {
+    let affordable = all.iter().enumerate().take_while(|_| budget.spend(STEPS_PER_TASK).is_some());
+    let places = affordable.flat_map(|(index, task)| {
         let bytes = Bytes::read(kernel, *task, TASK_LEN);
         let found: Vec<usize> = memmem::find_iter(&bytes.0, FIRST_TASK).take(MAX_PLACES).collect();
         found.into_iter().map(move |offset| (index, offset as u64))
     });
-    places.take(MAX_PLACES).find_map(|(swapper, comm)| of_first_task(kernel, tasks, all, swapper, comm))
+    places.take(MAX_PLACES).find_map(|(swapper, comm)| {
+        budget.spend(STEPS_PER_TASK.saturating_mul(all.len().min(MAX_SAMPLE)))?;
+        of_first_task(kernel, tasks, all, swapper, comm)
+    })
 }
 
 /// The same where the first task is known, and where its name stands.

@@ -39,9 +39,8 @@ impl PageTables<'_> {
         let Some(rules) = self.rules(level) else { return Some(()) };
         *walk.budget = walk.budget.checked_sub(1)?;
         let range = walk.range.clone();
-        let overlap = |start: u64, size: u64| {
-            start.saturating_add(size).min(range.end).saturating_sub(start.max(range.start))
-        };
+        let overlap =
+            |start: u64, size: u64| start.saturating_add(size).min(range.end).saturating_sub(start.max(range.start));
         let size = 1u64 << rules.shift;
         let Some(bytes) = self.memory().bytes(table, FRAME_SIZE) else {
             walk.found.missing += overlap(base, size.saturating_mul(ENTRIES));
