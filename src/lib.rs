@@ -81,6 +81,7 @@ pub mod case;
 pub mod cpython;
 mod digest;
 pub mod dump;
+pub mod linux;
 mod mapped;
 pub mod model;
 pub mod other_pythons;

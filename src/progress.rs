@@ -9,6 +9,8 @@ pub enum Phase {
     Scan,
     /// Page-table roots and address spaces.
     Paging,
+    /// The kernel's records of processes.
+    Linux,
     /// Interpreters, types and modules.
     Cpython,
     /// Headers of tensors, and hashes of their bytes.

@@ -10,6 +10,7 @@ use crate::case::{CaseError, Pythons, Spaces};
 use crate::cpython::{self, Builtins, Holders, Interpreter, LayoutScore, LayoutSource, Modules};
 use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, PhysicalMemory, ProcessImage};
+use crate::linux::Machine;
 use crate::mapped;
 use crate::model::{self, Model, Others, Sighting};
 use crate::other_pythons::OtherPython;
@@ -96,7 +97,7 @@ pub fn recover(
 ) -> Result<Recovery, CaseError> {
     let spaces = Spaces::find(dump, signatures, backend, observer)?;
     let pythons = Pythons::find(&spaces, signatures, backend, wanted_types, observer)?;
-    models(dump, signatures, &spaces, &pythons, observer)
+    models(dump, signatures, (&spaces, None, &pythons), observer)
 }
 
 /// The types whose instances models are made of.
@@ -113,8 +114,7 @@ pub(crate) fn wanted_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
 pub(crate) fn models(
     dump: &Dump,
     signatures: &Signatures,
-    spaces: &Spaces,
-    pythons: &Pythons,
+    (spaces, machine, pythons): (&Spaces, Option<&Machine>, &Pythons),
     observer: &dyn Observer,
 ) -> Result<Recovery, CaseError> {
     let torch_layouts = tensor::layouts(signatures)?;
@@ -138,6 +138,11 @@ pub(crate) fn models(
     if let Addresses::Virtual(ProcessImage { pid, comm }) = &dump.addresses {
         for process in &mut processes {
             (process.pid, process.comm) = (*pid, comm.clone());
+        }
+    }
+    for process in &mut processes {
+        if let Some(task) = machine.and_then(|machine| machine.process_of(process.root?)) {
+            (process.pid, process.comm) = (Some(task.pid()), Some(task.comm().to_owned()));
         }
     }
     warnings.extend(processes.iter().filter_map(inferred_python));

@@ -1,7 +1,8 @@
 //! A case: a dump, what to search for in it, and the results. Each stage is computed once, on first use.
 //!
 //! ```text
-//!  Dump ──> Spaces ──> Pythons ──> Recovery
+//!  Dump ──> Spaces ──┬─> Machine ──┬─> Recovery
+//!                    └─> Pythons ──┘
 //! ```
 
 mod handles;
@@ -13,9 +14,11 @@ mod stage;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::addr::PhysAddr;
 use crate::cpython;
 use crate::dump::{self, Dump, DumpError};
-use crate::progress::{Observer, Silent};
+use crate::linux::{self, Machine, NoMachine};
+use crate::progress::{Observer, Phase, Silent};
 use crate::recover::{self, Recovery};
 use crate::scan::{self, BackendChoice, BackendError, Choice};
 use crate::signature::{SignatureError, Signatures};
@@ -40,6 +43,7 @@ struct Inner {
     notes: Mutex<Vec<String>>,
     choice: Stage<Choice>,
     spaces: Stage<Spaces>,
+    linux: Stage<Result<Machine, NoMachine>>,
     pythons: Stage<Pythons>,
     recovery: Stage<Recovery>,
 }
@@ -73,8 +77,8 @@ impl Case {
 
     /// A case of an opened dump.
     pub fn new(dump: Dump, signatures: Signatures, options: Options) -> Self {
-        let (notes, choice, spaces, pythons, recovery) = Default::default();
-        Self(Arc::new(Inner { dump, signatures, options, notes, choice, spaces, pythons, recovery }))
+        let (notes, choice, spaces, linux, pythons, recovery) = Default::default();
+        Self(Arc::new(Inner { dump, signatures, options, notes, choice, spaces, linux, pythons, recovery }))
     }
 
     /// What a user should know of the index, in words: results do not depend on it.
@@ -135,6 +139,26 @@ impl Case {
         })
     }
 
+    /// The Linux machine, or why the dump is not read as that of one.
+    ///
+    /// # Errors
+    /// As for [`Case::spaces`].
+    pub fn linux(&self) -> Result<Arc<Result<Machine, NoMachine>>, CaseError> {
+        let Inner { dump, signatures, options, .. } = &*self.0;
+        self.0.linux.get(|| {
+            if dump.addresses.process().is_some() {
+                return Ok(Err(NoMachine::ProcessImage));
+            }
+            let (spaces, backend) = (self.spaces()?, self.backend()?.backend);
+            options.observer.begin(Phase::Linux, 0);
+            let btfs: Vec<PhysAddr> =
+                spaces.hits_of(signatures, |name| name == linux::BTF_SIGNATURE).map(|hit| hit.address).collect();
+            let machine = Machine::find(&spaces.memory, &spaces.mmu, &spaces.discovery, &btfs, backend);
+            spaces.memory.check()?;
+            Ok(machine)
+        })
+    }
+
     /// The Python interpreters.
     ///
     /// # Errors
@@ -153,9 +177,11 @@ impl Case {
     /// As for [`Case::spaces`].
     pub fn recovery(&self) -> Result<Arc<Recovery>, CaseError> {
         let Inner { dump, signatures, options, .. } = &*self.0;
-        self.0
-            .recovery
-            .get(|| recover::models(dump, signatures, &*self.spaces()?, &*self.pythons()?, &*options.observer))
+        self.0.recovery.get(|| {
+            let (spaces, linux, pythons) = (self.spaces()?, self.linux()?, self.pythons()?);
+            let machine = linux.as_ref().as_ref().ok();
+            recover::models(dump, signatures, (&spaces, machine, &pythons), &*options.observer)
+        })
     }
 }
 

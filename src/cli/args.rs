@@ -18,6 +18,8 @@ Examples:
   python3 out/models/m0/load.py               rebuild the first model with stock PyTorch
   tensorcarve info memory.lime                show the dump's format and memory ranges
   tensorcarve spaces memory.lime              list the address spaces
+  tensorcarve ps memory.lime                  list the processes
+  tensorcarve maps memory.lime --pid 188      show the memory map of a process
   tensorcarve scan memory.lime                list the addresses where signatures match
   tensorcarve bench                           measure how fast this computer searches memory
 
@@ -59,6 +61,24 @@ const SPACES_AFTER: &str = "\
 Examples:
   tensorcarve spaces memory.lime
   tensorcarve spaces memory.raw --input-format raw --format json | jq '.spaces[] | select(.kind == \"process\")'";
+
+const PS_AFTER: &str = "\
+Examples:
+  tensorcarve ps memory.lime
+  tensorcarve ps memory.lime --tree
+  tensorcarve ps memory.lime --threads --pid 188
+  tensorcarve ps memory.lime --format json | jq '.processes[] | select(.kind == \"process\") | .cmdline'
+
+No kernel symbols are needed: offsets in the kernel's structures are taken from the BTF in its memory or,
+where that is lost, from what the tasks of the dump agree on. What can't be established is null, or `?` in the table.";
+
+const MAPS_AFTER: &str = "\
+Examples:
+  tensorcarve maps memory.lime --pid 188
+  tensorcarve maps memory.lime --root 0xfa7a000 --format csv
+  tensorcarve maps core.4321                  what the core of a process says of its mappings
+
+Where the kernel's records can't be read, ranges come from the page tables, with the source `page_tables`.";
 
 const SCAN_AFTER: &str = "\
 Examples:
@@ -107,6 +127,12 @@ pub(super) enum Verb {
     /// List the address spaces in a dump, by their page-table roots
     #[command(after_help = SPACES_AFTER)]
     Spaces(SpacesArgs),
+    /// List the processes of a Linux machine
+    #[command(after_help = PS_AFTER)]
+    Ps(PsArgs),
+    /// List what a process had mapped
+    #[command(after_help = MAPS_AFTER)]
+    Maps(MapsArgs),
     /// List where signatures match in a dump
     #[command(after_help = SCAN_AFTER)]
     Scan(ScanArgs),
@@ -168,6 +194,57 @@ pub(super) struct SpacesArgs {
     pub(super) format: PlainFormat,
     #[command(flatten)]
     pub(super) talk: TalkArgs,
+}
+
+#[derive(Args)]
+pub(super) struct PsArgs {
+    #[command(flatten)]
+    pub(super) input: InputArgs,
+    /// List threads as well
+    #[arg(long)]
+    pub(super) threads: bool,
+    /// Show which process created which
+    #[arg(long)]
+    pub(super) tree: bool,
+    #[command(flatten)]
+    pub(super) which: ProcessArgs,
+    #[command(flatten)]
+    pub(super) work: WorkArgs,
+    #[command(flatten)]
+    pub(super) index: IndexArgs,
+    /// What to print: a table, one document, one process per line
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub(super) format: LineFormat,
+    #[command(flatten)]
+    pub(super) talk: TalkArgs,
+}
+
+#[derive(Args)]
+pub(super) struct MapsArgs {
+    #[command(flatten)]
+    pub(super) input: InputArgs,
+    #[command(flatten)]
+    pub(super) which: ProcessArgs,
+    #[command(flatten)]
+    pub(super) work: WorkArgs,
+    #[command(flatten)]
+    pub(super) index: IndexArgs,
+    /// What to print: a table, one document, one mapping per line
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub(super) format: LineFormat,
+    #[command(flatten)]
+    pub(super) talk: TalkArgs,
+}
+
+/// Which process of a machine.
+#[derive(Args)]
+pub(super) struct ProcessArgs {
+    /// The process with this id
+    #[arg(long, value_name = "PID")]
+    pub(super) pid: Option<u32>,
+    /// The process with this root of page tables, as `tensorcarve spaces` lists them
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address, conflicts_with = "pid")]
+    pub(super) root: Option<PhysAddr>,
 }
 
 #[derive(Args)]
@@ -356,15 +433,19 @@ pub(super) enum PlainFormat {
     Json,
 }
 
-/// `START-END`, each hexadecimal with `0x` or decimal.
-fn parse_range(text: &str) -> Result<Range<PhysAddr>, String> {
-    let number = |text: &str| match text.strip_prefix("0x") {
+/// Hexadecimal with `0x`, or decimal.
+fn parse_address(text: &str) -> Result<PhysAddr, String> {
+    let number = match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
     };
+    number.map(PhysAddr).map_err(|error| format!("`{text}`: {error}"))
+}
+
+/// `START-END`, each as above.
+fn parse_range(text: &str) -> Result<Range<PhysAddr>, String> {
     let (start, end) = text.split_once('-').ok_or("write it as START-END, such as 0x1000-0x9fc00")?;
-    let bound = |text: &str| number(text).map(PhysAddr).map_err(|error| format!("`{text}`: {error}"));
-    let range = bound(start)?..bound(end)?;
+    let range = parse_address(start)?..parse_address(end)?;
     if range.is_empty() { Err("the end must be above the start".to_owned()) } else { Ok(range) }
 }
 

@@ -7,8 +7,11 @@ mod failure;
 mod info;
 mod input_hash;
 mod interrupt;
+mod linux;
 mod machine;
+mod maps;
 mod progress;
+mod ps;
 mod recover;
 mod scan;
 mod spaces;
@@ -54,6 +57,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
         Verb::Recover(recover) => recover::run(recover),
         Verb::Info(info) => info::run(info),
         Verb::Spaces(spaces) => spaces::run(spaces),
+        Verb::Ps(ps) => ps::run(ps),
+        Verb::Maps(maps) => maps::run(maps),
         Verb::Scan(scan) => scan::run(scan),
         Verb::Devices(devices) => devices::run(devices),
         Verb::Bench(bench) => bench::run(bench),

@@ -111,6 +111,7 @@ fn name(phase: Phase) -> &'static str {
         Phase::Unpack => "unpack",
         Phase::Scan => SCAN,
         Phase::Paging => "paging",
+        Phase::Linux => "linux",
         Phase::Cpython => "cpython",
         Phase::Tensors => "tensors",
         Phase::Write => "write",

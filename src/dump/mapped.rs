@@ -159,10 +159,25 @@ pub enum Absence {
     Unknown,
 }
 
+/// A mapping of a process, whether its image holds the bytes or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its addresses, which are virtual.
+    pub addresses: Range<PhysAddr>,
+    /// Whether it could be read, written and executed.
+    pub access: [bool; 3],
+    /// Whether what the process wrote there was its own; `None` where the image does not say.
+    pub private: Option<bool>,
+    /// What the kernel calls it, as `[heap]`, where the image says.
+    pub name: Option<String>,
+}
+
 /// What is known about a process's mappings, besides the bytes in the image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mappings {
     pub(super) kind: ImageKind,
+    /// All mappings, sorted, as the image lists them.
+    pub(super) segments: Vec<Segment>,
     /// Sorted, without overlap.
     pub(super) files: Vec<FileMapping>,
     /// Ranges that the image should hold but does not; sorted, without overlap.
@@ -178,6 +193,11 @@ fn holder(ranges: &[Range<PhysAddr>], at: PhysAddr) -> Option<&Range<PhysAddr>> 
 }
 
 impl Mappings {
+    /// All mappings, sorted by address; they may overlap where the image contradicts itself.
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
     /// The mapped files, sorted by address.
     pub fn files(&self) -> &[FileMapping] {
         &self.files

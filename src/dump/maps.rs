@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::elf::MAGIC;
-use super::mapped::{FileMapping, ImageKind, MAX_NAME, Mappings, sort_files};
+use super::mapped::{FileMapping, ImageKind, MAX_NAME, Mappings, Segment, sort_files};
 use super::{Contents, DumpErrorKind, MAX_RANGES, MemoryRange, ProcessImage};
 use crate::addr::{FileOffset, PhysAddr};
 
@@ -172,6 +172,7 @@ pub(super) fn parse(copy: &[u8], maps: &str) -> Result<Contents, DumpErrorKind> 
         // All of them: only addresses that are not in the copy are looked up.
         mappings: Mappings {
             kind: ImageKind::Copy,
+            segments: mappings.iter().map(segment).collect(),
             files: files(&mappings),
             left_out: mappings.iter().map(Mapping::addresses).collect(),
             ..Mappings::default()
@@ -192,6 +193,15 @@ pub(super) fn parse(copy: &[u8], maps: &str) -> Result<Contents, DumpErrorKind> 
         }
     }
     Ok(contents)
+}
+
+fn segment(mapping: &Mapping<'_>) -> Segment {
+    Segment {
+        addresses: mapping.addresses(),
+        access: [mapping.readable, mapping.writable, mapping.executable],
+        private: Some(mapping.private),
+        name: mapping.path.starts_with('[').then(|| mapping.path.chars().take(MAX_NAME).collect()),
+    }
 }
 
 /// The mappings of files.

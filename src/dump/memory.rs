@@ -330,6 +330,11 @@ impl PhysicalMemory {
         here.filter_map(move |range| range.part(addresses.clone()))
     }
 
+    /// Bytes of these addresses that are held.
+    pub fn held(&self, addresses: Range<PhysAddr>) -> u64 {
+        self.parts(addresses).map(|part| part.len()).sum()
+    }
+
     /// The ranges that come from the dump itself.
     pub fn own_ranges(&self) -> impl Iterator<Item = &MemoryRange> {
         self.ranges.iter().filter(|range| self.file_at(range.offset.0).is_none())

@@ -40,7 +40,7 @@ use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 pub use error::{DumpError, DumpErrorKind};
 pub use fault::catch_unreadable_pages;
 pub use fill::{FillError, FilledFile, MappedFiles};
-pub use mapped::{Absence, FileKind, FileMapping, ImageKind, Mappings};
+pub use mapped::{Absence, FileKind, FileMapping, ImageKind, Mappings, Segment};
 #[cfg(feature = "gpu")]
 pub(crate) use memory::MemoryKey;
 pub use memory::{FilledPart, MemoryRange, PhysicalMemory, RangeError};

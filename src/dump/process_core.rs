@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 use object::LittleEndian as LE;
 use object::elf::{
-    FileHeader64, NT_AUXV, NT_FILE, NT_PRPSINFO, NT_PRSTATUS, NT_SIGINFO, PF_W, PT_LOAD, PT_NOTE, ProgramHeader64,
+    FileHeader64, NT_AUXV, NT_FILE, NT_PRPSINFO, NT_PRSTATUS, NT_SIGINFO, PF_R, PF_W, PF_X, PT_LOAD, PT_NOTE,
+    ProgramHeader64,
 };
 use object::read::elf::{NoteIterator, ProgramHeader};
 
-use super::mapped::{FileMapping, MAX_NAME, Mappings, sort_files};
+use super::mapped::{FileMapping, MAX_NAME, Mappings, Segment, sort_files};
 use super::memory::joined;
 use super::{MAX_RANGES, ProcessImage};
 use crate::addr::PhysAddr;
@@ -79,7 +80,7 @@ pub(super) fn process(bytes: &[u8], headers: &[ProgramHeader64<LE>]) -> Option<P
 
 /// What the segments say about memory that is not in the file, and about access to mapped files.
 fn absences(size: u64, headers: &[ProgramHeader64<LE>], mut files: Vec<FileMapping>) -> Mappings {
-    let (mut cut, mut left_out, mut access) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut cut, mut left_out, mut access, mut segments) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for header in headers.iter().filter(|h| h.p_type(LE) == PT_LOAD) {
         let (start, in_file) = (header.p_vaddr(LE), header.p_filesz(LE));
         let there = size.saturating_sub(header.p_offset(LE)).min(in_file);
@@ -91,15 +92,21 @@ fn absences(size: u64, headers: &[ProgramHeader64<LE>], mut files: Vec<FileMappi
         if in_file < all {
             left_out.push(end(in_file)..end(all));
         }
-        access.push((PhysAddr(start), end(all), header.p_flags(LE) & PF_W == PF_W));
+        let flags = header.p_flags(LE);
+        access.push((PhysAddr(start), end(all), flags & PF_W == PF_W));
+        if all > 0 && segments.len() < MAX_RANGES {
+            let access = [PF_R, PF_W, PF_X].map(|bit| flags & bit == bit);
+            segments.push(Segment { addresses: PhysAddr(start)..end(all), access, private: None, name: None });
+        }
     }
     access.sort_unstable();
+    segments.sort_by_key(|segment| (segment.addresses.start, segment.addresses.end));
     for file in &mut files {
         let after = access.partition_point(|(start, ..)| *start <= file.addresses.start);
         let segment = after.checked_sub(1).and_then(|index| access.get(index));
         file.writable = segment.filter(|(_, end, _)| file.addresses.start < *end).map(|(.., writable)| *writable);
     }
-    Mappings { files, cut: joined(&cut), left_out: joined(&left_out), ..Mappings::default() }
+    Mappings { files, segments, cut: joined(&cut), left_out: joined(&left_out), ..Mappings::default() }
 }
 
 /// The mapped files that a note lists, and what is wrong with the note. The readable part of a broken note is used.

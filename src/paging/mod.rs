@@ -6,6 +6,7 @@
 mod absent;
 mod cached;
 mod encryption;
+mod pages;
 mod place;
 mod release;
 mod reverse;
@@ -16,6 +17,7 @@ mod tables;
 pub use absent::Gone;
 pub use cached::Cached;
 pub use encryption::find_spaces;
+pub use pages::Residency;
 pub use place::{Placement, place};
 pub use reverse::ReverseMap;
 pub use roots::{Attempt, Discovery, Pointers, Space, SpaceKind, discover};

@@ -7,6 +7,7 @@ use crate::dump::{Absence, FilledPart, PhysicalMemory};
 use crate::signature::Mmu;
 
 use super::absent::Gone;
+use super::pages::Residency;
 use super::tables::PageTables;
 
 /// Why a virtual address could not be read.
@@ -200,6 +201,28 @@ impl AddressSpace {
             Translator::Image => PhysAddr(start.0)..PhysAddr(end.0),
         };
         self.memory.filled(addresses)
+    }
+
+    /// What became of the pages of a range of user addresses; of an image, those that it holds are resident and the others
+    /// missing. `budget` bounds the page tables that are read; `None` when it ran out.
+    pub fn residency(&self, start: VirtAddr, end: VirtAddr, budget: &mut u64) -> Option<Residency> {
+        match self.tables() {
+            Some(tables) => tables.residency(start, end, budget),
+            None => {
+                let resident = self.memory.held(PhysAddr(start.0)..PhysAddr(end.0));
+                let missing = end.0.saturating_sub(start.0).saturating_sub(resident);
+                Some(Residency { resident, swapped: 0, missing })
+            }
+        }
+    }
+
+    /// The mappings of the kernel half, each table read once, sorted by virtual address; an image has none. `budget` bounds
+    /// the tables that are read.
+    pub fn kernel_mappings(&self, budget: u64) -> Vec<Mapping> {
+        match self.tables() {
+            Some(tables) => tables.kernel_mappings(budget),
+            None => Vec::new(),
+        }
     }
 
     /// The mappings of the user half that user mode may reach, sorted by virtual address.

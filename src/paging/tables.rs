@@ -33,8 +33,31 @@ impl<'a> PageTables<'a> {
         Self { memory, mmu, root, levels }
     }
 
+    /// The physical address of the top table.
+    pub(super) fn root(&self) -> PhysAddr {
+        self.root
+    }
+
+    /// Levels of page tables: 4 or 5 on x86-64.
+    pub(super) fn levels(&self) -> u8 {
+        self.levels
+    }
+
+    pub(super) fn memory(&self) -> &'a PhysicalMemory {
+        self.memory
+    }
+
+    pub(super) fn mmu(&self) -> &'a Mmu {
+        self.mmu
+    }
+
+    /// The rules of tables of a level.
+    pub(super) fn rules(&self, level: u8) -> Option<&'a MmuLevel> {
+        self.mmu.level(level)
+    }
+
     /// The first virtual address above the user half.
-    fn user_end(&self) -> u64 {
+    pub(super) fn user_end(&self) -> u64 {
         match self.mmu.level(self.levels) {
             Some(top) => (ENTRIES / 2) << top.shift,
             None => 0,
@@ -209,7 +232,7 @@ pub(super) fn page_address(mmu: &Mmu, rules: &MmuLevel, entry: u64) -> u64 {
 }
 
 /// Appends a page, to the last run where it goes on without a break; `true` if it began a new one.
-fn push(out: &mut Vec<Mapping>, page: Mapping) -> bool {
+pub(super) fn push(out: &mut Vec<Mapping>, page: Mapping) -> bool {
     if let Some(last) = out.last_mut() {
         let follows = last.va.0 + last.len == page.va.0 && last.pa.0 + last.len == page.pa.0;
         if follows && last.executable == page.executable {

@@ -3,6 +3,7 @@
 /// What is looked for, and the rules of page tables.
 pub(super) static SIGNATURES: &[(&str, &str)] = &[
     ("signatures/cpython.toml", include_str!("../../signatures/cpython.toml")),
+    ("signatures/linux.toml", include_str!("../../signatures/linux.toml")),
     ("signatures/pypy.toml", include_str!("../../signatures/pypy.toml")),
     ("signatures/x86_64.toml", include_str!("../../signatures/x86_64.toml")),
 ];

@@ -1,0 +1,75 @@
+//! What `ps` and `maps` share: a dump opened, and the Linux machine in it.
+
+use std::sync::Arc;
+
+use tensorcarve::addr::PhysAddr;
+use tensorcarve::case::Case;
+use tensorcarve::linux::{Machine, NoMachine, Process};
+use tensorcarve::signature::Signatures;
+
+use super::args::{IndexArgs, InputArgs, ProcessArgs, TalkArgs, WorkArgs};
+use super::info::{open, say_warnings};
+use super::progress::{Progress, say_times};
+use super::spaces::{case_options, gpu_warning, in_pool, say_choice, say_index};
+use super::{Failure, Outcome};
+
+/// What a verb works on.
+pub(super) struct Evidence {
+    pub(super) case: Case,
+    /// What was found in the dump of a machine; `None` for a process image.
+    pub(super) machine: Option<Arc<Result<Machine, NoMachine>>>,
+}
+
+/// Opens a dump and lets `work` look at it. Warnings are said at the end, and the outcome is that of a damaged dump where it is
+/// one.
+pub(super) fn run(
+    (input, work_args, index, talk): (&InputArgs, &WorkArgs, &IndexArgs, &TalkArgs),
+    work: impl FnOnce(&Evidence) -> Result<(Outcome, Vec<String>), Failure> + Send,
+) -> Result<Outcome, Failure> {
+    work_args.backend.resolve()?;
+    let signatures = Signatures::load(work_args.signatures.as_deref())?;
+    let progress = Arc::new(Progress::new(talk));
+    let dump = open(input, &progress)?;
+    let is_image = dump.addresses.process().is_some();
+    let case = Case::new(dump, signatures, case_options(work_args, index, &progress));
+    let (outcome, mut warnings, times) = in_pool(work_args.threads, || -> Result<_, Failure> {
+        let machine = if is_image { None } else { Some(case.linux()?) };
+        let times = progress.finish();
+        let (outcome, mut warnings) = work(&Evidence { case: case.clone(), machine })?;
+        if !is_image {
+            let spaces = case.spaces()?;
+            warnings.splice(0..0, spaces.discovery.warnings.iter().chain(&spaces.warnings).cloned());
+        }
+        Ok((outcome, warnings, times))
+    })
+    .flatten()?;
+    let dump = case.dump();
+    dump.memory.check()?;
+    warnings.splice(0..0, dump.warnings.iter().cloned());
+    warnings.extend(gpu_warning());
+    warnings.extend(case.notes());
+    say_warnings(warnings.iter().map(String::as_str), talk);
+    if talk.verbose && !is_image {
+        say_choice(&*case.backend()?);
+        say_index(&*case.spaces()?);
+        say_times(&times);
+    }
+    Ok(if dump.damaged && outcome == Outcome::Found { Outcome::Partly } else { outcome })
+}
+
+impl ProcessArgs {
+    /// Whether the user wants to see this process.
+    pub(super) fn wants(&self, process: &Process) -> bool {
+        self.pid.is_none_or(|pid| process.pid() == pid) && self.root.is_none_or(|root| process.root == Some(root))
+    }
+
+    /// Says which process is not there.
+    pub(super) fn missing(&self) -> Failure {
+        let what = match (self.pid, self.root) {
+            (Some(pid), _) => format!("there is no process {pid} in the dump"),
+            (_, Some(PhysAddr(root))) => format!("there is no process with the root {root:#x} in the dump"),
+            (None, None) => "there is no process in the dump".to_owned(),
+        };
+        Failure::new(what).hint("`tensorcarve ps` lists the processes")
+    }
+}

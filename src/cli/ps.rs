@@ -1,0 +1,320 @@
+//! `ps`: the processes of a Linux machine.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use tensorcarve::addr::{PhysAddr, VirtAddr};
+use tensorcarve::dump::ProcessImage;
+use tensorcarve::linux::{Fact, LayoutSource, Machine, Process, Task};
+use tensorcarve::report::{bytes_in_words, columns, printable};
+
+use super::args::{LineFormat, PsArgs};
+use super::linux::{self, Evidence};
+use super::{Failure, Outcome, stdout};
+
+/// Characters of a command line that the table shows.
+const SHOWN: usize = 80;
+/// How deep the tree is indented, at most.
+const MAX_INDENT: usize = 32;
+
+#[derive(Serialize)]
+struct Document<'a> {
+    processes: &'a [Row],
+    /// Where the offsets in the kernel's structures come from.
+    layout: Option<LayoutSource>,
+    /// The first virtual address at which the kernel shows all physical memory.
+    direct_map: Option<VirtAddr>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    pid: Option<u32>,
+    ppid: Option<u32>,
+    comm: Option<String>,
+    kind: &'static str,
+    exited: Option<bool>,
+    uid: Option<u32>,
+    root: Option<PhysAddr>,
+    cmdline: Option<Vec<String>>,
+    exe: Option<String>,
+    threads: Option<Vec<ThreadRow>>,
+    python: Option<String>,
+    frameworks: Vec<String>,
+    models: usize,
+    rss_bytes: Option<u64>,
+    state: Option<char>,
+    start_time_ns: Option<u64>,
+    /// Whether the kernel's list of processes has it.
+    listed: Option<bool>,
+    task: Option<VirtAddr>,
+    mm: Option<VirtAddr>,
+    /// Where in the kernel's memory each fact stands.
+    addresses: Map<String, Value>,
+    #[serde(skip)]
+    depth: usize,
+}
+
+#[derive(Serialize)]
+struct ThreadRow {
+    tid: u32,
+    comm: String,
+    state: Option<char>,
+    task: VirtAddr,
+}
+
+pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
+    linux::run((&args.input, &args.work, &args.index, &args.talk), |evidence| {
+        let mut warnings = Vec::new();
+        let mut document = Document { processes: &[], layout: None, direct_map: None };
+        let Evidence { case, machine } = evidence;
+        let rows = match machine.as_deref() {
+            Some(Ok(machine)) => {
+                document.layout = Some(machine.layout().source);
+                document.direct_map = Some(machine.kernel().direct_map());
+                warnings.extend(said(machine));
+                rows(machine, args)
+            }
+            Some(Err(reason)) => {
+                warnings.push(reason.to_string());
+                Vec::new()
+            }
+            None => case.dump().addresses.process().map(of_image).into_iter().collect(),
+        };
+        if rows.is_empty() && (args.which.pid.is_some() || args.which.root.is_some()) && warnings.is_empty() {
+            return Err(args.which.missing());
+        }
+        document.processes = &rows;
+        stdout::print(|out| match args.format {
+            LineFormat::Table => out.write_all(table(&rows, args).as_bytes()),
+            LineFormat::Json => {
+                serde_json::to_writer_pretty(&mut *out, &document)?;
+                out.write_all(b"\n")
+            }
+            LineFormat::Jsonl => rows.iter().try_for_each(|row| {
+                serde_json::to_writer(&mut *out, row)?;
+                out.write_all(b"\n")
+            }),
+            LineFormat::Csv => csv(out, &rows),
+        })?;
+        Ok((if rows.is_empty() { Outcome::Nothing } else { Outcome::Found }, warnings))
+    })
+}
+
+/// What an analyst should know about the list of processes.
+fn said(machine: &Machine) -> Vec<String> {
+    let broken = machine.broken_links().iter();
+    let mut said: Vec<String> = broken
+        .map(|link| format!("the kernel's list of tasks is broken at {}: {}", link.address, link.reason))
+        .collect();
+    if machine.layout().source == LayoutSource::Voting {
+        said.push("the kernel's BTF is not in the dump: offsets are those on which its tasks agree".to_owned());
+    }
+    let hidden = machine.processes().iter().filter(|process| !process.is_listed && process.exited() != Some(true));
+    said.extend(hidden.map(|process| {
+        let (pid, task) = (process.pid(), process.leader.address);
+        format!("process {pid} (task at {task}) is not in the kernel's list of processes: it was hidden, or the list changed")
+    }));
+    said
+}
+
+fn rows(machine: &Machine, args: &PsArgs) -> Vec<Row> {
+    let wanted: Vec<&Process> = machine.processes().iter().filter(|process| args.which.wants(process)).collect();
+    let order = if args.tree { tree(&wanted) } else { wanted.into_iter().map(|process| (process, 0)).collect() };
+    order.into_iter().map(|(process, depth)| row(machine, process, depth)).collect()
+}
+
+/// Processes in the order of a tree, each with its depth.
+fn tree<'p>(processes: &[&'p Process]) -> Vec<(&'p Process, usize)> {
+    let pids: HashSet<u32> = processes.iter().map(|process| process.pid()).collect();
+    let mut children: BTreeMap<Option<u32>, Vec<&Process>> = BTreeMap::new();
+    for process in processes {
+        let parent = process.ppid.map(|ppid| ppid.value).filter(|ppid| pids.contains(ppid) && *ppid != process.pid());
+        children.entry(parent).or_default().push(process);
+    }
+    let mut order = Vec::new();
+    let mut todo: Vec<(&Process, usize)> = Vec::new();
+    let mut visit = |from: Option<u32>, children: &mut BTreeMap<Option<u32>, Vec<&'p Process>>| {
+        let add = |todo: &mut Vec<(&'p Process, usize)>, found: Option<Vec<&'p Process>>, depth| {
+            todo.extend(found.into_iter().flatten().rev().map(|process| (process, depth)));
+        };
+        let mut todo = std::mem::take(&mut todo);
+        add(&mut todo, children.remove(&from), 0);
+        while let Some((process, depth)) = todo.pop() {
+            order.push((process, depth));
+            add(&mut todo, children.remove(&Some(process.pid())), depth + 1);
+        }
+    };
+    visit(None, &mut children);
+    // Parents that go round in a circle.
+    while let Some(from) = children.keys().next().copied() {
+        visit(from, &mut children);
+    }
+    order
+}
+
+fn row(machine: &Machine, process: &Process, depth: usize) -> Row {
+    let leader = &process.leader;
+    let threads = process.threads.as_ref().map(|threads| threads.iter().map(thread).collect());
+    Row {
+        pid: Some(process.pid()),
+        ppid: value(&process.ppid),
+        comm: Some(process.comm().to_owned()),
+        kind: if leader.is_kernel { "kernel" } else { "process" },
+        exited: process.exited(),
+        uid: value(&leader.uid),
+        root: process.root,
+        cmdline: machine.command_line(process),
+        exe: machine.executable(process),
+        threads,
+        python: None,
+        frameworks: Vec::new(),
+        models: 0,
+        rss_bytes: machine.resident(process),
+        state: value(&leader.state),
+        start_time_ns: value(&leader.start_time),
+        listed: Some(process.is_listed),
+        task: Some(leader.address),
+        mm: process.mm,
+        addresses: addresses(process),
+        depth,
+    }
+}
+
+fn thread(task: &Task) -> ThreadRow {
+    ThreadRow { tid: task.pid.value, comm: task.comm.value.clone(), state: value(&task.state), task: task.address }
+}
+
+fn value<T: Copy>(fact: &Option<Fact<T>>) -> Option<T> {
+    fact.as_ref().map(|fact| fact.value)
+}
+
+fn addresses(process: &Process) -> Map<String, Value> {
+    let leader = &process.leader;
+    let facts = [
+        ("pid", Some(leader.tgid.address)),
+        ("ppid", process.ppid.as_ref().map(|fact| fact.address)),
+        ("comm", Some(leader.comm.address)),
+        ("uid", leader.uid.as_ref().map(|fact| fact.address)),
+        ("state", leader.state.as_ref().map(|fact| fact.address)),
+        ("start_time_ns", leader.start_time.as_ref().map(|fact| fact.address)),
+        ("mm", leader.mm.as_ref().map(|fact| fact.address)),
+    ];
+    facts.into_iter().filter_map(|(name, address)| Some((name.to_owned(), json!(address?)))).collect()
+}
+
+/// The process that an image is of.
+fn of_image(image: &ProcessImage) -> Row {
+    Row {
+        pid: image.pid,
+        ppid: None,
+        comm: image.comm.clone(),
+        kind: "process",
+        exited: None,
+        uid: None,
+        root: None,
+        cmdline: None,
+        exe: None,
+        threads: None,
+        python: None,
+        frameworks: Vec::new(),
+        models: 0,
+        rss_bytes: None,
+        state: None,
+        start_time_ns: None,
+        listed: None,
+        task: None,
+        mm: None,
+        addresses: Map::new(),
+        depth: 0,
+    }
+}
+
+fn or_unknown<T: ToString>(value: Option<T>) -> String {
+    value.map_or("?".to_owned(), |value| value.to_string())
+}
+
+/// What ps(1) shows as the command: the arguments or, without any, the name in brackets.
+fn command(row: &Row) -> String {
+    let text = match &row.cmdline {
+        Some(arguments) if !arguments.is_empty() => arguments.join(" "),
+        _ => format!("[{}]", row.comm.as_deref().unwrap_or("?")),
+    };
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => printable(text.get(..end).unwrap_or(&text)) + "…",
+        None => printable(&text),
+    }
+}
+
+fn table(rows: &[Row], args: &PsArgs) -> String {
+    let mut lines = Vec::new();
+    for row in rows {
+        let indent = "  ".repeat(row.depth.min(MAX_INDENT));
+        let root = row.root.map_or("-".to_owned(), |root| root.to_string());
+        let rss = row.rss_bytes.map_or("-".to_owned(), bytes_in_words);
+        let state = if row.exited == Some(true) { "ended".to_owned() } else { or_unknown(row.state) };
+        let name = indent + &printable(row.comm.as_deref().unwrap_or("?"));
+        lines.push(vec![
+            or_unknown(row.pid),
+            or_unknown(row.ppid),
+            or_unknown(row.uid),
+            state,
+            rss,
+            root,
+            name,
+            command(row),
+        ]);
+        for thread in row.threads.iter().flatten().filter(|thread| args.threads && Some(thread.tid) != row.pid) {
+            let name = "  ".repeat(row.depth.min(MAX_INDENT)) + "  · " + &printable(&thread.comm);
+            let blank = String::new;
+            let state = or_unknown(thread.state);
+            lines.push(vec![thread.tid.to_string(), blank(), blank(), state, blank(), blank(), name, blank()]);
+        }
+    }
+    columns(&["PID", "PPID", "UID", "STATE", "RSS", "ROOT", "NAME", "COMMAND"], &[0, 1, 2, 4], lines)
+}
+
+fn csv(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
+    let mut csv = csv::Writer::from_writer(out);
+    csv.write_record([
+        "pid",
+        "ppid",
+        "comm",
+        "kind",
+        "exited",
+        "uid",
+        "root",
+        "cmdline",
+        "exe",
+        "threads",
+        "rss_bytes",
+        "state",
+        "start_time_ns",
+        "listed",
+        "task",
+        "mm",
+    ])?;
+    let text = |value: Option<String>| value.unwrap_or_default();
+    for row in rows {
+        csv.write_record([
+            text(row.pid.map(|value| value.to_string())),
+            text(row.ppid.map(|value| value.to_string())),
+            text(row.comm.clone()),
+            row.kind.to_owned(),
+            text(row.exited.map(|value| value.to_string())),
+            text(row.uid.map(|value| value.to_string())),
+            text(row.root.map(|value| value.to_string())),
+            text(row.cmdline.as_ref().map(|arguments| arguments.join(" "))),
+            text(row.exe.clone()),
+            text(row.threads.as_ref().map(|threads| threads.len().to_string())),
+            text(row.rss_bytes.map(|value| value.to_string())),
+            text(row.state.map(|value| value.to_string())),
+            text(row.start_time_ns.map(|value| value.to_string())),
+            text(row.listed.map(|value| value.to_string())),
+            text(row.task.map(|value| value.to_string())),
+            text(row.mm.map(|value| value.to_string())),
+        ])?;
+    }
+    csv.flush()
+}

@@ -1,0 +1,68 @@
+//! Processes that have ended and are in no list any more: what is left of them beside tasks that live.
+//!
+//! The kernel takes all `task_struct`s from slabs: runs of pages with objects of one size, one after another (mm/slub.c). What was
+//! freed stays as it was until another task takes its place.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::kernel::Kernel;
+use super::layout::Layout;
+use super::task::Task;
+use crate::addr::{FRAME_SIZE, VirtAddr};
+
+/// Objects begin at multiples of this, at least (`L1_CACHE_BYTES`).
+const ALIGN: u64 = 64;
+/// What an object may have beside the structure itself, in units of `ALIGN`: registers of vectors, up to 11 KiB with AMX
+/// (`arch_task_struct_size`).
+const MAX_MORE: u64 = 256;
+/// Pages of a slab, as powers of two (`slub_max_order`).
+const ORDERS: std::ops::RangeInclusive<u32> = 0..=3;
+/// The tasks that must stand at multiples of the size in their slab: all but one in this many.
+const TOLERATED: usize = 16;
+/// The bit of `exit_state` that a task has which has ended and was waited for (`EXIT_DEAD` of include/linux/sched.h).
+const DEAD: u32 = 0x10;
+/// Slabs that are looked at.
+const MAX_SLABS: usize = 1 << 16;
+
+/// Leaders of threads that have ended, in the slabs in which the tasks that are known lie.
+pub(super) fn leaders(kernel: &Kernel, layout: &Layout, known: &BTreeSet<VirtAddr>) -> Vec<Task> {
+    let Some((size, slab)) = geometry(layout, known) else { return Vec::new() };
+    let slabs: BTreeSet<u64> = known.iter().map(|task| task.0 & !(slab - 1)).take(MAX_SLABS).collect();
+    let mut ended: BTreeMap<u32, Task> = BTreeMap::new();
+    let places =
+        slabs.into_iter().flat_map(|start| (0..slab / size).map(move |index| start.wrapping_add(index * size)));
+    for address in places.map(VirtAddr).filter(|address| !known.contains(address)) {
+        let exit_state = layout.task.exit_state.and_then(|offset| kernel.u32(address, offset));
+        let Some(mut task) = Task::read(kernel, layout, address) else { continue };
+        let is_leader = task.pid.value != 0 && task.pid.value == task.tgid.value;
+        if exit_state == Some(DEAD) && is_leader && task.mm.is_none() {
+            // Its credentials were freed with it; its parent may have ended since, and another task may be in its place.
+            task.uid = None;
+            task.parent =
+                task.parent.filter(|parent| began(kernel, layout, parent.value) <= began(kernel, layout, address));
+            ended.entry(task.pid.value).or_insert(task);
+        }
+    }
+    ended.into_values().collect()
+}
+
+/// When a task began.
+fn began(kernel: &Kernel, layout: &Layout, task: VirtAddr) -> Option<u64> {
+    kernel.u64(task, layout.task.start_time?)
+}
+
+/// Bytes of an object, and of a slab, by where the tasks that are known lie.
+fn geometry(layout: &Layout, known: &BTreeSet<VirtAddr>) -> Option<(u64, u64)> {
+    let least = layout.sizes.task?.checked_next_multiple_of(ALIGN)?;
+    let sizes = (0..=MAX_MORE).map(|more| least + more * ALIGN);
+    let slabs = ORDERS.rev().map(|order| FRAME_SIZE << order);
+    let fits = |size: u64, slab: u64| {
+        let misplaced = known.iter().filter(|task| !(task.0 & (slab - 1)).is_multiple_of(size)).count();
+        size <= slab && misplaced * TOLERATED <= known.len()
+    };
+    // More than one object must tell the size.
+    let tells = |size: u64, slab: u64| known.iter().any(|task| task.0 & (slab - 1) >= size);
+    slabs
+        .into_iter()
+        .find_map(|slab| sizes.clone().find(|size| fits(*size, slab) && tells(*size, slab)).map(|size| (size, slab)))
+}

@@ -1,0 +1,185 @@
+//! A Linux machine, read without symbols: its processes, their threads and their memory.
+//!
+//! ```text
+//!  page tables ──> direct map ──> pointers to top tables ──> mm_struct ──> owner ──> task list ──> processes
+//!                                        BTF in the dump, or voting: offsets ─┘
+//! ```
+//!
+//! [`Machine::find`] needs the address spaces of a dump and nothing of the kernel that ran: [`Layout`] holds the offsets in its
+//! structures, by the BTF that the kernel keeps of its own types or, where that is lost, by what the tasks of the dump agree on.
+
+mod btf;
+mod ended;
+mod kernel;
+mod layout;
+mod maple;
+mod path;
+mod process;
+mod registers;
+mod task;
+mod vma;
+mod vote;
+
+use std::sync::Arc;
+
+use crate::addr::PhysAddr;
+use crate::dump::PhysicalMemory;
+use crate::paging::Discovery;
+use crate::scan::Backend;
+use crate::signature::Mmu;
+
+use btf::Btf;
+pub use kernel::Kernel;
+pub use layout::{Layout, LayoutSource};
+use path::Paths;
+use process::Memory;
+pub use process::Process;
+pub use registers::Registers;
+use task::Lists;
+pub use task::{BrokenLink, Fact, Task};
+pub use vma::{Mapping, MappingSource, MemoryMap, map_of_image};
+
+/// The signature of the header of a BTF, whose hits [`Machine::find`] wants.
+pub const BTF_SIGNATURE: &str = "linux.btf";
+/// BTFs that are looked at.
+const MAX_BTFS: usize = 1 << 12;
+
+/// Why a dump is not read as that of a Linux machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoMachine {
+    /// The dump is of one process.
+    #[error("the dump is a process image: it does not hold the kernel")]
+    ProcessImage,
+    /// The page tables have no map of all memory, or nothing in memory points to a top table by it.
+    #[error("no direct map of Linux was found in the page tables")]
+    NoDirectMap,
+    /// No BTF reads a process, and the tasks of the dump agree on no layout.
+    #[error("no layout of the kernel's structures reads a process: its BTF is not in the dump, and too few tasks are")]
+    NoLayout,
+}
+
+/// A Linux machine.
+pub struct Machine {
+    kernel: Kernel,
+    layout: Layout,
+    processes: Vec<Process>,
+    broken: Vec<BrokenLink>,
+    registers: Option<registers::Place>,
+}
+
+impl Machine {
+    /// Finds the processes of a machine in its memory.
+    ///
+    /// `btfs` are physical addresses at which a BTF may begin: hits of the signature [`BTF_SIGNATURE`].
+    ///
+    /// # Errors
+    /// It is no Linux, or too little of the kernel's memory is in the dump.
+    pub fn find(
+        memory: &Arc<PhysicalMemory>,
+        mmu: &Arc<Mmu>,
+        discovery: &Discovery,
+        btfs: &[PhysAddr],
+        backend: Backend,
+    ) -> Result<Self, NoMachine> {
+        let (kernel, pointers) = Kernel::find(memory, mmu, discovery, backend).ok_or(NoMachine::NoDirectMap)?;
+        let of_btf = |start: &PhysAddr| {
+            let layout = Layout::of_btf(&Btf::at(memory, *start)?);
+            let owners = task::owners(&kernel, &layout, &pointers);
+            (!owners.is_empty()).then_some((layout, owners))
+        };
+        let by_btf = btfs.iter().take(MAX_BTFS).filter_map(of_btf).max_by_key(|(_, owners)| owners.len());
+        let by_voting = || {
+            let layout = vote::layout(&kernel, &pointers)?;
+            let owners = task::owners(&kernel, &layout, &pointers);
+            (!owners.is_empty()).then_some((layout, owners))
+        };
+        let (layout, seeds) = by_btf.or_else(by_voting).ok_or(NoMachine::NoLayout)?;
+        let mut lists = Lists::new(&kernel, &layout);
+        let leaders = lists.leaders(&seeds);
+        let mut processes: Vec<Process> =
+            leaders.into_iter().map(|(leader, is_listed)| Process::new(&mut lists, leader, is_listed)).collect();
+        let known = processes.iter().flat_map(Process::tasks).map(|task| task.address).collect();
+        let ended = ended::leaders(&kernel, &layout, &known);
+        processes.extend(ended.into_iter().map(|task| Process::new(&mut lists, task, false)));
+        processes.sort_by_key(|process| (process.pid(), process.leader.address));
+        let broken = lists.broken;
+        let users = processes.iter().filter(|process| process.mm.is_some()).flat_map(Process::tasks);
+        let registers = registers::Place::find(&kernel, &layout, users);
+        Ok(Self { kernel, layout, processes, broken, registers })
+    }
+
+    /// The kernel's memory.
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// The offsets by which it is read.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// All processes, by id; threads of the kernel are processes of their own.
+    pub fn processes(&self) -> &[Process] {
+        &self.processes
+    }
+
+    /// The process whose memory has that top table: of several that share it, the first.
+    pub fn process_of(&self, root: PhysAddr) -> Option<&Process> {
+        self.processes.iter().find(|process| process.root == Some(root))
+    }
+
+    /// Links of the kernel's lists that lead nowhere.
+    pub fn broken_links(&self) -> &[BrokenLink] {
+        &self.broken
+    }
+
+    /// What the arguments of a process are, from its own memory; empty for a thread of the kernel, `None` where they can't be
+    /// read.
+    pub fn command_line(&self, process: &Process) -> Option<Vec<String>> {
+        if process.leader.is_kernel { Some(Vec::new()) } else { self.memory_of(process)?.command_line() }
+    }
+
+    /// The environment that a process was started with, from its own memory.
+    pub fn environment(&self, process: &Process) -> Option<Vec<String>> {
+        self.memory_of(process)?.environment()
+    }
+
+    /// The auxiliary vector of a process: pairs of a type (`AT_*`) and a value.
+    pub fn auxiliary_vector(&self, process: &Process) -> Option<Vec<(u64, u64)>> {
+        self.memory_of(process)?.auxiliary_vector()
+    }
+
+    /// The registers that a thread had in user mode; `None` for threads of the kernel, and where they can't be found.
+    pub fn registers(&self, thread: &Task) -> Option<Registers> {
+        self.registers?.read(&self.kernel, &self.layout, thread)
+    }
+
+    /// The path of the program that a process runs.
+    pub fn executable(&self, process: &Process) -> Option<String> {
+        let file = self.kernel.pointer(process.mm?, self.layout.mm.exe_file?)?;
+        Paths::new(&self.kernel, &self.layout, process.leader.address).of_file(file)
+    }
+
+    /// The memory map of a process: by the kernel's records or, where these can't be read, by its page tables.
+    pub fn map(&self, process: &Process) -> Option<MemoryMap> {
+        let (mm, root) = (process.mm?, process.root?);
+        Some(Memory { kernel: &self.kernel, layout: &self.layout, mm, root }.map(process.leader.address))
+    }
+
+    /// The memory map of an address space by its page tables alone.
+    pub fn map_of_root(&self, root: PhysAddr) -> MemoryMap {
+        vma::page_table_map(&self.kernel, root)
+    }
+
+    /// Bytes of a process's memory that are in the dump; shared ones count in each process.
+    pub fn resident(&self, process: &Process) -> Option<u64> {
+        vma::resident(&self.kernel, process.root?)
+    }
+
+    fn memory_of(&self, process: &Process) -> Option<Memory<'_>> {
+        Some(Memory { kernel: &self.kernel, layout: &self.layout, mm: process.mm?, root: process.root? })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,324 @@
+//! Memory maps of processes: what /proc/PID/maps shows (fs/proc/task_mmu.c), and what of it is in the dump.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use super::kernel::Kernel;
+use super::maple;
+use super::path::Paths;
+use super::process::Memory;
+use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
+use crate::dump::{PhysicalMemory, Segment};
+use crate::paging::Residency;
+
+/// Bits of `vm_area_struct.vm_flags` (include/linux/mm.h).
+const READ: u64 = 0x1;
+const WRITE: u64 = 0x2;
+const EXECUTE: u64 = 0x4;
+const MAY_SHARE: u64 = 0x80;
+/// Mappings of a process that are read.
+const MAX_MAPPINGS: usize = 1 << 20;
+/// Bytes of a name that a program gives to memory (`ANON_VMA_NAME_MAX_LEN` of mm/madvise.c), the NUL included.
+const MAX_ANON_NAME: usize = 80;
+/// Bytes of the name of a mapping of the kernel's own, as `[vdso]`.
+const MAX_SPECIAL_NAME: usize = 32;
+/// Page tables and mappings of a process per frame of the dump, and at least, before they are taken for hostile.
+const TABLES_PER_FRAME: u64 = 4;
+const MIN_TABLES: u64 = 1 << 16;
+
+/// Where a mapping is known from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MappingSource {
+    /// The kernel's record of it (`vm_area_struct`), from which the segments of a core are made as well.
+    Vma,
+    /// Pages that the page tables map.
+    PageTables,
+}
+
+/// A run of a process's addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// First address.
+    pub start: VirtAddr,
+    /// First address behind it.
+    pub end: VirtAddr,
+    /// Read, write, execute, and private or shared, as `r-xp`; `?` stands for what is not known.
+    pub permissions: String,
+    /// Where in the file it begins, in bytes; 0 where there is no file.
+    pub offset: Option<u64>,
+    /// The file, or what the kernel calls it, as `[heap]`.
+    pub file: Option<String>,
+    /// What became of its pages; `None` where the page tables could not be counted.
+    pub residency: Option<Residency>,
+    /// Where it is known from.
+    pub source: MappingSource,
+    /// The address of the kernel's record.
+    pub record: Option<VirtAddr>,
+}
+
+/// The memory map of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryMap {
+    /// By address, without overlap.
+    pub mappings: Vec<Mapping>,
+    /// What could not be read, in words.
+    pub problems: Vec<String>,
+}
+
+/// A mapping as the kernel keeps it.
+#[derive(Clone, Copy)]
+struct Record {
+    address: VirtAddr,
+    start: u64,
+    end: u64,
+}
+
+impl Memory<'_> {
+    /// The memory map: the kernel's records, and where some can't be read, what the page tables map there.
+    pub(super) fn map(&self, task: VirtAddr) -> MemoryMap {
+        let mut map = MemoryMap::default();
+        let records = self.records(&mut map.problems);
+        let paths = Paths::new(self.kernel, self.layout, task);
+        let space = self.kernel.user_space(self.root);
+        let mut budget = budget(self.kernel);
+        for record in &records {
+            let residency = space.residency(VirtAddr(record.start), VirtAddr(record.end), &mut budget);
+            map.mappings.push(self.describe(*record, &paths, residency));
+        }
+        if !map.problems.is_empty() {
+            let mapped = from_page_tables(self.kernel, self.root, &mut budget);
+            let is_new = |range: &Mapping| {
+                let after = records.partition_point(|record| record.end <= range.start.0);
+                records.get(after).is_none_or(|record| record.start >= range.end.0)
+            };
+            map.mappings.extend(mapped.into_iter().filter(is_new));
+            map.mappings.sort_by_key(|mapping| mapping.start);
+        }
+        map
+    }
+
+    /// The records of the mappings, sorted, without overlap.
+    fn records(&self, problems: &mut Vec<String>) -> Vec<Record> {
+        let found = if let Some(offset) = self.layout.mm.root {
+            self.in_tree(offset, problems)
+        } else if let Some(offset) = self.layout.mm.mmap {
+            self.in_list(offset, problems)
+        } else {
+            problems.push("the kernel's records of its mappings can't be found".to_owned());
+            Vec::new()
+        };
+        let mut records: Vec<Record> = Vec::new();
+        let mut wrong = 0usize;
+        for record in found {
+            if records.last().is_some_and(|last| record.start < last.end) { wrong += 1 } else { records.push(record) }
+        }
+        if wrong > 0 {
+            problems.push(format!("{wrong} records of mappings overlap others and are left out"));
+        }
+        records
+    }
+
+    fn in_tree(&self, offset: u64, problems: &mut Vec<String>) -> Vec<Record> {
+        let root = self.kernel.u64(self.mm, offset);
+        let Some(tree) = root.and_then(|root| maple::walk(self.kernel, self.layout, root)) else {
+            problems.push("the tree of its mappings can't be read".to_owned());
+            return Vec::new();
+        };
+        let mut unreadable = tree.unreadable;
+        let mut records = Vec::new();
+        for entry in tree.entries {
+            match self.record(entry.value) {
+                // The tree and the record agree, or one of them is not what it was.
+                Some(record) if record.start == entry.first && record.end - 1 == entry.last => records.push(record),
+                _ => unreadable += 1,
+            }
+        }
+        if unreadable > 0 {
+            problems.push(format!("{unreadable} parts of the tree of its mappings can't be read, or contradict it"));
+        }
+        records
+    }
+
+    fn in_list(&self, offset: u64, problems: &mut Vec<String>) -> Vec<Record> {
+        let mut records = Vec::new();
+        let mut seen = HashSet::new();
+        let Some(next) = self.layout.vma.next else { return records };
+        let mut at = self.kernel.u64(self.mm, offset).map(VirtAddr);
+        loop {
+            match at {
+                Some(VirtAddr(0)) => return records,
+                Some(address) if seen.len() < MAX_MAPPINGS && seen.insert(address) => {
+                    let Some(record) = self.record(address) else { break };
+                    records.push(record);
+                    at = self.kernel.u64(address, next).map(VirtAddr);
+                }
+                _ => break,
+            }
+        }
+        problems.push(format!("the list of its mappings can't be followed past the {}th", records.len()));
+        records
+    }
+
+    /// The record at an address, if it can be one of this process.
+    fn record(&self, address: VirtAddr) -> Option<Record> {
+        let of = &self.layout.vma;
+        let (start, end) = (self.kernel.u64(address, of.start?)?, self.kernel.u64(address, of.end?)?);
+        let is_own = self.kernel.pointer(address, of.mm?) == Some(self.mm);
+        let is_sound = start < end && start.is_multiple_of(FRAME_SIZE) && end.is_multiple_of(FRAME_SIZE);
+        (is_own && is_sound).then_some(Record { address, start, end })
+    }
+
+    fn describe(&self, record: Record, paths: &Paths<'_>, residency: Option<Residency>) -> Mapping {
+        let of = &self.layout.vma;
+        let flags = of.flags.and_then(|offset| self.kernel.u64(record.address, offset));
+        let letter = |bit: u64, yes: char, no: char| flags.map_or('?', |flags| if flags & bit != 0 { yes } else { no });
+        let file = of.file.and_then(|offset| self.kernel.u64(record.address, offset));
+        let offset = match file {
+            Some(0) => Some(0),
+            Some(_) => of.pgoff.and_then(|offset| self.kernel.u64(record.address, offset)?.checked_mul(FRAME_SIZE)),
+            None => None,
+        };
+        Mapping {
+            start: VirtAddr(record.start),
+            end: VirtAddr(record.end),
+            permissions: [
+                letter(READ, 'r', '-'),
+                letter(WRITE, 'w', '-'),
+                letter(EXECUTE, 'x', '-'),
+                letter(MAY_SHARE, 's', 'p'),
+            ]
+            .iter()
+            .collect(),
+            offset,
+            file: self.name(record, file.map(VirtAddr), paths),
+            residency,
+            source: MappingSource::Vma,
+            record: Some(record.address),
+        }
+    }
+
+    /// What /proc/PID/maps has in its last column (`get_vma_name`).
+    fn name(&self, record: Record, file: Option<VirtAddr>, paths: &Paths<'_>) -> Option<String> {
+        let anon_name = || {
+            let of = self.kernel.pointer(record.address, self.layout.vma.anon_name?)?;
+            let name = self.kernel.text(of.checked_add(self.layout.anon_name.name?)?, MAX_ANON_NAME)?;
+            Some(String::from_utf8_lossy(&name).into_owned())
+        };
+        if let Some(file) = file.filter(|file| file.0 != 0) {
+            // Shared memory without a file has one that the kernel made; only there a program can give a name.
+            let path = paths.of_file(file);
+            let is_made = path.as_ref().is_some_and(|path| path.ends_with(" (deleted)"));
+            return is_made.then(anon_name).flatten().map(|name| format!("[anon_shmem:{name}]")).or(path);
+        }
+        if let Some(name) = self.special_name(record.address) {
+            return Some(name);
+        }
+        let of = &self.layout.mm;
+        let number = |offset: Option<u64>| self.kernel.u64(self.mm, offset?);
+        if number(of.vdso) == Some(record.start) {
+            return Some("[vdso]".to_owned());
+        }
+        if let (Some(start), Some(end)) = (number(of.start_brk), number(of.brk))
+            && record.start < end
+            && record.end > start
+        {
+            return Some("[heap]".to_owned());
+        }
+        if number(of.start_stack).is_some_and(|at| (record.start..=record.end).contains(&at)) {
+            return Some("[stack]".to_owned());
+        }
+        anon_name().map(|name| format!("[anon:{name}]"))
+    }
+
+    /// The name of a mapping of the kernel's own: `vm_ops->name` is there, and `vm_private_data` is a `vm_special_mapping`.
+    fn special_name(&self, record: VirtAddr) -> Option<String> {
+        let of = &self.layout.vma;
+        let ops = self.kernel.pointer(record, of.ops?)?;
+        self.kernel.pointer(ops, self.layout.vm_ops.name?)?;
+        let special = self.kernel.pointer(record, of.private_data?)?;
+        let name = self.kernel.text(self.kernel.pointer(special, self.layout.special.name?)?, MAX_SPECIAL_NAME)?;
+        name.starts_with(b"[").then(|| String::from_utf8_lossy(&name).into_owned())
+    }
+}
+
+/// The bound of the page tables of a process that are looked at.
+fn budget(kernel: &Kernel) -> u64 {
+    (kernel.memory().size() / FRAME_SIZE).saturating_mul(TABLES_PER_FRAME).saturating_add(MIN_TABLES)
+}
+
+/// Bytes of a process's memory that are in the dump; `None` where its page tables can't be counted.
+pub(super) fn resident(kernel: &Kernel, root: PhysAddr) -> Option<u64> {
+    let space = kernel.user_space(root);
+    Some(space.residency(VirtAddr(0), VirtAddr(u64::MAX), &mut budget(kernel))?.resident)
+}
+
+/// The memory map as the page tables have it: runs of pages that user mode may reach.
+pub(super) fn page_table_map(kernel: &Kernel, root: PhysAddr) -> MemoryMap {
+    MemoryMap { mappings: from_page_tables(kernel, root, &mut budget(kernel)), problems: Vec::new() }
+}
+
+/// The memory map that the image of a process has: its segments, and the files that it names.
+pub fn map_of_image(memory: &PhysicalMemory) -> MemoryMap {
+    let known = memory.mappings();
+    let describe = |segment: &Segment| {
+        let Range { start, end } = segment.addresses.clone();
+        let letter = |has: bool, yes: char| if has { yes } else { '-' };
+        let [read, write, execute] = segment.access;
+        let after = known.files().partition_point(|file| file.addresses.start <= start);
+        let file = after.checked_sub(1).and_then(|index| known.files().get(index));
+        let file = file.filter(|file| start < file.addresses.end);
+        let private = segment.private.or_else(|| Some(!file?.shared?));
+        let resident = memory.held(start..end);
+        let name = segment.name.clone();
+        Mapping {
+            start: VirtAddr(start.0),
+            end: VirtAddr(end.0),
+            permissions: [
+                letter(read, 'r'),
+                letter(write, 'w'),
+                letter(execute, 'x'),
+                private.map_or('?', |private| if private { 'p' } else { 's' }),
+            ]
+            .iter()
+            .collect(),
+            offset: Some(file.map_or(0, |file| file.offset_of(start))),
+            file: name.or_else(|| Some(file?.path.to_string_lossy().into_owned())),
+            residency: Some(Residency { resident, swapped: 0, missing: (end.0 - start.0).saturating_sub(resident) }),
+            source: MappingSource::Vma,
+            record: None,
+        }
+    };
+    MemoryMap { mappings: known.segments().iter().map(describe).collect(), problems: Vec::new() }
+}
+
+fn from_page_tables(kernel: &Kernel, root: PhysAddr, budget: &mut u64) -> Vec<Mapping> {
+    let pages = kernel.user_space(root).user_mappings(budget).unwrap_or_default();
+    let mut mappings: Vec<Mapping> = Vec::new();
+    for page in pages {
+        let permissions = if page.executable { "r?x?" } else { "r?-?" };
+        let resident = kernel.memory().held(page.pa..PhysAddr(page.pa.0.saturating_add(page.len)));
+        let end = VirtAddr(page.va.0.saturating_add(page.len));
+        let here = Residency { resident, swapped: 0, missing: page.len.saturating_sub(resident) };
+        match mappings.last_mut() {
+            Some(last) if last.end == page.va && last.permissions == permissions => {
+                last.end = end;
+                if let Some(sum) = &mut last.residency {
+                    sum.resident += here.resident;
+                    sum.missing += here.missing;
+                }
+            }
+            _ => mappings.push(Mapping {
+                start: page.va,
+                end,
+                permissions: permissions.to_owned(),
+                offset: None,
+                file: None,
+                residency: Some(here),
+                source: MappingSource::PageTables,
+                record: None,
+            }),
+        }
+    }
+    mappings
+}

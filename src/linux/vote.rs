@@ -1,0 +1,246 @@
+//! A layout without BTF: offsets on which the tasks of the dump agree.
+//!
+//! What is known is where memory holds pointers to top tables (`mm_struct.pgd`). The memory's owner points back to it
+//! (`mm_struct.owner`, `task_struct.mm`): three offsets that are the same for every process, and that nothing else agrees on. The
+//! owners are in one list (`task_struct.tasks`) with the first task of the machine, `swapper`, and with `kthreadd`: these names, ids
+//! that differ, and parents give the rest.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use memchr::memmem;
+
+use super::kernel::{Kernel, RootPointer};
+use super::layout::{Layout, LayoutSource};
+use super::task::{COMM_LEN, MAX_PID};
+use crate::addr::{PhysAddr, VirtAddr};
+use crate::paging::VirtualMemory;
+
+/// Bytes of a `task_struct` that are looked at; it has up to 10 KiB.
+const TASK_LEN: u64 = 12 << 10;
+/// Bytes of an `mm_struct` before `pgd`, and after it up to `owner`.
+const MM_BEFORE: u64 = 1 << 10;
+const MM_AFTER: u64 = 3 << 10;
+/// Pointers to top tables that vote, and those to one table.
+const MAX_POINTERS: usize = 1 << 10;
+const MAX_PER_ROOT: usize = 4;
+/// Processes that must agree, at least.
+const MIN_VOTES: usize = 3;
+/// Offsets that are looked into, those with most votes first.
+const MAX_CHAINS: usize = 64;
+/// Tasks of a list, at most and at least.
+const MAX_TASKS: usize = MAX_PID as usize;
+const MIN_TASKS: usize = 8;
+/// Tasks of the list that vote.
+const MAX_SAMPLE: usize = 1 << 12;
+/// Nodes of lists that are looked at in all, and how many of them the reading of a task counts for.
+const MAX_STEPS: usize = 1 << 24;
+const STEPS_PER_TASK: usize = 1 << 7;
+/// Places that are taken for the name of the first task.
+const MAX_PLACES: usize = 64;
+/// One task in this many may be damaged.
+const TOLERATED: usize = 16;
+/// The first task (init/init_task.c, `init_idle` of kernel/sched/core.c adds the processor), and the one that starts kernel threads, whose id is 2 (init/main.c).
+const FIRST_TASK: &[u8] = b"swapper";
+const KERNEL_THREADS: &[u8] = b"kthreadd";
+const KERNEL_THREADS_PID: u32 = 2;
+
+/// Offsets of the three pointers that lead from memory to its owner and back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Chain {
+    /// From `mm_struct.pgd` to `mm_struct.owner`.
+    owner: i64,
+    pgd: u64,
+    mm: u64,
+}
+
+/// Work that is left, so that lists which lie do not make it endless.
+struct Budget(Cell<usize>);
+
+impl Budget {
+    /// Takes some of it; `None` when it ran out.
+    fn spend(&self, steps: usize) -> Option<()> {
+        self.0.set(self.0.get().checked_sub(steps)?);
+        Some(())
+    }
+}
+
+/// The bytes of a structure, from its beginning on.
+struct Bytes(Vec<u8>);
+
+impl Bytes {
+    fn read(kernel: &Kernel, at: VirtAddr, len: u64) -> Self {
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < len {
+            let Some(next) = at.checked_add(bytes.len() as u64) else { break };
+            let Ok(piece) = kernel.bytes_at(next) else { break };
+            let left = (len as usize).saturating_sub(bytes.len());
+            bytes.extend(piece.iter().take(left));
+        }
+        Self(bytes)
+    }
+
+    fn u64(&self, offset: u64) -> Option<u64> {
+        self.0.get(usize::try_from(offset).ok()?..)?.first_chunk().map(|word| u64::from_le_bytes(*word))
+    }
+
+    fn u32(&self, offset: u64) -> Option<u32> {
+        self.0.get(usize::try_from(offset).ok()?..)?.first_chunk().map(|word| u32::from_le_bytes(*word))
+    }
+
+    /// A name of a command: printable characters, then a NUL.
+    fn comm(&self, offset: u64) -> Option<&[u8]> {
+        let start = usize::try_from(offset).ok()?;
+        let field = self.0.get(start..start.checked_add(COMM_LEN)?)?;
+        let name = field.get(..memchr::memchr(0, field)?)?;
+        (name.len() > 1 && name.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ')).then_some(name)
+    }
+}
+
+/// The layout on which the tasks agree: `tasks`, `mm`, `pid`, `tgid`, `comm` and `real_parent`; of
+/// memory `pgd` and `owner`.
+pub(super) fn layout(kernel: &Kernel, pointers: &[RootPointer]) -> Option<Layout> {
+    let budget = Budget(Cell::new(MAX_STEPS));
+    let mut counts: HashMap<PhysAddr, usize> = HashMap::new();
+    let few = pointers.iter().filter(|pointer| {
+        let count = counts.entry(pointer.root).or_default();
+        *count += 1;
+        *count <= MAX_PER_ROOT
+    });
+    let mut votes: BTreeMap<Chain, BTreeMap<PhysAddr, VirtAddr>> = BTreeMap::new();
+    for pointer in few.take(MAX_POINTERS) {
+        for (chain, task) in chains(kernel, pointer.slot) {
+            votes.entry(chain).or_default().insert(pointer.root, task);
+        }
+    }
+    let mut ranked: Vec<(Chain, Vec<VirtAddr>)> =
+        votes.into_iter().map(|(chain, tasks)| (chain, tasks.into_values().collect())).collect();
+    ranked.retain(|(_, tasks)| tasks.len() >= MIN_VOTES);
+    ranked.sort_by_key(|(chain, tasks)| (std::cmp::Reverse(tasks.len()), *chain));
+    // `mm` and `active_mm` are equal in processes, and `mm` is the first of them: it is in the smaller chain.
+    ranked.into_iter().take(MAX_CHAINS).find_map(|(chain, tasks)| {
+        let mut layout = of_tasks(kernel, &tasks, &budget)?;
+        layout.task.mm = Some(chain.mm);
+        layout.mm.pgd = Some(chain.pgd);
+        layout.mm.owner = chain.pgd.checked_add_signed(chain.owner);
+        Some(layout)
+    })
+}
+
+/// The chains that begin at a pointer to a top table, each with the task in it.
+fn chains(kernel: &Kernel, slot: VirtAddr) -> BTreeSet<(Chain, VirtAddr)> {
+    let mut found = BTreeSet::new();
+    let Some(first) = slot.0.checked_sub(MM_BEFORE) else { return found };
+    let around = Bytes::read(kernel, VirtAddr(first), MM_BEFORE + MM_AFTER);
+    let mut seen = HashSet::new();
+    for at in (0..MM_BEFORE + MM_AFTER).step_by(8) {
+        let Some(task) = around.u64(at).map(VirtAddr).filter(|task| task.0.is_multiple_of(8)) else { continue };
+        if kernel.physical(task).is_none() || !seen.insert(task) {
+            continue;
+        }
+        let owner = at.cast_signed() - MM_BEFORE.cast_signed();
+        let bytes = Bytes::read(kernel, task, TASK_LEN);
+        for mm in (0..TASK_LEN).step_by(8) {
+            let Some(memory) = bytes.u64(mm) else { break };
+            let pgd = slot.0.wrapping_sub(memory);
+            // The owner lies in the `mm_struct` as well.
+            if pgd < MM_BEFORE && pgd.checked_add_signed(owner).is_some() {
+                found.insert((Chain { owner, pgd, mm }, task));
+            }
+        }
+    }
+    found
+}
+
+/// The layout of tasks, some of which are known.
+fn of_tasks(kernel: &Kernel, known: &[VirtAddr], budget: &Budget) -> Option<Layout> {
+    let first = known.first()?;
+    let bytes = Bytes::read(kernel, *first, TASK_LEN);
+    (0..TASK_LEN).step_by(8).find_map(|tasks| {
+        // Cheap, and most offsets fail here: what comes next points back.
+        let node = first.checked_add(tasks)?;
+        let next = VirtAddr(bytes.u64(tasks)?);
+        if next == node || kernel.pointer(next, 8) != Some(node) {
+            return None;
+        }
+        let all = ring(kernel, node, tasks, budget)?;
+        let there: HashSet<VirtAddr> = all.iter().copied().collect();
+        let listed = known.iter().filter(|task| there.contains(task)).count();
+        (listed * 2 > known.len()).then(|| of_list(kernel, tasks, &all, budget)).flatten()
+    })
+}
+
+/// What holds the nodes of a list that leads back to its beginning.
+fn ring(kernel: &Kernel, start: VirtAddr, offset: u64, budget: &Budget) -> Option<Vec<VirtAddr>> {
+    let mut found = Vec::new();
+    let mut at = start;
+    while found.len() < MAX_TASKS {
+        budget.spend(1)?;
+        found.push(VirtAddr(at.0.checked_sub(offset)?));
+        let next = kernel.pointer(at, 0)?;
+        if kernel.pointer(next, 8) != Some(at) {
+            return None;
+        }
+        if next == start {
+            return (found.len() >= MIN_TASKS).then_some(found);
+        }
+        at = next;
+    }
+    None
+}
+
+/// The rest of the layout, from the tasks of the list of processes; `None` if it is another list.
+fn of_list(kernel: &Kernel, tasks: u64, all: &[VirtAddr], budget: &Budget) -> Option<Layout> {
+    // The name may stand in more places: a task may lie right before the first one, or another may have that name.
+    let affordable = all.iter().enumerate().take_while(|_| budget.spend(STEPS_PER_TASK).is_some());
+    let places = affordable.flat_map(|(index, task)| {
+        let bytes = Bytes::read(kernel, *task, TASK_LEN);
+        let found: Vec<usize> = memmem::find_iter(&bytes.0, FIRST_TASK).take(MAX_PLACES).collect();
+        found.into_iter().map(move |offset| (index, offset as u64))
+    });
+    places.take(MAX_PLACES).find_map(|(swapper, comm)| {
+        budget.spend(STEPS_PER_TASK.saturating_mul(all.len().min(MAX_SAMPLE)))?;
+        of_first_task(kernel, tasks, all, swapper, comm)
+    })
+}
+
+/// The same where the first task is known, and where its name stands.
+fn of_first_task(kernel: &Kernel, tasks: u64, all: &[VirtAddr], swapper: usize, comm: u64) -> Option<Layout> {
+    // The first task leads the list, and the oldest ones follow.
+    let sample: Vec<VirtAddr> = all.iter().cycle().skip(swapper).take(all.len().min(MAX_SAMPLE)).copied().collect();
+    let bytes: Vec<Bytes> = sample.iter().map(|task| Bytes::read(kernel, *task, TASK_LEN)).collect();
+    let (first, others) = bytes.split_first()?;
+    let tolerated = sample.len() / TOLERATED;
+    let most = |holds: &dyn Fn(&Bytes) -> bool| {
+        let failed = bytes.iter().filter(|task| !holds(task)).take(tolerated + 1).count();
+        failed <= tolerated
+    };
+    let mut threads = others.iter().filter(|task| task.comm(comm) == Some(KERNEL_THREADS));
+    let kthreadd = threads.next().filter(|_| threads.next().is_none())?;
+    if !most(&|task| task.comm(comm).is_some()) {
+        return None;
+    }
+    // Every leader of threads has the same number as id of its thread and of its process, and none has that of another.
+    let pid = (0..TASK_LEN).step_by(4).find(|offset| {
+        let of = |task: &Bytes| task.u32(*offset).filter(|pid| *pid <= MAX_PID && task.u32(*offset + 4) == Some(*pid));
+        let differ = || bytes.iter().filter_map(of).collect::<HashSet<u32>>().len() + tolerated >= bytes.len();
+        of(first) == Some(0) && of(kthreadd) == Some(KERNEL_THREADS_PID) && differ()
+    })?;
+    let there: HashSet<u64> = all.iter().map(|task| task.0).collect();
+    let swapper = sample.first()?.0;
+    // Parents are pointed to by their beginnings: without agreement here, what looks like a task is a part of one.
+    let real_parent = (0..TASK_LEN).step_by(8).find(|offset| {
+        let is_first = |task: &Bytes| task.u64(*offset) == Some(swapper);
+        is_first(first)
+            && is_first(kthreadd)
+            && !most(&is_first)
+            && most(&|task| task.u64(*offset).is_some_and(|parent| there.contains(&parent)))
+    })?;
+    let mut layout = Layout::empty(LayoutSource::Voting);
+    layout.task.tasks = Some(tasks);
+    layout.task.comm = Some(comm);
+    layout.task.pid = Some(pid);
+    layout.task.tgid = Some(pid + 4);
+    layout.task.real_parent = Some(real_parent);
+    Some(layout)
+}

@@ -1,0 +1,114 @@
+//! Pages by virtual address: which of a range are in the dump, and where the kernel half maps physical memory.
+
+use std::collections::{HashSet, VecDeque};
+
+use super::absent::{Gone, hidden_page};
+use super::space::Mapping;
+use super::tables::{ENTRIES, PageTables, is_leaf, page_address, push, table_entries};
+use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
+
+/// What became of the pages of a range of virtual addresses, in bytes. Addresses that no page was ever given to are in none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Residency {
+    /// In the dump.
+    pub resident: u64,
+    /// On a swap device.
+    pub swapped: u64,
+    /// In memory that the dump does not hold, or under a page table that it does not hold.
+    pub missing: u64,
+}
+
+/// A walk of a range under way.
+struct Walk<'b> {
+    range: std::ops::Range<u64>,
+    budget: &'b mut u64,
+    found: Residency,
+}
+
+impl PageTables<'_> {
+    /// The pages of the user half in a range; `budget` bounds the tables that are read, and is used up as they are.
+    /// `None` when it ran out.
+    pub(super) fn residency(&self, start: VirtAddr, end: VirtAddr, budget: &mut u64) -> Option<Residency> {
+        let range = start.0..end.0.min(self.user_end());
+        let mut walk = Walk { range, budget, found: Residency::default() };
+        self.count(self.root(), self.levels(), 0, &mut walk)?;
+        Some(walk.found)
+    }
+
+    fn count(&self, table: PhysAddr, level: u8, base: u64, walk: &mut Walk<'_>) -> Option<()> {
+        let Some(rules) = self.rules(level) else { return Some(()) };
+        *walk.budget = walk.budget.checked_sub(1)?;
+        let range = walk.range.clone();
+        let overlap =
+            |start: u64, size: u64| start.saturating_add(size).min(range.end).saturating_sub(start.max(range.start));
+        let size = 1u64 << rules.shift;
+        let Some(bytes) = self.memory().bytes(table, FRAME_SIZE) else {
+            walk.found.missing += overlap(base, size.saturating_mul(ENTRIES));
+            return Some(());
+        };
+        let first = range.start.saturating_sub(base) >> rules.shift;
+        for (index, entry) in (0..).zip(table_entries(bytes)).skip(first.min(ENTRIES) as usize) {
+            let at = base + (index << rules.shift);
+            if at >= range.end {
+                break;
+            }
+            if entry == 0 {
+                continue;
+            }
+            let within = overlap(at, size);
+            let page = match entry & self.mmu().present {
+                0 => hidden_page(self.memory(), self.mmu(), rules, entry),
+                _ if is_leaf(self.mmu(), rules, entry) => Ok(page_address(self.mmu(), rules, entry)),
+                _ => {
+                    self.count(PhysAddr(entry & self.mmu().address), level - 1, at, walk)?;
+                    continue;
+                }
+            };
+            match page {
+                // Large pages lie in the dump as a whole, or they don't.
+                Ok(page) if self.memory().contains(PhysAddr(page)) => walk.found.resident += within,
+                Ok(_) | Err(Gone::FrameNotInDump { .. } | Gone::Broken { .. } | Gone::OnDevice) => {
+                    walk.found.missing += within;
+                }
+                Err(Gone::Swapped { .. }) => walk.found.swapped += within,
+                Err(Gone::Untouched | Gone::Guard | Gone::Unknown) => {}
+            }
+        }
+        Some(())
+    }
+
+    /// The mappings of the kernel half, each table read once, sorted by virtual address. `budget` bounds the tables, of which
+    /// those of higher levels come first.
+    pub(super) fn kernel_mappings(&self, budget: u64) -> Vec<Mapping> {
+        let mut found = Vec::new();
+        let mut seen = HashSet::new();
+        let mut todo = VecDeque::from([(self.root(), self.levels(), 0u64)]);
+        for _ in 0..budget {
+            let Some((table, level, base)) = todo.pop_front() else { break };
+            let (Some(rules), Some(bytes)) = (self.rules(level), self.memory().bytes(table, FRAME_SIZE)) else {
+                continue;
+            };
+            let is_top = level == self.levels();
+            for (index, entry) in (0..).zip(table_entries(bytes)) {
+                if entry & self.mmu().present == 0 || is_top && index < ENTRIES / 2 {
+                    continue;
+                }
+                let sign = if is_top { self.user_end().wrapping_mul(2).wrapping_neg() } else { 0 };
+                let va = base.wrapping_add(index << rules.shift) | sign;
+                if is_leaf(self.mmu(), rules, entry) {
+                    let pa = PhysAddr(page_address(self.mmu(), rules, entry));
+                    let executable = entry & self.mmu().no_execute == 0;
+                    push(&mut found, Mapping { va: VirtAddr(va), pa, len: 1 << rules.shift, executable });
+                } else {
+                    let next = PhysAddr(entry & self.mmu().address);
+                    // Kernels map some tables (the zero shadow of KASAN) at millions of addresses.
+                    if seen.insert((next, level)) {
+                        todo.push_back((next, level - 1, va));
+                    }
+                }
+            }
+        }
+        found.sort_unstable_by_key(|mapping| mapping.va);
+        found
+    }
+}
