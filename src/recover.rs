@@ -1,36 +1,27 @@
 //! The main job: from a dump to the models in it.
 
+mod pythons;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
-use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
-use crate::cpython::{
-    self, Builtins, Candidate, Holders, Interpreter, LayoutScore, LayoutSource, Modules, Sweeper, UnsoundOffset,
-};
+use crate::addr::{PhysAddr, VirtAddr};
+use crate::cpython::{self, Builtins, Holders, Interpreter, LayoutScore, LayoutSource, Modules};
 use crate::digest::{self, Target};
-use crate::dump::{Addresses, Dump, DumpError, Format, PhysicalMemory, ProcessImage};
+use crate::dump::{Addresses, Dump, DumpError, PhysicalMemory, ProcessImage};
 use crate::mapped;
 use crate::model::{self, Model, Others, Sighting};
-use crate::other_pythons::{self, OtherPython};
-use crate::paging::{self, AddressSpace, Discovery, Placement, SpaceKind};
-use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
+use crate::other_pythons::OtherPython;
+use crate::paging::{AddressSpace, Discovery};
+use crate::scan::Backend;
 use crate::signature::{Mmu, Signatures};
 use crate::tensor::{self, TensorScore};
 
-/// The signatures of CPython's `type` object, or what their names begin with, and of the cookie before what it tells.
-const TYPE_SIGNATURE: &str = "cpython.type";
-const DEBUG_OFFSETS: &str = "cpython.debug_offsets";
-/// The signature of the name of a module that every PyPy has.
-const PYPY_NAME: &str = "pypy.module_name";
-/// Page tables and mappings of a space per frame of the dump, and at least, before it is taken for hostile.
-const MAPPINGS_PER_FRAME: u64 = 4;
-const MIN_MAPPINGS: u64 = 1 << 16;
+pub use pythons::{Pythons, View};
+
 /// Tensors that choose the layout where there is no module.
 const TENSOR_SAMPLE: usize = 1 << 10;
-/// What is wrong with a file without headers that can't be placed.
-const UNPLACED: &str = "more than half of the page tables' targets lie outside of the file: it was written without the holes between the ranges of memory, or cut off; take it in LiME or ELF format, or with the holes as zeros";
-
 /// Everything that was found in a dump.
 pub struct Recovery {
     /// The memory that was searched: that of the dump, with the addresses that were used.
@@ -131,7 +122,7 @@ pub enum RecoverError {
     #[error("the signatures have no [mmu]: no page table can be read without its rules")]
     NoMmu,
     /// No signature of the interpreter.
-    #[error("the signatures have no structure {TYPE_SIGNATURE}: no interpreter can be found without it")]
+    #[error("the signatures have no structure cpython.type: no interpreter can be found without it")]
     NoTypeSignature,
     /// A CPython layout lacks a number.
     #[error(transparent)]
@@ -154,68 +145,21 @@ pub fn recover(
     backend: Backend,
     observer: &dyn Observer,
 ) -> Result<Recovery, RecoverError> {
-    let mmu = signatures.mmu().ok_or(RecoverError::NoMmu)?;
-    signatures.index_of(TYPE_SIGNATURE).ok_or(RecoverError::NoTypeSignature)?;
     let python_layouts = cpython::layouts(signatures)?;
     let torch_layouts = tensor::layouts(signatures)?;
     let key_tables = tensor::key_tables(signatures)?;
     let array_layouts = tensor::array_layouts(signatures)?;
     let script_layouts = model::ScriptLayouts::new(signatures)?;
 
-    let view = match &dump.addresses {
-        Addresses::Physical => of_machine(dump, mmu, signatures, backend, observer),
-        Addresses::Virtual(_) => View {
-            found: one_pass(&dump.memory.searchable(), signatures, backend, observer),
-            memory: dump.memory.clone(),
-            discovery: Discovery::default(),
-            warnings: Vec::new(),
-        },
-    };
-    let View { memory, found, discovery, mut warnings } = view;
-    let (memory, mmu) = (&memory, &discovery.rules(mmu));
-    memory.check()?;
-
-    observer.begin(Phase::Cpython, 0);
-    let spaces: Vec<AddressSpace<'_>> = match &dump.addresses {
-        Addresses::Physical => {
-            discovery.spaces.iter().map(|space| AddressSpace::new(memory, mmu, space.root, space.levels)).collect()
-        }
-        Addresses::Virtual(_) => vec![AddressSpace::of_image(memory)],
-    };
-    let hits = |is_wanted: &dyn Fn(&str) -> bool| -> Vec<Hit> {
-        let hits = found.hits.iter().filter(|hit| signatures.name(hit.signature).is_some_and(is_wanted));
-        hits.copied().collect()
-    };
-    let types = hits(&|name| name.starts_with(TYPE_SIGNATURE));
-    let mut candidates = cpython::candidates(memory, &types, &spaces, &python_layouts);
-    let limit = MAPPINGS_PER_FRAME * found.frames.len() as u64 + MIN_MAPPINGS;
-    let mut other_pythons = other_pythons::python2(&mut candidates, signatures, limit);
-    let of_processes = discovery.spaces.iter().zip(&spaces).filter(|(found, _)| found.kind == SpaceKind::Process);
-    let process_spaces: Vec<AddressSpace<'_>> = match &dump.addresses {
-        Addresses::Physical => of_processes.map(|(_, space)| *space).collect(),
-        Addresses::Virtual(_) => spaces.clone(),
-    };
-    other_pythons.extend(other_pythons::pypys(&process_spaces, &hits(&|name| name == PYPY_NAME), limit));
-    let searched = memory.searchable();
-    let (sweeper, left_out) = Sweeper::new(&searched, backend, &candidates, limit);
-    for root in left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root()) {
-        warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
-    }
-    let unsound = cpython::ask(&mut candidates, &hits(&|name| name == DEBUG_OFFSETS), &sweeper, signatures);
-    warnings
-        .extend(unsound.into_iter().filter_map(|(index, found)| Some(unsound_offsets(candidates.get(index)?, &found))));
-    let (interpreters, unread) = cpython::interpreters(&candidates, &python_layouts, &sweeper, |interpreter| {
-        let types = WantedTypes::new(interpreter, &interpreter.modules(&interpreter.module_types()));
-        let all = [types.python, types.torch, types.optimizers, types.tensors, types.arrays, types.scripts];
-        all.into_iter().flatten().collect()
-    });
-    let unreadable = unread.into_iter().filter_map(|index| candidates.get(index)).map(OtherPython::unreadable);
-    // What looks like CPython in a process of PyPy is its imitation of CPython's C API.
-    let unreadable: Vec<OtherPython> =
-        unreadable.filter(|found| other_pythons.iter().all(|other| other.root != found.root)).collect();
-    other_pythons.extend(unreadable);
-    warnings.extend(other_pythons.iter().map(OtherPython::warning));
-    memory.check()?;
+    let view = View::new(dump, signatures, backend, observer)?;
+    let Pythons { interpreters, other_pythons, warnings, .. } =
+        view.pythons(signatures, backend, observer, |interpreter| {
+            let types = WantedTypes::new(interpreter, &interpreter.modules(&interpreter.module_types()));
+            let all = [types.python, types.torch, types.optimizers, types.tensors, types.arrays, types.scripts];
+            all.into_iter().flatten().collect()
+        })?;
+    let mut warnings = [view.warnings.clone(), warnings].concat();
+    let memory = &view.memory;
     let plain_header = python_layouts.iter().map(|layout| layout.object_size).min().unwrap_or_default();
     let mut processes: Vec<Process> = interpreters
         .par_iter()
@@ -249,91 +193,8 @@ pub fn recover(
     join_others(&mut processes);
     warnings.extend(processes.iter_mut().flat_map(|process| std::mem::take(&mut process.others.warnings)));
     warnings.extend(mapped::sentences(memory, &processes));
-    Ok(Recovery { memory: memory.clone(), discovery, processes, other_pythons, warnings })
-}
-
-/// Memory with the addresses that are used, and what was found in it at first.
-struct View {
-    memory: PhysicalMemory,
-    found: ScanResult,
-    discovery: Discovery,
-    warnings: Vec<String>,
-}
-
-/// Looks at the dump of a machine; where it is a file without headers, finds out the addresses first.
-fn of_machine(dump: &Dump, mmu: &Mmu, signatures: &Signatures, backend: Backend, observer: &dyn Observer) -> View {
-    let look = |memory: &PhysicalMemory| {
-        let mut found = one_pass(memory, signatures, backend, observer);
-        observer.begin(Phase::Paging, 0);
-        let classes = std::mem::take(&mut found.frames);
-        let (classes, discovery) = paging::find_spaces(memory, signatures, mmu, classes, backend);
-        found.frames = classes;
-        (found, discovery)
-    };
-    let mut memory = dump.memory.clone();
-    let mut warnings = Vec::new();
-    let (mut found, mut discovery) = look(&memory);
-    // What lies above a hole that ends at 4 GiB has bit 32 set, which looks like encryption: the better reading counts.
-    if dump.format == Format::Raw && (discovery.encryption_bit.is_some() || !discovery.is_convincing()) {
-        match paging::place(&memory, signatures, backend, &discovery) {
-            Placement::AsItIs => {}
-            Placement::Ranges(ranges) => {
-                if let Ok(placed) = memory.with_ranges(ranges) {
-                    memory = placed;
-                    (found, discovery) = look(&memory);
-                    warnings.push(placed_file(&memory));
-                }
-            }
-            Placement::Unknown => {
-                discovery.is_unplaced = true;
-                warnings.push(UNPLACED.to_owned());
-            }
-        }
-    }
-    warnings.extend(zeros(&memory, &found.frames));
-    View { memory, found, discovery, warnings }
-}
-
-/// Says where the ranges of a file without headers lie.
-fn placed_file(memory: &PhysicalMemory) -> String {
-    let ranges = memory.ranges().iter();
-    let ranges: Vec<String> =
-        ranges.map(|range| format!("{} to {} from offset {} on", range.start, range.end, range.offset)).collect();
-    format!(
-        "offsets in the file are not physical addresses: memory was written without its holes; by its page tables the file holds {}; the rest is left out",
-        ranges.join(", and ")
-    )
-}
-
-/// The one pass over memory.
-fn one_pass(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend, observer: &dyn Observer) -> ScanResult {
-    observer.begin(Phase::Scan, memory.size());
-    scan::scan(memory, signatures, backend, &|bytes| observer.advance(bytes))
-}
-
-/// Says so if most of the dump is one run of zeros: a capture that gave up looks like that.
-fn zeros(memory: &PhysicalMemory, frames: &FrameClasses) -> Option<String> {
-    let mut longest = PhysAddr(0)..PhysAddr(0);
-    let mut run = longest.clone();
-    for (frame, _) in frames.with(ZERO_FRAME) {
-        if frame != run.end {
-            run.start = frame;
-        }
-        run.end = PhysAddr(frame.0 + FRAME_SIZE);
-        if run.end.0 - run.start.0 > longest.end.0 - longest.start.0 {
-            longest = run.clone();
-        }
-    }
-    let len = longest.end.0 - longest.start.0;
-    (len > memory.size() / 2).then(|| {
-        format!(
-            "{} to {} ({} of {} MiB) holds nothing but zeros: free memory, or a capture that gave up (LiME writes zeros when a page takes longer than its `timeout`; `timeout=0` waits)",
-            longest.start,
-            longest.end,
-            len >> 20,
-            memory.size() >> 20
-        )
-    })
+    let (memory, discovery) = (memory.clone(), view.discovery.clone());
+    Ok(Recovery { memory, discovery, processes, other_pythons, warnings })
 }
 
 /// The types of an interpreter whose instances are looked for.
@@ -458,14 +319,6 @@ fn without_table(process: &Process) -> Option<String> {
             "no layout file reads any of the {tried} tensors of the process with `type` at {place}, and they are too few or too damaged to infer a layout from; what is said of each is by the layout {version}, the nearest to the version that its PyTorch gives"
         )
     })
-}
-
-/// Says that what an interpreter tells of itself contradicts itself.
-fn unsound_offsets(candidate: &Candidate<'_>, (address, reason): &(VirtAddr, UnsoundOffset)) -> String {
-    format!(
-        "the CPython whose `type` is at {} is read without its own _Py_DebugOffsets at {address}: in them {reason}",
-        candidate.type_object
-    )
 }
 
 /// Says so if the layout of an interpreter is no known one.

@@ -9,7 +9,7 @@ use tensorcarve::addr::PhysAddr;
 use tensorcarve::dump::{self, MappedFiles, OpenOptions};
 use tensorcarve::scan::BackendChoice;
 
-use super::bench;
+use super::{bench, stack};
 
 const AFTER: &str = "\
 Examples:
@@ -106,6 +106,9 @@ pub(super) enum Verb {
     /// List the address spaces in a dump, by their page-table roots
     #[command(after_help = SPACES_AFTER)]
     Spaces(SpacesArgs),
+    /// Say where the Python code of a process stood: threads, frames, generators
+    #[command(after_help = stack::AFTER)]
+    Stack(stack::StackArgs),
     /// List where signatures match in a dump
     #[command(after_help = SCAN_AFTER)]
     Scan(ScanArgs),

@@ -9,9 +9,11 @@ mod input_hash;
 mod interrupt;
 mod machine;
 mod progress;
+mod python;
 mod recover;
 mod scan;
 mod spaces;
+mod stack;
 mod stdout;
 
 use std::process::ExitCode;
@@ -55,6 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
         Verb::Info(info) => info::run(info),
         Verb::Spaces(spaces) => spaces::run(spaces),
         Verb::Scan(scan) => scan::run(scan),
+        Verb::Stack(stack) => stack::run(stack),
         Verb::Devices(devices) => devices::run(devices),
         Verb::Bench(bench) => bench::run(bench),
     }

@@ -15,6 +15,7 @@ mod modules;
 mod object;
 mod process;
 mod references;
+mod runtime;
 mod sweeper;
 mod text;
 mod types;
@@ -34,4 +35,8 @@ pub use process::{Instances, Interpreter, interpreters};
 pub use sweeper::Sweeper;
 pub(crate) use text::bounded;
 pub use types::{TypeInfo, Types};
+pub use runtime::{
+    Frame, GeneratorState, Repr, Runtime, RuntimeLayout, Suspended, SuspendedKind, Thread, TypeNames, runtime_layouts,
+    wanted_types,
+};
 pub use value::Value;
