@@ -9,7 +9,7 @@ use tensorcarve::addr::PhysAddr;
 use tensorcarve::dump::{self, MappedFiles, OpenOptions};
 use tensorcarve::scan::BackendChoice;
 
-use super::{bench, stack};
+use super::{bench, gc, objects, stack};
 
 const AFTER: &str = "\
 Examples:
@@ -109,6 +109,12 @@ pub(super) enum Verb {
     /// Say where the Python code of a process stood: threads, frames, generators
     #[command(after_help = stack::AFTER)]
     Stack(stack::StackArgs),
+    /// Walk the garbage collector's lists: generations, counts, broken links
+    #[command(after_help = gc::AFTER)]
+    Gc(gc::GcArgs),
+    /// List the Python objects: types with counts, or instances, modules, strings
+    #[command(after_help = objects::AFTER)]
+    Objects(objects::ObjectsArgs),
     /// List where signatures match in a dump
     #[command(after_help = SCAN_AFTER)]
     Scan(ScanArgs),

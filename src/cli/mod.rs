@@ -4,10 +4,12 @@ mod args;
 mod bench;
 mod devices;
 mod failure;
+mod gc;
 mod info;
 mod input_hash;
 mod interrupt;
 mod machine;
+mod objects;
 mod progress;
 mod python;
 mod recover;
@@ -58,6 +60,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
         Verb::Spaces(spaces) => spaces::run(spaces),
         Verb::Scan(scan) => scan::run(scan),
         Verb::Stack(stack) => stack::run(stack),
+        Verb::Gc(gc) => gc::run(gc),
+        Verb::Objects(objects) => objects::run(objects),
         Verb::Devices(devices) => devices::run(devices),
         Verb::Bench(bench) => bench::run(bench),
     }

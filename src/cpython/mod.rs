@@ -32,11 +32,12 @@ pub use modules::{Builtins, Modules, attribute_str, python_version};
 pub(crate) use object::field;
 pub use object::{ObjectError, Objects};
 pub use process::{Instances, Interpreter, interpreters};
+pub use runtime::{
+    BrokenLink, Census, Collector, Frame, Generation, GeneratorState, HeldObject, ImportedModule, ObjectDetails,
+    ObjectRow, Repr, Runtime, RuntimeLayout, Suspended, SuspendedKind, Thread, TypeCount, TypeNames, Unlisted,
+    all_types, runtime_layouts, wanted_types,
+};
 pub use sweeper::Sweeper;
 pub(crate) use text::bounded;
 pub use types::{TypeInfo, Types};
-pub use runtime::{
-    Frame, GeneratorState, Repr, Runtime, RuntimeLayout, Suspended, SuspendedKind, Thread, TypeNames, runtime_layouts,
-    wanted_types,
-};
 pub use value::Value;

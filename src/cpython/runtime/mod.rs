@@ -2,8 +2,11 @@
 //!
 //! [`Runtime::find`] looks for the interpreter states of several interpreters at once, without symbols.
 
+mod census;
 mod code;
+mod details;
 mod frame;
+mod gc;
 mod layout;
 mod names;
 mod repr;
@@ -22,6 +25,9 @@ use self::state::{State, pointer};
 use super::{Interpreter, Modules, Objects, Sweeper, field};
 use crate::addr::VirtAddr;
 
+pub use census::{Census, TypeCount, all_types};
+pub use details::{HeldObject, ImportedModule, ObjectDetails, ObjectRow};
+pub use gc::{BrokenLink, Collector, Generation, Unlisted};
 pub use layout::{RuntimeLayout, runtime_layouts};
 pub use names::TypeNames;
 pub use repr::Repr;
@@ -209,6 +215,16 @@ impl<'i> Runtime<'i> {
 
     fn frames(&self) -> Option<Frames<'_>> {
         Some(Frames { objects: self.objects, layout: &self.layout, types: self.types? })
+    }
+
+    /// The names of its types.
+    pub fn names(&self) -> &TypeNames<'i> {
+        &self.names
+    }
+
+    /// The short representation of an object.
+    pub fn repr(&self, object: VirtAddr) -> String {
+        self.repr.of(object, &self.names)
     }
 
     /// Whether the operating system gave one of its threads this id, as far as the interpreter keeps it.

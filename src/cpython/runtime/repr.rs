@@ -179,13 +179,7 @@ impl<'i> Repr<'i> {
         Some(())
     }
 
-    fn write_elements(
-        &self,
-        object: VirtAddr,
-        brackets: (&str, &str),
-        elements: &[VirtAddr],
-        out: &mut Writing<'_>,
-    ) {
+    fn write_elements(&self, object: VirtAddr, brackets: (&str, &str), elements: &[VirtAddr], out: &mut Writing<'_>) {
         self.write_nested(object, brackets, elements, out, |element, out| self.write(*element, out));
     }
 

@@ -124,13 +124,7 @@ fn before<'o>(
 }
 
 /// Reads the state at an address; `None` if its threads do not point back.
-fn read(
-    objects: &Objects<'_>,
-    layout: &RuntimeLayout,
-    interpreter: VirtAddr,
-    head: i64,
-    back: i64,
-) -> Option<State> {
+fn read(objects: &Objects<'_>, layout: &RuntimeLayout, interpreter: VirtAddr, head: i64, back: i64) -> Option<State> {
     let (previous, next) = (layout.previous_thread?, layout.next_thread?);
     let mut threads = Vec::new();
     let mut seen = HashSet::new();
