@@ -11,11 +11,12 @@ mod pythons;
 mod spaces;
 mod stage;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::addr::PhysAddr;
-use crate::cpython;
+use crate::addr::{PhysAddr, VirtAddr};
+use crate::cpython::{self, Interpreter};
 use crate::dump::{self, Dump, DumpError};
 use crate::linux::{self, Machine, NoMachine};
 use crate::progress::{Observer, Phase, Silent};
@@ -169,6 +170,20 @@ impl Case {
             let backend = self.backend()?.backend;
             Pythons::find(&*self.spaces()?, signatures, backend, recover::wanted_types, &*options.observer)
         })
+    }
+
+    /// The interpreters with the instances of the types that `wanted` picks, instead of those that models are made of. They
+    /// are not kept.
+    ///
+    /// # Errors
+    /// As for [`Case::spaces`].
+    pub fn pythons_with(
+        &self,
+        wanted: impl Fn(&Interpreter) -> BTreeSet<VirtAddr> + Sync,
+    ) -> Result<Pythons, CaseError> {
+        let Inner { signatures, options, .. } = &*self.0;
+        let (spaces, backend) = (self.spaces()?, self.backend()?.backend);
+        Pythons::find(&spaces, signatures, backend, wanted, &*options.observer)
     }
 
     /// The processes with Python, and their models.

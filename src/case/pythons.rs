@@ -28,6 +28,8 @@ pub struct Pythons {
     pub interpreters: Vec<Interpreter>,
     /// Other interpreters, which are not read.
     pub others: Vec<OtherPython>,
+    /// The pages of their processes, for further sweeps.
+    pub sweeper: Sweeper,
     /// The layouts of all known versions.
     pub layouts: Vec<Layout>,
     /// Warnings for the analyst.
@@ -82,7 +84,7 @@ impl Pythons {
         others.extend(unreadable);
         warnings.extend(others.iter().map(OtherPython::warning));
         memory.check()?;
-        Ok(Self { interpreters, others, layouts, warnings })
+        Ok(Self { interpreters, others, sweeper, layouts, warnings })
     }
 }
 

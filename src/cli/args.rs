@@ -10,7 +10,7 @@ use tensorcarve::case::Index;
 use tensorcarve::dump::{self, MappedFiles, OpenOptions};
 use tensorcarve::scan::BackendChoice;
 
-use super::bench;
+use super::{bench, gc, objects, stack};
 
 const AFTER: &str = "\
 Examples:
@@ -133,6 +133,15 @@ pub(super) enum Verb {
     /// List what a process had mapped
     #[command(after_help = MAPS_AFTER)]
     Maps(MapsArgs),
+    /// Say where the Python code of a process stood: threads, frames, generators
+    #[command(after_help = stack::AFTER)]
+    Stack(stack::StackArgs),
+    /// Walk the garbage collector's lists: generations, counts, broken links
+    #[command(after_help = gc::AFTER)]
+    Gc(gc::GcArgs),
+    /// List the Python objects: types with counts, or instances, modules, strings
+    #[command(after_help = objects::AFTER)]
+    Objects(objects::ObjectsArgs),
     /// List where signatures match in a dump
     #[command(after_help = SCAN_AFTER)]
     Scan(ScanArgs),

@@ -4,17 +4,21 @@ mod args;
 mod bench;
 mod devices;
 mod failure;
+mod gc;
 mod info;
 mod input_hash;
 mod interrupt;
 mod linux;
 mod machine;
 mod maps;
+mod objects;
 mod progress;
 mod ps;
+mod python;
 mod recover;
 mod scan;
 mod spaces;
+mod stack;
 mod stdout;
 
 use std::process::ExitCode;
@@ -60,6 +64,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
         Verb::Ps(ps) => ps::run(ps),
         Verb::Maps(maps) => maps::run(maps),
         Verb::Scan(scan) => scan::run(scan),
+        Verb::Stack(stack) => stack::run(stack),
+        Verb::Gc(gc) => gc::run(gc),
+        Verb::Objects(objects) => objects::run(objects),
         Verb::Devices(devices) => devices::run(devices),
         Verb::Bench(bench) => bench::run(bench),
     }

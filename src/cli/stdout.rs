@@ -18,6 +18,18 @@ pub(super) fn print(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Res
     }
 }
 
+/// Writes a document as JSON for people.
+pub(super) fn write_json<T: Serialize>(out: &mut dyn Write, document: &T) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, document)?;
+    out.write_all(b"\n")
+}
+
+/// Writes a value as a line of JSON.
+pub(super) fn write_line<T: Serialize>(out: &mut dyn Write, value: &T) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, value)?;
+    out.write_all(b"\n")
+}
+
 /// Prints a document in the format that the user wants.
 pub(super) fn print_document<T: Serialize>(
     format: PlainFormat,
@@ -25,10 +37,7 @@ pub(super) fn print_document<T: Serialize>(
     table: impl FnOnce(&T) -> String,
 ) -> Result<(), Failure> {
     print(|out| match format {
-        PlainFormat::Json => {
-            serde_json::to_writer_pretty(&mut *out, document)?;
-            out.write_all(b"\n")
-        }
+        PlainFormat::Json => write_json(out, document),
         PlainFormat::Table => out.write_all(table(document).as_bytes()),
     })
 }

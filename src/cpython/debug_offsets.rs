@@ -78,6 +78,8 @@ pub fn ask(
 /// The numbers that an interpreter tells of itself, by their names in layout files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DebugOffsets {
+    /// Where they stand: `_PyRuntime` begins with them.
+    pub(super) runtime: VirtAddr,
     numbers: Vec<(String, i64)>,
 }
 
@@ -100,11 +102,16 @@ impl DebugOffsets {
             // What is no number of 63 bits is too large to be sound.
             let number = |key: &String| Some((key.clone(), at(key)?.try_into().unwrap_or(i64::MAX)));
             let numbers = places.fields.keys().filter(is_told).map(number);
-            Some((Self { numbers: numbers.collect::<Option<_>>()? }, places))
+            Some((Self { runtime: address, numbers: numbers.collect::<Option<_>>()? }, places))
         });
         let Some((offsets, places)) = found else { return Ok(None) };
         offsets.check(places)?;
         Ok(Some(offsets))
+    }
+
+    /// All numbers, by their names in layout files.
+    pub(super) fn numbers(&self) -> &[(String, i64)] {
+        &self.numbers
     }
 
     pub(super) fn get(&self, key: &str) -> Option<i64> {

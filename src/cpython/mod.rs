@@ -15,6 +15,7 @@ mod modules;
 mod object;
 mod process;
 mod references;
+mod runtime;
 mod sweeper;
 mod text;
 mod types;
@@ -31,6 +32,11 @@ pub use modules::{Builtins, Modules, attribute_str, python_version};
 pub(crate) use object::field;
 pub use object::{ObjectError, Objects};
 pub use process::{Instances, Interpreter, interpreters};
+pub use runtime::{
+    BrokenLink, Census, Collector, Frame, Generation, GeneratorState, HeldObject, ImportedModule, ObjectDetails,
+    ObjectRow, Repr, Runtime, RuntimeLayout, Suspended, SuspendedKind, Thread, TypeCount, TypeNames, Unlisted,
+    all_types, runtime_layouts, wanted_types,
+};
 pub use sweeper::Sweeper;
 pub(crate) use text::bounded;
 pub use types::{TypeInfo, Types};

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::candidate::Candidate;
 use super::choice::{LayoutScore, LayoutSource, changes, choose};
+use super::debug_offsets::DebugOffsets;
 use super::infer;
 use super::layout::Layout;
 use super::object::{Objects, field};
@@ -39,6 +40,8 @@ pub struct Interpreter {
     pub types: Types,
     /// The instances of those that were wanted.
     pub instances: Instances,
+    /// What it tells of itself.
+    pub(super) told: Option<DebugOffsets>,
     /// Types by the hash of `__qualname__`: they are asked for by name again and again.
     by_name: HashMap<u64, Vec<VirtAddr>>,
 }
@@ -100,10 +103,10 @@ pub fn interpreters(
             let Some((layout, scores, types)) = choose(candidate, &memory, &slots, tables) else {
                 return Either::Right((slots.len() >= MIN_CLASSES).then_some(index));
             };
-            let type_object = candidate.type_object;
+            let (type_object, told) = (candidate.type_object, candidate.told.clone());
             let (known, instances, by_name) = (Types::new(), Instances::new(), HashMap::new());
             let mut interpreter =
-                Interpreter { index, memory, type_object, layout, scores, types: known, instances, by_name };
+                Interpreter { index, memory, type_object, layout, scores, types: known, instances, told, by_name };
             interpreter.add(types);
             Either::Left(interpreter)
         });

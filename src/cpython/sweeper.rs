@@ -74,11 +74,25 @@ impl Sweeper {
     /// all those that are the type of a live object, and some others. Every frame is looked at once,
     /// however many spaces share it.
     pub fn sweep(&self, wanted: &[BTreeSet<VirtAddr>]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
+        self.sweep_frames(&self.frames, wanted)
+    }
+
+    /// Aligned slots that hold one of `wanted` of their space, in all its pages of data: also in those that can hold no
+    /// object, as structures of the interpreter do.
+    pub fn sweep_all(&self, wanted: &[BTreeSet<VirtAddr>]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
+        self.sweep_frames(&self.reverse.frames(), wanted)
+    }
+
+    fn sweep_frames(
+        &self,
+        frames: &[Range<PhysAddr>],
+        wanted: &[BTreeSet<VirtAddr>],
+    ) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
         let values: Vec<u64> = wanted.iter().flatten().map(|address| address.0).collect();
         let mut found = vec![Vec::new(); wanted.len()];
         // The slot that a space was last asked about, and under how many addresses.
         let mut aliases = vec![(PhysAddr(0), 0); wanted.len()];
-        for (pa, value) in sweep(&self.memory, &self.frames, &PointerSet::new(&values), self.backend, &|_| ()) {
+        for (pa, value) in sweep(&self.memory, frames, &PointerSet::new(&values), self.backend, &|_| ()) {
             for (space, va) in self.reverse.lookup(pa).take(MAX_ALIASES * MAX_ALIASES.max(wanted.len())) {
                 let here = wanted.get(space).zip(found.get_mut(space)).zip(aliases.get_mut(space));
                 if let Some(((wanted, found), (slot, aliases))) = here

@@ -1,0 +1,92 @@
+//! `gc`: the garbage collector's lists.
+
+use std::io::Write;
+
+use clap::Args;
+use serde::Serialize;
+use tensorcarve::cpython::{self, Collector};
+use tensorcarve::report::{columns, printable};
+
+use super::args::LineFormat;
+use super::python::{Documents, ProcessKey, PythonArgs, look};
+use super::{Failure, Outcome, stdout};
+
+pub(super) const AFTER: &str = "\
+Examples:
+  tensorcarve gc memory.lime --root 0xfab2000
+  tensorcarve gc core.4321 --format json | jq .broken
+
+Each list is walked from its head forward and, where a link is broken, backward as well. `unlisted` are
+objects whose links say that a list holds them and that none of the lists does. Free-threaded builds have
+no lists: their objects are counted by the bit that each of them has.";
+
+/// Arguments of `gc`.
+#[derive(Args)]
+pub(super) struct GcArgs {
+    #[command(flatten)]
+    python: PythonArgs,
+}
+
+/// The collector of a process.
+#[derive(Serialize)]
+struct Document {
+    #[serde(flatten)]
+    process: ProcessKey,
+    #[serde(flatten)]
+    collector: Collector,
+}
+
+pub(super) fn run(args: &GcArgs) -> Result<Outcome, Failure> {
+    look(
+        &args.python,
+        cpython::all_types,
+        |process, runtime| {
+            let collector = runtime.collector();
+            let warning = (collector.objects == 0).then(|| format!("{process}: no list of the collector was found"));
+            (Document { process, collector }, warning.into_iter().collect())
+        },
+        |documents| print(args.python.format, documents),
+    )
+}
+
+fn print(format: LineFormat, documents: &Documents<Document>) -> Result<(), Failure> {
+    stdout::print(|out| match format {
+        LineFormat::Table => documents.all().iter().try_for_each(|document| write_table(out, document)),
+        LineFormat::Json => stdout::write_json(out, documents),
+        LineFormat::Jsonl => documents.all().iter().try_for_each(|document| stdout::write_line(out, document)),
+        LineFormat::Csv => write_csv(out, documents.all()),
+    })
+}
+
+fn write_table(out: &mut dyn Write, document: &Document) -> std::io::Result<()> {
+    let Collector { generations, objects, broken, unlisted, .. } = &document.collector;
+    writeln!(out, "{}\n", document.process)?;
+    let rows = generations.iter().map(|generation| {
+        vec![generation.name.to_owned(), generation.objects.to_string(), generation.head.to_string()]
+    });
+    let total = vec!["all".to_owned(), objects.to_string(), String::new()];
+    out.write_all(columns(&["GENERATION", "OBJECTS", "HEAD"], &[1], rows.chain([total])).as_bytes())?;
+    if !broken.is_empty() {
+        let rows = broken.iter().map(|link| vec![link.address.to_string(), link.reason.clone()]);
+        write!(out, "\n{}", columns(&["BROKEN LINK", "REASON"], &[], rows))?;
+    }
+    if !unlisted.is_empty() {
+        let rows = unlisted.iter().map(|found| vec![printable(&found.type_name), found.objects.to_string()]);
+        write!(out, "\n{}", columns(&["IN NO LIST", "OBJECTS"], &[1], rows))?;
+    }
+    writeln!(out)
+}
+
+fn write_csv(out: &mut dyn Write, documents: &[Document]) -> std::io::Result<()> {
+    let mut writer = csv::Writer::from_writer(out);
+    writer.write_record(["pid", "root", "generation", "objects", "head"])?;
+    for Document { process, collector } in documents {
+        for generation in &collector.generations {
+            let pid = process.pid.map(|pid| pid.to_string()).unwrap_or_default();
+            let root = process.root.map(|root| root.to_string()).unwrap_or_default();
+            let numbers = [generation.objects.to_string(), generation.head.to_string()];
+            writer.write_record([pid, root, generation.name.to_owned()].iter().chain(&numbers))?;
+        }
+    }
+    writer.flush()
+}

@@ -1,0 +1,164 @@
+//! What the verbs that look at Python have in common: the dump, its interpreters, and which of them are asked for.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use clap::Args;
+use serde::Serialize;
+use tensorcarve::addr::{PhysAddr, VirtAddr};
+use tensorcarve::case::{Case, Pythons};
+use tensorcarve::cpython::{self, Interpreter, Runtime};
+use tensorcarve::report::printable;
+use tensorcarve::signature::Signatures;
+
+use super::args::{IndexArgs, InputArgs, LineFormat, TalkArgs, WorkArgs};
+use super::info::{open, say_warnings};
+use super::progress::{Progress, say_times};
+use super::spaces::{case_options, gpu_warning, in_pool, say_choice, say_index};
+use super::{Failure, Outcome, say};
+
+/// Arguments of every verb that looks at Python.
+#[derive(Args)]
+pub(in crate::cli) struct PythonArgs {
+    #[command(flatten)]
+    input: InputArgs,
+    /// Look at this process only
+    #[arg(long, value_name = "PID")]
+    pid: Option<u32>,
+    /// Look only at the process with this page-table root
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_root, conflicts_with = "pid")]
+    root: Option<PhysAddr>,
+    #[command(flatten)]
+    work: WorkArgs,
+    #[command(flatten)]
+    index: IndexArgs,
+    /// What to print
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub(in crate::cli) format: LineFormat,
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+/// Which process a document is about.
+#[derive(Clone, Debug, Serialize)]
+pub(in crate::cli) struct ProcessKey {
+    pub(in crate::cli) pid: Option<u32>,
+    pub(in crate::cli) root: Option<PhysAddr>,
+    pub(in crate::cli) python: Option<String>,
+}
+
+impl fmt::Display for ProcessKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pid = self.pid.map(|pid| format!(" {pid}")).unwrap_or_default();
+        let root = self.root.map(|root| format!(" with the root {root}")).unwrap_or_default();
+        write!(f, "process{pid}{root}, Python {}", printable(self.python.as_deref().unwrap_or("?")))
+    }
+}
+
+/// What was found in the processes that were asked for.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(in crate::cli) enum Documents<T> {
+    /// Of the process that was named, or of the only one that there can be.
+    One(T),
+    /// Of all Python processes.
+    All {
+        /// One document for each of them.
+        processes: Vec<T>,
+    },
+}
+
+impl<T> Documents<T> {
+    pub(in crate::cli) fn all(&self) -> &[T] {
+        match self {
+            Self::One(document) => std::slice::from_ref(document),
+            Self::All { processes } => processes,
+        }
+    }
+}
+
+/// The address of a root: hexadecimal with `0x`, or decimal.
+fn parse_root(text: &str) -> Result<PhysAddr, String> {
+    parse_address(text).map(PhysAddr)
+}
+
+/// An address: hexadecimal with `0x`, or decimal.
+pub(in crate::cli) fn parse_address(text: &str) -> Result<u64, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map_err(|error| format!("{error}; write it as 0xfab2000"))
+}
+
+/// Looks at the Pythons of a dump: `describe` each process that is asked for, `print` what it gave.
+///
+/// `wanted` picks the types whose instances are needed.
+pub(in crate::cli) fn look<T: Send>(
+    args: &PythonArgs,
+    wanted: impl Fn(&Interpreter) -> BTreeSet<VirtAddr> + Sync + Send,
+    describe: impl Fn(ProcessKey, &Runtime<'_>) -> (T, Vec<String>) + Sync,
+    print: impl FnOnce(&Documents<T>) -> Result<(), Failure>,
+) -> Result<Outcome, Failure> {
+    args.work.backend.resolve()?;
+    let signatures = Signatures::load(args.work.signatures.as_deref())?;
+    let progress = Arc::new(Progress::new(&args.talk));
+    let dump = open(&args.input, &progress)?;
+    let is_image = dump.addresses.process().is_some();
+    let tables = cpython::runtime_layouts(&signatures).map_err(Failure::new)?;
+    let case = Case::new(dump, signatures, case_options(&args.work, &args.index, &progress));
+    let dump = case.dump();
+    let (mut found, mut warnings, choice) = in_pool(args.work.threads, || -> Result<_, Failure> {
+        let (spaces, linux) = (case.spaces()?, case.linux()?);
+        let Pythons { interpreters, sweeper, warnings, .. } = case.pythons_with(&wanted)?;
+        let mut warnings = [spaces.warnings.clone(), spaces.discovery.warnings.clone(), warnings].concat();
+        let mut found = Vec::new();
+        for runtime in Runtime::find(&interpreters, &sweeper, &tables) {
+            let interpreter = runtime.interpreter();
+            let root = interpreter.space().root();
+            let of_kernel = linux.as_ref().as_ref().ok().and_then(|machine| machine.process_of(root?));
+            let of_image = dump.addresses.process().and_then(|process| process.pid);
+            let key = ProcessKey {
+                pid: of_image.or(of_kernel.map(tensorcarve::linux::Process::pid)),
+                root,
+                python: cpython::python_version(&interpreter.objects(), runtime.modules()),
+            };
+            // Without its pid a process is known by the ids of its threads, of which the first has the same.
+            let is_pid = |pid: u32| key.pid.map_or_else(|| runtime.has_thread(pid.into()), |known| known == pid);
+            if args.pid.is_none_or(is_pid) && args.root.is_none_or(|root| key.root == Some(root)) {
+                let (document, more) = describe(key, &runtime);
+                found.push(document);
+                warnings.extend(runtime.warnings().into_iter().chain(more));
+            }
+        }
+        spaces.memory.check()?;
+        Ok((found, warnings, case.backend()?))
+    })
+    .flatten()
+    .inspect_err(|_| drop(progress.finish()))?;
+    let times = progress.finish();
+    warnings.splice(0..0, dump.warnings.iter().cloned());
+    warnings.extend(case.notes());
+    say_warnings(warnings.iter().map(String::as_str).chain(gpu_warning().as_deref()), &args.talk);
+    if args.talk.verbose {
+        say_choice(&choice);
+        say_index(&*case.spaces()?);
+        say_times(&times);
+    }
+    if found.is_empty() {
+        say("no CPython found that was asked for: `tensorcarve recover -v` says what was found on the way");
+    }
+    let is_found = !found.is_empty();
+    let is_one = found.len() == 1 && (is_image || args.pid.is_some() || args.root.is_some());
+    let documents = match found.pop() {
+        Some(document) if is_one => Documents::One(document),
+        last => Documents::All { processes: found.into_iter().chain(last).collect() },
+    };
+    print(&documents)?;
+    Ok(match (is_found, dump.damaged) {
+        (false, _) => Outcome::Nothing,
+        (true, true) => Outcome::Partly,
+        (true, false) => Outcome::Found,
+    })
+}

@@ -1,0 +1,246 @@
+//! Short representations of objects: bounded, safe for a terminal, and as Python's own for plain values.
+
+use std::cell::Cell;
+
+use super::layout::RuntimeLayout;
+use super::names::TypeNames;
+use super::text::{decimal, float, printable, quoted_bytes, quoted_str};
+use crate::addr::VirtAddr;
+use crate::cpython::{Builtins, Interpreter, Modules, ObjectError, Objects, field};
+
+/// Characters of a representation, and of one text in it. What is left out is an ellipsis.
+const MAX_CHARACTERS: usize = 400;
+const MAX_TEXT: usize = 200;
+/// Elements of one container that are shown.
+const MAX_ELEMENTS: usize = 100;
+/// How deep containers are looked into.
+const MAX_DEPTH: usize = 6;
+/// Digits of 30 bits in the largest integer that is written out.
+const MAX_DIGITS: u64 = 40;
+/// Bytes that are read for all representations of an interpreter together: a large container can be a local of every frame.
+const MAX_READ: u64 = 1 << 28;
+/// Bytes of an entry of a dictionary or a set.
+const ENTRY: u64 = 24;
+/// Stands for what is left out.
+const ELLIPSIS: &str = "…";
+
+/// Types whose values are written as Python writes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plain {
+    Str,
+    Bytes,
+    Int,
+    Bool,
+    Float,
+    Tuple,
+    List,
+    Dict,
+    Set,
+    FrozenSet,
+}
+
+/// Their names in the module `builtins`.
+const PLAIN: [(&str, Plain); 10] = [
+    ("str", Plain::Str),
+    ("bytes", Plain::Bytes),
+    ("int", Plain::Int),
+    ("bool", Plain::Bool),
+    ("float", Plain::Float),
+    ("tuple", Plain::Tuple),
+    ("list", Plain::List),
+    ("dict", Plain::Dict),
+    ("set", Plain::Set),
+    ("frozenset", Plain::FrozenSet),
+];
+
+/// Writes objects of one interpreter.
+pub struct Repr<'i> {
+    objects: Objects<'i>,
+    layout: RuntimeLayout,
+    plain: Vec<(VirtAddr, Plain)>,
+    /// Objects that there is one of: `None`, `Ellipsis`, `NotImplemented`.
+    singletons: Vec<(VirtAddr, &'static str)>,
+    /// What may still be read, in bytes.
+    left: Cell<u64>,
+}
+
+/// A representation that is being written.
+struct Writing<'n> {
+    names: &'n TypeNames<'n>,
+    text: String,
+    /// Characters that there is room for.
+    left: usize,
+    /// The containers around.
+    around: Vec<VirtAddr>,
+}
+
+impl Writing<'_> {
+    fn push(&mut self, text: &str) {
+        for character in text.chars() {
+            match self.left {
+                0 => return,
+                1 => self.text.push_str(ELLIPSIS),
+                _ => self.text.push(character),
+            }
+            self.left -= 1;
+        }
+    }
+}
+
+impl<'i> Repr<'i> {
+    /// For the objects of an interpreter with these imported modules.
+    pub fn new(interpreter: &'i Interpreter, modules: &Modules, layout: &RuntimeLayout) -> Self {
+        let objects = interpreter.objects();
+        let builtins = modules.get("builtins").and_then(|dict| objects.str_dict(*dict).ok()).unwrap_or_default();
+        let item = |name: &str| builtins.iter().find(|(known, _)| known == name).map(|(_, object)| *object);
+        let plain = PLAIN.into_iter().filter_map(|(name, plain)| Some((item(name)?, plain))).collect();
+        let named = ["Ellipsis", "NotImplemented"].into_iter().filter_map(|name| Some((item(name)?, name)));
+        let none = Builtins::new(&objects, modules).none.map(|none| (none, "None"));
+        let singletons = named.chain(none).collect();
+        Self { objects, layout: layout.clone(), plain, singletons, left: Cell::new(MAX_READ) }
+    }
+
+    /// The representation of an object; one whose type can't be read is `<? at 0x…>`.
+    pub fn of(&self, object: VirtAddr, names: &TypeNames<'_>) -> String {
+        let mut writing = Writing { names, text: String::new(), left: MAX_CHARACTERS, around: Vec::new() };
+        self.write(object, &mut writing);
+        writing.text
+    }
+
+    fn write(&self, object: VirtAddr, out: &mut Writing<'_>) {
+        if let Some((_, name)) = self.singletons.iter().find(|(known, _)| *known == object) {
+            return out.push(name);
+        }
+        let type_object = self.objects.type_of(object).ok();
+        let plain = self.plain.iter().find(|(known, _)| Some(*known) == type_object).map(|(_, plain)| *plain);
+        let is_written = plain.is_some_and(|plain| self.write_plain(object, plain, out).is_some());
+        if !is_written {
+            let name = type_object.map_or_else(|| "?".to_owned(), |found| out.names.name(found));
+            out.push(&format!("<{} at {object}>", printable(&name)));
+        }
+    }
+
+    /// Writes a plain value; `None` if it can't be read or is too large, and nothing was written then.
+    fn write_plain(&self, object: VirtAddr, plain: Plain, out: &mut Writing<'_>) -> Option<()> {
+        let (objects, layout) = (&self.objects, self.objects.layout());
+        match plain {
+            Plain::Str => {
+                self.take(objects.word(object, layout.str_length).ok()?)?;
+                out.push(&quoted_str(&objects.str(object).ok()?, MAX_TEXT));
+            }
+            Plain::Bytes => {
+                let length = objects.word(object, self.layout.bytes_size?).ok()?;
+                let mut shown = vec![0; length.min(MAX_TEXT as u64) as usize];
+                objects.memory().read(field(object, self.layout.bytes_data?), &mut shown).ok()?;
+                out.push(&quoted_bytes(&shown, shown.len() as u64 == length));
+            }
+            Plain::Int => out.push(&self.int(object)?),
+            Plain::Bool => out.push(if objects.int(object).ok()? == Some(0) { "False" } else { "True" }),
+            Plain::Float => out.push(&float(objects.float(object).ok()?)),
+            Plain::Tuple => {
+                let elements = self.counted(object, layout.tuple_size, || objects.tuple(object))?;
+                let close = if elements.len() == 1 { ",)" } else { ")" };
+                self.write_elements(object, ("(", close), &elements, out);
+            }
+            Plain::List => {
+                let elements = self.counted(object, layout.list_size, || objects.list(object))?;
+                self.write_elements(object, ("[", "]"), &elements, out);
+            }
+            Plain::Set | Plain::FrozenSet => {
+                let elements = self.counted(object, layout.set_mask, || objects.set(object))?;
+                match (elements.is_empty(), plain) {
+                    (true, Plain::Set) => out.push("set()"),
+                    (true, _) => out.push("frozenset()"),
+                    (false, Plain::Set) => self.write_elements(object, ("{", "}"), &elements, out),
+                    (false, _) => self.write_elements(object, ("frozenset({", "})"), &elements, out),
+                }
+            }
+            Plain::Dict => {
+                let items = self.counted(object, layout.dict_used, || objects.dict(object))?;
+                self.write_nested(object, ("{", "}"), &items, out, |(key, value), out| {
+                    self.write(*key, out);
+                    out.push(": ");
+                    self.write(*value, out);
+                });
+            }
+        }
+        Some(())
+    }
+
+    /// What `read` gives for a container that counts its elements at an offset, if there is room to read them.
+    fn counted<T>(&self, object: VirtAddr, count: i64, read: impl Fn() -> Result<T, ObjectError>) -> Option<T> {
+        self.take(self.objects.word(object, count).ok()?.saturating_mul(ENTRY))?;
+        read().ok()
+    }
+
+    /// Takes so many bytes from what may be read; `None` if there are not that many.
+    fn take(&self, bytes: u64) -> Option<()> {
+        self.left.set(self.left.get().checked_sub(bytes)?);
+        Some(())
+    }
+
+    fn write_elements(&self, object: VirtAddr, brackets: (&str, &str), elements: &[VirtAddr], out: &mut Writing<'_>) {
+        self.write_nested(object, brackets, elements, out, |element, out| self.write(*element, out));
+    }
+
+    /// Writes what is in a container; one that holds itself is three dots, as Python has it.
+    fn write_nested<T>(
+        &self,
+        object: VirtAddr,
+        (open, close): (&str, &str),
+        elements: &[T],
+        out: &mut Writing<'_>,
+        write: impl Fn(&T, &mut Writing<'_>),
+    ) {
+        out.push(open);
+        if out.around.contains(&object) {
+            out.push("...");
+            return out.push(close.trim_start_matches(','));
+        }
+        if out.around.len() >= MAX_DEPTH && !elements.is_empty() {
+            out.push(ELLIPSIS);
+            return out.push(close);
+        }
+        out.around.push(object);
+        for (at, element) in elements.iter().enumerate() {
+            if out.left == 0 {
+                break;
+            }
+            if at > 0 {
+                out.push(", ");
+            }
+            if at >= MAX_ELEMENTS {
+                out.push(ELLIPSIS);
+                break;
+            }
+            write(element, out);
+        }
+        out.around.pop();
+        out.push(close);
+    }
+
+    /// An `int` in decimal digits; `None` if it is too large for that.
+    fn int(&self, object: VirtAddr) -> Option<String> {
+        if let Some(value) = self.objects.int(object).ok()? {
+            return Some(value.to_string());
+        }
+        let layout = self.objects.layout();
+        let (count, is_negative) = match layout.int_lv_tag {
+            Some(tag) => {
+                let tag = self.objects.word(object, tag).ok()?;
+                (tag >> 3, tag & 3 == 2)
+            }
+            None => {
+                let size = self.objects.word(object, layout.int_ob_size?).ok()?.cast_signed();
+                (size.unsigned_abs(), size < 0)
+            }
+        };
+        if count > MAX_DIGITS {
+            return None;
+        }
+        let mut bytes = vec![0; 4 * count as usize];
+        self.objects.memory().read(field(object, layout.int_digits), &mut bytes).ok()?;
+        let digits = bytes.as_chunks().0.iter().map(|digit| u32::from_le_bytes(*digit)).collect();
+        Some(format!("{}{}", if is_negative { "-" } else { "" }, decimal(digits)))
+    }
+}
