@@ -45,12 +45,12 @@ fn process_cells(process: &Process) -> Vec<String> {
     vec![process_name(process), version(process.python_version.as_ref()), torch]
 }
 
-/// What tells a process from others: the root of its page tables or, in its image, its id and command.
+/// How a process is named: by its id and command where they are known, else by the root of its page tables.
 pub fn process_name(process: &Process) -> String {
     match (process.root, process.pid, &process.comm) {
-        (Some(root), ..) => root.to_string(),
-        (None, Some(pid), Some(comm)) => format!("{pid} {}", short(comm)),
-        (None, Some(pid), None) => pid.to_string(),
+        (_, Some(pid), Some(comm)) => format!("{pid} {}", short(comm)),
+        (_, Some(pid), None) => pid.to_string(),
+        (Some(root), None, _) => root.to_string(),
         (None, None, Some(comm)) => short(comm),
         (None, None, None) => "?".to_owned(),
     }

@@ -183,6 +183,7 @@ fn runtime(python: &Python, version: &str, told: &Layout, is_running: bool) -> u
             ("runtime_state.interpreters_head", _) => 0x700,
             ("interpreter_state.threads_head", _) => 0x108,
             ("interpreter_state.imports_modules", _) => 0x210,
+            ("interpreter_state.next", _) => 0x100,
             ("thread_state.interp", _) => 0x18,
             ("debug_offsets.free_threaded", _) => u64::from(version.ends_with("free-threaded")),
             ("debug_offsets.version", _) => 0x0300_00f0 | u64::from(super::synthetic::minor(version)) << 16,
