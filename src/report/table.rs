@@ -44,13 +44,13 @@ fn process_cells(process: &Process) -> Vec<String> {
     vec![process_name(process), version(process.python_version.as_ref()), torch]
 }
 
-/// What tells a process from others: the root of its page tables or, in its image, its id and command.
+/// What tells a process from others: its id and command or, where these are not known, the root of its page tables.
 pub fn process_name(process: &Process) -> String {
-    match (process.root, process.pid, &process.comm) {
-        (Some(root), ..) => root.to_string(),
-        (None, Some(pid), Some(comm)) => format!("{pid} {}", short(comm)),
-        (None, Some(pid), None) => pid.to_string(),
-        (None, None, Some(comm)) => short(comm),
+    match (process.pid, &process.comm, process.root) {
+        (Some(pid), Some(comm), _) => format!("{pid} {}", short(comm)),
+        (Some(pid), None, _) => pid.to_string(),
+        (None, _, Some(root)) => root.to_string(),
+        (None, Some(comm), None) => short(comm),
         (None, None, None) => "?".to_owned(),
     }
 }
