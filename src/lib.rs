@@ -28,6 +28,8 @@
 //! stay share a kernel half, and map themselves. Now every hit can be asked: is there an address
 //! space in which the address that you hold leads to where you were found? That is `type`.
 //!
+//! [`linux`] reads the kernel's own structures without symbols: which processes ran, and what each had mapped.
+//!
 //! [`cpython`] sweeps the pages of those spaces for `type`'s address: that finds all types. Of the
 //! layouts of all Python versions the one wins that can read them. A second sweep finds all
 //! objects of the types that matter.
