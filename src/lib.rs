@@ -28,6 +28,8 @@
 //! share a kernel half and map themselves. Each hit is then checked against every address space: if the address that it
 //! holds translates to where it was found, it is `type`.
 //!
+//! [`linux`] reads the kernel's own structures without symbols: which processes ran, and what each had mapped.
+//!
 //! [`cpython`] sweeps the pages of these address spaces for the address of `type`, which finds all types. Of the
 //! layouts of all Python versions, the one that reads them best is used. A second sweep finds all objects of the
 //! relevant types.

@@ -113,6 +113,18 @@ fn processes_are_those_that_ps_listed() {
 }
 
 #[test]
+fn what_has_ended_is_found_where_its_task_is_still_there() {
+    let case = Case::open(DUMPS[0]).unwrap();
+    let machine = case.machine(&case.btfs);
+    let ended = machine.processes().iter().filter(|process| process.exited() == Some(true));
+    let ended: Vec<(u32, &str)> = ended.map(|process| (process.pid(), process.comm())).collect();
+    // What the guest ran on its way from ps(1) to the capture.
+    for process in [(292, "mount"), (296, "ls"), (298, "cp")] {
+        assert!(ended.contains(&process), "{process:?} {ended:?}");
+    }
+}
+
+#[test]
 fn without_btf_the_tasks_agree_on_a_layout() {
     for case in DUMPS.iter().filter_map(|name| Case::open(name)) {
         let (by_btf, machine) = (case.machine(&case.btfs), case.machine(&[]));
@@ -183,7 +195,7 @@ fn overwritten_memory_is_survived() {
         // A word in so many is another one from nearby: pointers then lead to wrong but valid places.
         for word in 1..damaged.len() / 8 - 1024 {
             random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-            if (random >> 33) % 4096 == 0 {
+            if (random >> 33).is_multiple_of(4096) {
                 let from = (word + (random >> 50) as usize % 1024) * 8;
                 damaged.copy_within(from..from + 8, word * 8);
             }

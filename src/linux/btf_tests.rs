@@ -39,7 +39,7 @@ impl Builder {
     /// A structure or union; members are name, type and offset in bits.
     fn structure(&mut self, name: &str, kind: u32, has_bit_fields: bool, size: u32, members: &[(&str, u32, u32)]) {
         let members: Vec<u32> = members.iter().flat_map(|(name, of, bits)| [self.string(name), *of, *bits]).collect();
-        let info = kind << 24 | u32::from(has_bit_fields) << 31 | members.len() as u32 / 3;
+        let info = kind << 24 | u32::from(has_bit_fields) << 31 | (members.len() as u32 / 3);
         self.add(name, info, size, &members);
     }
 

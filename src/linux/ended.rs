@@ -12,9 +12,10 @@ use crate::addr::{FRAME_SIZE, VirtAddr};
 
 /// Objects begin at multiples of this, at least (`L1_CACHE_BYTES`).
 const ALIGN: u64 = 64;
-/// What an object may have beside the structure itself, in units of `ALIGN`: registers of vectors, up to 11 KiB with AMX
-/// (`arch_task_struct_size`).
-const MAX_MORE: u64 = 256;
+/// The structure ends with the registers of vectors, for which it has room of a page; an object has as many as the processor has, up
+/// to 11 KiB with AMX (`arch_task_struct_size` of arch/x86/kernel/process.c, `union fpregs_state`).
+const MAX_LESS: u64 = FRAME_SIZE;
+const MAX_MORE: u64 = 8 << 10;
 /// Pages of a slab, as powers of two (`slub_max_order`).
 const ORDERS: std::ops::RangeInclusive<u32> = 0..=3;
 /// The tasks that must stand at multiples of the size in their slab: all but one in this many.
@@ -53,8 +54,8 @@ fn began(kernel: &Kernel, layout: &Layout, task: VirtAddr) -> Option<u64> {
 
 /// Bytes of an object, and of a slab, by where the tasks that are known lie.
 fn geometry(layout: &Layout, known: &BTreeSet<VirtAddr>) -> Option<(u64, u64)> {
-    let least = layout.sizes.task?.checked_next_multiple_of(ALIGN)?;
-    let sizes = (0..=MAX_MORE).map(|more| least + more * ALIGN);
+    let size = layout.sizes.task.filter(|size| (2 * MAX_LESS..1 << 20).contains(size))?.next_multiple_of(ALIGN);
+    let sizes = (size - MAX_LESS..=size + MAX_MORE).step_by(ALIGN as usize);
     let slabs = ORDERS.rev().map(|order| FRAME_SIZE << order);
     let fits = |size: u64, slab: u64| {
         let misplaced = known.iter().filter(|task| !(task.0 & (slab - 1)).is_multiple_of(size)).count();

@@ -199,7 +199,7 @@ fn two_leaves() -> Memory {
 }
 
 /// The root's lower bits say that it is a node.
-const ROOT: u64 = BASE + 0x1000 | ARANGE | 2;
+const ROOT: u64 = (BASE + 0x1000) | ARANGE | 2;
 
 #[test]
 fn a_tree_gives_its_entries_in_order() {

@@ -67,6 +67,7 @@ impl Truth {
         assert_eq!(classes(found.iter().map(|(_, model)| *model).collect()), classes(victims.iter().collect()));
         for victim in victims {
             let (process, model) = found.iter().find(|(_, model)| model["class"] == victim["class"]).unwrap();
+            assert_eq!((&process["pid"], process["comm"].as_str()), (&victim["pid"], Some("python3")));
             for part in ["python", "torch"] {
                 assert_eq!(process[part]["version"], victim[part], "version of {part}");
             }
