@@ -144,16 +144,16 @@ def record():
     threads = [{"name": native.get(i, (None, None))[0], "tid": native.get(i, (None, None))[1], "frames": describe(f)}
                for i, f in sys._current_frames().items() if i != me]
     truth = {"pid": os.getpid(), "version": sys.version, "threads": threads, "suspended": suspended_rows(kept)}
-    del threads, native
+    # As text, because it would be counted otherwise.
+    text = json.dumps(truth)
+    del threads, native, truth
     gc.collect()
     gc.disable()
     gens = [len(gc.get_objects(generation=i)) for i in range(3)]
     counter = Counter(map(type, gc.get_objects()))
-    truth["gc"] = gens
-    truth["types"] = {full_name(t): n for t, n in counter.items()}
-    del counter
-    text = json.dumps(truth)
-    del truth
+    names = {full_name(t): n for t, n in counter.items()}
+    text = text[:-1] + ", " + json.dumps({"gc": gens, "types": names})[1:]
+    del counter, names
     with open(out + ".tmp", "w") as f:
         f.write(text)
     os.rename(out + ".tmp", out)

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::Runtime;
 use super::state::pointer;
 use crate::addr::VirtAddr;
-use crate::cpython::field;
+use crate::cpython::{ObjectError, field};
 
 /// Bits of a link that are flags: objects are aligned to 8 bytes at least.
 const FLAGS: u64 = 3;
@@ -23,6 +23,8 @@ const MAX_BROKEN: usize = 1 << 10;
 const STARTS: usize = 1 << 12;
 /// Generations, and the names of their heads: that of objects that are never collected comes last.
 const GENERATIONS: usize = 3;
+/// Bytes of a pointer.
+const POINTER: i64 = 8;
 const NAMES: [&str; 4] = ["0", "1", "2", "permanent"];
 
 /// A list of the collector.
@@ -50,13 +52,13 @@ pub struct BrokenLink {
 pub struct Collector {
     /// Its lists; none in a free-threaded build, or where no head was found.
     pub generations: Vec<Generation>,
-    /// Objects that it keeps track of.
+    /// Objects in its lists.
     pub objects: usize,
     /// What is wrong with the lists, up to a thousand links.
     pub broken: Vec<BrokenLink>,
     /// Objects by type that say that they are in a list and are in none.
     pub unlisted: Vec<Unlisted>,
-    /// The objects, in the order of the lists.
+    /// All objects that it keeps track of: in the order of the lists, then those that are in none.
     #[serde(skip)]
     pub tracked: Vec<VirtAddr>,
 }
@@ -102,8 +104,10 @@ impl Runtime<'_> {
             generations.push(Generation { name, objects: walk.tracked.len() - before, head });
         }
         let unlisted = if generations.is_empty() { Vec::new() } else { self.unlisted(&walk.seen) };
-        let Walk { tracked, broken, .. } = walk;
-        Collector { generations, objects: tracked.len(), broken, unlisted, tracked }
+        let Walk { mut tracked, broken, .. } = walk;
+        let (objects, by_type) = (tracked.len(), self.by_type(&unlisted));
+        tracked.extend(unlisted);
+        Collector { generations, objects, broken, unlisted: by_type, tracked }
     }
 
     /// The objects of a free-threaded build whose bit is set.
@@ -151,63 +155,81 @@ impl Runtime<'_> {
         self.is_collected(object).then_some(object)
     }
 
+    /// The object behind links in a list: one of a known type, or whose neighbours lead back to it.
+    fn listed(&self, node: VirtAddr) -> Option<VirtAddr> {
+        let object = field(node, self.layout.gc_head_size?);
+        (self.is_collected(object) || self.is_linked(node)).then_some(object)
+    }
+
+    /// Whether both neighbours of a node lead back to it.
+    fn is_linked(&self, node: VirtAddr) -> bool {
+        let is_set = |link: &VirtAddr| link.0 != 0;
+        self.next(node).filter(is_set).is_some_and(|next| self.previous(next) == Some(node))
+            && self.previous(node).filter(is_set).is_some_and(|previous| self.next(previous) == Some(node))
+    }
+
     /// Whether this could be the head of a list: its neighbours, or itself, lead back to it.
     fn is_head(&self, at: VirtAddr) -> bool {
-        let (next, previous) = (self.next(at), self.previous(at));
-        let leads_back = next.is_some_and(|next| next.0 != 0 && self.previous(next) == Some(at))
-            && previous.is_some_and(|previous| previous.0 != 0 && self.next(previous) == Some(at));
-        leads_back && self.object(at).is_none()
+        self.is_linked(at) && self.object(at).is_none()
     }
 
     /// The heads of the generations, and that of the permanent one, if it was found.
     fn heads(&self) -> Vec<VirtAddr> {
         let Some(step) = self.layout.gc_generation_size else { return Vec::new() };
-        let at = |base: VirtAddr, count: usize| field(base, step.wrapping_mul(count as i64));
-        let are_heads = |base: VirtAddr| (0..GENERATIONS).all(|count| self.is_head(at(base, count)));
-        // Up to 3.13 a pointer to the youngest generation follows the three; the permanent one is behind it.
-        let names_itself = |base: VirtAddr| self.objects.pointer(at(base, GENERATIONS), 0) == Ok(base);
         let mut seen = [HashSet::new(), HashSet::new()];
         let types = self.interpreter.module_types();
         let modules = types.iter().filter_map(|found| self.interpreter.instances.get(found)).flatten();
         // A module that was freed leaves links behind that lead nowhere.
-        let is_linked = |node: &VirtAddr| self.next(*node).is_some_and(|next| self.previous(next) == Some(*node));
-        for start in modules.filter_map(|module| self.links(*module)).filter(is_linked).take(STARTS) {
-            let Some(head) = self.head_of(start, &mut seen) else { continue };
-            let before = (0..=GENERATIONS).map(|count| field(head, step.wrapping_mul(-(count as i64))));
-            // The list of a module that is never collected is the permanent one.
-            let behind_pointer = field(head, -8 - step.wrapping_mul(GENERATIONS as i64));
-            let bases: Vec<VirtAddr> = before.chain([behind_pointer]).filter(|base| are_heads(*base)).collect();
-            let Some(base) = bases.iter().find(|base| names_itself(**base)).or(bases.last()) else { continue };
-            let permanent = at(*base, GENERATIONS);
-            let permanent = if names_itself(*base) { field(permanent, 8) } else { permanent };
-            let generations = (0..GENERATIONS).map(|count| at(*base, count));
-            return generations.chain(Some(permanent).filter(|head| self.is_head(*head))).collect();
-        }
-        Vec::new()
+        let nodes = modules.filter_map(|module| self.links(*module)).filter(|node| self.is_linked(*node));
+        let youngest = nodes.take(STARTS).find_map(|start| {
+            let [after, before] = &mut seen;
+            let forward = self.youngest_by(start, step, after, |node| self.next(node));
+            forward.or_else(|| self.youngest_by(start, step, before, |node| self.previous(node)))
+        });
+        let Some(youngest) = youngest else { return Vec::new() };
+        let at = |count: usize| field(youngest, step.wrapping_mul(count as i64));
+        let behind = pointer_behind(youngest, step);
+        let permanent = if self.names_itself(youngest, step) { field(behind, POINTER) } else { at(GENERATIONS) };
+        let permanent = Some(permanent).filter(|head| self.is_head(*head));
+        (0..GENERATIONS).map(at).chain(permanent).collect()
     }
 
-    /// The head of the list that a node is in, looked for forward and, where that breaks off, backward.
-    fn head_of(&self, start: VirtAddr, seen: &mut [HashSet<VirtAddr>; 2]) -> Option<VirtAddr> {
-        let [after, before] = seen;
-        self.head_by(start, after, |node| self.next(node))
-            .or_else(|| self.head_by(start, before, |node| self.previous(node)))
-    }
-
-    /// The first head that a walk from a node comes to; `None` where others have been before.
-    fn head_by(
+    /// The head of the youngest generation, from an object in any list: the walk comes to the head of that list. `None` where
+    /// it breaks off, or where others have been before.
+    fn youngest_by(
         &self,
         start: VirtAddr,
+        step: i64,
         seen: &mut HashSet<VirtAddr>,
-        step: impl Fn(VirtAddr) -> Option<VirtAddr>,
+        following: impl Fn(VirtAddr) -> Option<VirtAddr>,
     ) -> Option<VirtAddr> {
         let mut node = start;
-        while seen.len() < MAX_OBJECTS && self.object(node).is_some() && seen.insert(node) {
-            node = step(node).filter(|next| next.0 != 0)?;
-            if self.is_head(node) {
-                return Some(node);
+        while seen.len() < MAX_OBJECTS && self.listed(node).is_some() && seen.insert(node) {
+            node = following(node).filter(|next| next.0 != 0)?;
+            if self.is_head(node)
+                && let Some(youngest) = self.youngest(node, step)
+            {
+                return Some(youngest);
             }
         }
         None
+    }
+
+    /// The head of the youngest generation, from any of the heads.
+    fn youngest(&self, head: VirtAddr, step: i64) -> Option<VirtAddr> {
+        let are_heads =
+            |base: &VirtAddr| (0..GENERATIONS).all(|count| self.is_head(field(*base, step.wrapping_mul(count as i64))));
+        let before = (0..=GENERATIONS).map(|count| field(head, step.wrapping_mul(-(count as i64))));
+        // The list of a module that is never collected is the permanent one, behind a pointer.
+        let span = step.wrapping_mul(GENERATIONS as i64).wrapping_add(POINTER);
+        let behind_pointer = [field(head, -span), field(head, 4 - POINTER - span)];
+        let bases: Vec<VirtAddr> = before.chain(behind_pointer).filter(are_heads).collect();
+        bases.iter().find(|base| self.names_itself(**base, step)).or(bases.last()).copied()
+    }
+
+    /// Whether a pointer to the youngest generation follows the three, as up to 3.13; the permanent one is behind it.
+    fn names_itself(&self, youngest: VirtAddr, step: i64) -> bool {
+        self.objects.pointer(pointer_behind(youngest, step), 0) == Ok(youngest)
     }
 
     /// Walks a list forward from its head and, where that breaks off, backward as well.
@@ -221,8 +243,9 @@ impl Runtime<'_> {
             if next == head {
                 break true;
             }
-            let Some(object) = self.object(next) else {
-                walk.complain(last, format!("its next link leads to {next}, where no object's links are"));
+            let Some(object) = self.listed(next) else {
+                let why = self.why_not(next);
+                walk.complain(last, format!("its next link leads to {next}, {why}"));
                 break false;
             };
             if self.previous(next) != Some(last) {
@@ -243,8 +266,9 @@ impl Runtime<'_> {
         }
         let mut node = self.previous(head);
         while let Some(at) = node.filter(|at| *at != head) {
-            let Some(object) = self.object(at) else {
-                walk.complain(at, "a previous link leads here, where no object's links are".to_owned());
+            let Some(object) = self.listed(at) else {
+                let why = self.why_not(at);
+                walk.complain(at, format!("a previous link leads here, {why}"));
                 break;
             };
             if walk.tracked.len() >= MAX_OBJECTS || !walk.seen.insert(at) {
@@ -255,22 +279,42 @@ impl Runtime<'_> {
         }
     }
 
+    /// Why there is no object in a list at a node.
+    fn why_not(&self, node: VirtAddr) -> String {
+        match self.objects.pointer(node, self.layout.gc_next.unwrap_or_default()) {
+            Err(ObjectError::Fault(fault)) => format!("which can't be read: {}", self.objects.memory().explain(fault)),
+            _ => "where no object's links are".to_owned(),
+        }
+    }
+
     /// Swept objects whose links say that they are in a list, and that are in none of those seen.
-    fn unlisted(&self, seen: &HashSet<VirtAddr>) -> Vec<Unlisted> {
+    fn unlisted(&self, seen: &HashSet<VirtAddr>) -> Vec<VirtAddr> {
+        let swept = self.interpreter.instances.values().flatten().chain(self.interpreter.types.keys());
+        let is_unlisted = |object: &&VirtAddr| {
+            let node = self.links(**object).filter(|node| !seen.contains(node));
+            let next = node.and_then(|node| self.next(node)).filter(|next| next.0 != 0);
+            next.is_some_and(|next| self.previous(next) == node) && self.is_collected(**object)
+        };
+        let mut unlisted: Vec<VirtAddr> = swept.filter(is_unlisted).copied().collect();
+        unlisted.sort_unstable();
+        unlisted.dedup();
+        unlisted
+    }
+
+    /// How many objects of each type there are.
+    fn by_type(&self, objects: &[VirtAddr]) -> Vec<Unlisted> {
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-        for (type_object, instances) in &self.interpreter.instances {
-            let is_unlisted = |object: &&VirtAddr| {
-                let Some(node) = self.links(**object).filter(|node| !seen.contains(node)) else { return false };
-                let next = self.next(node).filter(|next| next.0 != 0);
-                self.is_collected(**object) && next.is_some_and(|next| self.previous(next) == Some(node))
-            };
-            let count = instances.iter().filter(is_unlisted).count();
-            if count > 0 {
-                *counts.entry(self.names.name(*type_object)).or_default() += count;
-            }
+        for type_object in objects.iter().filter_map(|object| self.objects.type_of(*object).ok()) {
+            *counts.entry(self.names.name(type_object)).or_default() += 1;
         }
         counts.into_iter().map(|(type_name, objects)| Unlisted { type_name, objects }).collect()
     }
+}
+
+/// Where the pointer behind the generations stands; there are builds in which these are aligned to 4 bytes only.
+fn pointer_behind(youngest: VirtAddr, step: i64) -> VirtAddr {
+    let end = field(youngest, step.wrapping_mul(GENERATIONS as i64));
+    VirtAddr(end.0.checked_next_multiple_of(POINTER.cast_unsigned()).unwrap_or(end.0))
 }
 
 fn without_flags(link: VirtAddr) -> VirtAddr {
