@@ -107,7 +107,8 @@ fn print(format: LineFormat, documents: &Documents<Document>) -> Result<(), Fail
     stdout::print(|out| match format {
         LineFormat::Table => documents.all().iter().try_for_each(|document| {
             let (headings, rows) = rows(&document.found, &printable);
-            let numbers: Vec<usize> = (0..headings.len()).filter(|at| NUMBERS.contains(&headings[*at])).collect();
+            let numbered = headings.iter().enumerate().filter(|(_, heading)| NUMBERS.contains(heading));
+            let numbers: Vec<usize> = numbered.map(|(at, _)| at).collect();
             let headings: Vec<String> = headings.iter().map(|heading| heading.to_uppercase()).collect();
             let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
             writeln!(out, "{}\n\n{}", document.process, columns(&headings, &numbers, rows))
