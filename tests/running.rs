@@ -55,8 +55,8 @@ impl Image {
     }
 
     /// A copy of the memory with some words changed.
-    fn with_words(&self, words: &[(u64, u64)]) -> PathBuf {
-        let copy = self.folder.path().join("changed");
+    fn with_words(&self, words: &[(u64, u64)]) -> tempfile::TempPath {
+        let copy = tempfile::NamedTempFile::new_in(self.folder.path()).unwrap().into_temp_path();
         fs::copy(self.memory(), &copy).unwrap();
         let file = File::options().write(true).open(&copy).unwrap();
         for (address, word) in words {
@@ -248,6 +248,7 @@ fn the_collectors_lists_have_as_many_objects_as_python_says() {
         let truths: Vec<u64> = list(&image.truth, "gc").iter().map(|count| count.as_u64().unwrap()).collect();
         // Writing the truth made some young objects, and dropped a few old ones.
         let allowed = [200, 0, 16];
+        assert!(counts.len() >= allowed.len(), "{:?} {counts:?}", image.python);
         for ((count, truth), allowed) in counts.iter().zip(&truths).zip(allowed) {
             assert!(count.abs_diff(*truth) <= allowed, "{:?} {counts:?} {truths:?}", image.python);
         }
