@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::TempDir;
 
 /// The program with its first arguments.
 fn tensorcarve(arguments: &[&str]) -> Command {
@@ -55,11 +55,12 @@ impl Image {
     }
 
     /// A copy of the memory with some words changed.
-    fn with_words(&self, words: &[(u64, u64)]) -> NamedTempFile {
-        let copy = NamedTempFile::new_in(self.folder.path()).unwrap();
-        fs::copy(self.memory(), copy.path()).unwrap();
+    fn with_words(&self, words: &[(u64, u64)]) -> tempfile::TempPath {
+        let copy = tempfile::NamedTempFile::new_in(self.folder.path()).unwrap().into_temp_path();
+        fs::copy(self.memory(), &copy).unwrap();
+        let file = File::options().write(true).open(&copy).unwrap();
         for (address, word) in words {
-            copy.as_file().write_all_at(&word.to_le_bytes(), self.offset(*address)).unwrap();
+            file.write_all_at(&word.to_le_bytes(), self.offset(*address)).unwrap();
         }
         copy
     }
@@ -247,6 +248,7 @@ fn the_collectors_lists_have_as_many_objects_as_python_says() {
         let truths: Vec<u64> = list(&image.truth, "gc").iter().map(|count| count.as_u64().unwrap()).collect();
         // Writing the truth made some young objects, and dropped a few old ones.
         let allowed = [200, 0, 16];
+        assert!(counts.len() >= allowed.len(), "{:?} {counts:?}", image.python);
         for ((count, truth), allowed) in counts.iter().zip(&truths).zip(allowed) {
             assert!(count.abs_diff(*truth) <= allowed, "{:?} {counts:?} {truths:?}", image.python);
         }
@@ -260,8 +262,7 @@ fn types_have_as_many_objects_as_python_says() {
         let types = list(&found, "types");
         let count = |name: &str| {
             let found = types.iter().find(|found| found["name"] == name);
-            // Python itself knows only those that the collector tracks.
-            found.map_or(0, |found| found["count"].as_u64().unwrap() - found["untracked"].as_u64().unwrap())
+            found.map_or(0, |found| found["count"].as_u64().unwrap())
         };
         for (name, truth) in image.truth["types"].as_object().unwrap() {
             let (count, truth) = (count(name), truth.as_u64().unwrap());
@@ -302,7 +303,7 @@ fn rings_of_frames_and_broken_lists_end() {
         let [first, second, third, ..] = frames[..] else { panic!("{thread}") };
         // The link of the second frame to the third leads back to the first.
         let link = (second..).step_by(8).find(|at| image.word(*at) == third).unwrap();
-        let ring = image.ask_of(image.with_words(&[(link, first)]).path(), &["stack", "--locals"]);
+        let ring = image.ask_of(&image.with_words(&[(link, first)]), &["stack", "--locals"]);
         let thread = list(&ring, "threads").iter().find(|thread| thread["name"] == "closure").unwrap();
         assert_eq!(list(thread, "frames").len(), 2, "{:?} {thread}", image.python);
         assert!(thread["problem"].as_str().unwrap().contains("go round"), "{thread}");
@@ -312,7 +313,7 @@ fn rings_of_frames_and_broken_lists_end() {
         let head = address(&oldest["head"]);
         let nodes: Vec<u64> = std::iter::successors(Some(head), |node| Some(image.word(*node) & !3)).take(9).collect();
         for target in [nodes[8], 0, head + 8, 0xdead_0000_0000_0000] {
-            let broken = image.ask_of(image.with_words(&[(nodes[8], target)]).path(), &["gc"]);
+            let broken = image.ask_of(&image.with_words(&[(nodes[8], target)]), &["gc"]);
             assert!(!list(&broken, "broken").is_empty(), "{broken}");
             // The other way round all of them are found.
             assert_eq!(broken["objects"].as_u64().unwrap(), all, "{:?} {target:#x}", image.python);
@@ -340,7 +341,7 @@ fn damaged_memory_is_no_reason_to_fail() {
         }
         let damaged = image.with_words(&words);
         for verb in [&["stack", "--locals"][..], &["gc"], &["objects"], &["objects", "--type", "dict"]] {
-            image.ask_of(damaged.path(), verb);
+            image.ask_of(&damaged, verb);
         }
     }
 }

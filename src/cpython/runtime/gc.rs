@@ -125,12 +125,15 @@ impl Runtime<'_> {
     fn is_collected(&self, object: VirtAddr) -> bool {
         let flag = self.layout.flag_collected.unwrap_or_default().cast_unsigned();
         let Ok(type_object) = self.objects.type_of(object) else { return false };
-        let flags = match self.interpreter.types.get(&type_object) {
+        let types = &self.interpreter.types;
+        let is_metaclass = |found: VirtAddr| {
+            let type_flag = self.objects.layout().flag_type.cast_unsigned();
+            types.get(&found).is_some_and(|info| info.flags & type_flag != 0)
+        };
+        let flags = match types.get(&type_object) {
             Some(info) => Ok(info.flags),
             // A type whose bases can't be read is none of those that were found.
-            None if self.objects.has_type_flag(type_object, self.objects.layout().flag_type) == Ok(true) => {
-                self.objects.type_flags(type_object)
-            }
+            None if self.objects.type_of(type_object).is_ok_and(is_metaclass) => self.objects.type_flags(type_object),
             None => return false,
         };
         flags.is_ok_and(|flags| flags & flag != 0)
