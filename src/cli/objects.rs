@@ -32,8 +32,8 @@ pub(super) struct ObjectsArgs {
     #[command(flatten)]
     what: What,
     /// Print only the first N
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    #[arg(long, value_name = "N", default_value = "65536")]
+    limit: usize,
 }
 
 /// What is listed in place of types.
@@ -77,17 +77,34 @@ enum Found {
     Modules(Vec<ImportedModule>),
 }
 
+impl Found {
+    /// Lines of the list.
+    fn count(&self) -> usize {
+        match self {
+            Self::Types(types) => types.len(),
+            Self::Objects(objects) => objects.len(),
+            Self::Object(_) => 0,
+            Self::Modules(modules) => modules.len(),
+        }
+    }
+}
+
 pub(super) fn run(args: &ObjectsArgs) -> Result<Outcome, Failure> {
     look(
         &args.python,
         cpython::all_types,
-        |process, runtime| (Document { process, found: find(args, runtime) }, Vec::new()),
+        |process, runtime| {
+            let found = find(args, runtime);
+            let is_cut = found.count() == args.limit;
+            let warning = is_cut.then(|| format!("{process}: only the first {} are listed, see --limit", args.limit));
+            (Document { process, found }, warning.into_iter().collect())
+        },
         |documents| print(args.python.format, documents),
     )
 }
 
 fn find(args: &ObjectsArgs, runtime: &Runtime<'_>) -> Found {
-    let limit = args.limit.unwrap_or(usize::MAX);
+    let limit = args.limit;
     let What { type_name, address, modules, strings } = &args.what;
     if let Some(address) = address {
         return Found::Object(runtime.details(*address));
@@ -107,8 +124,8 @@ fn print(format: LineFormat, documents: &Documents<Document>) -> Result<(), Fail
     stdout::print(|out| match format {
         LineFormat::Table => documents.all().iter().try_for_each(|document| {
             let (headings, rows) = rows(&document.found, &printable);
-            let numbered = headings.iter().enumerate().filter(|(_, heading)| NUMBERS.contains(heading));
-            let numbers: Vec<usize> = numbered.map(|(at, _)| at).collect();
+            let of_numbers = headings.iter().enumerate().filter(|(_, heading)| NUMBERS.contains(*heading));
+            let numbers: Vec<usize> = of_numbers.map(|(at, _)| at).collect();
             let headings: Vec<String> = headings.iter().map(|heading| heading.to_uppercase()).collect();
             let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
             writeln!(out, "{}\n\n{}", document.process, columns(&headings, &numbers, rows))

@@ -9,7 +9,7 @@ use crate::addr::VirtAddr;
 use crate::cpython::{Objects, bounded, field};
 
 /// The longest name or path that is kept whole, in bytes.
-const MAX_NAME: usize = 4096;
+const MAX_NAME: usize = 1024;
 /// The largest line table that is read, in bytes.
 const MAX_TABLE: u64 = 1 << 22;
 /// Bytes of a code unit (`_Py_CODEUNIT`).

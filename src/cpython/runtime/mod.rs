@@ -10,17 +10,17 @@ mod gc;
 mod layout;
 mod names;
 mod repr;
+mod stack;
 mod state;
 mod text;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
-use serde::Serialize;
-
 use self::code::Code;
-use self::frame::{Chain, Frames, KnownTypes, RawFrame};
+use self::frame::{Frames, KnownTypes};
+use self::stack::SUSPENDED;
 use self::state::{State, pointer};
 use super::{Interpreter, Modules, Objects, Sweeper, field};
 use crate::addr::VirtAddr;
@@ -31,97 +31,12 @@ pub use gc::{BrokenLink, Collector, Generation, Unlisted};
 pub use layout::{RuntimeLayout, runtime_layouts};
 pub use names::TypeNames;
 pub use repr::Repr;
+pub use stack::{Frame, GeneratorState, Suspended, SuspendedKind, Thread};
 
-/// Frames of one thread, and of all threads of an interpreter.
-const MAX_FRAMES: usize = 1 << 16;
-const MAX_ALL_FRAMES: usize = 1 << 18;
+/// Characters of the variables of all frames of an interpreter together.
+const MAX_TEXT: usize = 1 << 26;
 /// Frames of a thread that are read to choose a layout.
 const SAMPLE: usize = 64;
-
-/// A thread of an interpreter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Thread {
-    /// The id that the operating system gave it, where the interpreter keeps it.
-    pub tid: Option<u64>,
-    /// `threading.Thread.name`.
-    pub name: Option<String>,
-    /// Its identifier within the process: `threading.get_ident()`.
-    pub ident: Option<u64>,
-    /// Its thread state.
-    pub address: VirtAddr,
-    /// The innermost comes first.
-    pub frames: Vec<Frame>,
-    /// Why there are no more frames, if something is wrong.
-    pub problem: Option<String>,
-}
-
-/// A frame of Python code.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Frame {
-    /// `co_name`.
-    pub function: Option<String>,
-    /// `co_qualname`; before 3.11 that of a function with this code.
-    pub qualname: Option<String>,
-    /// `co_filename`.
-    pub file: Option<String>,
-    /// The line that runs; `None` also where the instruction belongs to no line.
-    pub line: Option<i64>,
-    /// Where it lies.
-    pub address: VirtAddr,
-    /// Variables that are set, with short representations; `None` if they were not asked for.
-    #[serde(serialize_with = "as_map")]
-    pub locals: Option<Vec<(String, String)>>,
-}
-
-/// Pairs as a JSON object.
-fn as_map<S: serde::Serializer>(pairs: &Option<Vec<(String, String)>>, serializer: S) -> Result<S::Ok, S::Error> {
-    match pairs {
-        Some(pairs) => serializer.collect_map(pairs.iter().map(|(name, value)| (name, value))),
-        None => serializer.serialize_none(),
-    }
-}
-
-/// Kinds of objects that hold a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SuspendedKind {
-    /// A generator.
-    Generator,
-    /// A coroutine.
-    Coroutine,
-    /// An asynchronous generator.
-    AsyncGenerator,
-}
-
-/// The names of their types.
-const SUSPENDED: [(&str, SuspendedKind); 3] = [
-    ("generator", SuspendedKind::Generator),
-    ("coroutine", SuspendedKind::Coroutine),
-    ("async_generator", SuspendedKind::AsyncGenerator),
-];
-
-/// How far a generator that does not run has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GeneratorState {
-    /// It has not begun.
-    Created,
-    /// It waits at a `yield` or an `await`.
-    Suspended,
-}
-
-/// A generator or a coroutine that does not run and has not ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Suspended {
-    /// What it is.
-    pub kind: SuspendedKind,
-    /// How far it has got.
-    pub state: GeneratorState,
-    /// The object.
-    pub address: VirtAddr,
-    /// Its frame.
-    pub frame: Frame,
-}
 
 /// The types of an interpreter whose instances [`Runtime`] needs: modules, generators, and functions where code objects do
 /// not tell their full names. To be asked for again when more types are known.
@@ -146,6 +61,8 @@ pub struct Runtime<'i> {
     types: Option<KnownTypes>,
     states: Vec<State>,
     codes: RefCell<HashMap<VirtAddr, Rc<Code>>>,
+    /// Characters of variables that may still be listed.
+    room: Cell<usize>,
     /// Full names of functions by their code, where that does not have them.
     qualnames: HashMap<VirtAddr, VirtAddr>,
 }
@@ -173,8 +90,8 @@ impl<'i> Runtime<'i> {
             Some(_) => HashMap::new(),
             None => qualnames(interpreter, &layout, names.find("function")),
         };
-        let codes = RefCell::default();
-        Self { interpreter, objects, layout, modules, names, repr, types, states, codes, qualnames }
+        let (codes, room) = (RefCell::default(), Cell::new(MAX_TEXT));
+        Self { interpreter, objects, layout, modules, names, repr, types, states, codes, room, qualnames }
     }
 
     /// The interpreter.
@@ -205,6 +122,11 @@ impl<'i> Runtime<'i> {
                 "the CPython whose `type` is at {place}: its list of threads breaks off, there may be more of them"
             ));
         }
+        if self.room.get() == 0 {
+            warnings.push(format!(
+                "the CPython whose `type` is at {place}: its frames have more variables than are listed, the last have none"
+            ));
+        }
         warnings
     }
 
@@ -228,91 +150,6 @@ impl<'i> Runtime<'i> {
         let mut threads = self.states.iter().flat_map(|state| &state.threads);
         threads.any(|thread| native(thread) == Some(VirtAddr(tid)))
             || state::names(&self.objects, &self.modules).iter().any(|(.., known)| *known == Some(tid))
-    }
-
-    /// The threads of all interpreter states, with their frames.
-    pub fn threads(&self, with_locals: bool) -> Vec<Thread> {
-        let known: HashMap<u64, (Option<String>, Option<u64>)> = state::names(&self.objects, &self.modules)
-            .into_iter()
-            .map(|(ident, name, tid)| (ident, (name, tid)))
-            .collect();
-        let mut left = MAX_ALL_FRAMES;
-        let states = self.states.iter().flat_map(|state| &state.threads);
-        let thread = |address: &VirtAddr| {
-            let word = |offset: Option<i64>| pointer(&self.objects, *address, offset).map(|word| word.0);
-            let ident = word(self.layout.thread_id);
-            let (name, tid) = ident.and_then(|ident| known.get(&ident).cloned()).unwrap_or_default();
-            let (frames, problem): Chain = match self.frames() {
-                Some(frames) => frames.of_thread(*address, MAX_FRAMES.min(left)),
-                None => Chain::default(),
-            };
-            left = left.saturating_sub(frames.len());
-            let frames = frames.iter().map(|frame| self.describe(frame, None, with_locals)).collect();
-            let tid = word(self.layout.native_thread_id).filter(|tid| *tid != 0).or(tid);
-            Thread { tid, name, ident, address: *address, frames, problem }
-        };
-        states.map(thread).collect()
-    }
-
-    /// Generators and coroutines that do not run and have not ended, in the order of their addresses.
-    pub fn suspended(&self, with_locals: bool) -> Vec<Suspended> {
-        let mut found = Vec::new();
-        for (name, kind) in SUSPENDED {
-            let instances = self.names.find(name).and_then(|found| self.interpreter.instances.get(&found));
-            for object in instances.into_iter().flatten() {
-                if let Some((state, frame)) = self.suspended_frame(*object) {
-                    let qualname = pointer(&self.objects, *object, self.layout.generator_qualname);
-                    let frame = self.describe(&frame, qualname, with_locals);
-                    found.push(Suspended { kind, state, address: *object, frame });
-                }
-            }
-        }
-        found.sort_by_key(|suspended| suspended.address);
-        found.dedup_by_key(|suspended| suspended.address);
-        found.truncate(MAX_ALL_FRAMES);
-        found
-    }
-
-    /// The frame of a generator, and how far it has got; `None` if it runs, has ended, or can't be read.
-    fn suspended_frame(&self, object: VirtAddr) -> Option<(GeneratorState, RawFrame)> {
-        let (objects, layout, frames) = (&self.objects, &self.layout, self.frames()?);
-        let signed = |address, offset: Option<i64>| Some(objects.byte(address, offset?).ok()?.cast_signed());
-        if let Some(place) = layout.generator_inline_frame {
-            let state = i64::from(signed(object, layout.generator_state)?);
-            let is_created = layout.state_created == Some(state);
-            let frame = frames.structure(field(object, place)).ok().filter(|_| state < 0)?;
-            return Some((if is_created { GeneratorState::Created } else { GeneratorState::Suspended }, frame));
-        }
-        let at = pointer(objects, object, layout.generator_frame).filter(|frame| frame.0 != 0)?;
-        // Zero is a frame that runs, in 3.10; a flag says so before.
-        let is_waiting = match signed(at, layout.frame_state) {
-            Some(state) => state < 0,
-            None => signed(at, layout.frame_executing)? == 0,
-        };
-        let frame = frames.object(at).ok().filter(|_| is_waiting)?;
-        let is_created = frame.instruction.is_some_and(|instruction| instruction < 0);
-        Some((if is_created { GeneratorState::Created } else { GeneratorState::Suspended }, frame))
-    }
-
-    fn describe(&self, frame: &RawFrame, qualname: Option<VirtAddr>, with_locals: bool) -> Frame {
-        let mut codes = self.codes.borrow_mut();
-        let read = || Rc::new(Code::read(&self.objects, &self.layout, frame.code));
-        let code = Rc::clone(codes.entry(frame.code).or_insert_with(read));
-        drop(codes);
-        let qualname = qualname.or_else(|| self.qualnames.get(&frame.code).copied());
-        let qualname = || qualname.and_then(|name| self.objects.str(name).ok());
-        let locals = with_locals.then(|| {
-            let locals = self.frames().map(|frames| frames.locals(frame)).unwrap_or_default();
-            locals.into_iter().map(|(name, value)| (name, self.repr.of(value, &self.names))).collect()
-        });
-        Frame {
-            function: code.name.clone(),
-            qualname: code.qualname.clone().or_else(qualname),
-            file: code.file.clone(),
-            line: frame.instruction.and_then(|instruction| code.line(instruction)),
-            address: frame.address,
-            locals,
-        }
     }
 }
 
