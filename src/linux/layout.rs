@@ -115,6 +115,7 @@ layouts! {
         private_data: "vm_private_data",
         next: "vm_next",
         anon_name: "anon_name",
+        shared: "shared",
     }
     /// Source: include/linux/mm.h.
     vm_ops: VmOpsLayout = "vm_operations_struct" { name: "name", }

@@ -18,6 +18,8 @@ const EXECUTE: u64 = 0x4;
 const MAY_SHARE: u64 = 0x80;
 /// Mappings of a process that are read.
 const MAX_MAPPINGS: usize = 1 << 20;
+/// What the kernel calls the file of anonymous memory that is shared (`shmem_zero_setup` of mm/shmem.c).
+const ANONYMOUS_SHARED: &str = "/dev/zero (deleted)";
 /// Bytes of a name that a program gives to memory (`ANON_VMA_NAME_MAX_LEN` of mm/madvise.c), the NUL included.
 const MAX_ANON_NAME: usize = 80;
 /// Bytes of the name of a mapping of the kernel's own, as `[vdso]`.
@@ -207,9 +209,15 @@ impl Memory<'_> {
         };
         if let Some(file) = file.filter(|file| file.0 != 0) {
             // Shared memory without a file has one that the kernel made; only there a program can give a name.
+            // Until 6.1 the pointer to the name shares its place with links of mappings that have a file.
             let path = paths.of_file(file);
-            let is_made = path.as_ref().is_some_and(|path| path.ends_with(" (deleted)"));
-            return is_made.then(anon_name).flatten().map(|name| format!("[anon_shmem:{name}]")).or(path);
+            let is_made = path.as_deref() == Some(ANONYMOUS_SHARED);
+            let has_place = self.layout.vma.anon_name != self.layout.vma.shared;
+            return (is_made && has_place)
+                .then(anon_name)
+                .flatten()
+                .map(|name| format!("[anon_shmem:{name}]"))
+                .or(path);
         }
         if let Some(name) = self.special_name(record.address) {
             return Some(name);
