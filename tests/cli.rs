@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may simply fail")]
 
 mod mounted;
+mod program;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,15 +10,12 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use mounted::Mounted;
+use program::program;
 
 const SHIPPED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cifar10-pdb.lime.zst");
 
 fn tensorcarve<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tensorcarve"))
-        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
-        .args(arguments)
-        .output()
-        .unwrap()
+    program().args(arguments).output().unwrap()
 }
 
 fn recover(dump: &Path, out: &Path, more: &[&str]) -> Output {
@@ -167,8 +165,7 @@ fn a_gpu_that_is_not_there_is_said() {
         ("VK_DRIVER_FILES", "/none", "Vulkan driver"),
         ("TENSORCARVE_GPU", "no such card", if cfg!(feature = "gpu") { "`no such card`" } else { "feature `gpu`" }),
     ] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
-        command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+        let mut command = program();
         command.args(["recover".as_ref(), dump.as_os_str(), "-o".as_ref(), out.as_os_str(), "--backend".as_ref()]);
         let output = command.arg("gpu").env(variable, value).env("VK_ICD_FILENAMES", "/none").output().unwrap();
         refused(&output, &["backend gpu", word, "auto"]);
@@ -214,8 +211,7 @@ fn a_dump_without_models_is_exit_code_1_and_says_how_far_it_came() {
     let dump = empty_dump(dir.path());
     // Without -o: a folder of the dump's name where the user is.
     let run = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
-        command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+        let mut command = program();
         command.current_dir(dir.path()).arg("recover").arg(&dump).args(arguments).output().unwrap()
     };
     let output = run(&["-v"]);
@@ -268,8 +264,7 @@ fn a_reader_that_goes_is_no_error() {
     let dump = empty_dump(dir.path());
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
-    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    let mut command = program();
     command.arg("info").arg(&dump).stdout(writer).stderr(Stdio::piped());
     let output = command.output().unwrap();
     assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
@@ -284,8 +279,7 @@ fn a_dump_that_is_cut_off_meanwhile_is_said_and_nothing_is_left() {
     for verb in ["recover", "scan", "spaces"] {
         let file = fs::File::create(&dump).unwrap();
         file.set_len(256 << 20).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
-        command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+        let mut command = program();
         command.arg(verb).arg(&dump).args(["-j", "1"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         if verb == "recover" {
             command.arg("-o").arg(&out);
@@ -313,7 +307,7 @@ fn a_limit_on_the_size_of_files_is_an_error() {
     let limited =
         format!("ulimit -f 40 && exec {} recover {SHIPPED} -o {}", env!("CARGO_BIN_EXE_tensorcarve"), out.display());
     // What the dump is unpacked to is a file too.
-    let output = Command::new("bash").args(["-c", &limited]).output().unwrap();
+    let output = Command::new("bash").env("XDG_CACHE_HOME", dir.path()).args(["-c", &limited]).output().unwrap();
     refused(&output, &["--spool-dir"]);
     assert!(!out.exists());
 }
@@ -322,8 +316,7 @@ fn a_limit_on_the_size_of_files_is_an_error() {
 fn an_interrupted_run_ends_at_once_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("new/out");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
-    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    let mut command = program();
     command.args(["recover", SHIPPED, "-o", out.to_str().unwrap()]).stdout(Stdio::null()).stderr(Stdio::piped());
     let run = command.spawn().unwrap();
     let start = Instant::now();

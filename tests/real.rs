@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests may simply fail")]
 
+mod program;
 mod truth;
 
 use std::collections::BTreeMap;
@@ -14,8 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use program::program;
 use tempfile::TempDir;
-use truth::{Truth, tensorcarve, tree};
+use truth::{Truth, tree};
 
 /// The shipped dump, unpacked once for all tests of this file.
 fn lime() -> &'static Path {
@@ -36,7 +38,8 @@ fn unpack(packed: &Path) -> (TempDir, PathBuf) {
 /// Recovers `dump` with the command line; the folder that came out.
 fn recover(dump: &Path, options: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let output = tensorcarve(&["recover", "-q", "-o"])
+    let output = program()
+        .args(["recover", "-q", "-o"])
         .arg(folder.path())
         .args(options)
         .arg(dump)
@@ -143,7 +146,7 @@ fn a_dump_that_is_cut_is_used_as_far_as_it_goes() {
     std::io::copy(&mut File::open(lime()).unwrap().take(size - (1 << 20)), &mut cut).unwrap();
     cut.flush().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let output = tensorcarve(&["recover", "-o"]).arg(folder.path()).arg(cut.path()).output().unwrap();
+    let output = program().args(["recover", "-o"]).arg(folder.path()).arg(cut.path()).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("1048576 bytes"), "{stderr}");
     // The last mebibyte holds the roots of both Python processes.

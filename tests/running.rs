@@ -3,6 +3,8 @@
 //! Victims run under every Python 3.8 or later of this machine. An image of each is a copy of its memory with its maps.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests may simply fail")]
 
+mod program;
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -10,15 +12,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use program::program;
 use serde_json::Value;
 use tempfile::TempDir;
-
-/// The program with its first arguments.
-fn tensorcarve(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
-    command.args(arguments).env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
-    command
-}
 
 /// Of what is too long, this is left out.
 const ELLIPSIS: &str = "…";
@@ -46,7 +42,8 @@ impl Image {
 
     fn ask_of(&self, memory: &Path, arguments: &[&str]) -> Value {
         let (verb, options) = arguments.split_first().unwrap();
-        let mut command = tensorcarve(&[verb]);
+        let mut command = program();
+        command.arg(verb);
         command.arg(memory).arg("--maps").arg(self.folder.path().join("maps")).args(["--format", "json", "-q"]);
         let output = command.args(options).stdin(Stdio::null()).output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -350,7 +347,7 @@ fn damaged_memory_is_no_reason_to_fail() {
 fn the_shipped_dump_shows_pdb_over_the_training_script() {
     let dump = "tests/data/cifar10-pdb.lime.zst";
     let ask = |arguments: &[&str]| -> Value {
-        let output = tensorcarve(arguments).args([dump, "-q", "--format", "json", "--pid", "188"]).output().unwrap();
+        let output = program().args(arguments).args([dump, "-q", "--format", "json", "--pid", "188"]).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).unwrap()
     };

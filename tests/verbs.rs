@@ -1,20 +1,19 @@
 //! The verbs `scan`, `devices` and `bench`: what they print, and what they refuse.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may simply fail")]
 
+mod program;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
+use program::program;
 use serde_json::Value;
 
 const SHIPPED: &str = "tests/data/cifar10-pdb.lime.zst";
 
 fn tensorcarve(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tensorcarve"))
-        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
-        .args(arguments)
-        .output()
-        .unwrap()
+    program().args(arguments).output().unwrap()
 }
 
 fn stdout(output: &Output) -> String {

@@ -193,22 +193,16 @@ pub(super) struct InfoArgs {
 #[derive(Args)]
 pub(super) struct SpacesArgs {
     #[command(flatten)]
-    pub(super) input: InputArgs,
-    #[command(flatten)]
-    pub(super) work: WorkArgs,
-    #[command(flatten)]
-    pub(super) index: IndexArgs,
+    pub(super) case: CaseArgs,
     /// Output format
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
     pub(super) format: PlainFormat,
-    #[command(flatten)]
-    pub(super) talk: TalkArgs,
 }
 
 #[derive(Args)]
 pub(super) struct PsArgs {
     #[command(flatten)]
-    pub(super) input: InputArgs,
+    pub(super) case: CaseArgs,
     /// List threads as well
     #[arg(long)]
     pub(super) threads: bool,
@@ -217,30 +211,31 @@ pub(super) struct PsArgs {
     pub(super) tree: bool,
     #[command(flatten)]
     pub(super) which: ProcessArgs,
-    #[command(flatten)]
-    pub(super) work: WorkArgs,
-    #[command(flatten)]
-    pub(super) index: IndexArgs,
     /// What to print: a table, one document, one process per line
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
     pub(super) format: LineFormat,
-    #[command(flatten)]
-    pub(super) talk: TalkArgs,
 }
 
 #[derive(Args)]
 pub(super) struct MapsArgs {
     #[command(flatten)]
-    pub(super) input: InputArgs,
+    pub(super) case: CaseArgs,
     #[command(flatten)]
     pub(super) which: ProcessArgs,
+    /// What to print: a table, one document, one mapping per line
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub(super) format: LineFormat,
+}
+
+/// Arguments of every verb that asks a case.
+#[derive(Args)]
+pub(super) struct CaseArgs {
+    #[command(flatten)]
+    pub(super) input: InputArgs,
     #[command(flatten)]
     pub(super) work: WorkArgs,
     #[command(flatten)]
     pub(super) index: IndexArgs,
-    /// What to print: a table, one document, one mapping per line
-    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
-    pub(super) format: LineFormat,
     #[command(flatten)]
     pub(super) talk: TalkArgs,
 }
@@ -443,12 +438,16 @@ pub(super) enum PlainFormat {
 }
 
 /// Hexadecimal with `0x`, or decimal.
-fn parse_address(text: &str) -> Result<PhysAddr, String> {
+pub(super) fn parse_number(text: &str) -> Result<u64, String> {
     let number = match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
     };
-    number.map(PhysAddr).map_err(|error| format!("`{text}`: {error}"))
+    number.map_err(|error| format!("`{text}`: {error}"))
+}
+
+fn parse_address(text: &str) -> Result<PhysAddr, String> {
+    parse_number(text).map(PhysAddr)
 }
 
 /// `START-END`, each as above.

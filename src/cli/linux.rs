@@ -5,12 +5,11 @@ use std::sync::Arc;
 use tensorcarve::addr::PhysAddr;
 use tensorcarve::case::Case;
 use tensorcarve::linux::{Machine, NoMachine, Process};
-use tensorcarve::signature::Signatures;
 
-use super::args::{IndexArgs, InputArgs, ProcessArgs, TalkArgs, WorkArgs};
-use super::info::{open, say_warnings};
-use super::progress::{Progress, say_times};
-use super::spaces::{case_options, gpu_warning, in_pool, say_choice, say_index};
+use super::args::{CaseArgs, ProcessArgs};
+use super::info::say_warnings;
+use super::progress::say_times;
+use super::work::{gpu_warning, in_pool, say_choice, say_index};
 use super::{Failure, Outcome};
 
 /// What a verb works on.
@@ -23,16 +22,13 @@ pub(super) struct Evidence {
 /// Opens a dump and lets `work` look at it. Warnings are said at the end, and the outcome is that of a damaged dump where it is
 /// one.
 pub(super) fn run(
-    (input, work_args, index, talk): (&InputArgs, &WorkArgs, &IndexArgs, &TalkArgs),
+    args: &CaseArgs,
     work: impl FnOnce(&Evidence) -> Result<(Outcome, Vec<String>), Failure> + Send,
 ) -> Result<Outcome, Failure> {
-    work_args.backend.resolve()?;
-    let signatures = Signatures::load(work_args.signatures.as_deref())?;
-    let progress = Arc::new(Progress::new(talk));
-    let dump = open(input, &progress)?;
-    let is_image = dump.addresses.process().is_some();
-    let case = Case::new(dump, signatures, case_options(work_args, index, &progress));
-    let (outcome, mut warnings, times) = in_pool(work_args.threads, || -> Result<_, Failure> {
+    let talk = &args.talk;
+    let (case, progress) = args.open()?;
+    let is_image = case.dump().addresses.process().is_some();
+    let (outcome, mut warnings, times) = in_pool(args.work.threads, || -> Result<_, Failure> {
         let machine = if is_image { None } else { Some(case.linux()?) };
         let times = progress.finish();
         let (outcome, mut warnings) = work(&Evidence { case: case.clone(), machine })?;

@@ -35,7 +35,7 @@ struct Row<'a> {
 }
 
 pub(super) fn run(args: &MapsArgs) -> Result<Outcome, Failure> {
-    linux::run((&args.input, &args.work, &args.index, &args.talk), |evidence| {
+    linux::run(&args.case, |evidence| {
         let Evidence { case, machine } = evidence;
         let dump = case.dump();
         let (pid, comm, map) = match machine.as_deref() {
@@ -68,14 +68,8 @@ pub(super) fn run(args: &MapsArgs) -> Result<Outcome, Failure> {
         let document = Document { pid, comm: comm.as_deref(), mappings: mappings.iter().map(row).collect(), problems };
         stdout::print(|out| match args.format {
             LineFormat::Table => out.write_all(table(&document.mappings).as_bytes()),
-            LineFormat::Json => {
-                serde_json::to_writer_pretty(&mut *out, &document)?;
-                out.write_all(b"\n")
-            }
-            LineFormat::Jsonl => document.mappings.iter().try_for_each(|row| {
-                serde_json::to_writer(&mut *out, row)?;
-                out.write_all(b"\n")
-            }),
+            LineFormat::Json => stdout::write_json(out, &document),
+            LineFormat::Jsonl => document.mappings.iter().try_for_each(|row| stdout::write_line(out, row)),
             LineFormat::Csv => csv(out, &document.mappings),
         })?;
         let outcome = match (mappings.is_empty(), problems.is_empty()) {

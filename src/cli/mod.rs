@@ -20,6 +20,7 @@ mod scan;
 mod spaces;
 mod stack;
 mod stdout;
+mod work;
 
 use std::process::ExitCode;
 

@@ -8,8 +8,8 @@ use tensorcarve::addr::VirtAddr;
 use tensorcarve::cpython::{self, ImportedModule, ObjectDetails, ObjectRow, Runtime, TypeCount};
 use tensorcarve::report::{columns, printable};
 
-use super::args::LineFormat;
-use super::python::{Documents, ProcessKey, PythonArgs, look, parse_address};
+use super::args::{LineFormat, parse_number};
+use super::python::{Documents, ProcessKey, PythonArgs, look};
 use super::{Failure, Outcome, stdout};
 
 pub(super) const AFTER: &str = "\
@@ -44,7 +44,7 @@ struct What {
     #[arg(long = "type", value_name = "NAME")]
     type_name: Option<String>,
     /// Show one object: its attributes, and what it refers to
-    #[arg(long, value_name = "ADDRESS", value_parser = parse_object)]
+    #[arg(long, value_name = "ADDRESS", value_parser = |text: &str| parse_number(text).map(VirtAddr))]
     address: Option<VirtAddr>,
     /// List the imported modules and their files
     #[arg(long)]
@@ -52,10 +52,6 @@ struct What {
     /// List the strings that hold this text
     #[arg(long, value_name = "TEXT")]
     strings: Option<String>,
-}
-
-fn parse_object(text: &str) -> Result<VirtAddr, String> {
-    parse_address(text).map(VirtAddr)
 }
 
 /// The objects of a process.

@@ -65,7 +65,7 @@ struct ThreadRow {
 }
 
 pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
-    linux::run((&args.input, &args.work, &args.index, &args.talk), |evidence| {
+    linux::run(&args.case, |evidence| {
         let mut warnings = Vec::new();
         let mut document = Document { processes: &[], layout: None, direct_map: None };
         let Evidence { case, machine } = evidence;
@@ -88,14 +88,8 @@ pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
         document.processes = &rows;
         stdout::print(|out| match args.format {
             LineFormat::Table => out.write_all(table(&rows, args).as_bytes()),
-            LineFormat::Json => {
-                serde_json::to_writer_pretty(&mut *out, &document)?;
-                out.write_all(b"\n")
-            }
-            LineFormat::Jsonl => rows.iter().try_for_each(|row| {
-                serde_json::to_writer(&mut *out, row)?;
-                out.write_all(b"\n")
-            }),
+            LineFormat::Json => stdout::write_json(out, &document),
+            LineFormat::Jsonl => rows.iter().try_for_each(|row| stdout::write_line(out, row)),
             LineFormat::Csv => csv(out, &rows),
         })?;
         Ok((if rows.is_empty() { Outcome::Nothing } else { Outcome::Found }, warnings))

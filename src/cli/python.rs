@@ -2,42 +2,30 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
 use tensorcarve::addr::{PhysAddr, VirtAddr};
-use tensorcarve::case::{Case, Pythons};
+use tensorcarve::case::Pythons;
 use tensorcarve::cpython::{self, Interpreter, Runtime};
 use tensorcarve::report::printable;
-use tensorcarve::signature::Signatures;
 
-use super::args::{IndexArgs, InputArgs, LineFormat, TalkArgs, WorkArgs};
-use super::info::{open, say_warnings};
-use super::progress::{Progress, say_times};
-use super::spaces::{case_options, gpu_warning, in_pool, say_choice, say_index};
+use super::args::{CaseArgs, LineFormat, ProcessArgs};
+use super::info::say_warnings;
+use super::progress::say_times;
+use super::work::{gpu_warning, in_pool, say_choice, say_index};
 use super::{Failure, Outcome, say};
 
 /// Arguments of every verb that looks at Python.
 #[derive(Args)]
 pub(in crate::cli) struct PythonArgs {
     #[command(flatten)]
-    input: InputArgs,
-    /// Look at this process only
-    #[arg(long, value_name = "PID")]
-    pid: Option<u32>,
-    /// Look only at the process with this page-table root
-    #[arg(long, value_name = "ADDRESS", value_parser = parse_root, conflicts_with = "pid")]
-    root: Option<PhysAddr>,
+    case: CaseArgs,
     #[command(flatten)]
-    work: WorkArgs,
-    #[command(flatten)]
-    index: IndexArgs,
+    which: ProcessArgs,
     /// What to print
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
     pub(in crate::cli) format: LineFormat,
-    #[command(flatten)]
-    talk: TalkArgs,
 }
 
 /// Which process a document is about.
@@ -78,20 +66,6 @@ impl<T> Documents<T> {
     }
 }
 
-/// The address of a root: hexadecimal with `0x`, or decimal.
-fn parse_root(text: &str) -> Result<PhysAddr, String> {
-    parse_address(text).map(PhysAddr)
-}
-
-/// An address: hexadecimal with `0x`, or decimal.
-pub(in crate::cli) fn parse_address(text: &str) -> Result<u64, String> {
-    let number = match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    number.map_err(|error| format!("{error}; write it as 0xfab2000"))
-}
-
 /// Looks at the Pythons of a dump: `describe` each process that is asked for, `print` what it gave.
 ///
 /// `wanted` picks the types whose instances are needed.
@@ -101,15 +75,12 @@ pub(in crate::cli) fn look<T: Send>(
     describe: impl Fn(ProcessKey, &Runtime<'_>) -> (T, Vec<String>) + Sync,
     print: impl FnOnce(&Documents<T>) -> Result<(), Failure>,
 ) -> Result<Outcome, Failure> {
-    args.work.backend.resolve()?;
-    let signatures = Signatures::load(args.work.signatures.as_deref())?;
-    let progress = Arc::new(Progress::new(&args.talk));
-    let dump = open(&args.input, &progress)?;
-    let is_image = dump.addresses.process().is_some();
-    let tables = cpython::runtime_layouts(&signatures).map_err(Failure::new)?;
-    let case = Case::new(dump, signatures, case_options(&args.work, &args.index, &progress));
+    let (CaseArgs { work, talk, .. }, which) = (&args.case, &args.which);
+    let (case, progress) = args.case.open()?;
     let dump = case.dump();
-    let (mut found, mut warnings, choice) = in_pool(args.work.threads, || -> Result<_, Failure> {
+    let is_image = dump.addresses.process().is_some();
+    let tables = cpython::runtime_layouts(case.signatures()).map_err(Failure::new)?;
+    let (mut found, mut warnings, choice) = in_pool(work.threads, || -> Result<_, Failure> {
         let (spaces, linux) = (case.spaces()?, case.linux()?);
         let Pythons { interpreters, sweeper, warnings, .. } = case.pythons_with(&wanted)?;
         let mut warnings = [spaces.warnings.clone(), spaces.discovery.warnings.clone(), warnings].concat();
@@ -126,7 +97,7 @@ pub(in crate::cli) fn look<T: Send>(
             };
             // Without its pid a process is known by the ids of its threads, of which the first has the same.
             let is_pid = |pid: u32| key.pid.map_or_else(|| runtime.has_thread(pid.into()), |known| known == pid);
-            if args.pid.is_none_or(is_pid) && args.root.is_none_or(|root| key.root == Some(root)) {
+            if which.pid.is_none_or(is_pid) && which.root.is_none_or(|root| key.root == Some(root)) {
                 let (document, more) = describe(key, &runtime);
                 found.push(document);
                 warnings.extend(runtime.warnings().into_iter().chain(more));
@@ -140,8 +111,8 @@ pub(in crate::cli) fn look<T: Send>(
     let times = progress.finish();
     warnings.splice(0..0, dump.warnings.iter().cloned());
     warnings.extend(case.notes());
-    say_warnings(warnings.iter().map(String::as_str).chain(gpu_warning().as_deref()), &args.talk);
-    if args.talk.verbose {
+    say_warnings(warnings.iter().map(String::as_str).chain(gpu_warning().as_deref()), talk);
+    if talk.verbose {
         say_choice(&choice);
         say_index(&*case.spaces()?);
         say_times(&times);
@@ -150,7 +121,7 @@ pub(in crate::cli) fn look<T: Send>(
         say("no CPython found that was asked for: `tensorcarve recover -v` says what was found on the way");
     }
     let is_found = !found.is_empty();
-    let is_one = found.len() == 1 && (is_image || args.pid.is_some() || args.root.is_some());
+    let is_one = found.len() == 1 && (is_image || which.pid.is_some() || which.root.is_some());
     let documents = match found.pop() {
         Some(document) if is_one => Documents::One(document),
         last => Documents::All { processes: found.into_iter().chain(last).collect() },

@@ -20,7 +20,7 @@ use super::args::{LineFormat, RecoverArgs};
 use super::info::{open_source, say_warnings};
 use super::input_hash::{Hashed, InputHash};
 use super::progress::{PhaseTime, Progress, rate, say_times};
-use super::spaces::{case_options, gpu_warning, in_pool, say_choice, say_index};
+use super::work::{case_options, gpu_warning, in_pool, say_choice, say_index};
 use super::{Failure, Outcome, interrupt, say, stdout};
 
 pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {

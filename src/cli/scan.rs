@@ -14,7 +14,7 @@ use tensorcarve::signature::{Signature, Signatures, Structure};
 use super::args::{LineFormat, ScanArgs};
 use super::info::{open, say_warnings};
 use super::progress::{Progress, say_times};
-use super::spaces::{gpu_warning, in_pool};
+use super::work::{gpu_warning, in_pool};
 use super::{Failure, Outcome, say, stdout};
 
 /// Rejected candidates that are listed where the user sets no limit; all are counted.
@@ -104,13 +104,9 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
         LineFormat::Json => {
             let rejected = explanation.as_ref().map(|it| rejected(it, &signatures));
             let document = Document { total: found.hits.len(), hits: rows().collect(), rejected };
-            serde_json::to_writer_pretty(&mut *out, &document)?;
-            out.write_all(b"\n")
+            stdout::write_json(out, &document)
         }
-        LineFormat::Jsonl => rows().try_for_each(|row| {
-            serde_json::to_writer(&mut *out, &row)?;
-            out.write_all(b"\n")
-        }),
+        LineFormat::Jsonl => rows().try_for_each(|row| stdout::write_line(out, &row)),
         LineFormat::Csv => print_csv(out, rows()),
     })?;
     say_warnings(dump.warnings.iter().map(String::as_str).chain(gpu_warning().as_deref()), &args.talk);

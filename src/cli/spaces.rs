@@ -1,18 +1,13 @@
 //! `spaces`: the address spaces in a dump.
 
-use std::sync::Arc;
-
-use rayon::ThreadPoolBuilder;
 use serde::Serialize;
-use tensorcarve::case::{Case, Options, Spaces};
 use tensorcarve::paging::{Attempt, Discovery, Space, SpaceKind};
 use tensorcarve::report::columns;
-use tensorcarve::scan::{self, Choice};
-use tensorcarve::signature::Signatures;
 
-use super::args::{IndexArgs, SpacesArgs, WorkArgs};
-use super::info::{open, say_warnings};
-use super::progress::{Progress, say_times};
+use super::args::{CaseArgs, SpacesArgs};
+use super::info::say_warnings;
+use super::progress::say_times;
+use super::work::{gpu_warning, in_pool, say_choice, say_index};
 use super::{Failure, Outcome, say, stdout};
 
 #[derive(Serialize)]
@@ -25,27 +20,24 @@ struct Document<'a> {
 }
 
 pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
-    args.work.backend.resolve()?;
-    let signatures = Signatures::load(args.work.signatures.as_deref())?;
-    let progress = Arc::new(Progress::new(&args.talk));
-    let dump = open(&args.input, &progress)?;
-    if dump.addresses.process().is_some() {
+    let CaseArgs { work, talk, .. } = &args.case;
+    let (case, progress) = args.case.open()?;
+    if case.dump().addresses.process().is_some() {
         progress.finish();
         return Err(Failure::new(
             "the dump is a process image, which has no page tables; `tensorcarve info` lists its address ranges",
         ));
     }
-    let case = Case::new(dump, signatures, case_options(&args.work, &args.index, &progress));
     let (spaces, choice) =
-        in_pool(args.work.threads, || -> Result<_, Failure> { Ok((case.spaces()?, case.backend()?)) }).flatten()?;
+        in_pool(work.threads, || -> Result<_, Failure> { Ok((case.spaces()?, case.backend()?)) }).flatten()?;
     let times = progress.finish();
     let (dump, discovery) = (case.dump(), &spaces.discovery);
     stdout::print_document(args.format, &document(discovery), |_| table(discovery))?;
     let warnings = dump.warnings.iter().chain(&spaces.warnings).chain(&discovery.warnings).map(String::as_str);
     let notes = case.notes();
     let notes = notes.iter().map(String::as_str);
-    say_warnings(warnings.chain(gpu_warning().as_deref()).chain(notes), &args.talk);
-    if args.talk.verbose {
+    say_warnings(warnings.chain(gpu_warning().as_deref()).chain(notes), talk);
+    if talk.verbose {
         say_choice(&choice);
         say_index(&spaces);
         say_times(&times);
@@ -58,37 +50,6 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
         (false, true) => Outcome::Partly,
         (false, false) => Outcome::Found,
     })
-}
-
-/// How a verb works on its case.
-pub(super) fn case_options(work: &WorkArgs, index: &IndexArgs, progress: &Arc<Progress>) -> Options {
-    Options { backend: work.backend, observer: Arc::clone(progress) as _, index: index.index() }
-}
-
-/// Says so if memory was not searched again.
-pub(super) fn say_index(spaces: &Spaces) {
-    if spaces.from_index {
-        say("the results of the scan and of paging are from the index; --no-index searches the dump again");
-    }
-}
-
-/// Says which backend searched, and why.
-pub(super) fn say_choice(choice: &Choice) {
-    say(&format!("backend {}: {}", choice.backend, choice.reason));
-}
-
-/// That the GPU failed on the way, if it did.
-pub(super) fn gpu_warning() -> Option<String> {
-    scan::gpu::given_up().map(|reason| format!("{reason}; the CPU did the rest"))
-}
-
-/// Runs `work` on as many threads as the user wants.
-pub(super) fn in_pool<T: Send>(threads: Option<u16>, work: impl FnOnce() -> T + Send) -> Result<T, Failure> {
-    let builder = ThreadPoolBuilder::new().num_threads(threads.map_or(0, usize::from));
-    let pool = builder
-        .build()
-        .map_err(|error| Failure::new(format!("cannot start the threads ({error}); use fewer with --threads")))?;
-    Ok(pool.install(work))
 }
 
 fn document(discovery: &Discovery) -> Document<'_> {

@@ -29,7 +29,7 @@ pub(crate) use holders::{Holders, Shape, Step};
 pub(crate) use layout::layout_struct;
 pub use layout::{Layout, MissingField, layouts};
 pub use modules::{Builtins, Modules, attribute_str, python_version};
-pub(crate) use object::field;
+pub(crate) use object::{DIGIT_BITS, field};
 pub use object::{ObjectError, Objects};
 pub use process::{Instances, Interpreter, interpreters};
 pub use runtime::{

@@ -14,7 +14,7 @@ const MAX_STR: u64 = 1 << 20;
 /// The most digits of an integer: what fits in an `i128`.
 const MAX_DIGITS: u64 = 4;
 /// Bits of an integer in one digit (`PyLong_SHIFT` on 64-bit builds).
-const DIGIT_BITS: u32 = 30;
+pub(crate) const DIGIT_BITS: u32 = 30;
 
 /// Why an object could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -236,18 +236,7 @@ impl<'a> Objects<'a> {
     /// # Errors
     /// It is no `int`, or can't be read whole.
     pub fn int(&self, object: VirtAddr) -> Result<Option<i128>, ObjectError> {
-        self.expect(object, self.layout.flag_int, "int")?;
-        let (count, negative) = match (self.layout.int_lv_tag, self.layout.int_ob_size) {
-            (Some(tag), _) => {
-                let tag = self.word(object, tag)?;
-                (tag >> 3, tag & 3 == 2)
-            }
-            (None, Some(size)) => {
-                let size = self.word(object, size)? as i64;
-                (size.unsigned_abs(), size < 0)
-            }
-            (None, None) => return Err(ObjectError::WrongType { address: object, expected: "int of a known layout" }),
-        };
+        let (count, negative) = self.int_head(object)?;
         if count > MAX_DIGITS {
             return Ok(None);
         }
@@ -263,6 +252,25 @@ impl<'a> Objects<'a> {
             value = (value << DIGIT_BITS) | i128::from(digit);
         }
         Ok(Some(if negative { -value } else { value }))
+    }
+
+    /// How many digits of 30 bits an `int` has, and whether it is negative.
+    ///
+    /// # Errors
+    /// It is no `int`, or can't be read.
+    pub(super) fn int_head(&self, object: VirtAddr) -> Result<(u64, bool), ObjectError> {
+        self.expect(object, self.layout.flag_int, "int")?;
+        match (self.layout.int_lv_tag, self.layout.int_ob_size) {
+            (Some(tag), _) => {
+                let tag = self.word(object, tag)?;
+                Ok((tag >> 3, tag & 3 == 2))
+            }
+            (None, Some(size)) => {
+                let size = self.word(object, size)?.cast_signed();
+                Ok((size.unsigned_abs(), size < 0))
+            }
+            (None, None) => Err(ObjectError::WrongType { address: object, expected: "int of a known layout" }),
+        }
     }
 
     /// The value of an object that is known to be a `float`.

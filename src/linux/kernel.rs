@@ -114,9 +114,7 @@ impl Kernel {
 
     /// The 32-bit number in a structure.
     pub(super) fn u32(&self, structure: VirtAddr, offset: u64) -> Option<u32> {
-        let mut bytes = [0; 4];
-        self.read(structure.checked_add(offset)?, &mut bytes).ok()?;
-        Some(u32::from_le_bytes(bytes))
+        self.read_u32(structure.checked_add(offset)?).ok()
     }
 
     /// The 64-bit number in a structure.

@@ -75,13 +75,8 @@ fn root_of(kernel: &Kernel, layout: &Layout, mm: VirtAddr) -> Option<PhysAddr> {
 /// The texts between two addresses of a process, each with a NUL behind it; `None` where a byte of them can't be read.
 fn strings(space: &dyn VirtualMemory, start: u64, end: u64) -> Option<Vec<u8>> {
     let len = end.checked_sub(start).filter(|len| *len <= MAX_STRINGS)?;
-    let mut text = Vec::new();
-    while (text.len() as u64) < len {
-        let at = VirtAddr(start.checked_add(text.len() as u64)?);
-        let bytes = space.bytes_at(at).ok()?;
-        let left = usize::try_from(len).ok()?.checked_sub(text.len())?;
-        text.extend(bytes.iter().take(left));
-    }
+    let mut text = vec![0; usize::try_from(len).ok()?];
+    space.read(VirtAddr(start), &mut text).ok()?;
     Some(text)
 }
 

@@ -80,6 +80,16 @@ pub trait VirtualMemory: Sync {
         Ok(())
     }
 
+    /// The little-endian 32-bit word at `va`.
+    ///
+    /// # Errors
+    /// A byte of it could not be read.
+    fn read_u32(&self, va: VirtAddr) -> Result<u32, Fault> {
+        let mut word = [0; 4];
+        self.read(va, &mut word)?;
+        Ok(u32::from_le_bytes(word))
+    }
+
     /// The little-endian 64-bit word at `va`.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The command line, and what a victim said of itself, for tests of whole runs.
+//! What a victim said of itself, for tests of whole runs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,14 +7,6 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-
-/// The program with its first arguments.
-pub fn tensorcarve(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tensorcarve"));
-    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
-    command.args(arguments);
-    command
-}
 
 /// All files below a folder: path within it and content.
 pub fn tree(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {

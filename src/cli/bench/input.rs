@@ -12,7 +12,7 @@ use tensorcarve::scan;
 
 use super::{Row, Samples};
 use crate::cli::Failure;
-use crate::cli::spaces::in_pool;
+use crate::cli::work::in_pool;
 
 /// Bytes that a thread reads at once: more costs cache misses, less costs system calls.
 const BUFFER: usize = 2 << 20;

@@ -17,7 +17,7 @@ use tensorcarve::scan::{self, Backend, BackendChoice, gpu};
 use super::args::BenchArgs;
 use super::machine::{Machine, available_memory};
 use super::progress::Progress;
-use super::spaces::in_pool;
+use super::work::in_pool;
 use super::{Failure, Outcome, stdout};
 use memory::{TILE, Tile};
 use work::{Work, wrong_count};

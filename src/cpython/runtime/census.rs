@@ -8,10 +8,7 @@ use serde::Serialize;
 use super::state::pointer;
 use super::{Collector, Runtime};
 use crate::addr::VirtAddr;
-use crate::cpython::{Interpreter, field};
-
-/// Bits of a digit of an `int` (`PyLong_SHIFT`).
-const DIGIT_BITS: u32 = 30;
+use crate::cpython::{DIGIT_BITS, Interpreter, field};
 
 /// Objects of a type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -121,10 +118,7 @@ impl Runtime<'_> {
         if objects.int(object).ok()?.is_some() {
             return Some(true);
         }
-        let count = match layout.int_lv_tag {
-            Some(tag) => objects.word(object, tag).ok()? >> 3,
-            None => objects.word(object, layout.int_ob_size?).ok()?.cast_signed().unsigned_abs(),
-        };
+        let (count, _) = objects.int_head(object).ok()?;
         if count > MAX_DIGITS {
             return None;
         }

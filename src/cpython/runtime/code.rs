@@ -85,9 +85,7 @@ impl Code {
 
 /// A signed 32-bit field.
 pub(super) fn int32(objects: &Objects<'_>, address: VirtAddr, offset: i64) -> Option<i32> {
-    let mut bytes = [0; 4];
-    objects.memory().read(field(address, offset), &mut bytes).ok()?;
-    Some(i32::from_le_bytes(bytes))
+    objects.memory().read_u32(field(address, offset)).ok().map(u32::cast_signed)
 }
 
 /// A byte as a signed number.

@@ -225,16 +225,7 @@ impl<'i> Repr<'i> {
             return Some(value.to_string());
         }
         let layout = self.objects.layout();
-        let (count, is_negative) = match layout.int_lv_tag {
-            Some(tag) => {
-                let tag = self.objects.word(object, tag).ok()?;
-                (tag >> 3, tag & 3 == 2)
-            }
-            None => {
-                let size = self.objects.word(object, layout.int_ob_size?).ok()?.cast_signed();
-                (size.unsigned_abs(), size < 0)
-            }
-        };
+        let (count, is_negative) = self.objects.int_head(object).ok()?;
         if count > MAX_DIGITS {
             return None;
         }

@@ -1,7 +1,7 @@
 //! Plain values as Python writes them: quoted text, floats, large integers.
 
-/// Bits of a digit of an `int` (`PyLong_SHIFT`).
-const DIGIT_BITS: u32 = 30;
+use crate::cpython::DIGIT_BITS;
+
 /// Decimal digits that are split off at a time, and the power of ten for that.
 const DECIMALS: usize = 9;
 const BILLION: u64 = 1_000_000_000;
