@@ -135,6 +135,34 @@ fn scan_explains_what_was_rejected() {
     assert_eq!((&candidate["field"], &candidate["tested"]), (&Value::Null, &2.into()));
 }
 
+/// The processes and a memory map of the dump that ships with the project; tests/linux.rs has the values.
+#[test]
+fn ps_and_maps_print_every_format() {
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cifar10-pdb.lime.zst");
+    let run = |arguments: &[&str]| {
+        let output = tensorcarve(&[&arguments[..1], &[shipped], &arguments[1..]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        output
+    };
+    let document = json(&run(&["ps", "--format", "json", "-j", "2"]));
+    let python = document["processes"].as_array().unwrap().iter().find(|row| row["pid"] == 188).unwrap();
+    assert_eq!((&python["comm"], &python["ppid"], &python["kind"]), (&"python3".into(), &185.into(), &"process".into()));
+    assert!(python["threads"].as_array().unwrap().iter().any(|thread| thread["tid"] == 188));
+    let one = ["ps", "--pid", "188", "--threads", "--tree", "--jobs", "1"];
+    let table = stdout(&run(&one));
+    assert!(table.contains("/workloads/cnn_cifar10.py") && !table.contains("kthreadd"), "{table}");
+    let lines = |arguments: &[&str]| stdout(&run(arguments)).lines().map(str::to_owned).collect::<Vec<_>>();
+    let each = lines(&["ps", "--format", "jsonl"]);
+    assert_eq!(each.len(), document["processes"].as_array().unwrap().len());
+    assert_eq!(lines(&["ps", "--format", "csv"]).len(), each.len() + 1);
+    let map = json(&run(&["maps", "--pid", "188", "--format", "json"]));
+    let mappings = map["mappings"].as_array().unwrap();
+    assert_eq!((&map["pid"], &mappings[0]["permissions"]), (&188.into(), &"r--p".into()));
+    assert_eq!(lines(&["maps", "--pid", "188", "--format", "jsonl"]).len(), mappings.len());
+    assert_eq!(lines(&["maps", "--pid", "188", "--format", "csv"]).len(), mappings.len() + 1);
+    assert_eq!(lines(&["maps", "--pid", "188"]).len(), mappings.len() + 1);
+}
+
 #[test]
 fn wrong_usage_is_refused_and_said() {
     let dir = tempfile::tempdir().unwrap();

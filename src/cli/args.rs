@@ -128,7 +128,8 @@ pub(super) enum Verb {
     #[command(after_help = SPACES_AFTER)]
     Spaces(SpacesArgs),
     /// List the processes of a Linux machine
-    #[command(after_help = PS_AFTER)]
+    // Here --threads lists threads.
+    #[command(after_help = PS_AFTER, mut_arg(THREAD_COUNT, |arg| arg.long("jobs")))]
     Ps(PsArgs),
     /// List what a process had mapped
     #[command(after_help = MAPS_AFTER)]
@@ -363,6 +364,9 @@ impl MappedArgs {
     }
 }
 
+/// The argument with the number of threads: in `ps`, `--threads` lists those of the processes.
+pub(super) const THREAD_COUNT: &str = "thread_count";
+
 /// Backend, threads and signatures.
 #[derive(Args)]
 pub(super) struct WorkArgs {
@@ -375,8 +379,14 @@ pub(super) struct WorkArgs {
         value_parser = PossibleValuesParser::new(BackendChoice::NAMES).try_map(|name| name.parse::<BackendChoice>())
     )]
     pub(super) backend: BackendChoice,
-    /// Number of threads [default: one per core]
-    #[arg(short = 'j', long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    /// Number of threads that work [default: one per core]
+    #[arg(
+        id = THREAD_COUNT,
+        short = 'j',
+        long = "threads",
+        value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=4096)
+    )]
     pub(super) threads: Option<u16>,
     /// Folder with signature files (*.toml) that add to the built-in ones, or replace them by name
     #[arg(long, value_name = "DIR")]
@@ -465,6 +475,17 @@ mod tests {
 
     #[test]
     fn the_arguments_do_not_contradict_each_other() {
+        // clap checks this as well, but not in a release build.
+        for verb in Arguments::command().get_subcommands() {
+            let mut seen = std::collections::HashSet::new();
+            for arg in verb.get_arguments() {
+                let names = [Some(arg.get_id().to_string()), arg.get_long().map(|long| format!("--{long}"))];
+                let short = arg.get_short().map(|short| format!("-{short}"));
+                for name in names.into_iter().chain([short]).flatten() {
+                    assert!(seen.insert(name.clone()), "{} has two arguments {name}", verb.get_name());
+                }
+            }
+        }
         Arguments::command().debug_assert();
     }
 }
