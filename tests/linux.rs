@@ -14,7 +14,7 @@ use tensorcarve::case::Spaces;
 use tensorcarve::dump::{self, MemoryRange, PhysicalMemory};
 use tensorcarve::linux::{BTF_SIGNATURE, LayoutSource, Machine, Process};
 use tensorcarve::progress::Silent;
-use tensorcarve::scan::Backend;
+use tensorcarve::scan::{Backend, PointerSet, sweep};
 use tensorcarve::signature::Signatures;
 
 const DUMPS: [&str; 2] = ["tests/data/cifar10-pdb", "../shared/dumps/residual"];
@@ -143,6 +143,39 @@ fn without_btf_the_tasks_agree_on_a_layout() {
         assert!(!map.mappings.is_empty() && !map.problems.is_empty());
         assert!(map.mappings.iter().all(|mapping| mapping.source == tensorcarve::linux::MappingSource::PageTables));
     }
+}
+
+/// Top tables are found by the kernel's array of `struct page`; where that is lost, by a sweep over all memory.
+#[test]
+fn without_the_array_of_struct_page_memory_is_swept() {
+    let mut case = Case::open(DUMPS[0]).unwrap();
+    let machine = case.machine(&case.btfs);
+    let tables: BTreeMap<u64, u64> =
+        machine.processes().iter().filter_map(|it| Some((it.mm?.0, it.root?.0 / 4096 * 64 + 32))).collect();
+    let memory = &case.view.memory;
+    let all = PhysAddr(0)..memory.end();
+    let values: Vec<u64> = tables.keys().copied().collect();
+    let slots = sweep(memory, &[all], &PointerSet::new(&values), Backend::detect_best(), &|_| ());
+    // The array begins at a multiple of 1 GiB, in pages of 2 MiB.
+    let in_array = |(slot, mm): &&(PhysAddr, u64)| slot.0 % (2 << 20) == tables[mm] % (2 << 20);
+    let pointers: Vec<u64> = slots.iter().filter(in_array).map(|(slot, _)| slot.0).collect();
+    assert_eq!(pointers.len(), tables.len());
+
+    let mut bytes = Vec::new();
+    let mut ranges = Vec::new();
+    for range in memory.ranges() {
+        ranges.push(MemoryRange { offset: FileOffset(bytes.len() as u64), ..*range });
+        let start = bytes.len();
+        bytes.extend_from_slice(memory.range_bytes(range));
+        for pointer in pointers.iter().filter(|at| (range.start.0..range.end.0).contains(at)) {
+            let at = start + (pointer - range.start.0) as usize;
+            bytes[at..at + 8].fill(0);
+        }
+    }
+    case.view.memory = Arc::new(PhysicalMemory::owned(bytes, ranges).unwrap());
+    let swept = case.machine(&case.btfs);
+    assert_eq!(swept.processes().len(), machine.processes().len());
+    check(&case, &swept, true);
 }
 
 #[test]

@@ -146,7 +146,10 @@ fn ps_and_maps_print_every_format() {
     };
     let document = json(&run(&["ps", "--format", "json", "-j", "2"]));
     let python = document["processes"].as_array().unwrap().iter().find(|row| row["pid"] == 188).unwrap();
-    assert_eq!((&python["comm"], &python["ppid"], &python["kind"]), (&"python3".into(), &185.into(), &"process".into()));
+    assert_eq!(
+        (&python["comm"], &python["ppid"], &python["kind"]),
+        (&"python3".into(), &185.into(), &"process".into())
+    );
     assert!(python["threads"].as_array().unwrap().iter().any(|thread| thread["tid"] == 188));
     let one = ["ps", "--pid", "188", "--threads", "--tree", "--jobs", "1"];
     let table = stdout(&run(&one));

@@ -4,13 +4,12 @@
 //! Documentation/arch/x86/x86_64/mm.rst). With KASLR the base is different at each boot, and a multiple of 1 GiB
 //! (arch/x86/mm/kaslr.c).
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
-use crate::paging::{AddressSpace, Discovery, Fault, Space, SpaceKind, VirtualMemory};
-use crate::scan::{Backend, PointerSet, sweep};
+use crate::paging::{AddressSpace, Discovery, Fault, Mapping, SpaceKind, VirtualMemory};
 use crate::signature::{KERNEL_POINTER_MIN, Mmu};
 
 /// The direct map begins at a multiple of this (`PUD_SIZE`).
@@ -20,12 +19,11 @@ const MAX_TRIED: usize = 4;
 /// Page tables of a kernel half that are looked at: the last level of the direct map, and those of all else.
 const BYTES_PER_TABLE: u64 = 2 << 20;
 const MIN_TABLES: u64 = 1 << 13;
-/// Roots of page tables that are looked for in memory.
-const MAX_ROOTS: usize = 1 << 16;
 /// Longest text that is read from the kernel: a name of a file (NAME_MAX) is shorter.
 const MAX_TEXT: usize = 256;
 
 /// The kernel's memory.
+#[derive(Clone)]
 pub struct Kernel {
     memory: Arc<PhysicalMemory>,
     mmu: Arc<Mmu>,
@@ -34,55 +32,31 @@ pub struct Kernel {
     direct_map: VirtAddr,
 }
 
-/// Where the kernel keeps the virtual address of the top table of an address space, as in `mm_struct.pgd`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RootPointer {
-    /// The address of the pointer, in the direct map.
-    pub(super) slot: VirtAddr,
-    /// The top table.
-    pub(super) root: PhysAddr,
+/// The kernel's memory, if it is as a kernel half shows it.
+pub(super) struct Candidate {
+    pub(super) kernel: Kernel,
+    /// The virtual addresses from which on the kernel half maps something.
+    pub(super) mapped_from: Vec<VirtAddr>,
 }
 
 impl Kernel {
-    /// Finds the direct map, and all pointers to top tables in memory.
-    ///
-    /// The page tables give candidates for the base; the one counts by which most top tables are pointed to.
-    pub(super) fn find(
+    /// The kernel's memory by each base that the direct map may have, as page tables show it.
+    pub(super) fn candidates(
         memory: &Arc<PhysicalMemory>,
         mmu: &Arc<Mmu>,
         discovery: &Discovery,
-        backend: Backend,
-    ) -> Option<(Self, Vec<RootPointer>)> {
+    ) -> impl Iterator<Item = Candidate> {
         // Roots of processes first: they were in use, while others may have been freed and overwritten.
         let kinds = [SpaceKind::Process, SpaceKind::Kernel];
         let of_kind = |kind| discovery.spaces.iter().filter(move |space| space.kind == kind).take(MAX_TRIED);
-        let candidate = |space: &Space| {
+        let mut known = BTreeSet::new();
+        kinds.into_iter().flat_map(of_kind).filter_map(move |space| {
             let space = AddressSpace::new(memory, mmu, space.root, space.levels);
-            Some((largest_base(memory, &space)?, space))
-        };
-        let candidates: Vec<(u64, AddressSpace)> = kinds.into_iter().flat_map(of_kind).filter_map(candidate).collect();
-        let bases: BTreeSet<u64> = candidates.iter().map(|(base, _)| *base).collect();
-        let roots: Vec<PhysAddr> = discovery.spaces.iter().map(|space| space.root).take(MAX_ROOTS).collect();
-        let pointer_to = |root: &PhysAddr, base: u64| root.0.checked_add(base);
-        let values: Vec<u64> =
-            bases.iter().flat_map(|base| roots.iter().filter_map(|root| pointer_to(root, *base))).collect();
-        let all = PhysAddr(0)..memory.end();
-        let slots = sweep(memory, &[all], &PointerSet::new(&values), backend, &|_| ());
-        let pointers = |base: u64| -> Vec<RootPointer> {
-            let of_base = slots.iter().filter_map(|(slot, value)| {
-                let root = PhysAddr(value.checked_sub(base)?);
-                let slot = VirtAddr(slot.0.checked_add(base)?);
-                roots.binary_search(&root).ok().map(|_| RootPointer { slot, root })
-            });
-            of_base.collect()
-        };
-        let count =
-            |pointers: &[RootPointer]| pointers.iter().map(|pointer| pointer.root).collect::<HashSet<_>>().len();
-        let found = bases.iter().map(|base| (*base, pointers(*base)));
-        let (base, pointers) =
-            found.max_by_key(|(_, pointers)| count(pointers)).filter(|(_, found)| !found.is_empty())?;
-        let (_, space) = candidates.into_iter().find(|(of_space, _)| *of_space == base)?;
-        Some((Self { memory: Arc::clone(memory), mmu: Arc::clone(mmu), space, direct_map: VirtAddr(base) }, pointers))
+            let mappings = space.kernel_mappings(memory.size() / BYTES_PER_TABLE + MIN_TABLES);
+            let direct_map = direct_map(memory, &mappings).filter(|base| known.insert(*base))?;
+            let kernel = Self { memory: Arc::clone(memory), mmu: Arc::clone(mmu), space, direct_map };
+            Some(Candidate { kernel, mapped_from: mappings.iter().map(|mapping| mapping.va).collect() })
+        })
     }
 
     /// Memory that is read through a direct map alone.
@@ -144,9 +118,9 @@ impl Kernel {
 }
 
 /// The base at which a kernel half shows most of the dump.
-fn largest_base(memory: &PhysicalMemory, space: &AddressSpace) -> Option<u64> {
+fn direct_map(memory: &PhysicalMemory, mappings: &[Mapping]) -> Option<VirtAddr> {
     let mut mapped: BTreeMap<u64, u64> = BTreeMap::new();
-    for mapping in space.kernel_mappings(memory.size() / BYTES_PER_TABLE + MIN_TABLES) {
+    for mapping in mappings {
         let base = mapping.va.0.wrapping_sub(mapping.pa.0);
         if base >= KERNEL_POINTER_MIN && base.is_multiple_of(DIRECT_MAP_ALIGN) {
             let end = PhysAddr(mapping.pa.0.saturating_add(mapping.len));
@@ -154,7 +128,7 @@ fn largest_base(memory: &PhysicalMemory, space: &AddressSpace) -> Option<u64> {
             *bytes = bytes.saturating_add(memory.held(mapping.pa..end));
         }
     }
-    mapped.into_iter().max_by_key(|(_, bytes)| *bytes).filter(|(_, bytes)| *bytes > 0).map(|(base, _)| base)
+    mapped.into_iter().max_by_key(|(_, bytes)| *bytes).filter(|(_, bytes)| *bytes > 0).map(|(base, _)| VirtAddr(base))
 }
 
 impl VirtualMemory for Kernel {

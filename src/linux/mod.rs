@@ -1,8 +1,8 @@
 //! A Linux machine, read without symbols: its processes, their threads and their memory.
 //!
 //! ```text
-//!  page tables ──> direct map ──> pointers to top tables ──> mm_struct ──> owner ──> task list ──> processes
-//!                                        BTF in the dump, or voting: offsets ─┘
+//!  page tables ──> direct map ──> struct page of a top table ──> mm_struct ──> owner ──> task list ──> processes
+//!                                             BTF in the dump, or voting: offsets ─┘
 //! ```
 //!
 //! [`Machine::find`] needs the address spaces of a dump and nothing of the kernel that ran: [`Layout`] holds the offsets in its
@@ -16,31 +16,36 @@ mod maple;
 mod path;
 mod process;
 mod registers;
+mod roots;
 mod task;
 mod vma;
 mod vote;
 
 use std::sync::Arc;
 
-use crate::addr::PhysAddr;
+use crate::addr::{PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
 use crate::paging::Discovery;
 use crate::scan::Backend;
 use crate::signature::Mmu;
 
 use btf::Btf;
+use kernel::Candidate;
 pub use kernel::Kernel;
 pub use layout::{Layout, LayoutSource};
 use path::Paths;
 use process::Memory;
 pub use process::Process;
 pub use registers::Registers;
+use roots::RootPointer;
 use task::Lists;
 pub use task::{BrokenLink, Fact, Task};
 pub use vma::{Mapping, MappingSource, MemoryMap, map_of_image};
 
 /// The signature of the header of a BTF, whose hits [`Machine::find`] wants.
 pub const BTF_SIGNATURE: &str = "linux.btf";
+/// Top tables whose owners are looked for.
+const MAX_TABLES: usize = 1 << 16;
 /// BTFs that are looked at.
 const MAX_BTFS: usize = 1 << 12;
 
@@ -81,19 +86,29 @@ impl Machine {
         btfs: &[PhysAddr],
         backend: Backend,
     ) -> Result<Self, NoMachine> {
-        let (kernel, pointers) = Kernel::find(memory, mmu, discovery, backend).ok_or(NoMachine::NoDirectMap)?;
-        let of_btf = |start: &PhysAddr| {
-            let layout = Layout::of_btf(&Btf::at(memory, *start)?);
-            let owners = task::owners(&kernel, &layout, &pointers);
-            (!owners.is_empty()).then_some((layout, owners))
+        let tables: Vec<PhysAddr> = discovery.spaces.iter().map(|space| space.root).take(MAX_TABLES).collect();
+        let read = |candidate: &Candidate, pointers: &[RootPointer]| {
+            let (layout, owners) = read_layout(&candidate.kernel, pointers, btfs)?;
+            Some((candidate.kernel.clone(), layout, owners))
         };
-        let by_btf = btfs.iter().take(MAX_BTFS).filter_map(of_btf).max_by_key(|(_, owners)| owners.len());
-        let by_voting = || {
-            let layout = vote::layout(&kernel, &pointers)?;
-            let owners = task::owners(&kernel, &layout, &pointers);
-            (!owners.is_empty()).then_some((layout, owners))
-        };
-        let (layout, seeds) = by_btf.or_else(by_voting).ok_or(NoMachine::NoLayout)?;
+        let mut candidates = Vec::new();
+        let mut found = None;
+        for candidate in Kernel::candidates(memory, mmu, discovery) {
+            found = read(&candidate, &roots::by_page_structs(&candidate, &tables));
+            if found.is_some() {
+                break;
+            }
+            candidates.push(candidate);
+        }
+        if found.is_none() {
+            // The base of the direct map counts by which most top tables are pointed to.
+            let pointers = roots::by_sweep(memory, &candidates, &tables, backend);
+            let best = candidates.iter().zip(&pointers).max_by_key(|(_, pointers)| roots::count(pointers));
+            let (candidate, pointers) =
+                best.filter(|(_, pointers)| !pointers.is_empty()).ok_or(NoMachine::NoDirectMap)?;
+            found = read(candidate, pointers);
+        }
+        let (kernel, layout, seeds) = found.ok_or(NoMachine::NoLayout)?;
         let mut lists = Lists::new(&kernel, &layout);
         let leaders = lists.leaders(&seeds);
         let mut processes: Vec<Process> =
@@ -179,6 +194,20 @@ impl Machine {
     fn memory_of(&self, process: &Process) -> Option<Memory<'_>> {
         Some(Memory { kernel: &self.kernel, layout: &self.layout, mm: process.mm?, root: process.root? })
     }
+}
+
+/// The layout that reads most owners of memory, and these: by a BTF or, where none reads any, by voting.
+fn read_layout(kernel: &Kernel, pointers: &[RootPointer], btfs: &[PhysAddr]) -> Option<(Layout, Vec<VirtAddr>)> {
+    if pointers.is_empty() {
+        return None;
+    }
+    let with_owners = |layout: Layout| {
+        let owners = task::owners(kernel, &layout, pointers);
+        (!owners.is_empty()).then_some((layout, owners))
+    };
+    let of_btf = |start: &PhysAddr| with_owners(Layout::of_btf(&Btf::at(kernel.memory(), *start)?));
+    let by_btf = btfs.iter().take(MAX_BTFS).filter_map(of_btf).max_by_key(|(_, owners)| owners.len());
+    by_btf.or_else(|| with_owners(vote::layout(kernel, pointers)?))
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use std::cmp::Reverse;
 use std::collections::HashSet;
 
-use super::kernel::{Kernel, RootPointer};
+use super::kernel::Kernel;
 use super::layout::Layout;
+use super::roots::RootPointer;
 use crate::addr::VirtAddr;
 
 /// Bytes of `task_struct.comm` (`TASK_COMM_LEN` of include/linux/sched.h), the NUL included.

@@ -1,7 +1,7 @@
 //! Kernel memory that lies.
 
 use super::*;
-use crate::addr::{FileOffset, VirtAddr};
+use crate::addr::{FRAME_SIZE, FileOffset, VirtAddr};
 use crate::dump::MemoryRange;
 use crate::signature::Signatures;
 
@@ -224,4 +224,26 @@ fn a_tree_that_goes_round_ends() {
     let mut memory = two_leaves();
     memory.put(0x2000 + 16, &0x10u64.to_le_bytes());
     assert!(walk(memory, ROOT).unreadable > 0);
+}
+
+#[test]
+fn top_tables_lead_to_the_memory_that_has_them() {
+    // The array of `struct page` begins where memory does; frames 2, 3 and 5 are top tables.
+    let roots = [2, 3, 5].map(|frame| PhysAddr(frame * FRAME_SIZE));
+    let mut memory = Memory::new();
+    for (root, mm) in roots.iter().zip([0x4000, 0x4400, 0x4800]) {
+        memory.point(root.0 / FRAME_SIZE * 64 + 32, mm);
+        memory.point(mm + 0x78, root.0);
+    }
+    // The last one's memory says that it has another top table.
+    memory.point(0x4800 + 0x78, 0x6000);
+    let memory = Arc::new(memory.physical());
+    let mmu = Signatures::load(None).unwrap().mmu().unwrap().clone();
+    let kernel = Kernel::of_direct_map(&memory, &Arc::new(mmu), BASE);
+    let mapped_from = vec![VirtAddr(BASE - (1 << 30)), VirtAddr(BASE), VirtAddr(BASE + 0x1000)];
+    let candidate = Candidate { kernel, mapped_from };
+    let pointers = [0x4078, 0x4478].map(|slot| VirtAddr(BASE + slot));
+    let expected: Vec<_> = pointers.into_iter().zip(roots).map(|(slot, root)| RootPointer { slot, root }).collect();
+    assert_eq!(roots::by_page_structs(&candidate, &roots), expected);
+    assert_eq!(roots::by_sweep(&memory, &[candidate], &roots, Backend::Scalar), [expected]);
 }

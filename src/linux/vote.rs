@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use memchr::memmem;
 
-use super::kernel::{Kernel, RootPointer};
+use super::kernel::Kernel;
 use super::layout::{Layout, LayoutSource};
+use super::roots::RootPointer;
 use super::task::{COMM_LEN, MAX_PID};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::paging::VirtualMemory;
