@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::case::{CaseError, Pythons, Spaces};
-use crate::cpython::{self, Builtins, Holders, Interpreter, LayoutScore, LayoutSource, Modules};
+use crate::cpython::{self, Builtins, Holders, Interpreter, LayoutScore, LayoutSource, Modules, Objects};
 use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, PhysicalMemory, ProcessImage};
 use crate::linux::Machine;
@@ -21,6 +21,20 @@ use crate::signature::{Mmu, Signatures};
 use crate::tensor::{self, TensorScore};
 use crate::words::counted;
 
+/// The modules by which machine-learning frameworks are imported, sorted.
+const FRAMEWORKS: [&str; 11] = [
+    "jax",
+    "keras",
+    "mxnet",
+    "numpy",
+    "onnxruntime",
+    "paddle",
+    "sklearn",
+    "tensorflow",
+    "torch",
+    "transformers",
+    "vllm",
+];
 /// Tensors that choose the layout where there is no module.
 const TENSOR_SAMPLE: usize = 1 << 10;
 /// Everything that was found in a dump.
@@ -57,6 +71,8 @@ pub struct Process {
     pub python_layout: (LayoutScore, Option<LayoutScore>),
     /// Type objects in it.
     pub type_count: usize,
+    /// The machine-learning frameworks that it has imported, by name.
+    pub frameworks: Vec<Framework>,
     /// PyTorch's version as `torch.version` says; `None` if it is not imported, or can't be read.
     pub torch_version: Option<String>,
     /// Whether PyTorch is imported: its version or its module class was found.
@@ -73,6 +89,15 @@ pub struct Process {
     pub shared_models: Vec<String>,
     /// Its tensors and arrays that belong to no model; one that several processes share is listed with the first.
     pub others: Others,
+}
+
+/// A machine-learning framework that a process has imported.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Framework {
+    /// The name by which it is imported.
+    pub name: String,
+    /// Its version; `None` where that can't be read.
+    pub version: Option<String>,
 }
 
 impl Process {
@@ -117,24 +142,9 @@ pub(crate) fn models(
     (spaces, machine, pythons): (&Spaces, Option<&Machine>, &Pythons),
     observer: &dyn Observer,
 ) -> Result<Recovery, CaseError> {
-    let torch_layouts = tensor::layouts(signatures)?;
-    let key_tables = tensor::key_tables(signatures)?;
-    let array_layouts = tensor::array_layouts(signatures)?;
-    let script_layouts = model::ScriptLayouts::new(signatures)?;
     let memory: &PhysicalMemory = &spaces.memory;
     let mut warnings: Vec<String> = spaces.warnings.iter().chain(&pythons.warnings).cloned().collect();
-    let plain_header = pythons.layouts.iter().map(|layout| layout.object_size).min().unwrap_or_default();
-    let mut processes: Vec<Process> = pythons
-        .interpreters
-        .par_iter()
-        .map(|interpreter| {
-            // PyTorch's objects begin with the header that all objects have; its numbers are for the plain one.
-            let mut torch_layouts = torch_layouts.clone();
-            let grown = interpreter.layout.object_size.wrapping_sub(plain_header);
-            torch_layouts.iter_mut().for_each(|layout| layout.offsets.impl_pointer += grown);
-            describe(interpreter, (&torch_layouts, &key_tables), &array_layouts, &script_layouts)
-        })
-        .collect();
+    let mut processes = self::processes(signatures, pythons)?;
     if let Addresses::Virtual(ProcessImage { pid, comm }) = &dump.addresses {
         for process in &mut processes {
             (process.pid, process.comm) = (*pid, comm.clone());
@@ -171,6 +181,26 @@ pub(crate) fn models(
         other_pythons: pythons.others.clone(),
         warnings,
     })
+}
+
+/// What each interpreter holds; the bytes of tensors are not read.
+///
+/// # Errors
+/// The signatures lack required entries.
+pub(crate) fn processes(signatures: &Signatures, pythons: &Pythons) -> Result<Vec<Process>, CaseError> {
+    let torch_layouts = tensor::layouts(signatures)?;
+    let key_tables = tensor::key_tables(signatures)?;
+    let array_layouts = tensor::array_layouts(signatures)?;
+    let script_layouts = model::ScriptLayouts::new(signatures)?;
+    let plain_header = pythons.layouts.iter().map(|layout| layout.object_size).min().unwrap_or_default();
+    let interpreters = pythons.interpreters.par_iter().map(|interpreter| {
+        // PyTorch's objects begin with the header that all objects have; its numbers are for the plain one.
+        let mut torch_layouts = torch_layouts.clone();
+        let grown = interpreter.layout.object_size.wrapping_sub(plain_header);
+        torch_layouts.iter_mut().for_each(|layout| layout.offsets.impl_pointer += grown);
+        describe(interpreter, (&torch_layouts, &key_tables), &array_layouts, &script_layouts)
+    });
+    Ok(interpreters.collect())
 }
 
 /// The types of an interpreter whose instances are looked for.
@@ -253,6 +283,7 @@ fn describe(
         comm: None,
         type_object: (interpreter.type_object, type_at.filter(|_| interpreter.space().root().is_some())),
         python_version: cpython::python_version(&objects, &modules),
+        frameworks: frameworks(&objects, &modules),
         python_layout: interpreter.scores.clone(),
         type_count: interpreter.types.len(),
         has_torch: torch_version.is_some() || !types.torch.is_empty(),
@@ -264,6 +295,18 @@ fn describe(
         shared_models: Vec::new(),
         others,
     }
+}
+
+/// The frameworks among the imported modules.
+fn frameworks(objects: &Objects<'_>, modules: &Modules) -> Vec<Framework> {
+    let version = |module: &str| cpython::attribute_str(objects, *modules.get(module)?, "__version__");
+    let imported = FRAMEWORKS.iter().filter(|name| modules.contains_key(**name));
+    // `torch.__version__` is an instance of a class of its own; `torch.version` has the plain string.
+    let framework = |name: &&str| Framework {
+        name: (*name).to_owned(),
+        version: version(name).or_else(|| version(&format!("{name}.version"))),
+    };
+    imported.map(framework).collect()
 }
 
 /// A warning if no layout file reads the tensors of a process, or if several do and disagree.

@@ -150,6 +150,11 @@ fn ps_and_maps_print_every_format() {
         (&python["comm"], &python["ppid"], &python["kind"]),
         (&"python3".into(), &185.into(), &"process".into())
     );
+    let facts = (&python["python"], &python["frameworks"], &python["models"]);
+    assert_eq!(facts, (&"3.11.2".into(), &serde_json::json!(["numpy", "torch"]), &1.into()));
+    let pythons = stdout(&run(&["ps", "--python"]));
+    assert_eq!(pythons.lines().count(), 3, "{pythons}");
+    assert!(pythons.contains("numpy 1.24.2, torch 1.13.0a0"), "{pythons}");
     assert!(python["threads"].as_array().unwrap().iter().any(|thread| thread["tid"] == 188));
     let one = ["ps", "--pid", "188", "--threads", "--tree", "--jobs", "1"];
     let table = stdout(&run(&one));
@@ -332,4 +337,9 @@ fn the_index_changes_no_result() {
     };
     let indexed = recovered("indexed", &["--index", index.to_str().unwrap()]);
     assert!(indexed == recovered("plain", &["--no-index"]));
+    // What `recover` learned of the Pythons is in the index as well.
+    let processes = with(&["ps", SHIPPED, "--python"]);
+    assert!(!stderr(&processes).contains(" cpython "), "{processes:?}");
+    let plain = tensorcarve(&["ps", SHIPPED, "--python", "--no-index", "-v", "--format", "json"]);
+    assert!(stderr(&plain).contains(" cpython ") && processes.stdout == plain.stdout);
 }

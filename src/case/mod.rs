@@ -5,6 +5,7 @@
 //!                    └─> Pythons ──┘
 //! ```
 
+mod facts;
 mod handles;
 mod index;
 mod pythons;
@@ -13,7 +14,7 @@ mod stage;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{self, Interpreter};
@@ -25,9 +26,10 @@ use crate::scan::{self, BackendChoice, BackendError, Choice};
 use crate::signature::{SignatureError, Signatures};
 use crate::tensor;
 
+pub use facts::{InterpreterFacts, PythonFacts};
 pub use handles::{BytesError, Model, Process, Python, Tensor};
-use index::Identity;
 pub use index::Index;
+use index::{Identity, Kept};
 pub use pythons::Pythons;
 pub use spaces::Spaces;
 use stage::Stage;
@@ -40,12 +42,15 @@ struct Inner {
     dump: Dump,
     signatures: Signatures,
     options: Options,
+    /// By what the index knows the dump.
+    identity: OnceLock<Identity>,
     /// What the index could not do.
     notes: Mutex<Vec<String>>,
     choice: Stage<Choice>,
     spaces: Stage<Spaces>,
     linux: Stage<Result<Machine, NoMachine>>,
     pythons: Stage<Pythons>,
+    python_facts: Stage<PythonFacts>,
     recovery: Stage<Recovery>,
 }
 
@@ -78,8 +83,20 @@ impl Case {
 
     /// A case of an opened dump.
     pub fn new(dump: Dump, signatures: Signatures, options: Options) -> Self {
-        let (notes, choice, spaces, linux, pythons, recovery) = Default::default();
-        Self(Arc::new(Inner { dump, signatures, options, notes, choice, spaces, linux, pythons, recovery }))
+        let (identity, notes, choice, spaces, linux, pythons, python_facts, recovery) = Default::default();
+        Self(Arc::new(Inner {
+            dump,
+            signatures,
+            options,
+            identity,
+            notes,
+            choice,
+            spaces,
+            linux,
+            pythons,
+            python_facts,
+            recovery,
+        }))
     }
 
     /// What a user should know of the index, in words: results do not depend on it.
@@ -117,27 +134,42 @@ impl Case {
     pub fn spaces(&self) -> Result<Arc<Spaces>, CaseError> {
         let Inner { dump, signatures, options, .. } = &*self.0;
         self.0.spaces.get(|| {
-            let indexed = options.index.as_ref().map(|index| (index, Identity::of(dump, signatures)));
-            if let Some((index, identity)) = indexed {
-                match index.load(identity) {
-                    Ok(kept) => {
-                        if let Some(spaces) = kept.and_then(|kept| Spaces::from_kept(kept, dump, signatures)) {
-                            spaces.memory.check()?;
-                            return Ok(spaces);
-                        }
-                    }
-                    Err(note) => self.note(note),
-                }
+            if let Some(spaces) = self.load().and_then(|kept| Spaces::from_kept(kept, dump, signatures)) {
+                spaces.memory.check()?;
+                return Ok(spaces);
             }
             let spaces = Spaces::find(dump, signatures, self.backend()?.backend, &*options.observer)?;
-            if let Some((index, identity)) = indexed
+            if options.index.is_some()
                 && let Some(kept) = spaces.to_kept()
-                && let Err(error) = index.store(identity, &kept)
             {
-                self.note(format!("the index could not be written ({error}); see --index"));
+                self.store(&kept);
             }
             Ok(spaces)
         })
+    }
+
+    /// What the index has of a stage; what it can't use is noted.
+    fn load<T: Kept>(&self) -> Option<T> {
+        let (index, identity) = self.index()?;
+        index.load(identity).unwrap_or_else(|note| {
+            self.note(note);
+            None
+        })
+    }
+
+    /// Keeps the output of a stage in the index, if there is one.
+    fn store<T: Kept>(&self, output: &T) {
+        if let Some((index, identity)) = self.index()
+            && let Err(error) = index.store(identity, output)
+        {
+            self.note(format!("the index could not be written ({error}); see --index"));
+        }
+    }
+
+    fn index(&self) -> Option<(&Index, Identity)> {
+        let Inner { dump, signatures, options, identity, .. } = &*self.0;
+        let identity = || *identity.get_or_init(|| Identity::of(dump, signatures));
+        options.index.as_ref().map(|index| (index, identity()))
     }
 
     /// The Linux machine, or why the dump is not read as that of one.
@@ -186,16 +218,40 @@ impl Case {
         Pythons::find(&spaces, signatures, backend, wanted, &*options.observer)
     }
 
+    /// Which Python runs in each process, with which frameworks and how many models. The bytes of tensors are not read.
+    ///
+    /// # Errors
+    /// As for [`Case::spaces`].
+    pub fn python_facts(&self) -> Result<Arc<PythonFacts>, CaseError> {
+        self.0.python_facts.get(|| {
+            if let Some(kept) = self.load() {
+                return Ok(kept);
+            }
+            let (spaces, pythons) = (self.spaces()?, self.pythons()?);
+            let processes = recover::processes(&self.0.signatures, &pythons)?;
+            spaces.memory.check()?;
+            let facts = PythonFacts::new(&processes, &pythons.others, &pythons.warnings);
+            self.store(&facts);
+            Ok(facts)
+        })
+    }
+
     /// The processes with Python, and their models.
     ///
     /// # Errors
     /// As for [`Case::spaces`].
     pub fn recovery(&self) -> Result<Arc<Recovery>, CaseError> {
-        let Inner { dump, signatures, options, .. } = &*self.0;
+        let Inner { dump, signatures, options, python_facts, .. } = &*self.0;
         self.0.recovery.get(|| {
             let (spaces, linux, pythons) = (self.spaces()?, self.linux()?, self.pythons()?);
             let machine = linux.as_ref().as_ref().ok();
-            recover::models(dump, signatures, (&spaces, machine, &pythons), &*options.observer)
+            let recovery = recover::models(dump, signatures, (&spaces, machine, &pythons), &*options.observer)?;
+            python_facts.get(|| -> Result<_, CaseError> {
+                let facts = PythonFacts::new(&recovery.processes, &pythons.others, &pythons.warnings);
+                self.store(&facts);
+                Ok(facts)
+            })?;
+            Ok(recovery)
         })
     }
 }

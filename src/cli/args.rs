@@ -66,11 +66,13 @@ const PS_AFTER: &str = "\
 Examples:
   tensorcarve ps memory.lime
   tensorcarve ps memory.lime --tree
+  tensorcarve ps memory.lime --python         which Python runs where, and with how many models
   tensorcarve ps memory.lime --threads --pid 188
   tensorcarve ps memory.lime --format json | jq '.processes[] | select(.kind == \"process\") | .cmdline'
 
 No kernel symbols are needed: offsets in the kernel's structures are taken from the BTF in its memory or,
-where that is lost, from what the tasks of the dump agree on. What can't be established is null, or `?` in the table.";
+where that is lost, from what the tasks of the dump agree on. What can't be established is null, or `?` in the table.
+The plain table does not look at Python, which takes longer; the other formats and --python do.";
 
 const MAPS_AFTER: &str = "\
 Examples:
@@ -210,6 +212,9 @@ pub(super) struct PsArgs {
     /// Show which process created which
     #[arg(long)]
     pub(super) tree: bool,
+    /// List only processes in which a Python runs, with its version, frameworks and number of models
+    #[arg(long)]
+    pub(super) python: bool,
     #[command(flatten)]
     pub(super) which: ProcessArgs,
     /// What to print: a table, one document, one process per line

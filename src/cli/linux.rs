@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tensorcarve::addr::PhysAddr;
-use tensorcarve::case::Case;
+use tensorcarve::case::{Case, PythonFacts};
 use tensorcarve::linux::{Machine, NoMachine, Process};
 
 use super::args::{CaseArgs, ProcessArgs};
@@ -17,12 +17,15 @@ pub(super) struct Evidence {
     pub(super) case: Case,
     /// What was found in the dump of a machine; `None` for a process image.
     pub(super) machine: Option<Arc<Result<Machine, NoMachine>>>,
+    /// The Pythons, if they were asked for.
+    pub(super) pythons: Option<Arc<PythonFacts>>,
 }
 
 /// Opens a dump and lets `work` look at it. Warnings are said at the end, and the outcome is that of a damaged dump where it is
 /// one.
 pub(super) fn run(
     args: &CaseArgs,
+    with_python: bool,
     work: impl FnOnce(&Evidence) -> Result<(Outcome, Vec<String>), Failure> + Send,
 ) -> Result<Outcome, Failure> {
     let talk = &args.talk;
@@ -30,8 +33,9 @@ pub(super) fn run(
     let is_image = case.dump().addresses.process().is_some();
     let (outcome, mut warnings, times) = in_pool(args.work.threads, || -> Result<_, Failure> {
         let machine = if is_image { None } else { Some(case.linux()?) };
+        let pythons = if with_python { Some(case.python_facts()?) } else { None };
         let times = progress.finish();
-        let (outcome, mut warnings) = work(&Evidence { case: case.clone(), machine })?;
+        let (outcome, mut warnings) = work(&Evidence { case: case.clone(), machine, pythons })?;
         if !is_image {
             let spaces = case.spaces()?;
             warnings.splice(0..0, spaces.discovery.warnings.iter().chain(&spaces.warnings).cloned());
@@ -45,7 +49,7 @@ pub(super) fn run(
     warnings.extend(gpu_warning());
     warnings.extend(case.notes());
     say_warnings(warnings.iter().map(String::as_str), talk);
-    if talk.verbose && !is_image {
+    if talk.verbose {
         say_choice(&*case.backend()?);
         say_index(&*case.spaces()?);
         say_times(&times);
@@ -56,7 +60,12 @@ pub(super) fn run(
 impl ProcessArgs {
     /// Whether the user wants to see this process.
     pub(super) fn wants(&self, process: &Process) -> bool {
-        self.pid.is_none_or(|pid| process.pid() == pid) && self.root.is_none_or(|root| process.root == Some(root))
+        self.wants_ids(Some(process.pid()), process.root)
+    }
+
+    /// The same of a process by its id and its root, as far as they are known.
+    pub(super) fn wants_ids(&self, pid: Option<u32>, root: Option<PhysAddr>) -> bool {
+        self.pid.is_none_or(|wanted| pid == Some(wanted)) && self.root.is_none_or(|wanted| root == Some(wanted))
     }
 
     /// Says which process is not there.

@@ -35,8 +35,8 @@ struct Row<'a> {
 }
 
 pub(super) fn run(args: &MapsArgs) -> Result<Outcome, Failure> {
-    linux::run(&args.case, |evidence| {
-        let Evidence { case, machine } = evidence;
+    linux::run(&args.case, false, |evidence| {
+        let Evidence { case, machine, .. } = evidence;
         let dump = case.dump();
         let (pid, comm, map) = match machine.as_deref() {
             None => {

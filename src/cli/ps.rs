@@ -6,8 +6,10 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tensorcarve::addr::{PhysAddr, VirtAddr};
+use tensorcarve::case::PythonFacts;
 use tensorcarve::dump::ProcessImage;
 use tensorcarve::linux::{Fact, LayoutSource, Machine, Process, Task};
+use tensorcarve::paging::SpaceKind;
 use tensorcarve::report::{bytes_in_words, columns, printable};
 
 use super::args::{LineFormat, PsArgs};
@@ -40,8 +42,10 @@ struct Row {
     cmdline: Option<Vec<String>>,
     exe: Option<String>,
     threads: Option<Vec<ThreadRow>>,
+    /// The version of the Python that runs in it.
     python: Option<String>,
     frameworks: Vec<String>,
+    framework_versions: BTreeMap<String, Option<String>>,
     models: usize,
     rss_bytes: Option<u64>,
     state: Option<char>,
@@ -52,6 +56,8 @@ struct Row {
     mm: Option<VirtAddr>,
     /// Where in the kernel's memory each fact stands.
     addresses: Map<String, Value>,
+    #[serde(skip)]
+    has_python: bool,
     #[serde(skip)]
     depth: usize,
 }
@@ -65,11 +71,11 @@ struct ThreadRow {
 }
 
 pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
-    linux::run(&args.case, |evidence| {
+    linux::run(&args.case, args.python || args.format != LineFormat::Table, |evidence| {
         let mut warnings = Vec::new();
         let mut document = Document { processes: &[], layout: None, direct_map: None };
-        let Evidence { case, machine } = evidence;
-        let rows = match machine.as_deref() {
+        let Evidence { case, machine, pythons } = evidence;
+        let mut rows = match machine.as_deref() {
             Some(Ok(machine)) => {
                 document.layout = Some(machine.layout().source);
                 document.direct_map = Some(machine.kernel().direct_map());
@@ -77,11 +83,21 @@ pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
                 rows(machine, args)
             }
             Some(Err(reason)) => {
-                warnings.push(reason.to_string());
-                Vec::new()
+                warnings.push(format!("{reason}; what is listed are the address spaces of processes"));
+                let spaces = case.spaces()?;
+                let of_processes = spaces.discovery.spaces.iter().filter(|space| space.kind == SpaceKind::Process);
+                let wanted = of_processes.filter(|space| args.which.wants_ids(None, Some(space.root)));
+                wanted.map(|space| Row { root: Some(space.root), ..Row::unknown() }).collect()
             }
-            None => case.dump().addresses.process().map(of_image).into_iter().collect(),
+            None => {
+                let image = case.dump().addresses.process().map(of_image);
+                image.into_iter().filter(|row| args.which.wants_ids(row.pid, None)).collect()
+            }
         };
+        if let Some(facts) = pythons {
+            warnings.extend(facts.warnings.iter().cloned());
+            warnings.extend(add_python(&mut rows, facts, args));
+        }
         if rows.is_empty() && (args.which.pid.is_some() || args.which.root.is_some()) && warnings.is_empty() {
             return Err(args.which.missing());
         }
@@ -162,9 +178,6 @@ fn row(machine: &Machine, process: &Process, depth: usize) -> Row {
         cmdline: machine.command_line(process),
         exe: machine.executable(process),
         threads,
-        python: None,
-        frameworks: Vec::new(),
-        models: 0,
         rss_bytes: machine.resident(process),
         state: value(&leader.state),
         start_time_ns: value(&leader.start_time),
@@ -173,6 +186,7 @@ fn row(machine: &Machine, process: &Process, depth: usize) -> Row {
         mm: process.mm,
         addresses: addresses(process),
         depth,
+        ..Row::unknown()
     }
 }
 
@@ -200,29 +214,67 @@ fn addresses(process: &Process) -> Map<String, Value> {
 
 /// The process that an image is of.
 fn of_image(image: &ProcessImage) -> Row {
-    Row {
-        pid: image.pid,
-        ppid: None,
-        comm: image.comm.clone(),
-        kind: "process",
-        exited: None,
-        uid: None,
-        root: None,
-        cmdline: None,
-        exe: None,
-        threads: None,
-        python: None,
-        frameworks: Vec::new(),
-        models: 0,
-        rss_bytes: None,
-        state: None,
-        start_time_ns: None,
-        listed: None,
-        task: None,
-        mm: None,
-        addresses: Map::new(),
-        depth: 0,
+    Row { pid: image.pid, comm: image.comm.clone(), ..Row::unknown() }
+}
+
+impl Row {
+    /// A process of which nothing is known.
+    fn unknown() -> Self {
+        Self {
+            pid: None,
+            ppid: None,
+            comm: None,
+            kind: "process",
+            exited: None,
+            uid: None,
+            root: None,
+            cmdline: None,
+            exe: None,
+            threads: None,
+            python: None,
+            frameworks: Vec::new(),
+            framework_versions: BTreeMap::new(),
+            models: 0,
+            rss_bytes: None,
+            state: None,
+            start_time_ns: None,
+            listed: None,
+            task: None,
+            mm: None,
+            addresses: Map::new(),
+            has_python: false,
+            depth: 0,
+        }
     }
+}
+
+/// Adds what is known of the Pythons; says of those whose address space no process has.
+fn add_python(rows: &mut Vec<Row>, facts: &PythonFacts, args: &PsArgs) -> Vec<String> {
+    let mut homeless = Vec::new();
+    for found in &facts.interpreters {
+        let mut here = rows.iter_mut().filter(|row| row.root == found.root).peekable();
+        if let (None, Some(root)) = (here.peek(), found.root)
+            && args.which.pid.is_none()
+            && args.which.root.is_none_or(|wanted| wanted == root)
+        {
+            let version = found.version.as_deref().unwrap_or("of an unknown version");
+            homeless.push(format!("a Python {version} is in the address space {root}, which belongs to no process"));
+        }
+        // Processes that share their memory share its Python.
+        for row in here {
+            row.has_python = true;
+            row.python = row.python.take().or_else(|| found.version.clone());
+            row.models += found.models;
+            for framework in &found.frameworks {
+                if !row.frameworks.contains(&framework.name) {
+                    row.frameworks.push(framework.name.clone());
+                    row.framework_versions.insert(framework.name.clone(), framework.version.clone());
+                }
+            }
+        }
+    }
+    rows.retain(|row| row.has_python || !args.python);
+    homeless
 }
 
 fn or_unknown<T: ToString>(value: Option<T>) -> String {
@@ -242,6 +294,10 @@ fn command(row: &Row) -> String {
 }
 
 fn table(rows: &[Row], args: &PsArgs) -> String {
+    let mut names = vec!["PID", "PPID", "UID", "STATE", "RSS", "ROOT", "NAME", "COMMAND"];
+    if args.python {
+        names.splice(7..7, ["PYTHON", "MODELS", "FRAMEWORKS"]);
+    }
     let mut lines = Vec::new();
     for row in rows {
         let indent = "  ".repeat(row.depth.min(MAX_INDENT));
@@ -249,24 +305,28 @@ fn table(rows: &[Row], args: &PsArgs) -> String {
         let rss = row.rss_bytes.map_or("-".to_owned(), bytes_in_words);
         let state = if row.exited == Some(true) { "ended".to_owned() } else { or_unknown(row.state) };
         let name = indent + &printable(row.comm.as_deref().unwrap_or("?"));
-        lines.push(vec![
-            or_unknown(row.pid),
-            or_unknown(row.ppid),
-            or_unknown(row.uid),
-            state,
-            rss,
-            root,
-            name,
-            command(row),
-        ]);
+        let mut cells =
+            vec![or_unknown(row.pid), or_unknown(row.ppid), or_unknown(row.uid), state, rss, root, name, command(row)];
+        if args.python {
+            let of = |name: &String| match row.framework_versions.get(name) {
+                Some(Some(version)) => printable(&format!("{name} {version}")),
+                _ => format!("{name} ?"),
+            };
+            let frameworks: Vec<String> = row.frameworks.iter().map(of).collect();
+            let python = row.python.as_deref().map_or("?".to_owned(), printable);
+            cells.splice(7..7, [python, row.models.to_string(), frameworks.join(", ")]);
+        }
+        lines.push(cells);
         for thread in row.threads.iter().flatten().filter(|thread| args.threads && Some(thread.tid) != row.pid) {
             let name = "  ".repeat(row.depth.min(MAX_INDENT)) + "  · " + &printable(&thread.comm);
             let blank = String::new;
             let state = or_unknown(thread.state);
-            lines.push(vec![thread.tid.to_string(), blank(), blank(), state, blank(), blank(), name, blank()]);
+            let mut cells = vec![thread.tid.to_string(), blank(), blank(), state, blank(), blank(), name];
+            cells.resize_with(names.len(), blank);
+            lines.push(cells);
         }
     }
-    columns(&["PID", "PPID", "UID", "STATE", "RSS", "ROOT", "NAME", "COMMAND"], &[0, 1, 2, 4], lines)
+    columns(&names, if args.python { &[0, 1, 2, 4, 8] } else { &[0, 1, 2, 4] }, lines)
 }
 
 fn csv(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
@@ -282,6 +342,9 @@ fn csv(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
         "cmdline",
         "exe",
         "threads",
+        "python",
+        "frameworks",
+        "models",
         "rss_bytes",
         "state",
         "start_time_ns",
@@ -302,6 +365,9 @@ fn csv(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
             text(row.cmdline.as_ref().map(|arguments| arguments.join(" "))),
             text(row.exe.clone()),
             text(row.threads.as_ref().map(|threads| threads.len().to_string())),
+            text(row.python.clone()),
+            row.frameworks.join(" "),
+            row.models.to_string(),
             text(row.rss_bytes.map(|value| value.to_string())),
             text(row.state.map(|value| value.to_string())),
             text(row.start_time_ns.map(|value| value.to_string())),

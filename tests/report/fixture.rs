@@ -288,6 +288,7 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
         comm: None,
         type_object: (VirtAddr(0x95_0000), Some(PhysAddr(0x10_0000))),
         python_version: Some("3.11.2".to_owned()),
+        frameworks: Vec::new(),
         python_layout: (python.clone(), Some(LayoutScore { readable: 2, version: "3.12".to_owned(), ..python })),
         type_count: 1234,
         torch_version: None,

@@ -1,0 +1,53 @@
+//! What a list of processes says of the Python in each: little, so that the index keeps it.
+
+use serde::{Deserialize, Serialize};
+
+use super::index::Kept;
+use crate::addr::PhysAddr;
+use crate::other_pythons::OtherPython;
+use crate::recover::{Framework, Process};
+
+/// The Pythons of a dump.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PythonFacts {
+    /// One for each interpreter.
+    pub interpreters: Vec<InterpreterFacts>,
+    /// Warnings for the analyst.
+    pub warnings: Vec<String>,
+}
+
+/// What is known of one interpreter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterpreterFacts {
+    /// Root of its address space; `None` if the dump is a process image, which has no page tables.
+    pub root: Option<PhysAddr>,
+    /// The version that its `sys.version` says; `None` where that can't be read.
+    pub version: Option<String>,
+    /// The frameworks that it has imported, by name.
+    pub frameworks: Vec<Framework>,
+    /// Models that are alive in it, those that it shares with other processes included.
+    pub models: usize,
+}
+
+impl Kept for PythonFacts {
+    const NAME: &'static str = "pythons";
+    const VERSION: u32 = 1;
+}
+
+impl PythonFacts {
+    pub(super) fn new(processes: &[Process], others: &[OtherPython], warnings: &[String]) -> Self {
+        let readable = processes.iter().map(|process| InterpreterFacts {
+            root: process.root,
+            version: process.python_version.clone(),
+            frameworks: process.frameworks.clone(),
+            models: process.models.len() + process.shared_models.len(),
+        });
+        let unreadable = others.iter().map(|other| InterpreterFacts {
+            root: other.root,
+            version: other.version.clone(),
+            frameworks: Vec::new(),
+            models: 0,
+        });
+        Self { interpreters: readable.chain(unreadable).collect(), warnings: warnings.to_vec() }
+    }
+}
