@@ -32,7 +32,7 @@ fn open_bytes(bytes: &[u8]) -> Result<Dump, DumpError> {
 /// The refusal of a file, whose message must say the words.
 fn refused(bytes: &[u8], words: &[&str]) -> DumpErrorKind {
     let Err(error) = open_bytes(bytes) else { panic!("was opened") };
-    let message = error.to_string();
+    let message = format!("{error}; {}", error.reason.hint());
     assert!(message.contains("evidence.pdf"), "{message}");
     for word in words {
         assert!(message.contains(word), "no {word:?} in: {message}");

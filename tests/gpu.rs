@@ -30,7 +30,7 @@ fn device() -> Option<MutexGuard<'static, ()>> {
     match BackendChoice::Gpu.resolve() {
         Ok(_) => Some(turn),
         Err(error) if std::env::var_os("TENSORCARVE_REQUIRE_GPU").is_none() => {
-            assert!(error.to_string().contains("; install a Vulkan driver"), "{error}");
+            assert!(error.hint().contains("install a Vulkan driver"), "{error}");
             eprintln!("skipped: no Vulkan adapter (on Debian: apt install mesa-vulkan-drivers)");
             None
         }

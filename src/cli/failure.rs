@@ -15,15 +15,11 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// An error whose message ends with what to try, behind the last semicolon: so the library writes them.
     pub(super) fn new(error: impl fmt::Display) -> Self {
-        let text = error.to_string();
-        match text.rsplit_once("; ") {
-            Some((message, hint)) => Self { message: message.to_owned(), hints: vec![hint.to_owned()] },
-            None => Self { message: text, hints: Vec::new() },
-        }
+        Self { message: error.to_string(), hints: Vec::new() }
     }
 
+    /// Adds what to try.
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
         self
@@ -40,25 +36,25 @@ impl fmt::Display for Failure {
 
 impl From<tensorcarve::dump::DumpError> for Failure {
     fn from(error: tensorcarve::dump::DumpError) -> Self {
-        Self::new(error)
+        Self::new(&error).hint(error.reason.hint())
     }
 }
 
 impl From<tensorcarve::dump::FillError> for Failure {
     fn from(error: tensorcarve::dump::FillError) -> Self {
-        Self::new(error)
+        Self::new(&error).hint(error.hint())
     }
 }
 
 impl From<tensorcarve::report::OutputError> for Failure {
     fn from(error: tensorcarve::report::OutputError) -> Self {
-        Self::new(error)
+        Self::new(&error).hint(error.hint())
     }
 }
 
 impl From<tensorcarve::scan::BackendError> for Failure {
     fn from(error: tensorcarve::scan::BackendError) -> Self {
-        Self::new(error)
+        Self::new(&error).hint(error.hint())
     }
 }
 
@@ -66,6 +62,7 @@ impl From<CaseError> for Failure {
     fn from(error: CaseError) -> Self {
         match error {
             CaseError::Input(error) => error.into(),
+            CaseError::Backend(error) => error.into(),
             error => Self::new(error).hint("omit --signatures to use the built-in signatures"),
         }
     }
@@ -73,22 +70,18 @@ impl From<CaseError> for Failure {
 
 impl From<UnknownSignature> for Failure {
     fn from(error: UnknownSignature) -> Self {
-        Self {
-            message: error.to_string(),
-            hints: vec!["use one of these, or add your own with --signatures".to_owned()],
-        }
+        Self::new(error).hint("use one of these, or add your own with --signatures")
     }
 }
 
 impl From<SignatureError> for Failure {
     fn from(error: SignatureError) -> Self {
-        // A reason may have a semicolon of its own.
-        let failure = Self { message: error.to_string(), hints: Vec::new() };
-        match error {
-            SignatureError::Invalid { .. } => failure.hint("signatures/README.md explains every key"),
-            SignatureError::Empty(_) => failure.hint("pass a folder with signature files, or omit --signatures"),
-            SignatureError::Unreadable { .. } => failure.hint("check the path after --signatures"),
-        }
+        let hint = match error {
+            SignatureError::Invalid { .. } => "signatures/README.md explains every key",
+            SignatureError::Empty(_) => "pass a folder with signature files, or omit --signatures",
+            SignatureError::Unreadable { .. } => "check the path after --signatures",
+        };
+        Self::new(error).hint(hint)
     }
 }
 
@@ -103,14 +96,14 @@ mod tests {
 
     #[test]
     fn what_to_try_is_a_line_of_its_own() {
-        let failure = Failure::new("a: is b; not c; name another").hint("or none");
+        let failure = Failure::new("a: is b; not c").hint("name another").hint("or none");
         assert_eq!(failure.to_string(), "error: a: is b; not c\nhint: name another\nhint: or none");
         assert_eq!(Failure::new("a").to_string(), "error: a");
     }
 
     #[test]
     fn names_of_files_do_not_steer_the_terminal() {
-        let failure = Failure::new("\u{1b}[31m.lime: there is no such file; check \u{7}");
+        let failure = Failure::new("\u{1b}[31m.lime: there is no such file").hint("check \u{7}");
         assert_eq!(failure.to_string(), "error: \\u{1b}[31m.lime: there is no such file\nhint: check \\u{7}");
     }
 }

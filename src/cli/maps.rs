@@ -46,7 +46,7 @@ pub(super) fn run(args: &MapsArgs) -> Result<Outcome, Failure> {
             Some(Err(reason)) => return Err(Failure::new(reason)),
             Some(Ok(machine)) => {
                 if args.which.pid.is_none() && args.which.root.is_none() {
-                    return Err(Failure::new("a machine has many processes; name one with --pid or --root"));
+                    return Err(Failure::new("a machine has many processes").hint("name one with --pid or --root"));
                 }
                 match machine.processes().iter().find(|process| args.which.wants(process)) {
                     Some(process) => {

@@ -68,10 +68,8 @@ struct Candidate<'a> {
 
 pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
     if args.explain && matches!(args.format, LineFormat::Jsonl | LineFormat::Csv) {
-        return Err(Failure::new(
-            "hits and rejected candidates cannot be printed as one list of lines; use --format table or json with \
-             --explain",
-        ));
+        return Err(Failure::new("hits and rejected candidates cannot be printed as one list of lines")
+            .hint("use --format table or json with --explain"));
     }
     let backend = args.work.backend.resolve()?;
     let mut signatures = Signatures::load(args.work.signatures.as_deref())?;
@@ -83,7 +81,9 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
     let memory = if args.ranges.is_empty() { dump.memory.clone() } else { dump.memory.only(&args.ranges) };
     if memory.ranges().is_empty() {
         progress.finish();
-        return Err(Failure::new("the dump has no memory at these addresses; `tensorcarve info` lists its ranges"));
+        return Err(
+            Failure::new("the dump has no memory at these addresses").hint("`tensorcarve info` lists its ranges")
+        );
     }
     let limit = args.limit.unwrap_or(usize::MAX);
     let (found, explanation) = in_pool(args.work.threads, || {

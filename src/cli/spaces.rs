@@ -24,9 +24,8 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     let (case, progress) = args.case.open()?;
     if case.dump().addresses.process().is_some() {
         progress.finish();
-        return Err(Failure::new(
-            "the dump is a process image, which has no page tables; `tensorcarve info` lists its address ranges",
-        ));
+        return Err(Failure::new("the dump is a process image, which has no page tables")
+            .hint("`tensorcarve info` lists its address ranges"));
     }
     let (spaces, choice) =
         in_pool(work.threads, || -> Result<_, Failure> { Ok((case.spaces()?, case.backend()?)) }).flatten()?;

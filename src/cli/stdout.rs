@@ -12,7 +12,7 @@ pub(super) fn print(print: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Res
     let mut out = BufWriter::new(io::stdout().lock());
     match print(&mut out).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("cannot write to stdout ({error}); redirect it to a disk with free space")))
+            Err(Failure::new(format!("cannot write to stdout ({error})")).hint("redirect it to a disk with free space"))
         }
         _ => Ok(()),
     }

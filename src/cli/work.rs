@@ -51,6 +51,6 @@ pub(super) fn in_pool<T: Send>(threads: Option<u16>, work: impl FnOnce() -> T + 
     let builder = ThreadPoolBuilder::new().num_threads(threads.map_or(0, usize::from));
     let pool = builder
         .build()
-        .map_err(|error| Failure::new(format!("cannot start the threads ({error}); use fewer with --threads")))?;
+        .map_err(|error| Failure::new(format!("cannot start the threads ({error})")).hint("use fewer with -j"))?;
     Ok(pool.install(work))
 }

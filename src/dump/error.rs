@@ -20,24 +20,24 @@ pub struct DumpError {
 
 /// What is wrong with a file that was to be opened as a dump.
 ///
-/// Each message names what was found, what was expected, and what to try.
+/// Each message names what was found and what was expected; [`DumpErrorKind::hint`] says what to try.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DumpErrorKind {
     /// There is no such file.
-    #[error("there is no such file; check the path")]
+    #[error("there is no such file")]
     Missing,
     /// A folder was given.
-    #[error("is a folder; pass the dump file in it")]
+    #[error("is a folder")]
     Directory,
     /// Neither a regular file nor a block device: a pipe, a socket, a character device.
-    #[error("is a {0}, which does not allow random access; copy its contents to a file first")]
+    #[error("is a {0}, which does not allow random access")]
     NotAFile(&'static str),
     /// The user may not read the file.
-    #[error("may not be read by this user; change its mode or owner, or run as a user who may read it")]
+    #[error("may not be read by this user")]
     Permission,
     /// The system failed to open, measure or map the file.
-    #[error("cannot {doing} it ({source}); copy it to a local disk and try again")]
+    #[error("cannot {doing} it ({source})")]
     Io {
         /// What failed, as a verb.
         doing: &'static str,
@@ -46,8 +46,7 @@ pub enum DumpErrorKind {
     },
     /// Another program changed the size of the file while it was read.
     #[error(
-        "changed while it was read: it had {was} bytes when it was opened and has {now} now, so its contents from \
-         offset {offset} on are unknown; wait until nothing writes to it, or copy it, and run again"
+        "changed while it was read: it had {was} bytes when it was opened and has {now} now, so its contents from offset {offset} on are unknown"
     )]
     Resized {
         /// Bytes in the file when it was opened.
@@ -59,23 +58,18 @@ pub enum DumpErrorKind {
     },
     /// Another program wrote to the file while it was read.
     #[error(
-        "changed while it was read: its modification time is no longer the same, so the data that was read may be \
-         inconsistent; wait until nothing writes to it, or copy it, and run again"
+        "changed while it was read: its modification time is no longer the same, so the data that was read may be inconsistent"
     )]
     Rewritten,
     /// The system could not read a part of the file.
-    #[error(
-        "cannot be read at offset {offset}: the disk or network fails there; check the system log (`dmesg`), copy the \
-         file to another disk, for example with `ddrescue`, and pass the copy"
-    )]
+    #[error("cannot be read at offset {offset}: the disk or network fails there")]
     Unreadable {
         /// Start of the first unreadable page.
         offset: FileOffset,
     },
     /// The system could not read a part of the spool file.
     #[error(
-        "cannot be read at offset {offset} of its unpacked copy in {}: the disk there is full or fails; choose \
-         another folder with --spool-dir", dir.display()
+        "cannot be read at offset {offset} of its unpacked copy in {}: the disk there is full or fails", dir.display()
     )]
     SpoolUnreadable {
         /// The folder of the spool file.
@@ -84,19 +78,16 @@ pub enum DumpErrorKind {
         offset: FileOffset,
     },
     /// The file, or what it unpacks to, has no bytes.
-    #[error("is empty; the capture or the copy failed, so take it again")]
+    #[error("is empty")]
     Empty,
     /// Taken for raw, but smaller than one page frame.
-    #[error(
-        "has {0} bytes and no known format, but a single page of memory has 4096 bytes; check that the copy is \
-         complete, or use --input-format raw"
-    )]
+    #[error("has {0} bytes and no known format, but a single page of memory has 4096 bytes")]
     TooSmall(u64),
     /// A file of another kind.
-    #[error("looks like {0}, not a memory dump; if it is a raw dump after all, use --input-format raw")]
+    #[error("looks like {0}, not a memory dump")]
     OtherFile(&'static str),
     /// A file that holds no memory: text, weights, a program.
-    #[error("is {what}, not a memory dump; {remedy}")]
+    #[error("is {what}, not a memory dump")]
     NoDump {
         /// What it is, with an article.
         what: &'static str,
@@ -104,10 +95,10 @@ pub enum DumpErrorKind {
         remedy: &'static str,
     },
     /// An archive or compression that we do not unpack.
-    #[error("is {0}, which tensorcarve does not unpack; unpack it first and pass the dump inside it")]
+    #[error("is {0}, which tensorcarve does not unpack")]
     Archive(&'static str),
     /// A dump or snapshot in a format that we do not read.
-    #[error("is {what}, which tensorcarve does not read; {remedy}")]
+    #[error("is {what}, which tensorcarve does not read")]
     OtherDump {
         /// The format's name, with an article.
         what: &'static str,
@@ -116,9 +107,7 @@ pub enum DumpErrorKind {
     },
     /// One part of a split kdump file.
     #[error(
-        "is one part of a split, compressed kdump file (page frames {first:#x} to {end:#x}), which \
-         tensorcarve does not read; take the dump as a single ELF file: `makedumpfile -E` without --split, \
-         `virsh dump --memory-only --format elf`, or `dump-guest-memory` without -z"
+        "is one part of a split, compressed kdump file (page frames {first:#x} to {end:#x}), which tensorcarve does not read"
     )]
     KdumpPart {
         /// Number of the first page frame in it.
@@ -127,10 +116,7 @@ pub enum DumpErrorKind {
         end: u64,
     },
     /// The compressed stream ends before its own end mark.
-    #[error(
-        "the {compression} stream ends early, after {consumed} bytes ({unpacked} bytes were unpacked); copy the file \
-         again and compare sizes or hashes"
-    )]
+    #[error("the {compression} stream ends early, after {consumed} bytes ({unpacked} bytes were unpacked)")]
     TruncatedCompression {
         /// The kind of the stream.
         compression: Compression,
@@ -140,10 +126,7 @@ pub enum DumpErrorKind {
         unpacked: u64,
     },
     /// The compressed stream contradicts its own format or checksum.
-    #[error(
-        "the {compression} stream is damaged around file offset {offset} ({source}); \
-         copy the file again, or take the dump again"
-    )]
+    #[error("the {compression} stream is damaged around file offset {offset} ({source})")]
     DamagedCompression {
         /// The kind of the stream.
         compression: Compression,
@@ -153,7 +136,7 @@ pub enum DumpErrorKind {
         source: io::Error,
     },
     /// Compressed twice.
-    #[error("is compressed twice ({inner} inside {outer}); unpack the outer layer first")]
+    #[error("is compressed twice ({inner} inside {outer})")]
     NestedCompression {
         /// The kind of the file.
         outer: Compression,
@@ -162,8 +145,7 @@ pub enum DumpErrorKind {
     },
     /// There is no room to unpack the dump.
     #[error(
-        "unpacking needs at least {need} bytes in {}, but only {free} are free; choose a folder on a larger disk with \
-         --spool-dir, or unpack the dump yourself", dir.display()
+        "unpacking needs at least {need} bytes in {}, but only {free} are free", dir.display()
     )]
     SpoolSpace {
         /// The folder of the spool file.
@@ -174,7 +156,7 @@ pub enum DumpErrorKind {
         free: u64,
     },
     /// The spool file could not be made or written.
-    #[error("cannot unpack into {} ({source}); choose another folder with --spool-dir", dir.display())]
+    #[error("cannot unpack into {} ({source})", dir.display())]
     Spool {
         /// The folder of the spool file.
         dir: PathBuf,
@@ -182,10 +164,7 @@ pub enum DumpErrorKind {
         source: io::Error,
     },
     /// The file ends within the first header of its format.
-    #[error(
-        "the {format} header at file offset {offset} needs {need} bytes, but only {have} are left in the file; the \
-         capture or the copy was cut off, so take it again"
-    )]
+    #[error("the {format} header at file offset {offset} needs {need} bytes, but only {have} are left in the file")]
     CutHeader {
         /// The format that was recognised.
         format: Format,
@@ -197,10 +176,7 @@ pub enum DumpErrorKind {
         have: u64,
     },
     /// No LiME header where one must be.
-    #[error(
-        "no LiME header at file offset {offset}: expected the magic 0x4c694d45, found {found:#010x}; \
-         if it is a raw dump, use --input-format raw"
-    )]
+    #[error("no LiME header at file offset {offset}: expected the magic 0x4c694d45, found {found:#010x}")]
     LimeMagic {
         /// Where the header should be.
         offset: FileOffset,
@@ -208,10 +184,7 @@ pub enum DumpErrorKind {
         found: u32,
     },
     /// A LiME header of a version that we do not know.
-    #[error(
-        "the LiME header at file offset {offset} has version {version}, expected 1; \
-         take the dump with LiME's format=lime, or with AVML and `avml-convert`"
-    )]
+    #[error("the LiME header at file offset {offset} has version {version}, expected 1")]
     LimeVersion {
         /// Where the header starts.
         offset: FileOffset,
@@ -220,8 +193,7 @@ pub enum DumpErrorKind {
     },
     /// A LiME header whose range is impossible.
     #[error(
-        "the LiME header at file offset {offset} claims memory from {start} to {end}: the end must not be before the \
-         start or at the very end of the 64-bit range; the dump is damaged, so take or copy it again"
+        "the LiME header at file offset {offset} claims memory from {start} to {end}: the end must not be before the start or at the very end of the 64-bit range"
     )]
     LimeRange {
         /// Where the header starts.
@@ -232,10 +204,7 @@ pub enum DumpErrorKind {
         end: PhysAddr,
     },
     /// More ranges than any machine has.
-    #[error(
-        "has more than {limit} {format} ranges (the next one is at file offset {offset}); no machine has so many, so \
-         the dump is damaged or malicious"
-    )]
+    #[error("has more than {limit} {format} ranges (the next one is at file offset {offset})")]
     TooManyRanges {
         /// The format.
         format: Format,
@@ -245,7 +214,7 @@ pub enum DumpErrorKind {
         limit: usize,
     },
     /// A sound container that holds no byte of memory.
-    #[error("its {format} container holds no memory: {why}; take the dump again")]
+    #[error("its {format} container holds no memory: {why}")]
     NoMemory {
         /// The format.
         format: Format,
@@ -253,18 +222,13 @@ pub enum DumpErrorKind {
         why: &'static str,
     },
     /// An ELF file that is no core.
-    #[error(
-        "is an ELF {0}, not a core (ELF type 4); take a dump with LiME, AVML, `virsh dump --memory-only` or `gcore`, \
-         or pass the maps file with --maps if this is a copy of /proc/PID/mem"
-    )]
+    #[error("is an ELF {0}, not a core (ELF type 4)")]
     ElfNotCore(&'static str),
     /// An ELF core of a machine that we do not read.
-    #[error(
-        "is an ELF core of {0}, which tensorcarve does not support yet; only dumps of 64-bit x86 machines can be read"
-    )]
+    #[error("is an ELF core of {0}, which tensorcarve does not support yet")]
     ElfMachine(String),
     /// A broken ELF header.
-    #[error("the ELF header at file offset {offset} is broken ({what}); copy the file again, or take the dump again")]
+    #[error("the ELF header at file offset {offset} is broken ({what})")]
     ElfHeader {
         /// Where the broken header starts.
         offset: FileOffset,
@@ -272,10 +236,7 @@ pub enum DumpErrorKind {
         what: &'static str,
     },
     /// An ELF segment that claims addresses past 2⁶⁴.
-    #[error(
-        "ELF segment {index} claims {len} bytes at address {start}, past the end of the 64-bit range; the dump is \
-         damaged, so take or copy it again"
-    )]
+    #[error("ELF segment {index} claims {len} bytes at address {start}, past the end of the 64-bit range")]
     ElfSegment {
         /// Number of the program header, from 0.
         index: usize,
@@ -293,7 +254,7 @@ pub enum DumpErrorKind {
         reason: Box<DumpErrorKind>,
     },
     /// A line of the maps file is none of /proc/PID/maps.
-    #[error("line {line} of its maps file is broken (`{text}`: {what}); copy /proc/PID/maps again")]
+    #[error("line {line} of its maps file is broken (`{text}`: {what})")]
     MapsLine {
         /// From 1.
         line: usize,
@@ -304,9 +265,7 @@ pub enum DumpErrorKind {
     },
     /// No choice of mappings has the size of the copy.
     #[error(
-        "has {size} bytes, but by its maps file a copy of /proc/PID/mem has {expected}, where the lower \
-         numbers leave out unreadable mappings; stop the process, \
-         copy maps and mem again as `tensorcarve recover --help` shows, or take a core with `gcore`, which needs no --maps"
+        "has {size} bytes, but by its maps file a copy of /proc/PID/mem has {expected}, where the lower numbers leave out unreadable mappings"
     )]
     MapsSize {
         /// Bytes in the copy.
@@ -315,10 +274,7 @@ pub enum DumpErrorKind {
         expected: String,
     },
     /// The sizes fit, but other things are in the copy.
-    #[error(
-        "does not match its maps file: {path} should begin at file offset {offset} but does not; the maps file is \
-         from another process or another time"
-    )]
+    #[error("does not match its maps file: {path} should begin at file offset {offset} but does not")]
     MapsContent {
         /// Where in the copy.
         offset: FileOffset,
@@ -326,6 +282,58 @@ pub enum DumpErrorKind {
         path: String,
     },
     /// The container's ranges contradict each other or the file.
-    #[error("{0}; the dump is damaged, so take or copy it again")]
+    #[error("{0}")]
     Ranges(#[from] RangeError),
+}
+
+impl DumpErrorKind {
+    /// What to try.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Missing => "check the path",
+            Self::Directory => "pass the dump file in it",
+            Self::NotAFile(..) => "copy its contents to a file first",
+            Self::Permission => "change its mode or owner, or run as a user who may read it",
+            Self::Io { .. } => "copy it to a local disk and try again",
+            Self::Resized { .. } | Self::Rewritten => "wait until nothing writes to it, or copy it, and run again",
+            Self::Unreadable { .. } => {
+                "check the system log (`dmesg`), copy the file to another disk, for example with `ddrescue`, and pass \
+                 the copy"
+            }
+            Self::SpoolUnreadable { .. } | Self::Spool { .. } => "choose another folder with --spool-dir",
+            Self::Empty => "the capture or the copy failed, so take it again",
+            Self::CutHeader { .. } => "the capture or the copy was cut off, so take it again",
+            Self::TooSmall(..) => "check that the copy is complete, or use --input-format raw",
+            Self::OtherFile(..) => "if it is a raw dump after all, use --input-format raw",
+            Self::NoDump { remedy, .. } | Self::OtherDump { remedy, .. } => remedy,
+            Self::Archive(..) => "unpack it first and pass the dump inside it",
+            Self::KdumpPart { .. } => {
+                "take the dump as a single ELF file: `makedumpfile -E` without --split, `virsh dump --memory-only \
+                 --format elf`, or `dump-guest-memory` without -z"
+            }
+            Self::TruncatedCompression { .. } => "copy the file again and compare sizes or hashes",
+            Self::DamagedCompression { .. } | Self::ElfHeader { .. } => "copy the file again, or take the dump again",
+            Self::NestedCompression { .. } => "unpack the outer layer first",
+            Self::SpoolSpace { .. } => "choose a folder on a larger disk with --spool-dir, or unpack the dump yourself",
+            Self::LimeMagic { .. } => "if it is a raw dump, use --input-format raw",
+            Self::LimeVersion { .. } => "take the dump with LiME's format=lime, or with AVML and `avml-convert`",
+            Self::LimeRange { .. } | Self::ElfSegment { .. } | Self::Ranges(..) => {
+                "the dump is damaged, so take or copy it again"
+            }
+            Self::TooManyRanges { .. } => "no machine has so many, so the dump is damaged or malicious",
+            Self::NoMemory { .. } => "take the dump again",
+            Self::ElfNotCore(..) => {
+                "take a dump with LiME, AVML, `virsh dump --memory-only` or `gcore`, or pass the maps file with --maps \
+                 if this is a copy of /proc/PID/mem"
+            }
+            Self::ElfMachine(..) => "only dumps of 64-bit x86 machines can be read",
+            Self::MapsFile { reason, .. } => reason.hint(),
+            Self::MapsLine { .. } => "copy /proc/PID/maps again",
+            Self::MapsSize { .. } => {
+                "stop the process, copy maps and mem again as `tensorcarve recover --help` shows, or take a core with \
+                 `gcore`, which needs no --maps"
+            }
+            Self::MapsContent { .. } => "pass the maps file of the same process, from the same time",
+        }
+    }
 }

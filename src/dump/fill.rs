@@ -91,21 +91,14 @@ impl FilledFile {
 pub enum FillError {
     /// The dump is of a machine.
     #[error(
-        "--file and --sysroot only work with a process image, but this is a dump of a whole machine, which holds \
-         mapped files in its page cache; omit --file and --sysroot"
+        "--file and --sysroot only work with a process image, but this is a dump of a whole machine, which holds mapped files in its page cache"
     )]
     Machine,
     /// The image lists no mapped files.
-    #[error(
-        "the process image does not say which files were mapped (in a core's NT_FILE note, or with --maps); omit \
-         --file and --sysroot"
-    )]
+    #[error("the process image does not say which files were mapped (in a core's NT_FILE note, or with --maps)")]
     NoMappings,
     /// No mapped file has that name.
-    #[error(
-        "{given}: no mapped file with missing bytes has this name; candidates: {candidates}; pass RECORDED=PATH with \
-         one of these, or omit the file"
-    )]
+    #[error("{given}: no mapped file with missing bytes has this name; candidates: {candidates}")]
     Unmatched {
         /// What the user gave.
         given: String,
@@ -113,7 +106,7 @@ pub enum FillError {
         candidates: String,
     },
     /// Several mapped files have that name.
-    #[error("{given}: several mapped files have this name: {candidates}; pass RECORDED=PATH with one of these")]
+    #[error("{given}: several mapped files have this name: {candidates}")]
     Ambiguous {
         /// What the user gave.
         given: String,
@@ -121,7 +114,7 @@ pub enum FillError {
         candidates: String,
     },
     /// Two files were given for one.
-    #[error("{given}: another file was already given for {recorded}; pass only one of them")]
+    #[error("{given}: another file was already given for {recorded}")]
     Twice {
         /// What the user gave.
         given: String,
@@ -138,7 +131,7 @@ pub enum FillError {
     },
     /// The folder can't be used.
     #[error(
-        "{}: cannot be used as --sysroot ({source}); pass a folder with a copy of the machine's files", path.display()
+        "{}: cannot be used as --sysroot ({source})", path.display()
     )]
     Sysroot {
         /// The folder.
@@ -149,6 +142,21 @@ pub enum FillError {
     /// The ranges contradict each other.
     #[error(transparent)]
     Ranges(#[from] RangeError),
+}
+
+impl FillError {
+    /// What to try.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Machine | Self::NoMappings => "omit --file and --sysroot",
+            Self::Unmatched { .. } => "pass RECORDED=PATH with one of these, or omit the file",
+            Self::Ambiguous { .. } => "pass RECORDED=PATH with one of these",
+            Self::Twice { .. } => "pass only one of them",
+            Self::Unreadable { reason, .. } => reason.hint(),
+            Self::Sysroot { .. } => "pass a folder with a copy of the machine's files",
+            Self::Ranges(..) => "copy the process image again",
+        }
+    }
 }
 
 impl Dump {

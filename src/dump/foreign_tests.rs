@@ -5,7 +5,7 @@ use super::*;
 fn message(bytes: &[u8]) -> String {
     let mut sample = bytes.to_vec();
     sample.resize(sample.len().max(8192), 0);
-    refusal(&sample).map(|refusal| refusal.to_string()).unwrap_or_default()
+    refusal(&sample).map(|refusal| format!("{refusal}; {}", refusal.hint())).unwrap_or_default()
 }
 
 fn assert_named(bytes: &[u8], words: &[&str]) {

@@ -98,7 +98,8 @@ mod tests {
             ("version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer", "git lfs pull"),
             ("ProblemType: Crash\nArchitecture: amd64\nCoreDump: base64\n H4sI\n", "an Apport report", "apport-unpack"),
         ] {
-            let message = refusal(text.as_bytes()).unwrap().to_string();
+            let refused = refusal(text.as_bytes()).unwrap();
+            let message = format!("{refused}; {}", refused.hint());
             assert!(message.contains(what) && message.contains(remedy), "{message}");
             assert!(!message.contains("--input-format"), "{message}");
         }

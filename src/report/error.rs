@@ -7,32 +7,29 @@ use crate::dump::DumpError;
 
 /// Why the output could not be written.
 ///
-/// Each message ends with what to try, behind the last semicolon.
+/// [`OutputError::hint`] says what to try.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OutputError {
     /// The path is there, and no folder.
-    #[error("{}: is not a folder; choose another path with --output-dir", .0.display())]
+    #[error("{}: is not a folder", .0.display())]
     NotAFolder(PathBuf),
     /// The folder holds something, and nobody said `--overwrite`.
     #[error(
-        "{}: is not empty; choose another folder with --output-dir, or use --overwrite to replace the output of an \
-         earlier run of tensorcarve", .0.display()
+        "{}: is not empty", .0.display()
     )]
     NotEmpty(PathBuf),
     /// The folder holds something, but no earlier output.
     #[error(
-        "{}: is not empty and has no recovery.json from tensorcarve, so there is nothing to overwrite; choose another \
-         folder with --output-dir", .0.display()
+        "{}: is not empty and has no recovery.json from tensorcarve, so there is nothing to overwrite", .0.display()
     )]
     NotOurs(PathBuf),
     /// Among what an earlier run wrote lies something that it did not write.
-    #[error("{}: was not written by tensorcarve and would be lost; move it away first", .0.display())]
+    #[error("{}: was not written by tensorcarve and would be lost", .0.display())]
     Foreign(PathBuf),
     /// The disk is full, or would be.
     #[error(
-        "{}: not enough disk space: {} needed, {} free; free some space, or choose a folder on a larger disk with \
-         --output-dir",
+        "{}: not enough disk space: {} needed, {} free",
         path.display(),
         need.map_or("more bytes are".to_owned(), |need| format!("{need} bytes are")),
         free.map_or("too few are".to_owned(), |free| format!("{free} are")),
@@ -46,7 +43,7 @@ pub enum OutputError {
         free: Option<u64>,
     },
     /// The system failed to do something.
-    #[error("{}: cannot {doing} ({source}); {}", path.display(), remedy(source))]
+    #[error("{}: cannot {doing} ({source})", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -57,8 +54,7 @@ pub enum OutputError {
     },
     /// The bytes of a tensor are not those that were hashed before.
     #[error(
-        "the bytes of {tensor:?} in model {model} have changed since they were hashed: another program is writing to \
-         the dump file; copy it, and run on the copy"
+        "the bytes of {tensor:?} in model {model} have changed since they were hashed: another program is writing to the dump file"
     )]
     Changed {
         /// Id of the model.
@@ -70,13 +66,33 @@ pub enum OutputError {
     #[error(transparent)]
     Input(#[from] DumpError),
     /// The header of a file of weights can't be made.
-    #[error("{}: the header cannot be written ({reason}); report this as a bug", path.display())]
+    #[error("{}: the header cannot be written ({reason})", path.display())]
     Header {
         /// The file.
         path: PathBuf,
         /// What the format's own check said.
         reason: String,
     },
+}
+
+impl OutputError {
+    /// What to try.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::NotAFolder(..) => "choose another path with --output-dir",
+            Self::NotEmpty(..) => {
+                "choose another folder with --output-dir, or use --overwrite to replace the output of an earlier run \
+                 of tensorcarve"
+            }
+            Self::NotOurs(..) => "choose another folder with --output-dir",
+            Self::Foreign(..) => "move it away first",
+            Self::NoSpace { .. } => "free some space, or choose a folder on a larger disk with --output-dir",
+            Self::Io { source, .. } => remedy(source),
+            Self::Changed { .. } => "copy it, and run on the copy",
+            Self::Input(error) => error.reason.hint(),
+            Self::Header { .. } => "report this as a bug",
+        }
+    }
 }
 
 impl OutputError {

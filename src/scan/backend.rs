@@ -155,7 +155,7 @@ pub enum BackendError {
     #[error("no backend is named `{0}`; the backends are {names}", names = BackendChoice::NAMES.join(", "))]
     Unknown(String),
     /// The CPU lacks a feature.
-    #[error("the backend {backend} needs the CPU feature {feature}, which this computer lacks; use auto or scalar")]
+    #[error("the backend {backend} needs the CPU feature {feature}, which this computer lacks")]
     Missing {
         /// The backend asked for.
         backend: Backend,
@@ -163,14 +163,21 @@ pub enum BackendError {
         feature: &'static str,
     },
     /// The CPU has no vector unit that we use.
-    #[error(
-        "the backend simd needs the CPU feature avx2, avx512f or neon, but this computer has none of them; use scalar"
-    )]
+    #[error("the backend simd needs the CPU feature avx2, avx512f or neon, but this computer has none of them")]
     NoSimd,
     /// No GPU can be used.
-    #[error(
-        "the backend gpu found no usable GPU ({0}); install a Vulkan driver (on Debian: mesa-vulkan-drivers), or use \
-         auto"
-    )]
+    #[error("the backend gpu found no usable GPU ({0})")]
     NoGpu(String),
+}
+
+impl BackendError {
+    /// What to try.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Unknown(..) => "`tensorcarve devices` lists the backends",
+            Self::Missing { .. } => "use auto or scalar",
+            Self::NoSimd => "use scalar",
+            Self::NoGpu(..) => "install a Vulkan driver (on Debian: mesa-vulkan-drivers), or use auto",
+        }
+    }
 }

@@ -69,9 +69,10 @@ fn map(path: &Path) -> Result<PhysicalMemory, Failure> {
     let dump = dump::open(path, &options, &|_, _| {})?;
     match dump.compression {
         Some(compression) => Err(Failure::new(format!(
-            "{} is compressed ({compression}), so its unpacked copy would be measured; unpack it first",
+            "{} is compressed ({compression}), so its unpacked copy would be measured",
             path.display()
-        ))),
+        ))
+        .hint("unpack it first")),
         None => Ok(dump.memory),
     }
 }

@@ -156,7 +156,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<Outcome, Failure> {
     let progress = Progress::new(&args.talk);
     let measured = match &args.dump {
         Some(path) => measure_dump(args, path, &sets, &backends, &threads, &progress),
-        None if sets.contains(&INPUT) => Err(Failure::new("the set `input` needs a file; pass a dump")),
+        None if sets.contains(&INPUT) => Err(Failure::new("the set `input` needs a file").hint("pass a dump")),
         None => measure_made_up(args, &sets, &backends, &threads, &progress),
     };
     progress.finish();
