@@ -23,7 +23,7 @@ pub(super) struct Plan<'a> {
     slots: Vec<SlotSignature<'a>>,
     pub(super) passes: Vec<Pass>,
     /// Structures whose anchors stand at other places than slots: index and structure.
-    pub(super) loose: Vec<(u16, &'a Structure)>,
+    pub(super) unaligned: Vec<(u16, &'a Structure)>,
 }
 
 /// Something to be looked for in the slots of frames; numbers are indices of slot signatures.
@@ -59,7 +59,7 @@ impl<'a> Plan<'a> {
             slot_needles,
             slots: Vec::new(),
             passes: Vec::new(),
-            loose: Vec::new(),
+            unaligned: Vec::new(),
         };
         if let Some(shape) = shape {
             plan.prepare(memory, shape);
@@ -71,7 +71,7 @@ impl<'a> Plan<'a> {
         let mut entries = Vec::new();
         for (structure, signature) in self.structures.iter().zip(0..) {
             let Some(starts) = starts_in_slot(structure) else {
-                self.loose.push((signature, structure));
+                self.unaligned.push((signature, structure));
                 continue;
             };
             for start in starts {
@@ -135,7 +135,7 @@ pub(super) fn slot_needles(signatures: &Signatures) -> impl Iterator<Item = (u16
 }
 
 /// The other needles, which stand anywhere.
-pub(super) fn loose_needles(signatures: &Signatures) -> impl Iterator<Item = (u16, &Needle)> {
+pub(super) fn unaligned_needles(signatures: &Signatures) -> impl Iterator<Item = (u16, &Needle)> {
     indexed_needles(signatures).filter(|(_, needle)| !is_slot_needle(needle))
 }
 

@@ -11,7 +11,7 @@ pub(super) enum Filter {
     /// `(v ^ value) & mask == 0`.
     Masked { mask: u64, value: u64 },
     /// The same, of `v - place`; unless it `may_be_zero`, `v` is not.
-    MaskedOwn { mask: u64, value: u64, may_be_zero: bool },
+    MaskedRelative { mask: u64, value: u64, may_be_zero: bool },
     /// `(v rotated right) - low <= span`: one comparison for a range and an alignment.
     Span(Span),
 }
@@ -66,7 +66,7 @@ fn masked(test: &Test, all: &[Test]) -> Option<(u32, Filter)> {
         Test::PageOffsetOfSelf(k) => {
             let mask = FRAME_SIZE - 1;
             let (value, may_be_zero) = (k.cast_unsigned() & mask, all.iter().all(Test::may_be_zero));
-            return Some((mask.count_ones(), Filter::MaskedOwn { mask, value, may_be_zero }));
+            return Some((mask.count_ones(), Filter::MaskedRelative { mask, value, may_be_zero }));
         }
         _ => return None,
     };

@@ -18,7 +18,7 @@ pub(super) struct Shape {
     /// Entries that have a bit in a lane.
     pub(super) entries: usize,
     /// Digits of the value less its place that are looked up, if any is.
-    pub(super) own: usize,
+    pub(super) relative: usize,
     /// Digits of the value that are looked up, where few are enough, and at most.
     pub(super) few: usize,
     pub(super) many: usize,
@@ -37,7 +37,7 @@ pub(super) type Table = [u64; 16];
 /// What a signature says of the slot of its anchor, and of those around it.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    own: SlotSet,
+    slot: SlotSet,
     /// One for each of [`NEIGHBOURS`]; none if nothing is known.
     around: Vec<SlotSet>,
 }
@@ -46,12 +46,12 @@ impl Entry {
     /// A structure's, for an anchor in the 8 bytes at `slot` (counted from the base).
     pub(super) fn of_structure(structure: &Structure, slot: i64, digit_bits: u32) -> Self {
         let at = |distance: isize| SlotSet::of_structure(structure, slot + 8 * distance as i64, digit_bits);
-        Self { own: at(0), around: NEIGHBOURS.into_iter().map(at).collect() }
+        Self { slot: at(0), around: NEIGHBOURS.into_iter().map(at).collect() }
     }
 
     /// That of bytes that begin with a slot.
     pub(super) fn of_bytes(bytes: &[u8], digit_bits: u32) -> Self {
-        Self { own: SlotSet::of_bytes(bytes, digit_bits), around: Vec::new() }
+        Self { slot: SlotSet::of_bytes(bytes, digit_bits), around: Vec::new() }
     }
 }
 
@@ -61,7 +61,7 @@ pub(super) struct Sieve {
     /// What each bit of a table stands for: the numbers that came with the entries.
     members: Vec<usize>,
     /// Looked up in the value less its place; none, or as many as the shape says.
-    pub(super) own: Vec<(u32, Table)>,
+    pub(super) relative: Vec<(u32, Table)>,
     /// Looked up in the value.
     pub(super) value: Vec<(u32, Table)>,
     pub(super) neighbours: Vec<Neighbour>,
@@ -83,30 +83,30 @@ impl Sieve {
     /// Sieves for all entries; the numbers beside them are what [`Sieve::members`] gives back.
     pub(super) fn split(mut entries: Vec<(usize, Entry)>, sample: &Sample, shape: Shape) -> Vec<Self> {
         // Where there is more than one sieve, those that know their place go together: the others need fewer digits.
-        entries.sort_by_key(|(_, entry)| (entry.own.may_be_zero, !entry.own.knows_place()));
-        let kinds = entries.chunk_by(|(_, a), (_, b)| a.own.may_be_zero == b.own.may_be_zero);
+        entries.sort_by_key(|(_, entry)| (entry.slot.may_be_zero, !entry.slot.knows_place()));
+        let kinds = entries.chunk_by(|(_, a), (_, b)| a.slot.may_be_zero == b.slot.may_be_zero);
         kinds.flat_map(|kind| kind.chunks(shape.entries)).map(|part| Self::new(part, sample, shape)).collect()
     }
 
     fn new(entries: &[(usize, Entry)], sample: &Sample, shape: Shape) -> Self {
-        let own_sets = entries.iter().map(|(_, entry)| Some(&entry.own));
-        let skips_zeros = entries.iter().all(|(_, entry)| !entry.own.may_be_zero);
+        let slot_sets = entries.iter().map(|(_, entry)| Some(&entry.slot));
+        let skips_zeros = entries.iter().all(|(_, entry)| !entry.slot.may_be_zero);
         let zero = if skips_zeros { 0 } else { u64::MAX };
-        let digits = choose(&tables(own_sets, shape), sample, zero, shape.own, shape.many + NEIGHBOUR_DIGITS);
-        let side = |own: bool| digits.iter().filter(move |(digit, _)| digit.is_own == own);
-        let of_side = |own: bool| side(own).map(|(digit, table)| (digit.shift, *table)).collect::<Vec<_>>();
-        let (mut own, mut value) = (of_side(true), of_side(false));
+        let digits = choose(&tables(slot_sets, shape), sample, zero, shape.relative, shape.many + NEIGHBOUR_DIGITS);
+        let side = |relative: bool| digits.iter().filter(move |(digit, _)| digit.is_relative == relative);
+        let of_side = |relative: bool| side(relative).map(|(digit, table)| (digit.shift, *table)).collect::<Vec<_>>();
+        let (mut relative, mut value) = (of_side(true), of_side(false));
         let later = value.split_off(value.len().min(shape.many));
         let filled = |used: usize, steps: [usize; 2]| steps.into_iter().find(|step| used <= *step).unwrap_or(used);
         // A digit in which nothing is told apart fills up what a kernel compiled for more digits looks at.
-        own.resize(filled(own.len(), [0, shape.own]), (0, [u64::MAX; 16]));
+        relative.resize(filled(relative.len(), [0, shape.relative]), (0, [u64::MAX; 16]));
         value.resize(filled(value.len(), [shape.few, shape.many]), (0, [u64::MAX; 16]));
         let neighbours = NEIGHBOURS.into_iter().enumerate().filter_map(|(n, distance)| {
             let sets = entries.iter().map(|(_, entry)| entry.around.get(n));
             Neighbour::new(sets, distance * 8, sample, shape)
         });
         let neighbours = Neighbour::itself(&later).into_iter().chain(neighbours).collect();
-        Self { members: entries.iter().map(|(member, _)| *member).collect(), own, value, neighbours, skips_zeros }
+        Self { members: entries.iter().map(|(member, _)| *member).collect(), relative, value, neighbours, skips_zeros }
     }
 
     /// The entries of these bits.
@@ -169,13 +169,13 @@ fn tables<'a>(sets: impl Iterator<Item = Option<&'a SlotSet>>, shape: Shape) -> 
     tables
 }
 
-/// The digits that reject most of the sample, best first: up to so many own ones, and of the value.
+/// The digits that reject most of the sample, best first: up to so many of the value less its place, and of the value itself.
 /// `zero` are the entries that a slot of zeros can be.
 fn choose(
     tables: &[(Digit, Table)],
     sample: &Sample,
     zero: u64,
-    most_own: usize,
+    most_relative: usize,
     most_value: usize,
 ) -> Vec<(Digit, Table)> {
     let all = tables.iter().fold(0, |all, (_, table)| table.iter().fold(all, |all, entries| all | entries));
@@ -185,11 +185,11 @@ fn choose(
     let mut chosen: Vec<(Digit, Table)> = Vec::new();
     let mut passing = left.iter().map(|(.., bits)| u64::from(bits.count_ones())).sum::<u64>();
     loop {
-        let own = chosen.iter().filter(|(digit, _)| digit.is_own).count();
-        let value = chosen.len() - own;
+        let relative = chosen.iter().filter(|(digit, _)| digit.is_relative).count();
+        let value = chosen.len() - relative;
         let open = tables.iter().filter(|(digit, _)| {
             let is_chosen = chosen.iter().any(|(other, _)| other == digit);
-            !is_chosen && if digit.is_own { own < most_own } else { value < most_value }
+            !is_chosen && if digit.is_relative { relative < most_relative } else { value < most_value }
         });
         let passing_with = |(digit, table): &(Digit, Table)| {
             let bits = |(value, place, bits): &(u64, usize, u64)| bits & look_up(table, *digit, *value, *place);

@@ -14,7 +14,7 @@ const PLACE_BITS: u32 = FRAME_SIZE.trailing_zeros();
 /// One digit of a slot's value, or of the value less the slot's own place in its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Digit {
-    pub(super) is_own: bool,
+    pub(super) is_relative: bool,
     /// By how many bits the value, or the difference, is shifted for it.
     pub(super) shift: u32,
     /// Bits of a digit, 3 or 4; if they don't divide those of a slot, the highest bits are in none.
@@ -24,13 +24,14 @@ pub(super) struct Digit {
 impl Digit {
     /// All digits of a value, and of the difference.
     pub(super) fn all(bits: u32) -> impl Iterator<Item = Self> {
-        let value = (0..=SLOT_BITS - bits).step_by(bits as usize).map(move |shift| Self { is_own: false, shift, bits });
-        value.chain((0..PLACE_BITS).step_by(bits as usize).map(move |shift| Self { is_own: true, shift, bits }))
+        let value =
+            (0..=SLOT_BITS - bits).step_by(bits as usize).map(move |shift| Self { is_relative: false, shift, bits });
+        value.chain((0..PLACE_BITS).step_by(bits as usize).map(move |shift| Self { is_relative: true, shift, bits }))
     }
 
     /// The digit of a slot that lies at byte `place` of its frame.
     pub(super) fn of(self, value: u64, place: u64) -> usize {
-        let from = if self.is_own { value.wrapping_sub(place) } else { value };
+        let from = if self.is_relative { value.wrapping_sub(place) } else { value };
         (from >> self.shift & ((1 << self.bits) - 1)) as usize
     }
 }
@@ -80,7 +81,7 @@ impl SlotSet {
 
     /// Whether it says anything of the value less its place.
     pub(super) fn knows_place(&self) -> bool {
-        self.digits().any(|(digit, allowed)| digit.is_own && allowed != u16::MAX)
+        self.digits().any(|(digit, allowed)| digit.is_relative && allowed != u16::MAX)
     }
 
     /// All tests of a field that begins at bit `start` of the slot.
@@ -107,7 +108,9 @@ impl SlotSet {
                 // In the whole slot the difference to the own place has no borrow from other fields.
                 Test::PageOffsetOfSelf(k) if width == SLOT_BITS => {
                     let offset = k.cast_unsigned() & (FRAME_SIZE - 1);
-                    for (digit, set) in Digit::all(self.bits).zip(&mut self.digits).filter(|(digit, _)| digit.is_own) {
+                    for (digit, set) in
+                        Digit::all(self.bits).zip(&mut self.digits).filter(|(digit, _)| digit.is_relative)
+                    {
                         *set &= 1 << digit.of(offset, 0);
                     }
                 }
@@ -120,7 +123,7 @@ impl SlotSet {
     /// Restricts the field of `width` bits at bit `start` to what `allowed` says of its bits, given as how far they
     /// are shifted in the field, and how many there are.
     fn restrict_to(&mut self, start: u32, width: u32, allowed: impl Fn(u32, u32) -> u16) {
-        for (digit, set) in Digit::all(self.bits).zip(&mut self.digits).filter(|(digit, _)| !digit.is_own) {
+        for (digit, set) in Digit::all(self.bits).zip(&mut self.digits).filter(|(digit, _)| !digit.is_relative) {
             let (first, end) = (digit.shift.max(start), (digit.shift + digit.bits).min(start + width));
             if first < end {
                 let part = allowed(first - start, end - first);

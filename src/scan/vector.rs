@@ -32,7 +32,7 @@ pub(super) trait Vector: Copy {
     const LOOKED_UP: u64;
 
     /// Does the work in a function that has the instruction set, and all registers for that work alone.
-    unsafe fn isolate(work: impl Work);
+    unsafe fn call_compiled(work: impl Work);
     unsafe fn load(bytes: *const u8) -> Self;
     /// Asks for the cache line at any address, mapped or not.
     unsafe fn prefetch(line: *const u8);
@@ -121,15 +121,15 @@ mod x86_64 {
         const LOOKED_UP: u64 = 0xffff_ffff;
 
         #[inline(always)]
-        unsafe fn isolate(work: impl Work) {
+        unsafe fn call_compiled(work: impl Work) {
             #[target_feature(enable = "avx2")]
             #[inline(never)]
-            fn isolated(work: impl Work) {
+            fn compiled(work: impl Work) {
                 // SAFETY: this function is only called where the feature is there.
                 unsafe { work.run() }
             }
             // SAFETY: the caller vouches for the instruction set.
-            unsafe { isolated(work) }
+            unsafe { compiled(work) }
         }
 
         methods! { @static
@@ -187,15 +187,15 @@ mod x86_64 {
         const LOOKED_UP: u64 = u64::MAX;
 
         #[inline(always)]
-        unsafe fn isolate(work: impl Work) {
+        unsafe fn call_compiled(work: impl Work) {
             #[target_feature(enable = "avx512f")]
             #[inline(never)]
-            fn isolated(work: impl Work) {
+            fn compiled(work: impl Work) {
                 // SAFETY: this function is only called where the feature is there.
                 unsafe { work.run() }
             }
             // SAFETY: the caller vouches for the instruction set.
-            unsafe { isolated(work) }
+            unsafe { compiled(work) }
         }
 
         methods! { @static

@@ -130,7 +130,7 @@ impl Program {
     pub(super) fn new(signatures: &Signatures) -> Self {
         let structures = signatures.structures().iter().zip(0..).map(|(s, index)| Pattern::of_structure(s, index));
         let needles = slot_needles(signatures).map(|(index, needle)| Pattern::of_slot_needle(needle, index));
-        let (in_slots, loose): (Vec<_>, Vec<_>) = structures.chain(needles).partition(|pattern| pattern.in_slots);
+        let (in_slots, unaligned): (Vec<_>, Vec<_>) = structures.chain(needles).partition(|pattern| pattern.in_slots);
         let mut program = Self {
             params: signatures.mmu().map(mmu_params).unwrap_or_default(),
             structures: Vec::new(),
@@ -139,9 +139,9 @@ impl Program {
             signatures: Vec::new(),
         };
         program.params.slot_structures = in_slots.len() as u32;
-        program.params.structures = (in_slots.len() + loose.len()) as u32;
+        program.params.structures = (in_slots.len() + unaligned.len()) as u32;
         program.params.all_bits = u32::MAX.checked_shr(32 - in_slots.len().min(32) as u32).unwrap_or(0);
-        for pattern in in_slots.iter().chain(&loose) {
+        for pattern in in_slots.iter().chain(&unaligned) {
             program.params.zeros_may_match |= u32::from(pattern.anchor().iter().all(Test::may_be_zero));
             program.add(pattern);
         }

@@ -22,7 +22,7 @@ use std::sync::OnceLock;
 use super::Hit;
 use super::backend::Backend;
 use super::chunk::View;
-use super::engine::{loose_needles, needle_hit};
+use super::engine::{needle_hit, unaligned_needles};
 use crate::addr::PhysAddr;
 use crate::signature::{Needle, Signatures};
 
@@ -46,7 +46,7 @@ pub(super) struct Needles<'a> {
 
 impl<'a> Needles<'a> {
     pub(super) fn new(signatures: &'a Signatures, backend: Backend) -> Self {
-        let needles: Vec<_> = loose_needles(signatures).collect();
+        let needles: Vec<_> = unaligned_needles(signatures).collect();
         let windows: Vec<_> = needles.iter().map(|(_, needle)| Window::of(&needle.bytes)).collect();
         let filtered = Filter::new(backend, &windows).map(|filter| (filter, Windows::new(windows)));
         Self { needles, filtered, reference: OnceLock::new() }

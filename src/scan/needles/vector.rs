@@ -66,7 +66,7 @@ pub(super) unsafe fn search_shape<V: Vector>(
     bytes: &[u8],
     candidate: &mut dyn FnMut(usize),
 ) {
-    // SAFETY: as for this function.
+    // SAFETY: the caller has made sure that the CPU has the instruction set.
     unsafe {
         match (shape, groups) {
             (Shape::OneLow, [a]) => search::<V, 1, false>(&[*a], bytes, candidate),
@@ -93,7 +93,7 @@ unsafe fn search<V: Vector, const GROUPS: usize, const BOTH: bool>(
     let step = VECTORS * V::BYTES;
     let places = bytes.len().saturating_sub(WINDOW - 1) / step * step;
     // No closures here: what is called in them is not inlined reliably.
-    // SAFETY: as for this function; after the last place the rest of its window follows.
+    // SAFETY: the caller has made sure that the CPU has the instruction set; after the last place the rest of its window follows.
     unsafe {
         let mut tables = [[(V::zero(), V::zero()); WINDOW]; GROUPS];
         for (vectors, group) in tables.iter_mut().zip(groups) {
@@ -140,7 +140,7 @@ unsafe fn search<V: Vector, const GROUPS: usize, const BOTH: bool>(
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
 unsafe fn look_up<V: Vector, const BOTH: bool>(bytes: V, (low, high): (V, V)) -> V {
-    // SAFETY: as for this function.
+    // SAFETY: the caller has made sure that the CPU has the instruction set.
     unsafe {
         let by_low = V::at_low_bits(bytes, low);
         if BOTH { V::and(by_low, V::at_high_bits(bytes, high)) } else { by_low }

@@ -34,15 +34,15 @@ impl Vector for Neon {
     const LOOKED_UP: u64 = 0xffff_ffff;
 
     #[inline(always)]
-    unsafe fn isolate(work: impl Work) {
+    unsafe fn call_compiled(work: impl Work) {
         #[target_feature(enable = "neon")]
         #[inline(never)]
-        fn isolated(work: impl Work) {
+        fn compiled(work: impl Work) {
             // SAFETY: this function is only called where the feature is there.
             unsafe { work.run() }
         }
         // SAFETY: the caller vouches for the instruction set.
-        unsafe { isolated(work) }
+        unsafe { compiled(work) }
     }
 
     methods! { @static
