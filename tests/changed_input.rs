@@ -138,5 +138,5 @@ fn a_spool_file_that_cannot_be_read_is_an_error() {
     let dump = dump::open(&path, &options, &|_, _| ()).unwrap();
     let reason = refused(&dump, Backend::detect_best());
     assert!(matches!(&reason, DumpErrorKind::SpoolUnreadable { dir, .. } if *dir == disk), "{reason}");
-    assert!(reason.to_string().contains("--spool-dir"), "{reason}");
+    assert!(reason.hint().contains("--spool-dir"), "{reason}");
 }
