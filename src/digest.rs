@@ -73,7 +73,7 @@ struct Key {
 }
 
 /// What is to be read once: a tensor under all its names.
-struct Alike<'t> {
+struct SameElements<'t> {
     names: Vec<Target<'t>>,
     space: AddressSpace,
 }
@@ -87,7 +87,7 @@ pub(crate) fn tensors<'t>(
     let tensors = distinct(spaces, limit);
     let sizes = tensors.iter().filter_map(|alike| Some(alike.names.first()?.byte_len()));
     observer.begin(Phase::Tensors, sizes.fold(0, u64::saturating_add));
-    tensors.into_par_iter().for_each(|Alike { mut names, space }| {
+    tensors.into_par_iter().for_each(|SameElements { mut names, space }| {
         let Some((first, others)) = names.split_first_mut() else { return };
         read(first.tensor, first.elements.as_ref(), &space, (limit, first.most_holes), observer);
         for other in others {
@@ -108,8 +108,11 @@ fn copy_findings(from: &NamedTensor, to: &mut NamedTensor) {
 }
 
 /// Each tensor once, however many names it has, and in however many forked processes it lies in the same frames.
-fn distinct<'t>(spaces: impl IntoIterator<Item = (Vec<Target<'t>>, AddressSpace)>, limit: u64) -> Vec<Alike<'t>> {
-    let mut by_key: BTreeMap<Key, Vec<Alike<'t>>> = BTreeMap::new();
+fn distinct<'t>(
+    spaces: impl IntoIterator<Item = (Vec<Target<'t>>, AddressSpace)>,
+    limit: u64,
+) -> Vec<SameElements<'t>> {
+    let mut by_key: BTreeMap<Key, Vec<SameElements<'t>>> = BTreeMap::new();
     for (targets, space) in spaces {
         // In one space the same addresses hold the same headers.
         let mut of_space: BTreeMap<Key, Vec<Target<'t>>> = BTreeMap::new();
@@ -117,15 +120,15 @@ fn distinct<'t>(spaces: impl IntoIterator<Item = (Vec<Target<'t>>, AddressSpace)
             of_space.entry(target.key()).or_default().push(target);
         }
         for (key, names) in of_space {
-            by_key.entry(key).or_default().push(Alike { names, space: space.clone() });
+            by_key.entry(key).or_default().push(SameElements { names, space: space.clone() });
         }
     }
     by_key.into_values().flat_map(|alike| if alike.len() > 1 { join(alike, limit) } else { alike }).collect()
 }
 
 /// Makes one of those tensors that have the same headers and lie in the same frames.
-fn join<'t>(alike: Vec<Alike<'t>>, limit: u64) -> Vec<Alike<'t>> {
-    let mut joined: Vec<(Option<Vec<PhysAddr>>, Alike<'t>)> = Vec::new();
+fn join<'t>(alike: Vec<SameElements<'t>>, limit: u64) -> Vec<SameElements<'t>> {
+    let mut joined: Vec<(Option<Vec<PhysAddr>>, SameElements<'t>)> = Vec::new();
     for tensor in alike {
         let first = tensor.names.first();
         let places = first.and_then(|first| places(first.elements.as_ref()?, &tensor.space, limit));

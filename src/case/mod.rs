@@ -22,7 +22,7 @@ use crate::dump::{self, Dump, DumpError};
 use crate::linux::{self, Machine, NoMachine};
 use crate::progress::{Observer, Phase, Silent};
 use crate::recover::{self, Recovery};
-use crate::scan::{self, BackendChoice, BackendError, Choice};
+use crate::scan::{self, BackendChoice, BackendError, SelectedBackend};
 use crate::signature::{SignatureError, Signatures};
 use crate::tensor;
 
@@ -46,7 +46,7 @@ struct Inner {
     identity: OnceLock<Identity>,
     /// What the index could not do.
     notes: Mutex<Vec<String>>,
-    choice: Stage<Choice>,
+    choice: Stage<SelectedBackend>,
     spaces: Stage<Spaces>,
     linux: Stage<Result<Machine, NoMachine>>,
     pythons: Stage<Pythons>,
@@ -122,9 +122,9 @@ impl Case {
     ///
     /// # Errors
     /// This computer lacks what was asked for.
-    pub fn backend(&self) -> Result<Arc<Choice>, CaseError> {
+    pub fn backend(&self) -> Result<Arc<SelectedBackend>, CaseError> {
         let Inner { dump, signatures, options, .. } = &*self.0;
-        self.0.choice.get(|| Ok(scan::choose(&dump.memory, signatures, options.backend)?))
+        self.0.choice.get(|| Ok(scan::select_backend(&dump.memory, signatures, options.backend)?))
     }
 
     /// The address spaces, found in one pass over the dump.

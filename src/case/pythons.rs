@@ -73,7 +73,7 @@ impl Pythons {
             ));
         }
         let cookies = spaces.hits_of(signatures, |name| name == DEBUG_OFFSETS);
-        let unsound = cpython::ask(&mut candidates, cookies, &sweeper, signatures);
+        let unsound = cpython::read_debug_offsets(&mut candidates, cookies, &sweeper, signatures);
         let unsound = unsound.iter().filter_map(|(index, found)| Some(unsound_offsets(candidates.get(*index)?, found)));
         warnings.extend(unsound);
         let (interpreters, unread) = cpython::interpreters(&candidates, &layouts, &sweeper, wanted);

@@ -12,7 +12,7 @@ use tensorcarve::other_pythons::{OtherPython, OtherPythonKind};
 use tensorcarve::paging::SpaceKind;
 use tensorcarve::recover::Recovery;
 use tensorcarve::report::{self, OutputFolder, Run};
-use tensorcarve::scan::Choice;
+use tensorcarve::scan::SelectedBackend;
 use tensorcarve::signature::Signatures;
 use tensorcarve::words::counted;
 
@@ -101,7 +101,7 @@ fn print(format: LineFormat, dump: &Dump, recovery: &Recovery) -> Result<(), Fai
 struct Work {
     times: Vec<PhaseTime>,
     hashed: Option<Hashed>,
-    choice: Arc<Choice>,
+    choice: Arc<SelectedBackend>,
     spaces: Arc<Spaces>,
     /// What the index could not do.
     notes: Vec<String>,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rayon::ThreadPoolBuilder;
 use tensorcarve::case::{Case, Options, Spaces};
-use tensorcarve::scan::{self, Choice};
+use tensorcarve::scan::{self, SelectedBackend};
 use tensorcarve::signature::Signatures;
 
 use super::args::{CaseArgs, IndexArgs, WorkArgs};
@@ -37,7 +37,7 @@ pub(super) fn say_index(spaces: &Spaces) {
 }
 
 /// Says which backend searched, and why.
-pub(super) fn say_choice(choice: &Choice) {
+pub(super) fn say_choice(choice: &SelectedBackend) {
     say(&format!("backend {}: {}", choice.backend, choice.reason));
 }
 

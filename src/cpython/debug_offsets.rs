@@ -44,7 +44,7 @@ pub struct UnsoundOffset {
 /// Lets every candidate whose `_Py_DebugOffsets` are among the hits of their cookie be read with the numbers in them.
 ///
 /// Returns those that are not trusted: index of the candidate, address of the structure, reason.
-pub fn ask(
+pub fn read_debug_offsets(
     candidates: &mut [Candidate],
     hits: impl Iterator<Item = Hit>,
     sweeper: &Sweeper,

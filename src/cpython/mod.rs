@@ -1,7 +1,7 @@
 //! CPython, read through an address space.
 //!
 //! `type` is its own type: the scan finds its candidates by that, [`candidates`] asks the page tables and the
-//! layouts, [`ask`] what the interpreter tells of itself, [`interpreters`] finds all types, chooses the layout that
+//! layouts, [`read_debug_offsets`] what the interpreter tells of itself, [`interpreters`] finds all types, chooses the layout that
 //! reads them best or makes one, and finds all objects of the types that matter. [`Objects`] reads single objects.
 
 mod candidate;
@@ -23,7 +23,7 @@ mod value;
 
 pub use candidate::{Candidate, candidates};
 pub use choice::{Change, LayoutScore, LayoutSource};
-pub use debug_offsets::{UnsoundOffset, ask};
+pub use debug_offsets::{UnsoundOffset, read_debug_offsets};
 pub use dict::{Attributes, UNREADABLE};
 pub(crate) use holders::{Holders, Shape, Step};
 pub(crate) use layout::layout_struct;

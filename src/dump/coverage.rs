@@ -74,7 +74,7 @@ mod tests {
     /// Start, end, and offset in the file.
     type Claim = (u64, u64, u64);
 
-    fn settle(claims: &[Claim]) -> (Vec<Claim>, Option<(PhysAddr, u64)>) {
+    fn resolve_overlaps(claims: &[Claim]) -> (Vec<Claim>, Option<(PhysAddr, u64)>) {
         let (mut coverage, mut ranges) = (Coverage::default(), Vec::new());
         for &(start, end, offset) in claims {
             let range = MemoryRange { start: PhysAddr(start), end: PhysAddr(end), offset: FileOffset(offset) };
@@ -85,21 +85,21 @@ mod tests {
 
     #[test]
     fn the_first_keeps_what_the_later_claims() {
-        let (ranges, overlap) = settle(&[(10, 20, 0), (30, 40, 10), (5, 50, 100)]);
+        let (ranges, overlap) = resolve_overlaps(&[(10, 20, 0), (30, 40, 10), (5, 50, 100)]);
         assert_eq!(ranges, [(10, 20, 0), (30, 40, 10), (5, 10, 100), (20, 30, 115), (40, 50, 135)]);
         assert_eq!(overlap, Some((PhysAddr(10), 20)));
     }
 
     #[test]
     fn neighbours_do_not_overlap() {
-        assert_eq!(settle(&[(10, 20, 0), (20, 30, 10), (0, 10, 20)]).1, None);
+        assert_eq!(resolve_overlaps(&[(10, 20, 0), (20, 30, 10), (0, 10, 20)]).1, None);
     }
 
     #[test]
     fn many_ranges_under_many_more_end_soon() {
         let small = (0..100_000u64).map(|i| (2 * i, 2 * i + 1, 0));
         let large = (0..100_000u64).map(|_| (0, 200_000, 0));
-        let (ranges, _) = settle(&small.chain(large).collect::<Vec<_>>());
+        let (ranges, _) = resolve_overlaps(&small.chain(large).collect::<Vec<_>>());
         assert_eq!(ranges.len(), 200_000);
     }
 
@@ -109,7 +109,7 @@ mod tests {
             claims in prop::collection::vec((0u64..60, 0u64..20, 0u64..1000), 0..12)
         ) {
             let claims: Vec<_> = claims.into_iter().map(|(s, len, o)| (s, s + len, o)).collect();
-            let (ranges, _) = settle(&claims);
+            let (ranges, _) = resolve_overlaps(&claims);
             for pa in 0..100u64 {
                 let at = |list: &[Claim]| {
                     list.iter().filter(|r| (r.0..r.1).contains(&pa)).map(|r| r.2 + pa - r.0).collect::<Vec<_>>()

@@ -179,7 +179,7 @@ impl Dump {
         }
         let mut wanted: BTreeMap<Arc<Path>, PathBuf> = BTreeMap::new();
         for file in &given.files {
-            let (recorded, local) = choose(file.as_os_str(), &missing)?;
+            let (recorded, local) = match_file(file.as_os_str(), &missing)?;
             let (given, name) = (shown(file), shown(&recorded));
             if wanted.insert(recorded, local).is_some() {
                 return Err(FillError::Twice { given, recorded: name });
@@ -298,7 +298,7 @@ fn gaps(memory: &PhysicalMemory, mapping: &FileMapping) -> Vec<Range<PhysAddr>> 
 }
 
 /// The mapped file that a user's file stands for, and the path of the user's file.
-fn choose(given: &OsStr, missing: &BTreeMap<Arc<Path>, Lack>) -> Result<(Arc<Path>, PathBuf), FillError> {
+fn match_file(given: &OsStr, missing: &BTreeMap<Arc<Path>, Lack>) -> Result<(Arc<Path>, PathBuf), FillError> {
     let plain = Path::new(given);
     let text = given.as_bytes();
     let equals = text.iter().enumerate().filter(|(_, byte)| **byte == b'=').map(|(at, _)| at);

@@ -155,7 +155,7 @@ fn a_file_is_known_by_its_name() {
     let recorded = ["/a/m.bin", "/b/c/m.bin", "/b/d/m.bin", "/gone.bin (deleted)", "/memfd:w (deleted)", "/odd=name"];
     let lacks = [(1, 1), (1, 2), (1, 3), (4, 4), (1, 5), (1, 6)].map(|(mappings, bytes)| Lack { bytes, mappings });
     let missing: BTreeMap<Arc<Path>, Lack> = recorded.iter().map(|path| Path::new(path).into()).zip(lacks).collect();
-    let chosen = |given: &str| match choose(given.as_ref(), &missing) {
+    let chosen = |given: &str| match match_file(given.as_ref(), &missing) {
         Ok((recorded, local)) => format!("{} by {}", recorded.display(), local.display()),
         Err(error) => error.to_string(),
     };

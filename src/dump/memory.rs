@@ -90,7 +90,7 @@ pub struct PhysicalMemory {
     backing: Arc<Backing>,
     ranges: Vec<MemoryRange>,
     /// What is known to hold no objects: sorted, without overlap.
-    barren: Vec<Range<PhysAddr>>,
+    unsearchable: Vec<Range<PhysAddr>>,
     /// What else is known about the mappings of a process.
     mappings: Arc<Mappings>,
     /// Files that some ranges come from. Their offsets continue after the bytes of the dump.
@@ -167,17 +167,18 @@ impl PhysicalMemory {
     }
 
     /// The same memory, of which these ranges are known to hold no objects of a program.
-    pub fn with_barren(mut self, barren: &[Range<PhysAddr>]) -> Self {
-        self.barren = joined(barren);
+    pub fn with_unsearchable(mut self, unsearchable: &[Range<PhysAddr>]) -> Self {
+        self.unsearchable = joined(unsearchable);
         self
     }
 
     /// What of this memory is worth a search for objects: all but what is known to hold none.
     pub fn searchable(&self) -> Self {
-        let fertile = |range: &MemoryRange| subtract(range.start..range.end, &self.barren, Clone::clone);
-        let parts = self.ranges.iter().flat_map(|range| fertile(range).into_iter().filter_map(|part| range.part(part)));
+        let searchable = |range: &MemoryRange| subtract(range.start..range.end, &self.unsearchable, Clone::clone);
+        let parts =
+            self.ranges.iter().flat_map(|range| searchable(range).into_iter().filter_map(|part| range.part(part)));
         let ranges = parts.collect();
-        Self { ranges, barren: Vec::new(), ..self.share() }
+        Self { ranges, unsearchable: Vec::new(), ..self.share() }
     }
 
     /// The same bytes without a range.
@@ -186,7 +187,7 @@ impl PhysicalMemory {
         Self {
             backing: Arc::clone(backing),
             ranges: Vec::new(),
-            barren: Vec::new(),
+            unsearchable: Vec::new(),
             mappings: Arc::clone(mappings),
             files: Arc::clone(files),
         }
@@ -202,10 +203,11 @@ impl PhysicalMemory {
     /// # Errors
     /// As for the constructors.
     pub(super) fn with_files(&self, files: Vec<FilledFile>, filled: Vec<MemoryRange>) -> Result<Self, RangeError> {
-        let barren: Vec<_> = filled.iter().map(|range| range.start..range.end).chain(self.barren.clone()).collect();
+        let unsearchable: Vec<_> =
+            filled.iter().map(|range| range.start..range.end).chain(self.unsearchable.clone()).collect();
         let ranges = self.ranges.iter().copied().chain(filled).collect();
         let memory = Self { files: files.into(), ..self.share() };
-        Ok(memory.checked(ranges)?.with_barren(&barren))
+        Ok(memory.checked(ranges)?.with_unsearchable(&unsearchable))
     }
 
     /// The same bytes with other addresses.
@@ -220,12 +222,12 @@ impl PhysicalMemory {
     pub fn only(&self, wanted: &[Range<PhysAddr>]) -> Self {
         let parts = joined(wanted);
         let ranges = self.ranges.iter().flat_map(|range| parts.iter().filter_map(move |part| range.part(part.clone())));
-        Self { ranges: ranges.collect(), barren: self.barren.clone(), ..self.share() }
+        Self { ranges: ranges.collect(), unsearchable: self.unsearchable.clone(), ..self.share() }
     }
 
     fn new(backing: Arc<Backing>, ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
         let (mappings, files) = (Arc::default(), Arc::default());
-        Self { backing, ranges: Vec::new(), barren: Vec::new(), mappings, files }.checked(ranges)
+        Self { backing, ranges: Vec::new(), unsearchable: Vec::new(), mappings, files }.checked(ranges)
     }
 
     /// The same bytes with these ranges.
@@ -453,8 +455,8 @@ mod tests {
         let ranges = vec![range(0x1000, 0x1020, 0), range(0x2000, 0x2010, 0x30)];
         let memory = PhysicalMemory::owned(vec![7; 0x50], ranges.clone()).unwrap();
         assert_eq!(memory.searchable().ranges(), ranges);
-        let barren = [part(0x1f00, 0x2004), part(0x1008, 0x1010), part(0x100c, 0x1014), part(0x200c, 0x3000)];
-        let memory = memory.with_barren(&barren);
+        let unsearchable = [part(0x1f00, 0x2004), part(0x1008, 0x1010), part(0x100c, 0x1014), part(0x200c, 0x3000)];
+        let memory = memory.with_unsearchable(&unsearchable);
         let expected = [range(0x1000, 0x1008, 0), range(0x1014, 0x1020, 0x14), range(0x2004, 0x200c, 0x34)];
         assert_eq!(memory.searchable().ranges(), expected);
         assert_eq!(memory.bytes(PhysAddr(0x1000), 0x20), Some(&[7; 0x20][..]));

@@ -250,7 +250,7 @@ fn open_inner(
         kind => (given, None, kind),
     };
     let forced = if maps.is_some() { Some(Format::Raw) } else { options.format };
-    let format = choose(forced, compression, kind, map.len() as u64)?;
+    let format = select_format(forced, compression, kind, map.len() as u64)?;
     let is_placed = maps.is_some();
     let contents = match (format, maps) {
         (_, Some(maps)) => maps::parse(&map, &maps),
@@ -260,11 +260,11 @@ fn open_inner(
     };
     check(&map)?;
     let size = map.len() as u64;
-    let Contents { ranges, image, mappings, code: mut barren, mut warnings, damaged } = contents?;
+    let Contents { ranges, image, mappings, code: mut unsearchable, mut warnings, damaged } = contents?;
     if image.is_some() {
-        barren.extend(unwritten(&ranges, &map.holes()));
+        unsearchable.extend(unwritten(&ranges, &map.holes()));
     }
-    let memory = PhysicalMemory::mapped(map, ranges)?.with_barren(&barren).with_mappings(mappings);
+    let memory = PhysicalMemory::mapped(map, ranges)?.with_unsearchable(&unsearchable).with_mappings(mappings);
     let addresses = image.map_or(Addresses::Physical, Addresses::Virtual);
     warnings.extend(copied);
     if damaged || format == Format::Raw && !is_placed {
@@ -303,7 +303,12 @@ fn read_maps(path: &Path) -> Result<String, DumpErrorKind> {
 }
 
 /// The format of the content: what the user says, or else what it looks like.
-fn choose(forced: Option<Format>, outer: Option<Compression>, kind: Kind, size: u64) -> Result<Format, DumpErrorKind> {
+fn select_format(
+    forced: Option<Format>,
+    outer: Option<Compression>,
+    kind: Kind,
+    size: u64,
+) -> Result<Format, DumpErrorKind> {
     match (forced, kind) {
         (Some(format), _) => Ok(format),
         (None, Kind::Dump(format)) => Ok(format),
@@ -342,11 +347,11 @@ mod tests {
     #[test]
     fn the_users_word_counts_more_than_the_content() {
         let picture = || Kind::Refused(DumpErrorKind::OtherFile("a picture"));
-        assert!(matches!(choose(Some(Format::Raw), None, picture(), 1), Ok(Format::Raw)));
-        assert!(matches!(choose(None, None, picture(), 9999), Err(DumpErrorKind::OtherFile(_))));
-        assert!(matches!(choose(None, None, Kind::Unknown, 4096), Ok(Format::Raw)));
-        assert!(matches!(choose(None, None, Kind::Unknown, 4095), Err(DumpErrorKind::TooSmall(4095))));
-        let nested = choose(None, Some(Compression::Xz), Kind::Compressed(Compression::Gzip), 9999);
+        assert!(matches!(select_format(Some(Format::Raw), None, picture(), 1), Ok(Format::Raw)));
+        assert!(matches!(select_format(None, None, picture(), 9999), Err(DumpErrorKind::OtherFile(_))));
+        assert!(matches!(select_format(None, None, Kind::Unknown, 4096), Ok(Format::Raw)));
+        assert!(matches!(select_format(None, None, Kind::Unknown, 4095), Err(DumpErrorKind::TooSmall(4095))));
+        let nested = select_format(None, Some(Compression::Xz), Kind::Compressed(Compression::Gzip), 9999);
         assert!(matches!(nested, Err(DumpErrorKind::NestedCompression { .. })));
     }
 

@@ -140,7 +140,7 @@ pub struct Attempt {
 
 /// Finds the address spaces in a dump.
 pub fn discover(memory: &PhysicalMemory, mmu: &Mmu, classes: &FrameClasses) -> Discovery {
-    let tables = Tables::settle(memory, mmu, classes);
+    let tables = Tables::fixed_point(memory, mmu, classes);
     let mut readings: Vec<Reading> = DEPTHS.iter().map(|&levels| Reading::new(&tables, levels)).collect();
     let tried = readings.iter().map(|reading| reading.attempt.clone()).collect();
     let mut discovery = Discovery { tried, ..Discovery::default() };
@@ -216,7 +216,7 @@ enum Target {
 }
 
 impl<'a> Tables<'a> {
-    fn settle(memory: &'a PhysicalMemory, mmu: &'a Mmu, classes: &FrameClasses) -> Self {
+    fn fixed_point(memory: &'a PhysicalMemory, mmu: &'a Mmu, classes: &FrameClasses) -> Self {
         let absent: Vec<PhysAddr> = classes.with(ABSENT_FRAME).map(|(frame, _)| frame).collect();
         let hidden = absent.into_par_iter().filter_map(|frame| {
             let levels = hidden_levels(memory, mmu, memory.bytes(frame, FRAME_SIZE)?);
@@ -227,13 +227,13 @@ impl<'a> Tables<'a> {
         let top = DEPTHS.into_iter().max().unwrap_or_default();
         for level in 2..=top {
             let frames: Vec<PhysAddr> = classes.with(1 << (level - 1)).map(|(frame, _)| frame).collect();
-            let kept = frames.into_par_iter().filter(|frame| tables.stays(classes, *frame, level)).collect();
+            let kept = frames.into_par_iter().filter(|frame| tables.is_table(classes, *frame, level)).collect();
             tables.by_level.insert(level, kept);
         }
         tables
     }
 
-    fn stays(&self, classes: &FrameClasses, frame: PhysAddr, level: u8) -> bool {
+    fn is_table(&self, classes: &FrameClasses, frame: PhysAddr, level: u8) -> bool {
         let (Some(rules), Some(bytes)) = (self.mmu.level(level), self.memory.bytes(frame, FRAME_SIZE)) else {
             return false;
         };

@@ -10,7 +10,7 @@ use crate::signature::Signatures;
 
 /// A backend, and why it was chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice {
+pub struct SelectedBackend {
     /// The backend.
     pub backend: Backend,
     /// The reason, in words.
@@ -31,14 +31,18 @@ const MARGIN: f64 = 0.9;
 ///
 /// # Errors
 /// This computer lacks what was asked for.
-pub fn choose(memory: &PhysicalMemory, signatures: &Signatures, choice: BackendChoice) -> Result<Choice, BackendError> {
+pub fn select_backend(
+    memory: &PhysicalMemory,
+    signatures: &Signatures,
+    choice: BackendChoice,
+) -> Result<SelectedBackend, BackendError> {
     let backend = choice.resolve()?;
     if choice != BackendChoice::Auto {
         let adapter = if backend == Backend::Gpu { gpu::ready().ok() } else { None };
         let which = adapter.map_or(String::new(), |adapter| format!("; {} ({})", adapter.name, adapter.kind));
-        return Ok(Choice { backend, reason: format!("requested{which}") });
+        return Ok(SelectedBackend { backend, reason: format!("requested{which}") });
     }
-    let on_cpu = |reason: String| Choice { backend, reason: format!("best CPU backend; {reason}") };
+    let on_cpu = |reason: String| SelectedBackend { backend, reason: format!("best CPU backend; {reason}") };
     let Some(sample) = sample(memory) else {
         return Ok(on_cpu("the dump is too small to measure".to_owned()));
     };
@@ -80,9 +84,9 @@ pub fn choose(memory: &PhysicalMemory, signatures: &Signatures, choice: BackendC
         opened.as_secs_f64(),
     );
     if gpu::given_up().is_none() && gpu_time < cpu_time.mul_f64(MARGIN) {
-        return Ok(Choice { backend: Backend::Gpu, reason: measured });
+        return Ok(SelectedBackend { backend: Backend::Gpu, reason: measured });
     }
-    Ok(Choice { backend, reason: measured })
+    Ok(SelectedBackend { backend, reason: measured })
 }
 
 /// The time of a scan.
@@ -145,13 +149,13 @@ mod tests {
     #[test]
     fn every_choice_has_a_reason() {
         let signatures = Signatures::load(None).unwrap();
-        let small = choose(&memory(1 << 20), &signatures, BackendChoice::Auto).unwrap();
+        let small = select_backend(&memory(1 << 20), &signatures, BackendChoice::Auto).unwrap();
         assert_eq!(small.backend, Backend::detect_best());
         assert!(small.reason.contains("too small"), "{}", small.reason);
-        let quick = choose(&memory(256 << 20), &signatures, BackendChoice::Auto).unwrap();
+        let quick = select_backend(&memory(256 << 20), &signatures, BackendChoice::Auto).unwrap();
         assert_eq!(quick.backend, Backend::detect_best());
         assert!(quick.reason.contains("not worth"), "{}", quick.reason);
-        let asked = choose(&memory(1 << 20), &signatures, BackendChoice::Scalar).unwrap();
+        let asked = select_backend(&memory(1 << 20), &signatures, BackendChoice::Scalar).unwrap();
         assert_eq!((asked.backend, asked.reason.as_str()), (Backend::Scalar, "requested"));
     }
 }

@@ -43,7 +43,7 @@ use crate::dump::PhysicalMemory;
 use crate::signature::Signatures;
 
 pub use backend::{Backend, BackendChoice, BackendError};
-pub use choice::{Choice, choose};
+pub use choice::{SelectedBackend, select_backend};
 pub use explain::{Explanation, RejectedCandidate, explain};
 pub use frames::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
 pub use pointer_set::PointerSet;
@@ -156,7 +156,7 @@ struct BesideGpu<'a> {
 
 #[cfg(feature = "gpu")]
 impl gpu::OnCpu for BesideGpu<'_> {
-    fn beside(&self, chunk: &chunk::Chunk<'_>, hits: &mut Vec<Hit>) {
+    fn scan_on_cpu(&self, chunk: &chunk::Chunk<'_>, hits: &mut Vec<Hit>) {
         chunk.partial_frames().for_each(|view| scalar::match_view(self.plan, chunk.range, view, hits));
         self.needles.find(chunk.range, chunk.view, hits);
     }

@@ -77,10 +77,10 @@ impl Default for PointerSet {
 
 fn search(sorted: &[u64]) -> Search {
     match sorted.len() {
-        0 | 1 => Search::Few1(filled(sorted.iter().copied(), 0)),
-        2 => Search::Few2(filled(sorted.iter().copied(), 0)),
-        3 | 4 => Search::Few4(filled(sorted.iter().copied(), 0)),
-        5..=8 => Search::Few8(filled(sorted.iter().copied(), 0)),
+        0 | 1 => Search::Few1(padded(sorted.iter().copied(), 0)),
+        2 => Search::Few2(padded(sorted.iter().copied(), 0)),
+        3 | 4 => Search::Few4(padded(sorted.iter().copied(), 0)),
+        5..=8 => Search::Few8(padded(sorted.iter().copied(), 0)),
         _ => spans(sorted),
     }
 }
@@ -99,11 +99,11 @@ fn spans(sorted: &[u64]) -> Search {
     let highs = gaps.iter().map(|(low, _)| *low).chain(std::iter::once(last));
     let mut spans = lows.zip(highs).map(|(low, high)| Span::new(low, high, align));
     let whole = Span::new(first, last, align);
-    if gaps.is_empty() { Search::Spans1([whole]) } else { Search::Spans4(filled(&mut spans, whole)) }
+    if gaps.is_empty() { Search::Spans1([whole]) } else { Search::Spans4(padded(&mut spans, whole)) }
 }
 
 /// The items, the last one repeated as often as needed.
-fn filled<T: Copy, const N: usize>(mut items: impl Iterator<Item = T>, mut last: T) -> [T; N] {
+fn padded<T: Copy, const N: usize>(mut items: impl Iterator<Item = T>, mut last: T) -> [T; N] {
     std::array::from_fn(|_| {
         last = items.next().unwrap_or(last);
         last

@@ -92,7 +92,8 @@ impl Sieve {
         let slot_sets = entries.iter().map(|(_, entry)| Some(&entry.slot));
         let skips_zeros = entries.iter().all(|(_, entry)| !entry.slot.may_be_zero);
         let zero = if skips_zeros { 0 } else { u64::MAX };
-        let digits = choose(&tables(slot_sets, shape), sample, zero, shape.relative, shape.many + NEIGHBOUR_DIGITS);
+        let digits =
+            select_digits(&tables(slot_sets, shape), sample, zero, shape.relative, shape.many + NEIGHBOUR_DIGITS);
         let side = |relative: bool| digits.iter().filter(move |(digit, _)| digit.is_relative == relative);
         let of_side = |relative: bool| side(relative).map(|(digit, table)| (digit.shift, *table)).collect::<Vec<_>>();
         let (mut relative, mut value) = (of_side(true), of_side(false));
@@ -139,7 +140,7 @@ impl Neighbour {
         let may_be_zero = |set: Option<&SlotSet>| set.is_none_or(|set| set.may_be_zero);
         let zero = (0..).zip(sets.clone()).filter(|(_, set)| may_be_zero(*set)).fold(0, |zero, (n, _)| zero | 1 << n);
         let tables = tables(sets.clone(), shape);
-        let chosen = choose(&tables, sample, zero, 0, NEIGHBOUR_DIGITS);
+        let chosen = select_digits(&tables, sample, zero, 0, NEIGHBOUR_DIGITS);
         if chosen.is_empty() && sets.clone().all(may_be_zero) {
             return None;
         }
@@ -171,7 +172,7 @@ fn tables<'a>(sets: impl Iterator<Item = Option<&'a SlotSet>>, shape: Shape) -> 
 
 /// The digits that reject most of the sample, best first: up to so many of the value less its place, and of the value itself.
 /// `zero` are the entries that a slot of zeros can be.
-fn choose(
+fn select_digits(
     tables: &[(Digit, Table)],
     sample: &Sample,
     zero: u64,

@@ -86,7 +86,7 @@ mod with_gpu {
     /// All adapters, the most promising first.
     pub fn adapters() -> Vec<AdapterInfo> {
         let mut infos: Vec<AdapterInfo> = enumerate().iter().map(describe).collect();
-        if let Some(used) = choose(&infos).ok().and_then(|index| infos.get_mut(index)) {
+        if let Some(used) = select_adapter(&infos).ok().and_then(|index| infos.get_mut(index)) {
             used.would_be_used = true;
         }
         infos
@@ -96,7 +96,7 @@ mod with_gpu {
     pub(in super::super) fn chosen() -> Result<(Adapter, AdapterInfo), String> {
         let adapters = enumerate();
         let infos: Vec<AdapterInfo> = adapters.iter().map(describe).collect();
-        let index = choose(&infos)?;
+        let index = select_adapter(&infos)?;
         adapters.into_iter().zip(infos).nth(index).ok_or_else(none)
     }
 
@@ -116,7 +116,7 @@ mod with_gpu {
     }
 
     /// Index of the adapter that the user names, or of the first.
-    fn choose(infos: &[AdapterInfo]) -> Result<usize, String> {
+    fn select_adapter(infos: &[AdapterInfo]) -> Result<usize, String> {
         let Some(wanted) = std::env::var(ADAPTER_VARIABLE).ok().filter(|wanted| !wanted.is_empty()) else {
             return if infos.is_empty() { Err(none()) } else { Ok(0) };
         };

@@ -55,7 +55,7 @@ pub(super) struct Launch<'a> {
 }
 
 /// A batch under way.
-pub(super) struct Flight {
+pub(super) struct InFlight {
     submission: SubmissionIndex,
     entry_size: u64,
     class_bytes: u64,
@@ -82,36 +82,36 @@ impl Ring {
         Ok(Self { slots })
     }
 
-    /// Does all `jobs`: `start` brings one on its way, or says that nothing need be awaited; `land` gets each back,
+    /// Does all `jobs`: `start` brings one on its way, or says that nothing need be awaited; `complete` gets each back,
     /// in their order, with what came out, or with the error after which it must be done elsewhere.
     pub(super) fn run<T>(
         &self,
         gpu: &Gpu,
         jobs: impl Iterator<Item = T>,
-        mut start: impl FnMut(&Slot, &mut T) -> Result<Option<Flight>, String>,
-        mut land: impl FnMut(T, Result<Output, String>),
+        mut start: impl FnMut(&Slot, &mut T) -> Result<Option<InFlight>, String>,
+        mut complete: impl FnMut(T, Result<Output, String>),
     ) {
-        let mut flying = VecDeque::new();
+        let mut in_flight_jobs = VecDeque::new();
         let mut slots = self.slots.iter().cycle();
         let mut free = slots.next();
         for mut job in jobs {
-            if flying.len() == self.slots.len()
-                && let Some((slot, flight, job)) = flying.pop_front()
+            if in_flight_jobs.len() == self.slots.len()
+                && let Some((slot, in_flight, job)) = in_flight_jobs.pop_front()
             {
-                land(job, Slot::finish(slot, gpu, flight));
+                complete(job, Slot::finish(slot, gpu, in_flight));
             }
             let Some(slot) = free else { return };
             match gpu.check().and_then(|()| start(slot, &mut job)) {
-                Ok(Some(flight)) => {
-                    flying.push_back((slot, flight, job));
+                Ok(Some(in_flight)) => {
+                    in_flight_jobs.push_back((slot, in_flight, job));
                     free = slots.next();
                 }
-                Ok(None) => land(job, Ok(Output { classes: Vec::new(), entries: Some(Vec::new()) })),
-                Err(error) => land(job, Err(error)),
+                Ok(None) => complete(job, Ok(Output { classes: Vec::new(), entries: Some(Vec::new()) })),
+                Err(error) => complete(job, Err(error)),
             }
         }
-        for (slot, flight, job) in flying {
-            land(job, slot.finish(gpu, flight));
+        for (slot, in_flight, job) in in_flight_jobs {
+            complete(job, slot.finish(gpu, in_flight));
         }
     }
 }
@@ -184,7 +184,7 @@ impl Slot {
     }
 
     /// Brings a batch on its way.
-    pub(super) fn launch(&self, gpu: &Gpu, launch: &Launch<'_>) -> Flight {
+    pub(super) fn launch(&self, gpu: &Gpu, launch: &Launch<'_>) -> InFlight {
         gpu.queue.write_buffer(&self.params, 0, launch.params);
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         if let Some((target, bytes)) = launch.upload {
@@ -193,15 +193,15 @@ impl Slot {
         encoder.clear_buffer(&self.output, 0, Some(HEADER));
         gpu.dispatch(&mut encoder, launch.pipeline, launch.bindings, launch.frame_count, None);
         let class_bytes = if launch.reads_classes { u64::from(launch.frame_count) * 4 } else { 0 };
-        self.fly(gpu, encoder, launch.entry_size, class_bytes, launch.upload.is_some())
+        self.submit(gpu, encoder, launch.entry_size, class_bytes, launch.upload.is_some())
     }
 
     /// The same, without any work on what was uploaded.
-    fn launch_upload(&self, gpu: &Gpu, bytes: u64) -> Flight {
+    fn launch_upload(&self, gpu: &Gpu, bytes: u64) -> InFlight {
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         self.take_staging(&mut encoder, &self.input, bytes);
         encoder.clear_buffer(&self.output, 0, Some(HEADER));
-        self.fly(gpu, encoder, 0, 0, true)
+        self.submit(gpu, encoder, 0, 0, true)
     }
 
     fn take_staging(&self, encoder: &mut CommandEncoder, target: &Buffer, bytes: u64) {
@@ -211,7 +211,14 @@ impl Slot {
     }
 
     /// Adds what is read back, and hands all to the device.
-    fn fly(&self, gpu: &Gpu, mut encoder: CommandEncoder, entry_size: u64, class_bytes: u64, uploads: bool) -> Flight {
+    fn submit(
+        &self,
+        gpu: &Gpu,
+        mut encoder: CommandEncoder,
+        entry_size: u64,
+        class_bytes: u64,
+        uploads: bool,
+    ) -> InFlight {
         let eager = HEADER + EAGER_ENTRIES.min(gpu.options.capacity.into()) * entry_size;
         encoder.copy_buffer_to_buffer(&self.output, 0, &self.readback, 0, eager);
         if class_bytes > 0 {
@@ -223,29 +230,29 @@ impl Slot {
         }
         let readback_is_mapped = Arc::default();
         map(&self.readback, MapMode::Read, eager + class_bytes, &readback_is_mapped);
-        Flight { submission, entry_size, class_bytes, readback_is_mapped }
+        InFlight { submission, entry_size, class_bytes, readback_is_mapped }
     }
 
     /// Waits for a batch, and reads what came out.
-    fn finish(&self, gpu: &Gpu, flight: Flight) -> Result<Output, String> {
-        gpu.wait(flight.submission)?;
+    fn finish(&self, gpu: &Gpu, in_flight: InFlight) -> Result<Output, String> {
+        gpu.wait(in_flight.submission)?;
         let capacity = u64::from(gpu.options.capacity);
         let eager_entries = EAGER_ENTRIES.min(capacity);
-        let eager = HEADER + eager_entries * flight.entry_size;
-        let head = self.read(0..eager, &flight.readback_is_mapped)?;
-        let classes = match flight.class_bytes {
+        let eager = HEADER + eager_entries * in_flight.entry_size;
+        let head = self.read(0..eager, &in_flight.readback_is_mapped)?;
+        let classes = match in_flight.class_bytes {
             0 => Vec::new(),
-            bytes => self.read(eager..eager + bytes, &flight.readback_is_mapped)?,
+            bytes => self.read(eager..eager + bytes, &in_flight.readback_is_mapped)?,
         };
         self.readback.unmap();
         let count = head.first_chunk().map_or(0, |bytes| u64::from(u32::from_le_bytes(*bytes)));
-        let in_head = HEADER + count.min(eager_entries) * flight.entry_size;
+        let in_head = HEADER + count.min(eager_entries) * in_flight.entry_size;
         let mut entries = head.get(HEADER as usize..in_head as usize).unwrap_or_default().to_vec();
         if count > capacity {
             return Ok(Output { classes, entries: None });
         }
         if count > eager_entries {
-            let rest = (count - eager_entries) * flight.entry_size;
+            let rest = (count - eager_entries) * in_flight.entry_size;
             let mut encoder = gpu.device.create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(&self.output, eager, &self.readback, 0, rest);
             let submission = gpu.submit(encoder);

@@ -17,7 +17,7 @@ use super::super::structures;
 use super::device::{Gpu, State};
 use super::program::{Program, ScanParams};
 use super::resident::Run;
-use super::ring::{Flight, Launch, Output, Ring, Slot};
+use super::ring::{InFlight, Launch, Output, Ring, Slot};
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
 use crate::signature::{Signature, Signatures};
@@ -25,7 +25,7 @@ use crate::signature::{Signature, Signatures};
 /// What the CPU does, beside the device or in its place.
 pub(in super::super) trait OnCpu: Sync {
     /// Looks for what is not the device's business: needles, and structures in parts of frames.
-    fn beside(&self, chunk: &Chunk<'_>, hits: &mut Vec<Hit>);
+    fn scan_on_cpu(&self, chunk: &Chunk<'_>, hits: &mut Vec<Hit>);
     /// Does what the device could not: classes and structures of whole frames.
     fn whole_frames(&self, chunk: &mut Chunk<'_>, hits: &mut Vec<Hit>);
 }
@@ -37,7 +37,7 @@ struct Batch<'a> {
     firsts: Vec<u32>,
     frames: u32,
     /// What the CPU found beside, once it has looked.
-    beside: Option<Vec<Hit>>,
+    cpu_hits: Option<Vec<Hit>>,
 }
 
 impl Gpu {
@@ -53,16 +53,16 @@ impl Gpu {
         let mut hits = Vec::new();
         let program = Program::new(signatures);
         let batches = batches(chunks, self.options.batch_frames);
-        let mut land = |mut batch: Batch<'_>, output: Result<Output, String>| {
+        let mut complete = |mut batch: Batch<'_>, output: Result<Output, String>| {
             let bytes = batch.chunks.iter().map(|chunk| chunk.view.bytes.len() as u64).sum();
             let found = output.ok().and_then(|output| batch.take(&output, signatures, &program));
             hits.extend(found.unwrap_or_else(|| batch.on_cpu(cpu)));
-            hits.extend(batch.beside.take().unwrap_or_else(|| batch.beside(cpu)));
+            hits.extend(batch.cpu_hits.take().unwrap_or_else(|| batch.scan_on_cpu(cpu)));
             progress(bytes);
         };
         // Two scans at a time would wait for each other, with threads that the other one needs.
         let Ok(mut state) = self.state.try_lock() else {
-            batches.for_each(|batch| land(batch, Err("the device is busy".to_owned())));
+            batches.for_each(|batch| complete(batch, Err("the device is busy".to_owned())));
             return hits;
         };
         let State { ring, resident } = &mut *state;
@@ -70,7 +70,7 @@ impl Gpu {
             *ring = Ring::new(self).ok();
         }
         let Some(ring) = ring.as_ref().filter(|_| self.check().is_ok()) else {
-            batches.for_each(|batch| land(batch, Err("the device failed".to_owned())));
+            batches.for_each(|batch| complete(batch, Err("the device failed".to_owned())));
             return hits;
         };
         resident.begin(memory);
@@ -78,7 +78,7 @@ impl Gpu {
         let tests = self.buffer_with(cast_slice(&program.tests), BufferUsages::STORAGE);
         let tables = self.buffer_with(cast_slice(&program.tables), BufferUsages::STORAGE);
         let fixed = ScanParams { capacity: self.options.capacity, ..program.params };
-        let start = |slot: &Slot, batch: &mut Batch<'_>| -> Result<Option<Flight>, String> {
+        let start = |slot: &Slot, batch: &mut Batch<'_>| -> Result<Option<InFlight>, String> {
             batch.fill(slot, cpu)?;
             if batch.frames == 0 {
                 return Ok(None);
@@ -86,7 +86,7 @@ impl Gpu {
             let block = resident.add_block(self, batch.frames);
             let input = block.and_then(|block| resident.block(block)).unwrap_or(&slot.input);
             let params = ScanParams { frame_count: batch.frames, ..fixed };
-            let flight = slot.launch(
+            let in_flight = slot.launch(
                 self,
                 &Launch {
                     pipeline: &self.pipelines.scan,
@@ -104,9 +104,9 @@ impl Gpu {
                     resident.add_run(chunk.whole_frames.0.start, Run { block, first: *first, frames });
                 }
             }
-            Ok(Some(flight))
+            Ok(Some(in_flight))
         };
-        ring.run(self, batches, start, &mut land);
+        ring.run(self, batches, start, &mut complete);
         hits
     }
 }
@@ -115,7 +115,7 @@ impl Gpu {
 fn batches(chunks: Vec<Chunk<'_>>, most: u32) -> impl Iterator<Item = Batch<'_>> {
     let mut chunks = chunks.into_iter().peekable();
     std::iter::from_fn(move || {
-        let mut batch = Batch { chunks: vec![chunks.next()?], firsts: vec![0], frames: 0, beside: None };
+        let mut batch = Batch { chunks: vec![chunks.next()?], firsts: vec![0], frames: 0, cpu_hits: None };
         batch.frames = batch.chunks.first().map_or(0, |chunk| chunk.whole_frames.1.len()) as u32;
         while let Some(chunk) =
             chunks.next_if(|next| batch.frames as usize + next.whole_frames.1.len() <= most as usize)
@@ -138,12 +138,12 @@ impl Batch<'_> {
             .map(|(chunk, first)| {
                 let mut hits = Vec::new();
                 let copied = slot.write(u64::from(*first) * FRAME_SIZE, chunk.whole_frames.0.bytes);
-                cpu.beside(chunk, &mut hits);
+                cpu.scan_on_cpu(chunk, &mut hits);
                 (copied, hits)
             })
             .collect();
         let (copied, hits): (Vec<_>, Vec<_>) = done.into_iter().unzip();
-        self.beside = Some(hits.into_iter().flatten().collect());
+        self.cpu_hits = Some(hits.into_iter().flatten().collect());
         copied.into_iter().collect()
     }
 
@@ -187,10 +187,10 @@ impl Batch<'_> {
         self.chunks.par_iter_mut().flat_map_iter(look).collect()
     }
 
-    fn beside(&self, cpu: &dyn OnCpu) -> Vec<Hit> {
+    fn scan_on_cpu(&self, cpu: &dyn OnCpu) -> Vec<Hit> {
         let look = |chunk: &Chunk<'_>| {
             let mut hits = Vec::new();
-            cpu.beside(chunk, &mut hits);
+            cpu.scan_on_cpu(chunk, &mut hits);
             hits
         };
         self.chunks.par_iter().flat_map_iter(look).collect()

@@ -9,7 +9,7 @@ use super::super::pointer_set::PointerSet;
 use super::device::{Gpu, State};
 use super::program::{SweepParams, SweepProgram};
 use super::resident::Resident;
-use super::ring::{Flight, Launch, Output, Ring, Slot};
+use super::ring::{InFlight, Launch, Output, Ring, Slot};
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
 
@@ -72,7 +72,7 @@ impl Gpu {
         let resident = resident.is_of(memory).then_some(&*resident);
         let table = self.buffer_with(cast_slice(&program.table), BufferUsages::STORAGE);
         let fixed = SweepParams { capacity: self.options.capacity, ..program.params };
-        let start = |slot: &Slot, job: &mut Job<'_>| -> Result<Option<Flight>, String> {
+        let start = |slot: &Slot, job: &mut Job<'_>| -> Result<Option<InFlight>, String> {
             let block = job.block.and_then(|block| resident?.block(block));
             let frame_count = job.frames.len() as u32;
             if block.is_none() {

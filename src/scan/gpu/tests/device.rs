@@ -21,8 +21,8 @@ struct Counting<'a> {
 }
 
 impl OnCpu for Counting<'_> {
-    fn beside(&self, chunk: &Chunk<'_>, hits: &mut Vec<Hit>) {
-        self.cpu.beside(chunk, hits);
+    fn scan_on_cpu(&self, chunk: &Chunk<'_>, hits: &mut Vec<Hit>) {
+        self.cpu.scan_on_cpu(chunk, hits);
     }
 
     fn whole_frames(&self, chunk: &mut Chunk<'_>, hits: &mut Vec<Hit>) {
