@@ -42,6 +42,8 @@ use task::Lists;
 pub use task::{BrokenLink, Fact, Task};
 pub use vma::{Mapping, MappingSource, MemoryMap, map_of_image};
 
+/// Sweeps for the owners of memory.
+const MAX_SWEEPS: usize = 4;
 /// The signature of the header of a BTF, whose hits [`Machine::find`] wants.
 pub const BTF_SIGNATURE: &str = "linux.btf";
 /// Top tables whose owners are looked for.
@@ -88,7 +90,7 @@ impl Machine {
     ) -> Result<Self, NoMachine> {
         let tables: Vec<PhysAddr> = discovery.spaces.iter().map(|space| space.root).take(MAX_TABLES).collect();
         let read = |candidate: &Candidate, pointers: &[RootPointer]| {
-            let (layout, owners) = read_layout(&candidate.kernel, pointers, btfs)?;
+            let (layout, owners) = read_layout(&candidate.kernel, pointers, btfs, backend)?;
             Some((candidate.kernel.clone(), layout, owners))
         };
         let mut candidates = Vec::new();
@@ -197,15 +199,25 @@ impl Machine {
 }
 
 /// The layout that reads most owners of memory, and these: by a BTF or, where none reads any, by voting.
-fn read_layout(kernel: &Kernel, pointers: &[RootPointer], btfs: &[PhysAddr]) -> Option<(Layout, Vec<VirtAddr>)> {
+fn read_layout(
+    kernel: &Kernel,
+    pointers: &[RootPointer],
+    btfs: &[PhysAddr],
+    backend: Backend,
+) -> Option<(Layout, Vec<VirtAddr>)> {
     if pointers.is_empty() {
         return None;
     }
     let with_owners = |layout: Layout| {
-        let owners = task::owners(kernel, &layout, pointers);
+        let owners = task::owners(kernel, &layout, pointers, backend);
         (!owners.is_empty()).then_some((layout, owners))
     };
-    let of_btf = |start: &PhysAddr| with_owners(Layout::of_btf(&Btf::at(kernel.memory(), *start)?));
+    let mut sweeps = 0..MAX_SWEEPS;
+    let of_btf = |start: &PhysAddr| {
+        let layout = Layout::of_btf(&Btf::at(kernel.memory(), *start)?);
+        // Where memory does not name its owner, it is swept.
+        if layout.mm.owner.is_some() || sweeps.next().is_some() { with_owners(layout) } else { None }
+    };
     let by_btf = btfs.iter().take(MAX_BTFS).filter_map(of_btf).max_by_key(|(_, owners)| owners.len());
     by_btf.or_else(|| with_owners(vote::layout(kernel, pointers)?))
 }

@@ -6,7 +6,8 @@ use std::collections::HashSet;
 use super::kernel::Kernel;
 use super::layout::Layout;
 use super::roots::RootPointer;
-use crate::addr::VirtAddr;
+use crate::addr::{PhysAddr, VirtAddr};
+use crate::scan::{Backend, PointerSet, sweep};
 
 /// Bytes of `task_struct.comm` (`TASK_COMM_LEN` of include/linux/sched.h), the NUL included.
 pub(super) const COMM_LEN: usize = 16;
@@ -240,13 +241,26 @@ impl<'k> Lists<'k> {
     }
 }
 
-/// The tasks that own memory whose top table is pointed to (`mm_struct.owner`), if the memory is theirs.
-pub(super) fn owners(kernel: &Kernel, layout: &Layout, pointers: &[RootPointer]) -> Vec<VirtAddr> {
-    let owner = |pointer: &RootPointer| {
-        let mm = VirtAddr(pointer.slot.0.checked_sub(layout.mm.pgd?)?);
-        let task = kernel.pointer(mm, layout.mm.owner?)?;
-        let points_back = kernel.pointer(task, layout.task.mm?) == Some(mm);
-        (points_back && Task::read(kernel, layout, task).is_some()).then_some(task)
+/// The tasks whose memory has a top table that is pointed to.
+///
+/// Memory names its owner (`mm_struct.owner`) in kernels with CONFIG_MEMCG, as those of distributions are. In others all memory is
+/// swept for the tasks that name it.
+pub(super) fn owners(kernel: &Kernel, layout: &Layout, pointers: &[RootPointer], backend: Backend) -> Vec<VirtAddr> {
+    let (Some(pgd), Some(task_mm)) = (layout.mm.pgd, layout.task.mm) else { return Vec::new() };
+    let memories = pointers.iter().filter_map(|pointer| pointer.slot.0.checked_sub(pgd).map(VirtAddr));
+    let is_owner = |task: VirtAddr, mm: VirtAddr| {
+        kernel.pointer(task, task_mm) == Some(mm) && Task::read(kernel, layout, task).is_some()
     };
-    pointers.iter().filter_map(owner).collect()
+    if let Some(owner) = layout.mm.owner {
+        let owned = memories.filter_map(|mm| Some((kernel.pointer(mm, owner)?, mm)));
+        return owned.filter(|(task, mm)| is_owner(*task, *mm)).map(|(task, _)| task).collect();
+    }
+    let values: Vec<u64> = memories.map(|mm| mm.0).collect();
+    let all = PhysAddr(0)..kernel.memory().end();
+    let slots = sweep(kernel.memory(), &[all], &PointerSet::new(&values), backend, &|_| ());
+    let tasks = slots.into_iter().filter_map(|(slot, mm)| {
+        let task = kernel.direct_map().checked_add(slot.0)?.0.checked_sub(task_mm)?;
+        Some((VirtAddr(task), VirtAddr(mm)))
+    });
+    tasks.filter(|(task, mm)| is_owner(*task, *mm)).map(|(task, _)| task).collect()
 }

@@ -227,6 +227,29 @@ fn a_tree_that_goes_round_ends() {
 }
 
 #[test]
+fn memory_without_an_owner_is_found_by_its_tasks() {
+    let mut memory = three();
+    let mut layout = layout();
+    (layout.mm.pgd, layout.mm.owner) = (Some(0x78), Some(0x90));
+    for (task, mm) in [(0x2000, 0x4000), (0x3000, 0x4400)] {
+        memory.point(task + MM, mm);
+        memory.point(mm + 0x90, task);
+    }
+    // Something else that points to the memory, and a task that does not have it.
+    memory.point(0x5008, 0x4000);
+    memory.point(0x4800 + 0x90, 0x3000);
+    let pointers: Vec<RootPointer> = [0x4000, 0x4400, 0x4800]
+        .map(|mm| RootPointer { slot: VirtAddr(BASE + mm + 0x78), root: PhysAddr(0x6000) })
+        .to_vec();
+    let mmu = Signatures::load(None).unwrap().mmu().unwrap().clone();
+    let kernel = Kernel::of_direct_map(&Arc::new(memory.physical()), &Arc::new(mmu), BASE);
+    let expected = [0x2000, 0x3000].map(|task| VirtAddr(BASE + task));
+    assert_eq!(task::owners(&kernel, &layout, &pointers, Backend::Scalar), expected);
+    layout.mm.owner = None;
+    assert_eq!(task::owners(&kernel, &layout, &pointers, Backend::Scalar), expected);
+}
+
+#[test]
 fn top_tables_lead_to_the_memory_that_has_them() {
     // The array of `struct page` begins where memory does; frames 2, 3 and 5 are top tables.
     let roots = [2, 3, 5].map(|frame| PhysAddr(frame * FRAME_SIZE));
