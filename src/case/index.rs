@@ -22,7 +22,7 @@ const HASH: usize = 32;
 /// The most bytes that a file of the index may have.
 const MAX_SIZE: u64 = 1 << 30;
 /// Frames of the dump that its identity is made of, spread over it.
-const SAMPLED_FRAMES: u64 = 256;
+const SAMPLED_FRAMES: u64 = 64;
 /// Read and written by its owner alone: the folder holds evidence.
 const PRIVATE: u32 = 0o700;
 

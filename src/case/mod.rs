@@ -182,7 +182,8 @@ impl Case {
             if dump.addresses.process().is_some() {
                 return Ok(Err(NoMachine::ProcessImage));
             }
-            let (spaces, backend) = (self.spaces()?, self.backend()?.backend);
+            // Memory is swept at most once here, and seldom at all: measuring which backend is the fastest would take longer.
+            let (spaces, backend) = (self.spaces()?, options.backend.resolve()?);
             options.observer.begin(Phase::Linux, 0);
             let btfs: Vec<PhysAddr> =
                 spaces.hits_of(signatures, |name| name == linux::BTF_SIGNATURE).map(|hit| hit.address).collect();

@@ -50,8 +50,11 @@ pub(super) fn run(
     warnings.extend(case.notes());
     say_warnings(warnings.iter().map(String::as_str), talk);
     if talk.verbose {
-        say_choice(&*case.backend()?);
-        say_index(&*case.spaces()?);
+        let spaces = case.spaces()?;
+        if !spaces.from_index {
+            say_choice(&*case.backend()?);
+        }
+        say_index(&spaces);
         say_times(&times);
     }
     Ok(if dump.damaged && outcome == Outcome::Found { Outcome::Partly } else { outcome })
