@@ -49,7 +49,7 @@ pub(super) fn run(
     warnings.extend(gpu_warning());
     warnings.extend(case.notes());
     say_warnings(warnings.iter().map(String::as_str), talk);
-    if talk.verbose {
+    if talk.verbose && !is_image {
         let spaces = case.spaces()?;
         if !spaces.from_index {
             say_choice(&*case.backend()?);
