@@ -36,7 +36,7 @@ struct Row<'a> {
 
 pub(super) fn run(args: &MapsArgs) -> Result<Outcome, Failure> {
     linux::run(&args.case, |evidence| {
-        let Evidence { case, machine } = evidence;
+        let Evidence { case, machine, .. } = evidence;
         let dump = case.dump();
         let (pid, comm, map) = match machine.as_deref() {
             None => {

@@ -68,7 +68,7 @@ pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
     linux::run(&args.case, |evidence| {
         let mut warnings = Vec::new();
         let mut document = Document { processes: &[], layout: None, direct_map: None };
-        let Evidence { case, machine } = evidence;
+        let Evidence { case, machine, .. } = evidence;
         let rows = match machine.as_deref() {
             Some(Ok(machine)) => {
                 document.layout = Some(machine.layout().source);

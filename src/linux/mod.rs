@@ -9,6 +9,7 @@
 //! structures, by the BTF that the kernel keeps of its own types or, where that is lost, by what the tasks of the dump agree on.
 
 mod btf;
+mod core;
 mod ended;
 mod kernel;
 mod layout;
@@ -29,6 +30,7 @@ use crate::scan::Backend;
 use crate::signature::Mmu;
 
 use btf::Btf;
+pub use core::Core;
 pub use kernel::Kernel;
 pub use layout::{Layout, LayoutSource};
 use path::Paths;

@@ -29,10 +29,15 @@ pub enum OutputError {
     /// Among what an earlier run wrote lies something that it did not write.
     #[error("{}: was not written by tensorcarve and would be lost; move it away first", .0.display())]
     Foreign(PathBuf),
+    /// The file is there, and nobody said `--overwrite`.
+    #[error("{}: exists; choose another file with -o, or use --overwrite to replace it", .0.display())]
+    Exists(PathBuf),
+    /// What is there is no file that could be replaced.
+    #[error("{}: is not a regular file; choose another file with -o", .0.display())]
+    NotAFile(PathBuf),
     /// The disk is full, or would be.
     #[error(
-        "{}: not enough disk space: {} needed, {} free; free some space, or choose a folder on a larger disk with \
-         --output-dir",
+        "{}: not enough disk space: {} needed, {} free; free some space, or choose a folder on a larger disk with -o",
         path.display(),
         need.map_or("more bytes are".to_owned(), |need| format!("{need} bytes are")),
         free.map_or("too few are".to_owned(), |free| format!("{free} are")),
@@ -94,12 +99,12 @@ impl OutputError {
 fn remedy(source: &io::Error) -> &'static str {
     use io::ErrorKind::{FileTooLarge, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
     match source.kind() {
-        PermissionDenied => "choose a folder that this user can write to with --output-dir",
-        ReadOnlyFilesystem => "choose a folder on a writable file system with --output-dir",
+        PermissionDenied => "choose a folder that this user can write to with -o",
+        ReadOnlyFilesystem => "choose a folder on a writable file system with -o",
         FileTooLarge => {
-            "raise the file size limit (`ulimit -f`), or choose a folder on another file system with --output-dir"
+            "raise the file size limit (`ulimit -f`), or choose a folder on another file system with -o"
         }
-        NotADirectory => "part of the path is a file, so choose another folder with --output-dir",
-        _ => "check the disk, or choose another folder with --output-dir",
+        NotADirectory => "part of the path is a file, so choose another folder with -o",
+        _ => "check the disk, or choose another folder with -o",
     }
 }
