@@ -38,7 +38,9 @@ impl PageTables<'_> {
             match page {
                 // Large pages lie in the dump as a whole, or they don't.
                 Ok(page) if self.memory().contains(PhysAddr(page)) => found.resident += bytes,
-                Ok(_) | Err(Gone::FrameNotInDump { .. } | Gone::Broken { .. } | Gone::OnDevice) => found.missing += bytes,
+                Ok(_) | Err(Gone::FrameNotInDump { .. } | Gone::Broken { .. } | Gone::OnDevice) => {
+                    found.missing += bytes
+                }
                 Err(Gone::Swapped { .. }) => found.swapped += bytes,
                 Err(Gone::Untouched | Gone::Guard | Gone::Unknown) => {}
             }
@@ -159,5 +161,84 @@ impl PageTables<'_> {
         }
         found.sort_unstable_by_key(|mapping| mapping.va);
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::FileOffset;
+    use crate::dump::{MemoryRange, PhysicalMemory};
+    use crate::signature::Signatures;
+
+    const FRAMES: u64 = 8;
+    const PRESENT: u64 = 0x7;
+
+    /// Memory of a few frames, in which the tables at 0x1000 to 0x4000 are of level 4 to 1; `fill` gives the entries of each level.
+    fn resident(
+        fill: impl Fn(u8, u64) -> u64,
+        range: Range<u64>,
+        budget: u64,
+        most: usize,
+    ) -> (Vec<Range<u64>>, bool, Residency) {
+        let mut bytes = vec![0; (FRAMES * FRAME_SIZE) as usize];
+        for (level, table) in [(4, 0x1000), (3, 0x2000), (2, 0x3000), (1, 0x4000)] {
+            for index in 0..ENTRIES {
+                let at = (table + index * 8) as usize;
+                bytes[at..at + 8].copy_from_slice(&fill(level, index).to_le_bytes());
+            }
+        }
+        let end = PhysAddr(bytes.len() as u64);
+        let range_of_dump = MemoryRange { start: PhysAddr(0), end, offset: FileOffset(0) };
+        let memory = PhysicalMemory::owned(bytes, vec![range_of_dump]).unwrap();
+        let signatures = Signatures::load(None).unwrap();
+        let tables = PageTables::new(&memory, signatures.mmu().unwrap(), PhysAddr(0x1000), 4);
+        let range = VirtAddr(range.start)..VirtAddr(range.end);
+        let (runs, is_all) = tables.resident(range.clone(), &mut budget.clone(), most);
+        let residency = tables.residency(range, &mut budget.clone()).unwrap_or_default();
+        (runs.iter().map(|run| run.start.0..run.end.0).collect(), is_all, residency)
+    }
+
+    /// One table of each level; the entries of the last one as given.
+    fn one_table(last: impl Fn(u64) -> u64) -> impl Fn(u8, u64) -> u64 {
+        move |level, index| match level {
+            1 => last(index),
+            _ if index == 0 => 0x1000 * (6 - u64::from(level)) + PRESENT,
+            _ => 0,
+        }
+    }
+
+    #[test]
+    fn runs_are_what_the_dump_holds() {
+        // Two pages beside each other that lie apart in the dump; one behind a gap; one that the dump lacks.
+        let fill = one_table(|index| match index {
+            1 => 0x6000 | PRESENT,
+            2 => 0x5000 | PRESENT,
+            4 => 0x7000 | PRESENT,
+            5 => 0x9000 | PRESENT,
+            _ => 0,
+        });
+        let (runs, is_all, residency) = resident(&fill, 0..1 << 47, 100, 100);
+        assert_eq!((runs, is_all), (vec![0x1000..0x3000, 0x4000..0x5000], true));
+        assert_eq!(residency, Residency { resident: 0x3000, swapped: 0, missing: 0x1000 });
+        let (runs, is_all, residency) = resident(&fill, 0x2000..0x4000, 100, 100);
+        assert_eq!((runs, is_all, residency.resident), (vec![0x2000..0x3000], true, 0x1000));
+    }
+
+    #[test]
+    fn a_hostile_process_ends_at_the_bounds() {
+        let alternating = one_table(|index| if index % 2 == 0 { 0x5000 | PRESENT } else { 0 });
+        let (runs, is_all, _) = resident(&alternating, 0..1 << 47, 100, 1000);
+        assert_eq!((runs.len(), is_all), (256, true));
+        let (runs, is_all, _) = resident(&alternating, 0..1 << 47, 100, 10);
+        assert_eq!((runs.len(), is_all), (10, false));
+        // Four tables whose entries all lead to the next: 2^35 pages in the user half.
+        let everywhere = |level: u8, _| 0x1000 * (6 - u64::from(level)) + PRESENT;
+        let (runs, is_all, _) = resident(everywhere, 0..u64::MAX, 10_000, 1000);
+        assert_eq!((runs.len(), runs[0].start, is_all), (1, 0, false));
+        // Large pages of 1 GiB, of which the dump has the first frames.
+        let large = |level: u8, _| if level == 4 { 0x2000 | PRESENT } else { 0x80 | PRESENT };
+        let (runs, is_all, _) = resident(large, 0..1 << 47, 1000, 1000);
+        assert_eq!((runs.len(), is_all, runs[1].clone()), (1000, false, 1 << 30..(1 << 30) + FRAMES * FRAME_SIZE));
     }
 }

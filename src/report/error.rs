@@ -101,9 +101,7 @@ fn remedy(source: &io::Error) -> &'static str {
     match source.kind() {
         PermissionDenied => "choose a folder that this user can write to with -o",
         ReadOnlyFilesystem => "choose a folder on a writable file system with -o",
-        FileTooLarge => {
-            "raise the file size limit (`ulimit -f`), or choose a folder on another file system with -o"
-        }
+        FileTooLarge => "raise the file size limit (`ulimit -f`), or choose a folder on another file system with -o",
         NotADirectory => "part of the path is a file, so choose another folder with -o",
         _ => "check the disk, or choose another folder with -o",
     }

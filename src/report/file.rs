@@ -69,7 +69,8 @@ impl NewFile {
     pub fn finish(self) -> Result<(), OutputError> {
         self.cleanup.complete(|| {
             check(&self.path, self.overwrite)?;
-            fs::rename(&self.staging, &self.path).map_err(|e| OutputError::io(&self.path, "move the file into place", e))
+            fs::rename(&self.staging, &self.path)
+                .map_err(|e| OutputError::io(&self.path, "move the file into place", e))
         })
     }
 }

@@ -123,7 +123,10 @@ fn file_header(head: &Head) -> FileHeader64<LE> {
         e_flags: U32::new(LE, FileFlags(0)),
         e_ehsize: U16::new(LE, FILE_HEADER),
         e_phentsize: U16::new(LE, PROGRAM_HEADER),
-        e_phnum: U16::new(LE, if head.section.is_some() { PN_XNUM } else { u16::try_from(head.count).unwrap_or(PN_XNUM) }),
+        e_phnum: U16::new(
+            LE,
+            if head.section.is_some() { PN_XNUM } else { u16::try_from(head.count).unwrap_or(PN_XNUM) },
+        ),
         e_shentsize: U16::new(LE, if head.section.is_some() { SECTION_HEADER } else { 0 }),
         e_shnum: U16::new(LE, u16::from(head.section.is_some())),
         e_shstrndx: U16::new(LE, SHN_UNDEF),
@@ -173,5 +176,76 @@ fn program_header(segment: &Segment, offset: u64) -> ProgramHeader64<LE> {
         p_filesz: U64::new(LE, segment.in_file),
         p_memsz: U64::new(LE, segment.in_memory),
         p_align: U64::new(LE, FRAME_SIZE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+    use std::sync::Arc;
+
+    use object::read::elf::{FileHeader, ProgramHeader};
+
+    use super::*;
+    use crate::addr::{FileOffset, PhysAddr, VirtAddr};
+    use crate::dump::{MemoryRange, PhysicalMemory};
+    use crate::paging::AddressSpace;
+
+    /// A core of so many pages beside each other without bytes, and of four pages behind them: zeros, ones, twos, zeros.
+    fn core(absent: u64) -> Core {
+        let start = absent * FRAME_SIZE;
+        let bytes = [0, 1, 2, 0].into_iter().flat_map(|byte| [byte; FRAME_SIZE as usize]).collect::<Vec<u8>>();
+        let end = start + bytes.len() as u64;
+        let range = MemoryRange { start: PhysAddr(start), end: PhysAddr(end), offset: FileOffset(0) };
+        let memory = Arc::new(PhysicalMemory::owned(bytes, vec![range]).unwrap());
+        let segment = |page: u64, in_file: u64| Segment {
+            start: VirtAddr(page * FRAME_SIZE),
+            in_memory: in_file.max(FRAME_SIZE),
+            in_file,
+            access: [true, false, true],
+        };
+        let segments = (0..absent).map(|page| segment(page, 0));
+        Core {
+            space: AddressSpace::of_image(&memory),
+            segments: segments.chain([segment(absent, FRAME_SIZE), segment(absent + 1, 3 * FRAME_SIZE)]).collect(),
+            notes: Vec::new(),
+            mapped: 0,
+            held: 0,
+            swapped: 0,
+            missing: 0,
+            threads: 0,
+            problems: Vec::new(),
+            notices: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn any_number_of_segments_can_be_read_again() {
+        // One header is that of the notes, and 0xffff of them are too many for the file header.
+        for absent in [0, 5, 0xfffb, 0xfffc, 0xfffd, 70_000] {
+            let core = core(absent);
+            let mut file = Cursor::new(Vec::new());
+            let done = std::cell::Cell::new(0);
+            core.write(&mut file, &|bytes| done.set(done.get() + bytes)).unwrap();
+            let file = file.into_inner();
+            assert_eq!(file.len() as u64, core.size(), "{absent}");
+            assert_eq!(done.get(), Head::new(&core).end + 4 * FRAME_SIZE);
+            let header = FileHeader64::<LE>::parse(&*file).unwrap();
+            let segments = header.program_headers(LE, &*file).unwrap();
+            assert_eq!(segments.len() as u64, absent + 3);
+            let data = |segment: &ProgramHeader64<LE>| segment.data(LE, &*file).unwrap();
+            let [.., zeros, others] = segments else { panic!("two at least") };
+            assert_eq!(data(zeros), [0; FRAME_SIZE as usize]);
+            let (pages, _) = data(others).as_chunks::<{ FRAME_SIZE as usize }>();
+            assert_eq!(pages, [1, 2, 0].map(|byte| [byte; FRAME_SIZE as usize]));
+            assert_eq!((others.p_vaddr(LE), others.p_flags(LE)), ((absent + 1) * FRAME_SIZE, PF_R | PF_X));
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_an_error() {
+        let mut core = core(1);
+        core.segments.insert(0, Segment { in_file: FRAME_SIZE, ..core.segments[0] });
+        assert!(core.write(&mut Cursor::new(Vec::new()), &|_| ()).is_err());
     }
 }

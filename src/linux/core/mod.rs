@@ -84,7 +84,8 @@ impl Machine {
     /// An address space without a task, by its page tables alone: a core without threads.
     pub fn core_of_root(&self, root: PhysAddr) -> Core {
         let mut core = Core::new(&self.kernel, root, &self.map_of_root(root));
-        core.problems.push("no task has these page tables, so the core has memory alone: no threads, no files".to_owned());
+        core.problems
+            .push("no task has these page tables, so the core has memory alone: no threads, no files".to_owned());
         core
     }
 }
@@ -134,14 +135,15 @@ impl Core {
         let running = of(&|registers| registers.may_be_old);
         if !running.is_empty() {
             self.notices.push(format!(
-                "a processor ran {}: the registers are those of the last entry into the kernel, which may be older than \
-                 the memory",
+                "the registers of {} are those of the last entry into the kernel: a processor may have run on in user mode \
+                 since",
                 threads(&running)
             ));
         }
         let without_base = of(&|registers| registers.fs_base.is_none());
         if !without_base.is_empty() {
-            self.problems.push(format!("the base of FS is not known of {}: it is 0 in the core", threads(&without_base)));
+            self.problems
+                .push(format!("the base of FS is not known of {}: it is 0 in the core", threads(&without_base)));
         }
     }
 

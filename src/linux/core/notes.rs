@@ -55,7 +55,8 @@ impl Notes {
     fn push(&mut self, kind: NoteType, desc: &[u8]) {
         // No note is as long as 4 GiB.
         let len = u32::try_from(desc.len()).unwrap_or(u32::MAX);
-        let header = NoteHeader32 { n_namesz: U32::new(LE, NAME_LEN), n_descsz: U32::new(LE, len), n_type: U32::new(LE, kind) };
+        let header =
+            NoteHeader32 { n_namesz: U32::new(LE, NAME_LEN), n_descsz: U32::new(LE, len), n_type: U32::new(LE, kind) };
         self.0.extend(pod::bytes_of(&header));
         self.0.extend(NAME);
         self.0.extend(desc);
@@ -70,7 +71,8 @@ impl Notes {
         put(&mut desc, PRSTATUS_PID, &thread.pid.value.to_le_bytes());
         put(&mut desc, PRSTATUS_PPID, &process.ppid.map_or(0, |ppid| ppid.value).to_le_bytes());
         // `struct user_regs_struct` begins as `struct pt_regs`.
-        let words = registers.named().map(|(name, word)| if SELECTORS.contains(&name) { word & SELECTOR } else { word });
+        let words =
+            registers.named().map(|(name, word)| if SELECTORS.contains(&name) { word & SELECTOR } else { word });
         let bases = [registers.fs_base, registers.gs_base].map(Option::unwrap_or_default);
         for (index, word) in words.chain(bases).enumerate() {
             put(&mut desc, PRSTATUS_REGISTERS + index * WORD, &word.to_le_bytes());
@@ -86,7 +88,11 @@ impl Notes {
         let state = letter.and_then(|letter| STATES.iter().position(|state| *state == letter));
         // What has no number is past the last one, with a dot.
         put(&mut desc, PRPSINFO_STATE, &[u8::try_from(state.unwrap_or(STATES.len())).unwrap_or_default()]);
-        put(&mut desc, PRPSINFO_LETTER, &[state.and(letter).and_then(|letter| u8::try_from(letter).ok()).unwrap_or(b'.')]);
+        put(
+            &mut desc,
+            PRPSINFO_LETTER,
+            &[state.and(letter).and_then(|letter| u8::try_from(letter).ok()).unwrap_or(b'.')],
+        );
         put(&mut desc, PRPSINFO_ZOMBIE, &[u8::from(letter == Some('Z'))]);
         put(&mut desc, PRPSINFO_UID, &leader.uid.map_or(NO_ID, |uid| uid.value).to_le_bytes());
         put(&mut desc, PRPSINFO_GID, &NO_ID.to_le_bytes());
@@ -114,7 +120,8 @@ impl Notes {
                 left_out += 1;
                 continue;
             }
-            entries.extend([mapping.start.0, mapping.end.0, offset / FRAME_SIZE].into_iter().flat_map(u64::to_le_bytes));
+            entries
+                .extend([mapping.start.0, mapping.end.0, offset / FRAME_SIZE].into_iter().flat_map(u64::to_le_bytes));
             names.extend(name.as_bytes());
             names.push(0);
         }

@@ -83,7 +83,8 @@ impl Segments {
 
     /// What the bounds left out, in words.
     pub(super) fn problem(&self) -> Option<String> {
-        let what = "its page tables map more than a process can have, or in too many pieces: the core does not have all of it";
+        let what =
+            "its page tables map more than a process can have, or in too many pieces: the core does not have all of it";
         self.is_cut.then(|| what.to_owned())
     }
 
@@ -124,9 +125,13 @@ mod tests {
 
     #[test]
     fn bytes_lie_in_the_file_as_they_lie_in_a_page() {
-        let segment = |start, in_file| Segment { start: VirtAddr(start), in_memory: 0x1000, in_file, access: [true; 3] };
+        let segment =
+            |start, in_file| Segment { start: VirtAddr(start), in_memory: 0x1000, in_file, access: [true; 3] };
         assert_eq!(segment(0x7000, 0x1000).end_in_file(0x10), 0x2000);
-        assert_eq!((segment(0x7c00, 0x200).start_in_file(0x2000), segment(0x7c00, 0x200).end_in_file(0x2000)), (0x2c00, 0x2e00));
+        assert_eq!(
+            (segment(0x7c00, 0x200).start_in_file(0x2000), segment(0x7c00, 0x200).end_in_file(0x2000)),
+            (0x2c00, 0x2e00)
+        );
         assert_eq!(segment(0x7c00, 0).end_in_file(0x10), 0x10);
     }
 
@@ -139,7 +144,8 @@ mod tests {
         assert_eq!(segments.into_all()[0].in_file, 0x8000);
 
         let mut segments = Segments::new(0, 1 << 40);
-        let pages: Vec<_> = (0..MAX_SEGMENTS as u64).map(|page| VirtAddr(page << 13)..VirtAddr(page << 13 | 1 << 12)).collect();
+        let pages: Vec<_> =
+            (0..MAX_SEGMENTS as u64).map(|page| VirtAddr(page << 13)..VirtAddr(page << 13 | 1 << 12)).collect();
         segments.split(VirtAddr(0)..VirtAddr(1 << 40), &pages, [true; 3]);
         assert!(segments.problem().is_none());
         segments.split(VirtAddr(1 << 40)..VirtAddr(1 << 41), &[], [true; 3]);
