@@ -327,6 +327,6 @@ fn an_interrupted_run_ends_at_once_and_leaves_nothing() {
     Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap();
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-    assert!(stderr(&output).contains("interrupted; the output folder is unchanged"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("interrupted; the output is unchanged"), "{}", stderr(&output));
     assert!(!dir.path().join("new").exists());
 }

@@ -10,7 +10,7 @@ use tensorcarve::case::Index;
 use tensorcarve::dump::{self, MappedFiles, OpenOptions};
 use tensorcarve::scan::BackendChoice;
 
-use super::{bench, gc, objects, stack};
+use super::{bench, core, gc, objects, stack};
 
 const AFTER: &str = "\
 Examples:
@@ -20,6 +20,8 @@ Examples:
   tensorcarve spaces memory.lime              list the address spaces
   tensorcarve ps memory.lime                  list the processes
   tensorcarve maps memory.lime --pid 188      show the memory map of a process
+  tensorcarve core memory.lime --pid 188 -o core.188
+                                              write a process as an ELF core for gdb
   tensorcarve scan memory.lime                list the addresses where signatures match
   tensorcarve bench                           measure how fast this computer searches memory
 
@@ -136,6 +138,9 @@ pub(super) enum Verb {
     /// List what a process had mapped
     #[command(after_help = MAPS_AFTER)]
     Maps(MapsArgs),
+    /// Write a process of a machine as an ELF core, for gdb and other debuggers
+    #[command(after_help = core::AFTER)]
+    Core(core::CoreArgs),
     /// Say where the Python code of a process stood: threads, frames, generators
     #[command(after_help = stack::AFTER)]
     Stack(stack::StackArgs),

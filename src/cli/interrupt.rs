@@ -1,4 +1,4 @@
-//! Signals: Ctrl-C ends the run at once and leaves the output folder unchanged; exceeding the file size limit is an
+//! Signals: Ctrl-C ends the run at once and leaves the output unchanged; exceeding the file size limit is an
 //! error.
 
 use std::process;
@@ -22,8 +22,8 @@ pub(super) fn install() -> Result<(), Failure> {
         // The file that a dump is unpacked to has no name, and goes with the process.
         let pending = PENDING.lock().unwrap_or_else(PoisonError::into_inner).take();
         let is_undone = pending.is_some_and(|cleanup| cleanup.run());
-        let folder = if is_undone { "; the output folder is unchanged" } else { "" };
-        say(&format!("\ninterrupted{folder}"));
+        let output = if is_undone { "; the output is unchanged" } else { "" };
+        say(&format!("\ninterrupted{output}"));
         process::exit(INTERRUPTED);
     };
     ctrlc::set_handler(handler).map_err(|error| Failure::new(format!("cannot install the Ctrl-C handler ({error})")))

@@ -1,4 +1,4 @@
-//! What `ps` and `maps` share: a dump opened, and the Linux machine in it.
+//! What `ps`, `maps` and `core` share: a dump opened, and the Linux machine in it.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tensorcarve::linux::{Machine, NoMachine, Process};
 
 use super::args::{CaseArgs, ProcessArgs};
 use super::info::say_warnings;
-use super::progress::say_times;
+use super::progress::{Progress, say_times};
 use super::work::{gpu_warning, in_pool, say_choice, say_index};
 use super::{Failure, Outcome};
 
@@ -19,6 +19,8 @@ pub(super) struct Evidence {
     pub(super) machine: Option<Arc<Result<Machine, NoMachine>>>,
     /// The Pythons, if they were asked for.
     pub(super) pythons: Option<Arc<PythonFacts>>,
+    /// Where long work is shown.
+    pub(super) progress: Arc<Progress>,
 }
 
 /// Opens a dump and lets `work` look at it. Warnings are said at the end, and the outcome is that of a damaged dump where it is
@@ -34,8 +36,10 @@ pub(super) fn run(
     let (outcome, mut warnings, times) = in_pool(args.work.threads, || -> Result<_, Failure> {
         let machine = if is_image { None } else { Some(case.linux()?) };
         let pythons = if with_python { Some(case.python_facts()?) } else { None };
+        progress.finish();
+        let found = work(&Evidence { case: case.clone(), machine, pythons, progress: Arc::clone(&progress) });
         let times = progress.finish();
-        let (outcome, mut warnings) = work(&Evidence { case: case.clone(), machine, pythons })?;
+        let (outcome, mut warnings) = found?;
         if !is_image {
             let spaces = case.spaces()?;
             warnings.splice(0..0, spaces.discovery.warnings.iter().chain(&spaces.warnings).cloned());

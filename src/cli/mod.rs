@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod core;
 mod devices;
 mod failure;
 mod gc;
@@ -64,6 +65,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
         Verb::Spaces(spaces) => spaces::run(spaces),
         Verb::Ps(ps) => ps::run(ps),
         Verb::Maps(maps) => maps::run(maps),
+        Verb::Core(core) => core::run(core),
         Verb::Scan(scan) => scan::run(scan),
         Verb::Stack(stack) => stack::run(stack),
         Verb::Gc(gc) => gc::run(gc),

@@ -99,9 +99,8 @@ impl Progress {
         self.bar.set_prefix(name);
         self.bar.set_style(style.progress_chars("=> "));
         self.bar.set_length(total);
-        self.bar.set_position(0);
-        self.bar.reset_elapsed();
-        self.bar.reset_eta();
+        // Also after a phase that was the last one.
+        self.bar.reset();
         self.bar.tick();
     }
 }

@@ -74,7 +74,7 @@ pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
     linux::run(&args.case, args.python || args.format != LineFormat::Table, |evidence| {
         let mut warnings = Vec::new();
         let mut document = Document { processes: &[], layout: None, direct_map: None };
-        let Evidence { case, machine, pythons } = evidence;
+        let Evidence { case, machine, pythons, .. } = evidence;
         let mut rows = match machine.as_deref() {
             Some(Ok(machine)) => {
                 document.layout = Some(machine.layout().source);

@@ -325,7 +325,7 @@ impl PhysicalMemory {
     }
 
     /// The parts of the ranges at these addresses, by address.
-    pub(super) fn parts(&self, addresses: Range<PhysAddr>) -> impl Iterator<Item = MemoryRange> {
+    pub fn parts(&self, addresses: Range<PhysAddr>) -> impl Iterator<Item = MemoryRange> {
         let first = self.ranges.partition_point(|range| range.end <= addresses.start);
         let end = addresses.end;
         let here = self.ranges.iter().skip(first).take_while(move |range| range.start < end);

@@ -96,17 +96,46 @@ fn absences(size: u64, headers: &[ProgramHeader64<LE>], mut files: Vec<FileMappi
         access.push((PhysAddr(start), end(all), flags & PF_W == PF_W));
         if all > 0 && segments.len() < MAX_RANGES {
             let access = [PF_R, PF_W, PF_X].map(|bit| flags & bit == bit);
-            segments.push(Segment { addresses: PhysAddr(start)..end(all), access, private: None, name: None });
+            let segment = Segment { addresses: PhysAddr(start)..end(all), access, private: None, name: None };
+            segments.push((segment, in_file < all));
         }
     }
     access.sort_unstable();
-    segments.sort_by_key(|segment| (segment.addresses.start, segment.addresses.end));
+    segments.sort_by_key(|(segment, _)| (segment.addresses.start, segment.addresses.end));
+    let segments = whole_mappings(segments, &files);
     for file in &mut files {
         let after = access.partition_point(|(start, ..)| *start <= file.addresses.start);
         let segment = after.checked_sub(1).and_then(|index| access.get(index));
         file.writable = segment.filter(|(_, end, _)| file.addresses.start < *end).map(|(.., writable)| *writable);
     }
     Mappings { files, segments, cut: joined(&cut), left_out: joined(&left_out), ..Mappings::default() }
+}
+
+/// Mappings from segments, of which each is with whether its end is absent. Where a mapping has gaps, as of what `tensorcarve
+/// core` writes, it is in several segments, and a segment ends at each gap.
+fn whole_mappings(segments: Vec<(Segment, bool)>, files: &[FileMapping]) -> Vec<Segment> {
+    // The kernel never has two mappings beside each other that differ in nothing, but for different files or parts of them.
+    let is_edge = |at: PhysAddr| {
+        let after = files.partition_point(|file| file.addresses.start < at);
+        let ends = |file: &FileMapping| file.addresses.end == at;
+        files.get(after).is_some_and(|file| file.addresses.start == at)
+            || after.checked_sub(1).and_then(|before| files.get(before)).is_some_and(ends)
+    };
+    let mut whole: Vec<Segment> = Vec::new();
+    let mut has_gap = false;
+    for (segment, has_gap_at_end) in segments {
+        let start = segment.addresses.start;
+        match whole.last_mut() {
+            Some(last)
+                if has_gap && last.addresses.end == start && last.access == segment.access && !is_edge(start) =>
+            {
+                last.addresses.end = segment.addresses.end;
+            }
+            _ => whole.push(segment),
+        }
+        has_gap = has_gap_at_end;
+    }
+    whole
 }
 
 /// The mapped files that a note lists, and what is wrong with the note. The readable part of a broken note is used.
@@ -279,6 +308,38 @@ mod tests {
         for file in odd {
             assert_eq!(of(&note(2, 4096, &[two[0], file])), (1, 1), "{:x?}", (file.0, file.1, file.2));
         }
+    }
+
+    #[test]
+    fn a_mapping_with_gaps_is_one() {
+        let segment = |start, end, can_write, has_gap| {
+            let addresses = PhysAddr(start)..PhysAddr(end);
+            (Segment { addresses, access: [true, can_write, false], private: None, name: None }, has_gap)
+        };
+        let (mut files, _) = read_files(&note(2, 1, &[(0x1000, 0x4000, 0, b"/a"), (0x4000, 0x5000, 0, b"/b")]));
+        sort_files(&mut files);
+        let segments = vec![
+            segment(0x1000, 0x2000, false, true),
+            segment(0x2000, 0x4000, false, true),
+            // Another file; no gap; other access; not beside it.
+            segment(0x4000, 0x5000, false, true),
+            segment(0x5000, 0x6000, false, false),
+            segment(0x6000, 0x7000, false, true),
+            segment(0x7000, 0x8000, true, true),
+            segment(0x9000, 0xa000, true, true),
+            segment(0xa000, 0xb000, true, false),
+        ];
+        let whole = whole_mappings(segments, &files);
+        let found: Vec<_> = whole.iter().map(|segment| (segment.addresses.start.0, segment.addresses.end.0)).collect();
+        let expected = [
+            (0x1000, 0x4000),
+            (0x4000, 0x5000),
+            (0x5000, 0x6000),
+            (0x6000, 0x7000),
+            (0x7000, 0x8000),
+            (0x9000, 0xb000),
+        ];
+        assert_eq!(found, expected);
     }
 
     proptest::proptest! {

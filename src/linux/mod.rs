@@ -9,6 +9,7 @@
 //! structures, by the BTF that the kernel keeps of its own types or, where that is lost, by what the tasks of the dump agree on.
 
 mod btf;
+mod core;
 mod ended;
 mod kernel;
 mod layout;
@@ -30,6 +31,7 @@ use crate::scan::Backend;
 use crate::signature::Mmu;
 
 use btf::Btf;
+pub use core::Core;
 use kernel::Candidate;
 pub use kernel::Kernel;
 pub use layout::{Layout, LayoutSource};

@@ -31,6 +31,8 @@ const SELECTOR: u64 = 0xffff;
 /// The bit of EFLAGS that is always set, and those that never are.
 const FLAGS_SET: u64 = 0x2;
 const FLAGS_CLEAR: u64 = 0x8028;
+/// The state of a thread that runs or may run: only such a thread can be in user mode.
+const RUNNING: char = 'R';
 /// Threads that vote on the size of stacks.
 const MAX_VOTES: usize = 1 << 10;
 
@@ -45,7 +47,7 @@ pub struct Registers {
     pub gs_base: Option<u64>,
     /// Where they stand in the kernel's memory.
     pub address: VirtAddr,
-    /// Whether they may be old: a processor ran the thread, perhaps in user mode.
+    /// Whether they may be old: a processor ran the thread, perhaps in user mode, or it is not known that none did.
     pub may_be_old: bool,
 }
 
@@ -99,7 +101,8 @@ impl Place {
             fs_base: base(layout.task.fs_base),
             gs_base: base(layout.task.gs_base),
             address,
-            may_be_old: task.is_running != Some(false),
+            // What waits is in the kernel, whether a processor has left it already or not.
+            may_be_old: task.is_running != Some(false) && task.state.is_none_or(|state| state.value == RUNNING),
         };
         registers.is_of_user_mode().then_some(registers)
     }

@@ -251,7 +251,7 @@ impl Memory<'_> {
 }
 
 /// The bound of the page tables of a process that are looked at.
-fn budget(kernel: &Kernel) -> u64 {
+pub(super) fn budget(kernel: &Kernel) -> u64 {
     (kernel.memory().size() / FRAME_SIZE).saturating_mul(TABLES_PER_FRAME).saturating_add(MIN_TABLES)
 }
 

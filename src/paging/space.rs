@@ -1,9 +1,10 @@
 //! An address space: memory by virtual address, through page tables or as the image of one process has it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
-use crate::dump::{Absence, FilledPart, PhysicalMemory};
+use crate::dump::{Absence, FilledPart, MemoryRange, PhysicalMemory};
 use crate::signature::Mmu;
 
 use super::absent::Gone;
@@ -217,11 +218,25 @@ impl AddressSpace {
     /// missing. `budget` bounds the page tables that are read; `None` when it ran out.
     pub fn residency(&self, start: VirtAddr, end: VirtAddr, budget: &mut u64) -> Option<Residency> {
         match self.tables() {
-            Some(tables) => tables.residency(start, end, budget),
+            Some(tables) => tables.residency(start..end, budget),
             None => {
                 let resident = self.memory.held(PhysAddr(start.0)..PhysAddr(end.0));
                 let missing = end.0.saturating_sub(start.0).saturating_sub(resident);
                 Some(Residency { resident, swapped: 0, missing })
+            }
+        }
+    }
+
+    /// The parts of a range of user addresses whose bytes the dump holds, sorted and joined, and whether these are all: at most
+    /// `most` parts are found, and `budget` bounds the page tables that are read.
+    pub fn resident(&self, range: Range<VirtAddr>, budget: &mut u64, most: usize) -> (Vec<Range<VirtAddr>>, bool) {
+        match self.tables() {
+            Some(tables) => tables.resident(range, budget, most),
+            None => {
+                let mut parts = self.memory.parts(PhysAddr(range.start.0)..PhysAddr(range.end.0));
+                let part = |held: MemoryRange| VirtAddr(held.start.0)..VirtAddr(held.end.0);
+                let runs = parts.by_ref().take(most).map(part).collect();
+                (runs, parts.next().is_none())
             }
         }
     }

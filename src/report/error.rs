@@ -27,6 +27,12 @@ pub enum OutputError {
     /// Among what an earlier run wrote lies something that it did not write.
     #[error("{}: was not written by tensorcarve and would be lost", .0.display())]
     Foreign(PathBuf),
+    /// The file is there, and nobody said `--overwrite`.
+    #[error("{}: exists", .0.display())]
+    Exists(PathBuf),
+    /// What is there is no file that could be replaced.
+    #[error("{}: is not a regular file", .0.display())]
+    NotAFile(PathBuf),
     /// The disk is full, or would be.
     #[error(
         "{}: not enough disk space: {} needed, {} free",
@@ -86,7 +92,9 @@ impl OutputError {
             }
             Self::NotOurs(..) => "choose another folder with --output-dir",
             Self::Foreign(..) => "move it away first",
-            Self::NoSpace { .. } => "free some space, or choose a folder on a larger disk with --output-dir",
+            Self::Exists(..) => "choose another file with -o, or use --overwrite to replace it",
+            Self::NotAFile(..) => "choose another file with -o",
+            Self::NoSpace { .. } => "free some space, or choose a folder on a larger disk with -o",
             Self::Io { source, .. } => remedy(source),
             Self::Changed { .. } => "copy it, and run on the copy",
             Self::Input(error) => error.reason.hint(),
@@ -110,12 +118,10 @@ impl OutputError {
 fn remedy(source: &io::Error) -> &'static str {
     use io::ErrorKind::{FileTooLarge, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
     match source.kind() {
-        PermissionDenied => "choose a folder that this user can write to with --output-dir",
-        ReadOnlyFilesystem => "choose a folder on a writable file system with --output-dir",
-        FileTooLarge => {
-            "raise the file size limit (`ulimit -f`), or choose a folder on another file system with --output-dir"
-        }
-        NotADirectory => "part of the path is a file, so choose another folder with --output-dir",
-        _ => "check the disk, or choose another folder with --output-dir",
+        PermissionDenied => "choose a folder that this user can write to with -o",
+        ReadOnlyFilesystem => "choose a folder on a writable file system with -o",
+        FileTooLarge => "raise the file size limit (`ulimit -f`), or choose a folder on another file system with -o",
+        NotADirectory => "part of the path is a file, so choose another folder with -o",
+        _ => "check the disk, or choose another folder with -o",
     }
 }

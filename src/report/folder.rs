@@ -51,6 +51,19 @@ impl Cleanup {
         self.lock().run()
     }
 
+    /// For a run that writes one file, which is at `path` until it is complete.
+    pub(super) fn of_file(path: &Path) -> Self {
+        Self(Arc::new(Mutex::new(Undo { staging: Some(path.to_owned()), ..Undo::default() })))
+    }
+
+    /// Completes what the run has written, after which there is nothing to undo.
+    pub(super) fn complete<E>(&self, complete: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let mut undo = self.lock();
+        complete()?;
+        *undo = Undo::default();
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Undo> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -21,6 +21,7 @@
 mod document;
 mod earlier;
 mod error;
+mod file;
 mod folder;
 mod json;
 mod keys;
@@ -37,6 +38,7 @@ mod weights;
 
 pub use document::print_json;
 pub use error::OutputError;
+pub use file::NewFile;
 pub use folder::{Cleanup, OutputFolder};
 pub use lines::{print_csv, print_jsonl};
 pub use manifest::Run;
