@@ -168,9 +168,13 @@ fn python_and_its_tensors_are_those_of_the_dump() {
     };
     let (of_core, of_dump) = (recover(core()), recover(SHIPPED));
     for key in ["python", "torch"] {
-        assert_eq!(of_core[key], of_dump[key]);
+        assert_eq!(of_core[key]["version"], of_dump[key]["version"]);
     }
-    let tensors = |process: &Value| process["models"][0]["tensors"].clone();
+    let tensors = |process: &Value| -> Value {
+        let keys = ["name", "data", "dtype", "shape", "stride", "status", "sha256"];
+        let tensors = process["models"][0]["tensors"].as_array().unwrap().iter();
+        tensors.map(|tensor| keys.map(|key| tensor[key].clone())).map(|values| Value::from(values.to_vec())).collect()
+    };
     assert_eq!(tensors(&of_dump).as_array().unwrap().len(), 10);
     assert_eq!(tensors(&of_core), tensors(&of_dump));
 }

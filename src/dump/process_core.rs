@@ -114,7 +114,8 @@ fn absences(size: u64, headers: &[ProgramHeader64<LE>], mut files: Vec<FileMappi
 /// Mappings from segments, of which each is with whether its end is absent. Where a mapping has gaps, as of what `tensorcarve
 /// core` writes, it is in several segments, and a segment ends at each gap.
 fn whole_mappings(segments: Vec<(Segment, bool)>, files: &[FileMapping]) -> Vec<Segment> {
-    // The kernel never has two mappings beside each other that differ in nothing, but for different files or parts of them.
+    // A file's mappings begin and end where the note says. Anonymous ones beside each other with the same access are one in most
+    // cases, because the kernel joins them itself.
     let is_edge = |at: PhysAddr| {
         let after = files.partition_point(|file| file.addresses.start < at);
         let ends = |file: &FileMapping| file.addresses.end == at;
