@@ -39,7 +39,7 @@ struct Document {
 pub(super) fn run(args: &GcArgs) -> Result<Outcome, Failure> {
     look(
         &args.python,
-        cpython::all_types,
+        cpython::collected_types,
         |process, runtime| {
             let collector = runtime.collector();
             let warning = (collector.objects == 0).then(|| format!("{process}: no list of the collector was found"));

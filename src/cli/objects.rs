@@ -88,7 +88,10 @@ impl Found {
 pub(super) fn run(args: &ObjectsArgs) -> Result<Outcome, Failure> {
     look(
         &args.python,
-        cpython::all_types,
+        |interpreter, _| match args.what.modules || args.what.address.is_some() {
+            true => cpython::wanted_types(interpreter),
+            false => cpython::all_types(interpreter),
+        },
         |process, runtime| {
             let found = find(args, runtime);
             let is_cut = found.count() == args.limit;

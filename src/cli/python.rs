@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use clap::Args;
+use rayon::prelude::*;
 use serde::Serialize;
 use tensorcarve::addr::{PhysAddr, VirtAddr};
 use tensorcarve::case::Pythons;
-use tensorcarve::cpython::{self, Interpreter, Runtime};
+use tensorcarve::cpython::{self, Interpreter, Runtime, RuntimeLayout};
 use tensorcarve::report::printable;
 
 use super::args::{CaseArgs, LineFormat, ProcessArgs};
@@ -71,7 +72,7 @@ impl<T> Documents<T> {
 /// `wanted` picks the types whose instances are needed.
 pub(in crate::cli) fn look<T: Send>(
     args: &PythonArgs,
-    wanted: impl Fn(&Interpreter) -> BTreeSet<VirtAddr> + Sync + Send,
+    wanted: impl Fn(&Interpreter, &[RuntimeLayout]) -> BTreeSet<VirtAddr> + Sync + Send,
     describe: impl Fn(ProcessKey, &Runtime<'_>) -> (T, Vec<String>) + Sync,
     print: impl FnOnce(&Documents<T>) -> Result<(), Failure>,
 ) -> Result<Outcome, Failure> {
@@ -82,10 +83,11 @@ pub(in crate::cli) fn look<T: Send>(
     let tables = cpython::runtime_layouts(case.signatures()).map_err(Failure::new)?;
     let (mut found, mut warnings, choice) = in_pool(work.threads, || -> Result<_, Failure> {
         let (spaces, linux) = (case.spaces()?, case.linux()?);
-        let Pythons { interpreters, sweeper, warnings, .. } = case.pythons_with(&wanted)?;
+        let Pythons { interpreters, sweeper, warnings, .. } =
+            case.pythons_with(|interpreter| wanted(interpreter, &tables))?;
         let mut warnings = [spaces.warnings.clone(), spaces.discovery.warnings.clone(), warnings].concat();
-        let mut found = Vec::new();
-        for runtime in Runtime::find(&interpreters, &sweeper, &tables) {
+        let runtimes = Runtime::find(&interpreters, &sweeper, &tables);
+        let described = runtimes.par_iter().map(|runtime| {
             let interpreter = runtime.interpreter();
             let root = interpreter.space().root();
             let of_kernel = linux.as_ref().as_ref().ok().and_then(|machine| machine.process_of(root?));
@@ -97,12 +99,15 @@ pub(in crate::cli) fn look<T: Send>(
             };
             // Without its pid a process is known by the ids of its threads, of which the first has the same.
             let is_pid = |pid: u32| key.pid.map_or_else(|| runtime.has_thread(pid.into()), |known| known == pid);
-            if which.pid.is_none_or(is_pid) && which.root.is_none_or(|root| key.root == Some(root)) {
-                let (document, more) = describe(key, &runtime);
-                found.push(document);
-                warnings.extend(runtime.warnings().into_iter().chain(more));
-            }
-        }
+            let is_asked_for = which.pid.is_none_or(is_pid) && which.root.is_none_or(|root| key.root == Some(root));
+            is_asked_for.then(|| {
+                let (document, more) = describe(key, runtime);
+                (document, [runtime.warnings(), more].concat())
+            })
+        });
+        let described: Vec<Option<(T, Vec<String>)>> = described.collect();
+        let (found, more): (Vec<T>, Vec<Vec<String>>) = described.into_iter().flatten().unzip();
+        warnings.extend(more.into_iter().flatten());
         spaces.memory.check()?;
         Ok((found, warnings, case.backend()?))
     })

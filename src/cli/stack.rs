@@ -42,7 +42,7 @@ struct Document {
 pub(super) fn run(args: &StackArgs) -> Result<Outcome, Failure> {
     look(
         &args.python,
-        cpython::wanted_types,
+        |interpreter, _| cpython::wanted_types(interpreter),
         |process, runtime| {
             let (threads, suspended) = (runtime.threads(args.locals), runtime.suspended(args.locals));
             (Document { process, threads, suspended }, Vec::new())

@@ -19,6 +19,8 @@ use crate::paging::{AddressSpace, Cached};
 
 /// Sweeps for what newly found types are the types of.
 const MAX_ROUNDS: usize = 5;
+/// Slots that one thread examines at a time.
+const SLOTS: usize = 1 << 14;
 /// Pointers to `type` that an interpreter has at least: it begins with twice as many classes.
 const MIN_CLASSES: usize = 64;
 
@@ -161,14 +163,25 @@ impl Interpreter {
     /// Adds the objects whose types stand in the slots: to the types those of a metaclass, to the instances the others.
     fn learn(&mut self, slots: &[(VirtAddr, VirtAddr)]) {
         let metaclasses = self.metaclasses();
-        let (of_types, of_others): (Vec<_>, Vec<_>) = slots.iter().partition(|(_, found)| metaclasses.contains(found));
+        let (of_types, of_others): (Vec<_>, Vec<_>) =
+            slots.iter().copied().partition(|(_, found)| metaclasses.contains(found));
         let types = read_types(&self.objects(), &of_types);
         self.add(types);
-        for (slot, type_object) in of_others {
-            let object = field(slot, -self.layout.ob_type);
-            if self.objects().is_alive(object).unwrap_or(false) {
-                self.instances.entry(type_object).or_default().push(object);
+        let objects = self.objects();
+        let live = |slots: &[(VirtAddr, VirtAddr)]| {
+            let mut live: HashMap<VirtAddr, Vec<VirtAddr>> = HashMap::new();
+            for (slot, type_object) in slots {
+                let object = field(*slot, -objects.layout().ob_type);
+                if objects.is_alive(object).unwrap_or(false) {
+                    live.entry(*type_object).or_default().push(object);
+                }
             }
+            live
+        };
+        // In the order of their addresses.
+        let pieces: Vec<HashMap<VirtAddr, Vec<VirtAddr>>> = of_others.par_chunks(SLOTS).map(live).collect();
+        for (type_object, found) in pieces.into_iter().flatten() {
+            self.instances.entry(type_object).or_default().extend(found);
         }
     }
 }

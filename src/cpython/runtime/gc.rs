@@ -4,17 +4,27 @@
 //! of them is a ring through its head, which lies in the interpreter's state: three heads of generations in a row, and one
 //! of objects that are never collected. Free-threaded builds have a bit in each object instead of lists.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use rayon::prelude::*;
 use serde::Serialize;
 
-use super::Runtime;
+use super::layout::RuntimeLayout;
 use super::state::pointer;
+use super::{Runtime, own_layout};
 use crate::addr::VirtAddr;
-use crate::cpython::{ObjectError, field};
+use crate::cpython::{Interpreter, ObjectError, field};
 
 /// Bits of a link that are flags: objects are aligned to 8 bytes at least.
 const FLAGS: u64 = 3;
+/// The bit of a previous link that the collector sets while it works: the rest of the link then counts references
+/// (`_PyGC_PREV_MASK_COLLECTING`, Include/internal/pycore_gc.h, from 3.8 on).
+const COLLECTING: u64 = 2;
+/// Bytes at the beginning of an interpreter's state in which the heads are looked for first: from 3.9 to 3.14 they lie within
+/// the first 8 KiB.
+const STATE_BYTES: i64 = 1 << 14;
+/// The alignment of the heads in builds that pack the state.
+const HEAD_STEP: usize = 4;
 /// Objects in all lists together.
 const MAX_OBJECTS: usize = 1 << 26;
 /// Broken links that are listed.
@@ -73,15 +83,44 @@ pub struct Unlisted {
     pub objects: usize,
 }
 
-/// What of a list was seen.
+/// The types whose objects the collector tracks: their instances are what [`Runtime::collector`] needs. The caller asks again
+/// when more types are known.
+pub fn collected_types(interpreter: &Interpreter, tables: &[RuntimeLayout]) -> BTreeSet<VirtAddr> {
+    let layout = own_layout(interpreter, tables);
+    let flag = layout.and_then(|layout| layout.flag_collected).unwrap_or_default().cast_unsigned();
+    let types = interpreter.types.iter().filter(|(_, info)| info.flags & flag != 0);
+    types.map(|(address, _)| *address).collect()
+}
+
+/// What of the lists was seen.
 #[derive(Default)]
 struct Walk {
+    heads: Vec<VirtAddr>,
     tracked: Vec<VirtAddr>,
-    seen: HashSet<VirtAddr>,
+    /// The tracked objects as a set, once a link was broken. Before, no object can come twice: each has one previous link, which
+    /// leads to the object before it.
+    seen: Option<HashSet<VirtAddr>>,
     broken: Vec<BrokenLink>,
 }
 
 impl Walk {
+    /// Adds an object; false if it is in a list already, or if there are too many.
+    fn add(&mut self, object: VirtAddr) -> bool {
+        let is_new = self.seen.as_mut().is_none_or(|seen| seen.insert(object));
+        let has_room = self.tracked.len() < MAX_OBJECTS;
+        if is_new && has_room {
+            self.tracked.push(object);
+        }
+        is_new && has_room
+    }
+
+    /// From now on an object could come twice.
+    fn distrust(&mut self) {
+        if self.seen.is_none() {
+            self.seen = Some(self.tracked.iter().copied().collect());
+        }
+    }
+
     fn complain(&mut self, address: VirtAddr, reason: String) {
         if self.broken.len() < MAX_BROKEN {
             self.broken.push(BrokenLink { address, reason });
@@ -96,14 +135,14 @@ impl Runtime<'_> {
             return self.by_bits(bits, tracked);
         }
         let heads = self.heads();
-        let mut walk = Walk::default();
+        let mut walk = Walk { heads: heads.clone(), ..Walk::default() };
         let mut generations = Vec::new();
         for (name, head) in NAMES.into_iter().zip(heads) {
             let before = walk.tracked.len();
             self.walk(head, &mut walk);
             generations.push(Generation { name, objects: walk.tracked.len() - before, head });
         }
-        let unlisted = if generations.is_empty() { Vec::new() } else { self.unlisted(&walk.seen) };
+        let unlisted = if generations.is_empty() { Vec::new() } else { self.unlisted(&walk.tracked) };
         let Walk { mut tracked, broken, .. } = walk;
         let (objects, by_type) = (tracked.len(), self.by_type(&unlisted));
         tracked.extend(unlisted);
@@ -123,20 +162,16 @@ impl Runtime<'_> {
 
     /// Whether the collector looks at objects of this one's type.
     fn is_collected(&self, object: VirtAddr) -> bool {
-        let flag = self.layout.flag_collected.unwrap_or_default().cast_unsigned();
         let Ok(type_object) = self.objects.type_of(object) else { return false };
-        let types = &self.interpreter.types;
-        let is_metaclass = |found: VirtAddr| {
-            let type_flag = self.objects.layout().flag_type.cast_unsigned();
-            types.get(&found).is_some_and(|info| info.flags & type_flag != 0)
-        };
-        let flags = match types.get(&type_object) {
-            Some(info) => Ok(info.flags),
-            // A type whose bases can't be read is none of those that were found.
-            None if self.objects.type_of(type_object).is_ok_and(is_metaclass) => self.objects.type_flags(type_object),
-            None => return false,
-        };
-        flags.is_ok_and(|flags| flags & flag != 0)
+        let kinds = self.kinds();
+        if let Some(kind) = kinds.get(type_object) {
+            return kind.is_collected;
+        }
+        // A type whose bases can't be read is none of those that were found.
+        let is_type = |found: &super::kind::Kind| found.has(self.objects.layout().flag_type);
+        let flag = self.layout.flag_collected.unwrap_or_default().cast_unsigned();
+        self.objects.type_of(type_object).is_ok_and(|found| kinds.get(found).is_some_and(is_type))
+            && self.objects.type_flags(type_object).is_ok_and(|flags| flags & flag != 0)
     }
 
     pub(super) fn next(&self, node: VirtAddr) -> Option<VirtAddr> {
@@ -179,17 +214,41 @@ impl Runtime<'_> {
     /// The heads of the generations, and that of the permanent one, if it was found.
     fn heads(&self) -> Vec<VirtAddr> {
         let Some(step) = self.layout.gc_generation_size else { return Vec::new() };
+        match self.youngest_in_state(step) {
+            Some(youngest) => self.heads_from(youngest, step),
+            None => self.youngest_of_modules(step).map_or_else(Vec::new, |youngest| self.heads_from(youngest, step)),
+        }
+    }
+
+    /// The head of the youngest generation, if it lies in an interpreter's state: from 3.9 on.
+    fn youngest_in_state(&self, step: i64) -> Option<VirtAddr> {
+        let states = self.states.iter().map(|state| state.address);
+        let places = states.flat_map(|state| (0..STATE_BYTES).step_by(HEAD_STEP).map(move |at| field(state, at)));
+        places.filter(|place| self.holds_objects(*place)).find_map(|place| self.youngest(place, step))
+    }
+
+    /// Whether this is the head of a list that begins with an object of a known type.
+    fn holds_objects(&self, at: VirtAddr) -> bool {
+        let next = self.next(at).filter(|next| next.0 != 0 && self.previous(*next) == Some(at));
+        next.is_some_and(|next| self.object(next).is_some()) && self.is_head(at)
+    }
+
+    /// The head of the youngest generation, from the modules: each is in a list, and the walk comes to the head of that list.
+    fn youngest_of_modules(&self, step: i64) -> Option<VirtAddr> {
         let mut seen = [HashSet::new(), HashSet::new()];
         let types = self.interpreter.module_types();
         let modules = types.iter().filter_map(|found| self.interpreter.instances.get(found)).flatten();
         // A module that was freed leaves links behind that lead nowhere.
         let nodes = modules.filter_map(|module| self.links(*module)).filter(|node| self.is_linked(*node));
-        let youngest = nodes.take(STARTS).find_map(|start| {
+        nodes.take(STARTS).find_map(|start| {
             let [after, before] = &mut seen;
             let forward = self.youngest_by(start, step, after, |node| self.next(node));
             forward.or_else(|| self.youngest_by(start, step, before, |node| self.previous(node)))
-        });
-        let Some(youngest) = youngest else { return Vec::new() };
+        })
+    }
+
+    /// All heads, from that of the youngest generation.
+    fn heads_from(&self, youngest: VirtAddr, step: i64) -> Vec<VirtAddr> {
         let at = |count: usize| field(youngest, step.wrapping_mul(count as i64));
         let behind = pointer_behind(youngest, step);
         let permanent = if self.names_itself(youngest, step) { field(behind, POINTER) } else { at(GENERATIONS) };
@@ -238,6 +297,7 @@ impl Runtime<'_> {
     /// Walks a list forward from its head and, where that breaks off, backward as well.
     fn walk(&self, head: VirtAddr, walk: &mut Walk) {
         let mut last = head;
+        let mut counting = 0usize;
         let is_whole = loop {
             let Some(next) = self.next(last) else {
                 walk.complain(last, "its links are not in the dump".to_owned());
@@ -251,22 +311,31 @@ impl Runtime<'_> {
                 walk.complain(last, format!("its next link leads to {next}, {why}"));
                 break false;
             };
-            if self.previous(next) != Some(last) {
-                walk.complain(next, format!("its previous link does not lead back to {last}"));
+            let previous = pointer(&self.objects, next, self.layout.gc_previous);
+            if previous.map(without_flags) != Some(last) {
+                walk.distrust();
+                match previous.is_some_and(|link| link.0 & COLLECTING != 0) {
+                    true => counting += 1,
+                    false => walk.complain(next, format!("its previous link does not lead back to {last}")),
+                }
             }
-            if walk.tracked.len() >= MAX_OBJECTS || !walk.seen.insert(next) {
+            if walk.heads.contains(&next) || !walk.add(object) {
                 walk.complain(last, format!("its next link leads to {next}, which is in a list already"));
                 break false;
             }
-            walk.tracked.push(object);
             last = next;
         };
+        if counting > 0 {
+            let why = "a collection was running: previous links count references";
+            walk.complain(head, format!("{why} in {counting} objects of this list"));
+        }
         if is_whole {
             if self.previous(head) != Some(last) {
                 walk.complain(head, format!("its previous link does not lead to the last object's links at {last}"));
             }
             return;
         }
+        walk.distrust();
         let mut node = self.previous(head);
         while let Some(at) = node.filter(|at| *at != head) {
             let Some(object) = self.listed(at) else {
@@ -274,10 +343,9 @@ impl Runtime<'_> {
                 walk.complain(at, format!("a previous link leads here, {why}"));
                 break;
             };
-            if walk.tracked.len() >= MAX_OBJECTS || !walk.seen.insert(at) {
+            if walk.heads.contains(&at) || !walk.add(object) {
                 break;
             }
-            walk.tracked.push(object);
             node = self.previous(at);
         }
     }
@@ -286,29 +354,43 @@ impl Runtime<'_> {
     fn why_not(&self, node: VirtAddr) -> String {
         match self.objects.pointer(node, self.layout.gc_next.unwrap_or_default()) {
             Err(ObjectError::Fault(fault)) => format!("which can't be read: {}", self.objects.memory().explain(fault)),
-            _ => "where no object's links are".to_owned(),
+            _ => "where no object is: other data overwrote the page, or the page moved while the dump was taken"
+                .to_owned(),
         }
     }
 
     /// Swept objects whose links say that they are in a list, and that are in none of those seen.
-    fn unlisted(&self, seen: &HashSet<VirtAddr>) -> Vec<VirtAddr> {
-        let swept = self.interpreter.instances.values().flatten().chain(self.interpreter.types.keys());
-        let is_unlisted = |object: &&VirtAddr| {
-            let node = self.links(**object).filter(|node| !seen.contains(node));
+    fn unlisted(&self, tracked: &[VirtAddr]) -> Vec<VirtAddr> {
+        let mut listed = tracked.to_vec();
+        listed.par_sort_unstable();
+        let is_unlisted = |object: &VirtAddr| {
+            if listed.binary_search(object).is_ok() {
+                return false;
+            }
+            let node = self.links(*object);
             let next = node.and_then(|node| self.next(node)).filter(|next| next.0 != 0);
-            next.is_some_and(|next| self.previous(next) == node) && self.is_collected(**object)
+            next.is_some_and(|next| self.previous(next) == node) && self.is_collected(*object)
         };
-        let mut unlisted: Vec<VirtAddr> = swept.filter(is_unlisted).copied().collect();
-        unlisted.sort_unstable();
+        let kinds = self.kinds();
+        let swept = self.interpreter.instances.par_iter();
+        let swept = swept.filter(|(type_object, _)| kinds.get(**type_object).is_none_or(|kind| kind.is_collected));
+        let swept = swept.flat_map(|(_, objects)| objects.par_iter().copied());
+        let types = self.interpreter.types.par_iter().map(|(type_object, _)| *type_object);
+        let mut unlisted: Vec<VirtAddr> = swept.chain(types).filter(is_unlisted).collect();
+        unlisted.par_sort_unstable();
         unlisted.dedup();
         unlisted
     }
 
     /// How many objects of each type there are.
     fn by_type(&self, objects: &[VirtAddr]) -> Vec<Unlisted> {
-        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        let mut by_type: BTreeMap<VirtAddr, usize> = BTreeMap::new();
         for type_object in objects.iter().filter_map(|object| self.objects.type_of(*object).ok()) {
-            *counts.entry(self.names.name(type_object)).or_default() += 1;
+            *by_type.entry(type_object).or_default() += 1;
+        }
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for (type_object, count) in by_type {
+            *counts.entry(self.names.name(type_object)).or_default() += count;
         }
         counts.into_iter().map(|(type_name, objects)| Unlisted { type_name, objects }).collect()
     }

@@ -7,6 +7,7 @@ mod code;
 mod details;
 mod frame;
 mod gc;
+mod kind;
 mod layout;
 mod names;
 mod repr;
@@ -14,12 +15,15 @@ mod stack;
 mod state;
 mod text;
 
-use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
-use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use rayon::prelude::*;
 
 use self::code::Code;
 use self::frame::{Frames, KnownTypes};
+use self::kind::Kinds;
 use self::stack::SUSPENDED;
 use self::state::{State, pointer};
 use super::{Interpreter, Modules, Objects, Sweeper, field};
@@ -27,7 +31,7 @@ use crate::addr::VirtAddr;
 
 pub use census::{Census, TypeCount, all_types};
 pub use details::{HeldObject, ImportedModule, ObjectDetails, ObjectRow};
-pub use gc::{BrokenLink, Collector, Generation, Unlisted};
+pub use gc::{BrokenLink, Collector, Generation, Unlisted, collected_types};
 pub use layout::{RuntimeLayout, runtime_layouts};
 pub use names::TypeNames;
 pub use repr::Repr;
@@ -60,21 +64,21 @@ pub struct Runtime<'i> {
     /// `None` where no code object is known.
     types: Option<KnownTypes>,
     states: Vec<State>,
-    codes: RefCell<HashMap<VirtAddr, Rc<Code>>>,
+    codes: Mutex<HashMap<VirtAddr, Arc<Code>>>,
     /// Characters of variables that may still be listed.
-    room: Cell<usize>,
+    room: AtomicUsize,
     /// Full names of functions by their code, where that does not have them.
     qualnames: HashMap<VirtAddr, VirtAddr>,
+    kinds: OnceLock<Kinds>,
 }
 
 impl<'i> Runtime<'i> {
     /// Finds the states of interpreters; `tables` are the layouts of all versions.
     pub fn find(interpreters: &'i [Interpreter], sweeper: &Sweeper, tables: &[RuntimeLayout]) -> Vec<Self> {
-        let Some(newest) = tables.last() else { return Vec::new() };
-        let own = |interpreter| own_layout(interpreter, tables, newest);
-        let layouts: Vec<RuntimeLayout> = interpreters.iter().map(own).collect();
+        let own = interpreters.iter().map(|interpreter| own_layout(interpreter, tables));
+        let Some(layouts) = own.collect::<Option<Vec<RuntimeLayout>>>() else { return Vec::new() };
         let states = state::find(interpreters, sweeper, &layouts);
-        let runtimes = interpreters.iter().zip(layouts).zip(states);
+        let runtimes = interpreters.par_iter().zip(layouts).zip(states);
         runtimes.map(|((interpreter, layout), states)| Self::new(interpreter, layout, states, tables)).collect()
     }
 
@@ -90,8 +94,21 @@ impl<'i> Runtime<'i> {
             Some(_) => HashMap::new(),
             None => qualnames(interpreter, &layout, names.find("function")),
         };
-        let (codes, room) = (RefCell::default(), Cell::new(MAX_TEXT));
-        Self { interpreter, objects, layout, modules, names, repr, types, states, codes, room, qualnames }
+        let (codes, room) = (Mutex::default(), AtomicUsize::new(MAX_TEXT));
+        Self {
+            interpreter,
+            objects,
+            layout,
+            modules,
+            names,
+            repr,
+            types,
+            states,
+            codes,
+            room,
+            qualnames,
+            kinds: OnceLock::new(),
+        }
     }
 
     /// The interpreter.
@@ -122,12 +139,17 @@ impl<'i> Runtime<'i> {
                 "the CPython whose `type` is at {place}: its list of threads breaks off, there may be more of them"
             ));
         }
-        if self.room.get() == 0 {
+        if self.room.load(Ordering::Relaxed) == 0 {
             warnings.push(format!(
                 "the CPython whose `type` is at {place}: its frames have more variables than are listed, the last have none"
             ));
         }
         warnings
+    }
+
+    /// What is known of its types; read on first use.
+    fn kinds(&self) -> &Kinds {
+        self.kinds.get_or_init(|| Kinds::read(self.interpreter, &self.layout))
     }
 
     fn frames(&self) -> Option<Frames<'_>> {
@@ -153,14 +175,15 @@ impl<'i> Runtime<'i> {
     }
 }
 
-/// The numbers for an interpreter: those of its version's table, and in place of them what it tells of itself.
-fn own_layout(interpreter: &Interpreter, tables: &[RuntimeLayout], newest: &RuntimeLayout) -> RuntimeLayout {
+/// The numbers for an interpreter: what it tells of itself, and else those of its version's table, or of the newest one; `None`
+/// without tables.
+fn own_layout(interpreter: &Interpreter, tables: &[RuntimeLayout]) -> Option<RuntimeLayout> {
     let own = tables.iter().find(|table| table.version == interpreter.layout.version);
-    let mut layout = own.unwrap_or(newest).clone();
+    let mut layout = own.or(tables.last())?.clone();
     for (number, value) in interpreter.told.iter().flat_map(|told| told.numbers()) {
         layout.set(number, Some(*value));
     }
-    layout
+    Some(layout)
 }
 
 /// The layout that reads most frames: the own one, or that of another version.

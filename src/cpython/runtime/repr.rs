@@ -1,6 +1,6 @@
 //! Short representations of objects: bounded, safe for a terminal, and as Python's own for plain values.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::layout::RuntimeLayout;
 use super::names::TypeNames;
@@ -61,7 +61,7 @@ pub struct Repr<'i> {
     /// Objects that there is one of: `None`, `Ellipsis`, `NotImplemented`.
     singletons: Vec<(VirtAddr, &'static str)>,
     /// What may still be read, in bytes.
-    left: Cell<u64>,
+    left: AtomicU64,
 }
 
 /// A representation that is being written.
@@ -97,7 +97,7 @@ impl<'i> Repr<'i> {
         let named = ["Ellipsis", "NotImplemented"].into_iter().filter_map(|name| Some((item(name)?, name)));
         let none = Builtins::new(&objects, modules).none.map(|none| (none, "None"));
         let singletons = named.chain(none).collect();
-        Self { objects, layout: layout.clone(), plain, singletons, left: Cell::new(MAX_READ) }
+        Self { objects, layout: layout.clone(), plain, singletons, left: AtomicU64::new(MAX_READ) }
     }
 
     /// The representation of an object; one whose type can't be read is `<? at 0x…>`.
@@ -175,8 +175,8 @@ impl<'i> Repr<'i> {
 
     /// Takes so many bytes from what may be read; `None` if there are not that many.
     fn take(&self, bytes: u64) -> Option<()> {
-        self.left.set(self.left.get().checked_sub(bytes)?);
-        Some(())
+        let take = |left: u64| left.checked_sub(bytes);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok().map(|_| ())
     }
 
     fn write_elements(&self, object: VirtAddr, brackets: (&str, &str), elements: &[VirtAddr], out: &mut Writing<'_>) {

@@ -1,7 +1,8 @@
 //! Stacks: the threads of an interpreter with their frames, and the frames of generators that do not run.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use serde::Serialize;
 
@@ -169,18 +170,19 @@ impl Runtime<'_> {
     }
 
     fn describe(&self, frame: &RawFrame, qualname: Option<VirtAddr>, with_locals: bool) -> Frame {
-        let mut codes = self.codes.borrow_mut();
-        let read = || Rc::new(Code::read(&self.objects, &self.layout, frame.code));
-        let code = Rc::clone(codes.entry(frame.code).or_insert_with(read));
+        let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = || Arc::new(Code::read(&self.objects, &self.layout, frame.code));
+        let code = Arc::clone(codes.entry(frame.code).or_insert_with(read));
         drop(codes);
         let qualname = qualname.or_else(|| self.qualnames.get(&frame.code).copied());
         let qualname = || qualname.and_then(|name| self.objects.str(name).ok());
-        let locals = (with_locals && self.room.get() > 0).then(|| {
+        let locals = (with_locals && self.room.load(Ordering::Relaxed) > 0).then(|| {
             let locals = self.frames().map(|frames| frames.locals(frame)).unwrap_or_default();
             let locals = locals.into_iter().map(|(name, value)| (bounded(name, MAX_NAME), self.repr(value)));
             let locals: Vec<(String, String)> = locals.collect();
             let text: usize = locals.iter().map(|(name, value)| name.len() + value.len()).sum();
-            self.room.set(self.room.get().saturating_sub(text));
+            let take = |room: usize| Some(room.saturating_sub(text));
+            let _ = self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
             locals
         });
         Frame {

@@ -22,6 +22,8 @@ const MAX_PLACES: usize = 1 << 10;
 /// An interpreter state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct State {
+    /// Where it lies.
+    pub(super) address: VirtAddr,
     /// The thread states, in the order of their list: the newest first.
     pub(super) threads: Vec<VirtAddr>,
     /// Whether the list of threads ends as it should.
@@ -139,7 +141,7 @@ fn read(objects: &Objects<'_>, layout: &RuntimeLayout, interpreter: VirtAddr, he
         };
         (before, at) = (at, following);
     }
-    (!threads.is_empty()).then_some(State { threads, is_whole })
+    (!threads.is_empty()).then_some(State { address: interpreter, threads, is_whole })
 }
 
 /// What `threading` knows of threads: identifier, name, and the id that the operating system gave.
