@@ -16,9 +16,10 @@ Examples:
   tensorcarve gc memory.lime --root 0xfab2000
   tensorcarve gc core.4321 --format json | jq .broken
 
-Each list is walked from its head forward and, where a link is broken, backward as well. `unlisted` are
-objects whose links say that a list holds them and that none of the lists does. Free-threaded builds have
-no lists: their objects are counted by the bit that each of them has.";
+Each list is walked forward from its head. If a link is broken, the list is walked backward as well.
+IN NO LIST (`unlisted`) counts the objects that have links and that no walk reached. gc.get_objects()
+leaves out the generation `permanent`. Free-threaded builds have no lists: their objects are counted by
+a bit in each of them.";
 
 /// Arguments of `gc`.
 #[derive(Args)]
@@ -27,7 +28,7 @@ pub(super) struct GcArgs {
     python: PythonArgs,
 }
 
-/// The collector of a process.
+/// The garbage collector of a process.
 #[derive(Serialize)]
 struct Document {
     #[serde(flatten)]
@@ -42,7 +43,8 @@ pub(super) fn run(args: &GcArgs) -> Result<Outcome, Failure> {
         cpython::collected_types,
         |process, runtime| {
             let collector = runtime.collector();
-            let warning = (collector.objects == 0).then(|| format!("{process}: no list of the collector was found"));
+            let warning = (collector.objects == 0)
+                .then(|| format!("{process}: the lists of the garbage collector were not found"));
             (Document { process, collector }, warning.into_iter().collect())
         },
         |documents| print(args.python.format, documents),

@@ -1,5 +1,5 @@
-//! All objects of an interpreter, by type: those that the collector keeps track of, and the swept ones that it does not
-//! look at.
+//! All objects of an interpreter by type: those that the garbage collector tracks, and those of other types, which a sweep
+//! of memory finds.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -12,33 +12,34 @@ use super::{Collector, Runtime};
 use crate::addr::VirtAddr;
 use crate::cpython::{DIGIT_BITS, Interpreter, field};
 
-/// Objects of a type.
+/// The objects of one type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TypeCount {
-    /// Name of the type.
+    /// The name of the type.
     pub name: String,
-    /// Its objects: those that the collector keeps track of or, where it does not look at the type, those that were found.
+    /// The number of objects: those that the collector tracks. For a type that it does not track, those found in memory.
     pub count: usize,
-    /// Bytes of these objects themselves, not of what they refer to.
+    /// The bytes of these objects, without those of the objects that they refer to.
     pub bytes: u64,
-    /// Objects that the collector could look at and keeps no track of: they hold nothing that could form a ring.
+    /// Objects of a tracked type that the collector does not track, because they cannot be part of a reference cycle.
     pub untracked: usize,
-    /// The type.
+    /// The address of the type object.
     pub address: VirtAddr,
 }
 
 /// The objects of an interpreter.
 #[derive(Clone, Debug, Default)]
 pub struct Census {
-    /// By type, the most numerous first.
+    /// The types, the most frequent first.
     pub types: Vec<TypeCount>,
-    /// The objects by type, sorted by address; untracked ones too.
+    /// The addresses of the objects by type, sorted; they include the untracked objects.
     pub objects: BTreeMap<VirtAddr, Vec<VirtAddr>>,
 }
 
-/// All types of an interpreter: their instances are what a census needs. To be asked for again when more types are known.
+/// All types of an interpreter. A census needs the instances of all of them. The caller asks again when more types are known.
 pub fn all_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
-    interpreter.types.keys().copied().collect()
+    // One sweep for all of them costs less than one for most and another for the rest.
+    if interpreter.knows_all_types() { interpreter.types.keys().copied().collect() } else { BTreeSet::new() }
 }
 
 /// Objects that one thread examines at a time.

@@ -1,8 +1,10 @@
-//! The garbage collector's lists: the heads of its generations, found from any object in one of them, and walked both ways.
+//! The garbage collector's lists: the heads of its generations are found in the interpreter's state or from any object in a
+//! list, and each list is walked in both directions.
 //!
-//! An object that the collector looks at has two links before its header (`PyGC_Head`, Include/internal/pycore_gc.h). A list
-//! of them is a ring through its head, which lies in the interpreter's state: three heads of generations in a row, and one
-//! of objects that are never collected. Free-threaded builds have a bit in each object instead of lists.
+//! An object that the collector tracks has two links before its header (`PyGC_Head`, Include/internal/pycore_gc.h). A list is
+//! a ring through its head, which is in the interpreter's state (in `_PyRuntime` up to 3.8). The state has three consecutive
+//! heads of generations, and the head of the permanent generation. Free-threaded builds have no lists, but a bit in each
+//! object.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -15,7 +17,7 @@ use super::{Runtime, own_layout};
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, ObjectError, field};
 
-/// Bits of a link that are flags: objects are aligned to 8 bytes at least.
+/// The flag bits of a link. Objects are aligned to at least 8 bytes.
 const FLAGS: u64 = 3;
 /// The bit of a previous link that the collector sets while it works: the rest of the link then counts references
 /// (`_PyGC_PREV_MASK_COLLECTING`, Include/internal/pycore_gc.h, from 3.8 on).
@@ -25,13 +27,13 @@ const COLLECTING: u64 = 2;
 const STATE_BYTES: i64 = 1 << 14;
 /// The alignment of the heads in builds that pack the state.
 const HEAD_STEP: usize = 4;
-/// Objects in all lists together.
+/// Maximum number of objects in all lists together.
 const MAX_OBJECTS: usize = 1 << 26;
-/// Broken links that are listed.
+/// Maximum number of broken links listed.
 const MAX_BROKEN: usize = 1 << 10;
-/// Objects from which a head is looked for.
+/// Maximum number of objects from which a head is searched for.
 const STARTS: usize = 1 << 12;
-/// Generations, and the names of their heads: that of objects that are never collected comes last.
+/// The number of generations, and the names of their lists. The last is the permanent generation.
 const GENERATIONS: usize = 3;
 /// Bytes of a pointer.
 const POINTER: i64 = 8;
@@ -40,52 +42,56 @@ const NAMES: [&str; 4] = ["0", "1", "2", "permanent"];
 /// A list of the collector.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Generation {
-    /// `0`, `1`, `2` as in `gc.get_objects(generation=…)`, or `permanent`.
+    /// `0`, `1`, `2` as in `gc.get_objects(generation=…)`, or `permanent`: the objects of `gc.freeze()`, which `gc.get_objects()`
+    /// leaves out.
     pub name: &'static str,
-    /// Objects in it.
+    /// The number of objects in it.
     pub objects: usize,
-    /// Its head.
+    /// The address of its head.
     pub head: VirtAddr,
 }
 
-/// A link that leads nowhere, or is not the reverse of the other.
+/// A link that does not lead to an object, or that the opposite link does not reverse.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BrokenLink {
-    /// The object, or the head of the list, whose link it is.
+    /// The links of an object, or the head of a list.
     pub address: VirtAddr,
-    /// What is wrong.
+    /// The reason in words.
     pub reason: String,
 }
 
-/// What the collector keeps track of.
+/// The objects that the collector tracks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Collector {
-    /// Its lists; none in a free-threaded build, or where no head was found.
+    /// Its lists. The list is empty for a free-threaded build, and if no head was found.
     pub generations: Vec<Generation>,
-    /// Objects in its lists.
+    /// The number of objects in its lists, `permanent` included.
     pub objects: usize,
-    /// What is wrong with the lists, up to a thousand links.
+    /// The broken links, up to 1024.
     pub broken: Vec<BrokenLink>,
-    /// Objects by type that say that they are in a list and are in none.
+    /// Objects by type whose links are those of a list, and that no walk from a head reaches.
     pub unlisted: Vec<Unlisted>,
-    /// All objects that it keeps track of: in the order of the lists, then those that are in none.
+    /// All tracked objects: in the order of the lists, then those that no walk reaches.
     #[serde(skip)]
     pub tracked: Vec<VirtAddr>,
 }
 
-/// Objects of a type that are in no list.
+/// The objects of a type that no walk reaches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unlisted {
-    /// Name of the type.
+    /// The name of the type.
     #[serde(rename = "type")]
     pub type_name: String,
-    /// How many there are.
+    /// The number of objects.
     pub objects: usize,
 }
 
 /// The types whose objects the collector tracks: their instances are what [`Runtime::collector`] needs. The caller asks again
 /// when more types are known.
 pub fn collected_types(interpreter: &Interpreter, tables: &[RuntimeLayout]) -> BTreeSet<VirtAddr> {
+    if !interpreter.knows_all_types() {
+        return BTreeSet::new();
+    }
     let layout = own_layout(interpreter, tables);
     let flag = layout.and_then(|layout| layout.flag_collected).unwrap_or_default().cast_unsigned();
     let types = interpreter.types.iter().filter(|(_, info)| info.flags & flag != 0);
@@ -129,7 +135,8 @@ impl Walk {
 }
 
 impl Runtime<'_> {
-    /// The collector's lists. Objects that no list holds are known for the types whose instances were swept.
+    /// The collector's lists. The interpreter's instances must be those of [`collected_types`]: objects that no walk reaches are
+    /// among them.
     pub fn collector(&self) -> Collector {
         if let Some((bits, tracked)) = self.layout.gc_bits.zip(self.layout.gc_tracked) {
             return self.by_bits(bits, tracked);
@@ -160,14 +167,14 @@ impl Runtime<'_> {
         Collector { objects: tracked.len(), tracked, ..Collector::default() }
     }
 
-    /// Whether the collector looks at objects of this one's type.
+    /// Whether the collector tracks objects of this object's type.
     fn is_collected(&self, object: VirtAddr) -> bool {
         let Ok(type_object) = self.objects.type_of(object) else { return false };
         let kinds = self.kinds();
         if let Some(kind) = kinds.get(type_object) {
             return kind.is_collected;
         }
-        // A type whose bases can't be read is none of those that were found.
+        // A type whose bases can't be read is not among the interpreter's types.
         let is_type = |found: &super::kind::Kind| found.has(self.objects.layout().flag_type);
         let flag = self.layout.flag_collected.unwrap_or_default().cast_unsigned();
         self.objects.type_of(type_object).is_ok_and(|found| kinds.get(found).is_some_and(is_type))
@@ -193,7 +200,7 @@ impl Runtime<'_> {
         self.is_collected(object).then_some(object)
     }
 
-    /// The object behind links in a list: one of a known type, or whose neighbours lead back to it.
+    /// The object behind links in a list: its type is known, or both neighbours lead back to it.
     fn listed(&self, node: VirtAddr) -> Option<VirtAddr> {
         let object = field(node, self.layout.gc_head_size?);
         (self.is_collected(object) || self.is_linked(node)).then_some(object)
@@ -206,7 +213,7 @@ impl Runtime<'_> {
             && self.previous(node).filter(is_set).is_some_and(|previous| self.next(previous) == Some(node))
     }
 
-    /// Whether this could be the head of a list: its neighbours, or itself, lead back to it.
+    /// Whether this can be the head of a list: both neighbours lead back to it, and it is no object.
     fn is_head(&self, at: VirtAddr) -> bool {
         self.is_linked(at) && self.object(at).is_none()
     }
@@ -238,7 +245,7 @@ impl Runtime<'_> {
         let mut seen = [HashSet::new(), HashSet::new()];
         let types = self.interpreter.module_types();
         let modules = types.iter().filter_map(|found| self.interpreter.instances.get(found)).flatten();
-        // A module that was freed leaves links behind that lead nowhere.
+        // The links of a freed module are stale.
         let nodes = modules.filter_map(|module| self.links(*module)).filter(|node| self.is_linked(*node));
         nodes.take(STARTS).find_map(|start| {
             let [after, before] = &mut seen;
@@ -256,8 +263,8 @@ impl Runtime<'_> {
         (0..GENERATIONS).map(at).chain(permanent).collect()
     }
 
-    /// The head of the youngest generation, from an object in any list: the walk comes to the head of that list. `None` where
-    /// it breaks off, or where others have been before.
+    /// The head of the youngest generation, from an object in any list: the walk reaches the head of that list. `None` if the
+    /// walk ends at a broken link, or at a node that an earlier walk visited.
     fn youngest_by(
         &self,
         start: VirtAddr,
@@ -282,19 +289,19 @@ impl Runtime<'_> {
         let are_heads =
             |base: &VirtAddr| (0..GENERATIONS).all(|count| self.is_head(field(*base, step.wrapping_mul(count as i64))));
         let before = (0..=GENERATIONS).map(|count| field(head, step.wrapping_mul(-(count as i64))));
-        // The list of a module that is never collected is the permanent one, behind a pointer.
+        // A module of the permanent generation leads to its head, which is behind a pointer.
         let span = step.wrapping_mul(GENERATIONS as i64).wrapping_add(POINTER);
         let behind_pointer = [field(head, -span), field(head, 4 - POINTER - span)];
         let bases: Vec<VirtAddr> = before.chain(behind_pointer).filter(are_heads).collect();
         bases.iter().find(|base| self.names_itself(**base, step)).or(bases.last()).copied()
     }
 
-    /// Whether a pointer to the youngest generation follows the three, as up to 3.13; the permanent one is behind it.
+    /// Whether a pointer to the youngest generation follows the three heads, as up to 3.13. The permanent head follows it.
     fn names_itself(&self, youngest: VirtAddr, step: i64) -> bool {
         self.objects.pointer(pointer_behind(youngest, step), 0) == Ok(youngest)
     }
 
-    /// Walks a list forward from its head and, where that breaks off, backward as well.
+    /// Walks a list forward from its head. If a link is broken, it walks backward from the head as well.
     fn walk(&self, head: VirtAddr, walk: &mut Walk) {
         let mut last = head;
         let mut counting = 0usize;
@@ -359,7 +366,7 @@ impl Runtime<'_> {
         }
     }
 
-    /// Swept objects whose links say that they are in a list, and that are in none of those seen.
+    /// Swept objects whose links are those of a list, and that are not among the tracked ones.
     fn unlisted(&self, tracked: &[VirtAddr]) -> Vec<VirtAddr> {
         let mut listed = tracked.to_vec();
         listed.par_sort_unstable();
@@ -382,7 +389,7 @@ impl Runtime<'_> {
         unlisted
     }
 
-    /// How many objects of each type there are.
+    /// The number of objects of each type.
     fn by_type(&self, objects: &[VirtAddr]) -> Vec<Unlisted> {
         let mut by_type: BTreeMap<VirtAddr, usize> = BTreeMap::new();
         for type_object in objects.iter().filter_map(|object| self.objects.type_of(*object).ok()) {
@@ -396,7 +403,7 @@ impl Runtime<'_> {
     }
 }
 
-/// Where the pointer behind the generations stands; there are builds in which these are aligned to 4 bytes only.
+/// The address of the pointer behind the generations. Some builds align these to 4 bytes only.
 fn pointer_behind(youngest: VirtAddr, step: i64) -> VirtAddr {
     let end = field(youngest, step.wrapping_mul(GENERATIONS as i64));
     VirtAddr(end.0.checked_next_multiple_of(POINTER.cast_unsigned()).unwrap_or(end.0))
