@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::layout::RuntimeLayout;
-use super::state::pointer;
+use super::state::{State, pointer};
 use super::{Runtime, own_layout};
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, ObjectError, field};
@@ -49,6 +49,9 @@ pub struct Generation {
     pub objects: usize,
     /// The address of its head.
     pub head: VirtAddr,
+    /// The state of the interpreter that it belongs to, from 3.9 on: sub-interpreters have their own lists. `None` if the head is
+    /// in no known state.
+    pub interpreter: Option<VirtAddr>,
 }
 
 /// A link that does not lead to an object, or that the opposite link does not reverse.
@@ -142,12 +145,15 @@ impl Runtime<'_> {
             return self.by_bits(bits, tracked);
         }
         let heads = self.heads();
-        let mut walk = Walk { heads: heads.clone(), ..Walk::default() };
+        let all = heads.iter().flat_map(|(_, heads)| heads).copied().collect();
+        let mut walk = Walk { heads: all, ..Walk::default() };
         let mut generations = Vec::new();
-        for (name, head) in NAMES.into_iter().zip(heads) {
-            let before = walk.tracked.len();
-            self.walk(head, &mut walk);
-            generations.push(Generation { name, objects: walk.tracked.len() - before, head });
+        for (interpreter, heads) in heads {
+            for (name, head) in NAMES.into_iter().zip(heads) {
+                let before = walk.tracked.len();
+                self.walk(head, &mut walk);
+                generations.push(Generation { name, objects: walk.tracked.len() - before, head, interpreter });
+            }
         }
         let unlisted = if generations.is_empty() { Vec::new() } else { self.unlisted(&walk.tracked) };
         let Walk { mut tracked, broken, .. } = walk;
@@ -218,19 +224,26 @@ impl Runtime<'_> {
         self.is_linked(at) && self.object(at).is_none()
     }
 
-    /// The heads of the generations, and that of the permanent one, if it was found.
-    fn heads(&self) -> Vec<VirtAddr> {
+    /// The heads of each interpreter state: those of the generations, and that of the permanent one, if it was found.
+    fn heads(&self) -> Vec<(Option<VirtAddr>, Vec<VirtAddr>)> {
         let Some(step) = self.layout.gc_generation_size else { return Vec::new() };
-        match self.youngest_in_state(step) {
-            Some(youngest) => self.heads_from(youngest, step),
-            None => self.youngest_of_modules(step).map_or_else(Vec::new, |youngest| self.heads_from(youngest, step)),
+        let mut known = HashSet::new();
+        let in_state = |state: &State| {
+            // What follows a small state can be another one, whose heads are its own.
+            let youngest = self.youngest_in_state(state.address, step).filter(|youngest| known.insert(*youngest))?;
+            Some((Some(state.address), self.heads_from(youngest, step)))
+        };
+        let in_states: Vec<(Option<VirtAddr>, Vec<VirtAddr>)> = self.states.iter().filter_map(in_state).collect();
+        if !in_states.is_empty() {
+            return in_states;
         }
+        let youngest = self.youngest_of_modules(step);
+        youngest.map(|youngest| (None, self.heads_from(youngest, step))).into_iter().collect()
     }
 
-    /// The head of the youngest generation, if it lies in an interpreter's state: from 3.9 on.
-    fn youngest_in_state(&self, step: i64) -> Option<VirtAddr> {
-        let states = self.states.iter().map(|state| state.address);
-        let places = states.flat_map(|state| (0..STATE_BYTES).step_by(HEAD_STEP).map(move |at| field(state, at)));
+    /// The head of the youngest generation in an interpreter's state, where it lies from 3.9 on.
+    fn youngest_in_state(&self, state: VirtAddr, step: i64) -> Option<VirtAddr> {
+        let places = (0..STATE_BYTES).step_by(HEAD_STEP).map(|at| field(state, at));
         places.filter(|place| self.holds_objects(*place)).find_map(|place| self.youngest(place, step))
     }
 
