@@ -4,6 +4,7 @@ use std::io::Write;
 
 use clap::Args;
 use serde::Serialize;
+use tensorcarve::addr::VirtAddr;
 use tensorcarve::cpython::{self, Collector};
 use tensorcarve::report::{columns, printable};
 
@@ -16,9 +17,10 @@ Examples:
   tensorcarve gc memory.lime --root 0xfab2000
   tensorcarve gc core.4321 --format json | jq .broken
 
-Each list is walked from its head forward and, where a link is broken, backward as well. `unlisted` are
-objects whose links say that a list holds them and that none of the lists does. Free-threaded builds have
-no lists: their objects are counted by the bit that each of them has.";
+Each list is walked forward from its head. If a link is broken, the list is walked backward as well.
+IN NO LIST (`unlisted`) counts the objects that have links and that no walk reached. gc.get_objects()
+leaves out the generation `permanent`. Free-threaded builds have no lists: their objects are counted by
+a bit in each of them.";
 
 /// Arguments of `gc`.
 #[derive(Args)]
@@ -27,7 +29,7 @@ pub(super) struct GcArgs {
     python: PythonArgs,
 }
 
-/// The collector of a process.
+/// The garbage collector of a process.
 #[derive(Serialize)]
 struct Document {
     #[serde(flatten)]
@@ -39,10 +41,11 @@ struct Document {
 pub(super) fn run(args: &GcArgs) -> Result<Outcome, Failure> {
     look(
         &args.python,
-        cpython::all_types,
+        cpython::collected_types,
         |process, runtime| {
             let collector = runtime.collector();
-            let warning = (collector.objects == 0).then(|| format!("{process}: no list of the collector was found"));
+            let warning = (collector.objects == 0)
+                .then(|| format!("{process}: the lists of the garbage collector were not found"));
             (Document { process, collector }, warning.into_iter().collect())
         },
         |documents| print(args.python.format, documents),
@@ -62,10 +65,12 @@ fn write_table(out: &mut dyn Write, document: &Document) -> std::io::Result<()> 
     let Collector { generations, objects, broken, unlisted, .. } = &document.collector;
     writeln!(out, "{}\n", document.process)?;
     let rows = generations.iter().map(|generation| {
-        vec![generation.name.to_owned(), generation.objects.to_string(), generation.head.to_string()]
+        let [head, interpreter] = [Some(generation.head), generation.interpreter].map(address);
+        vec![generation.name.to_owned(), generation.objects.to_string(), head, interpreter]
     });
-    let total = vec!["all".to_owned(), objects.to_string(), String::new()];
-    out.write_all(columns(&["GENERATION", "OBJECTS", "HEAD"], &[1], rows.chain([total])).as_bytes())?;
+    let total = vec!["all".to_owned(), objects.to_string(), String::new(), String::new()];
+    let headings = ["GENERATION", "OBJECTS", "HEAD", "INTERPRETER"];
+    out.write_all(columns(&headings, &[1], rows.chain([total])).as_bytes())?;
     if !broken.is_empty() {
         let rows = broken.iter().map(|link| vec![link.address.to_string(), link.reason.clone()]);
         write!(out, "\n{}", columns(&["BROKEN LINK", "REASON"], &[], rows))?;
@@ -77,14 +82,19 @@ fn write_table(out: &mut dyn Write, document: &Document) -> std::io::Result<()> 
     writeln!(out)
 }
 
+fn address(address: Option<VirtAddr>) -> String {
+    address.map(|address| address.to_string()).unwrap_or_default()
+}
+
 fn write_csv(out: &mut dyn Write, documents: &[Document]) -> std::io::Result<()> {
     let mut writer = csv::Writer::from_writer(out);
-    writer.write_record(["pid", "root", "generation", "objects", "head"])?;
+    writer.write_record(["pid", "root", "generation", "objects", "head", "interpreter"])?;
     for Document { process, collector } in documents {
         for generation in &collector.generations {
             let pid = process.pid.map(|pid| pid.to_string()).unwrap_or_default();
             let root = process.root.map(|root| root.to_string()).unwrap_or_default();
-            let numbers = [generation.objects.to_string(), generation.head.to_string()];
+            let [head, interpreter] = [Some(generation.head), generation.interpreter].map(address);
+            let numbers = [generation.objects.to_string(), head, interpreter];
             writer.write_record([pid, root, generation.name.to_owned()].iter().chain(&numbers))?;
         }
     }

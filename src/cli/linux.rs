@@ -1,4 +1,4 @@
-//! What `ps`, `maps` and `core` share: a dump opened, and the Linux machine in it.
+//! What `ps`, `maps` and `core` share: they open the dump and find the Linux machine in it.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use super::progress::{Progress, say_times};
 use super::work::{gpu_warning, in_pool, say_choice, say_index};
 use super::{Failure, Outcome};
 
-/// What a verb works on.
+/// The input of a verb.
 pub(super) struct Evidence {
     pub(super) case: Case,
-    /// What was found in the dump of a machine; `None` for a process image.
+    /// The machine in the dump; `None` for a process image.
     pub(super) machine: Option<Arc<Result<Machine, NoMachine>>>,
     /// The Pythons, if they were asked for.
     pub(super) pythons: Option<Arc<PythonFacts>>,
@@ -23,8 +23,7 @@ pub(super) struct Evidence {
     pub(super) progress: Arc<Progress>,
 }
 
-/// Opens a dump and lets `work` look at it. Warnings are said at the end, and the outcome is that of a damaged dump where it is
-/// one.
+/// Opens a dump and calls `work` with it. Warnings are printed at the end. A damaged dump changes the outcome.
 pub(super) fn run(
     args: &CaseArgs,
     with_python: bool,
@@ -65,7 +64,7 @@ pub(super) fn run(
 }
 
 impl ProcessArgs {
-    /// Whether the user wants to see this process.
+    /// Whether the user requested this process.
     pub(super) fn wants(&self, process: &Process) -> bool {
         self.wants_ids(Some(process.pid()), process.root)
     }
@@ -75,7 +74,7 @@ impl ProcessArgs {
         self.pid.is_none_or(|wanted| pid == Some(wanted)) && self.root.is_none_or(|wanted| root == Some(wanted))
     }
 
-    /// Says which process is not there.
+    /// The error that the requested process was not found.
     pub(super) fn missing(&self) -> Failure {
         let what = match (self.pid, self.root) {
             (Some(pid), _) => format!("there is no process {pid} in the dump"),

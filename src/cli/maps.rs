@@ -1,4 +1,4 @@
-//! `maps`: what a process had mapped.
+//! `maps`: the memory map of a process.
 
 use std::io::{self, Write};
 
@@ -46,14 +46,14 @@ pub(super) fn run(args: &MapsArgs) -> Result<Outcome, Failure> {
             Some(Err(reason)) => return Err(Failure::new(reason)),
             Some(Ok(machine)) => {
                 if args.which.pid.is_none() && args.which.root.is_none() {
-                    return Err(Failure::new("a machine has many processes").hint("name one with --pid or --root"));
+                    return Err(Failure::new("a machine has many processes").hint("choose one with --pid or --root"));
                 }
                 match machine.processes().iter().find(|process| args.which.wants(process)) {
                     Some(process) => {
                         let map = machine.map(process).unwrap_or_default();
                         (Some(process.pid()), Some(process.comm().to_owned()), map)
                     }
-                    // A space without a task: its page tables are all that is left of it.
+                    // An address space without a task: only its page tables are left.
                     None => {
                         let spaces = case.spaces()?;
                         match args.which.root.filter(|root| spaces.discovery.spaces.iter().any(|s| s.root == *root)) {

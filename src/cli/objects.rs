@@ -1,4 +1,4 @@
-//! `objects`: what lived in a Python process, by type or one by one.
+//! `objects`: the objects of a Python process, by type or one by one.
 
 use std::io::Write;
 
@@ -20,9 +20,9 @@ Examples:
   tensorcarve objects core.4321 --modules
   tensorcarve objects core.4321 --strings password
 
-A type counts the objects that the garbage collector keeps track of, as gc.get_objects() gives them or, where
-the collector does not look at the type, those that were found in memory. SIZE is that of the object
-itself, not of what it refers to.";
+COUNT is the number of objects that the garbage collector tracks, as in gc.get_objects(). For a type that
+the collector does not track, it is the number of objects found in memory. UNTRACKED counts further
+objects of a tracked type. BYTES and SIZE do not include the objects that an object refers to.";
 
 /// Arguments of `objects`.
 #[derive(Args)]
@@ -31,25 +31,25 @@ pub(super) struct ObjectsArgs {
     python: PythonArgs,
     #[command(flatten)]
     what: What,
-    /// Print only the first N
+    /// Print only the first N rows
     #[arg(long, value_name = "N", default_value = "65536")]
     limit: usize,
 }
 
-/// What is listed in place of types.
+/// What is listed instead of types.
 #[derive(Args)]
 #[group(multiple = false)]
 struct What {
-    /// List the objects of this type, named as in the list of types or by its last part
+    /// List the objects of this type: its name in the list of types, or the last part of it
     #[arg(long = "type", value_name = "NAME")]
     type_name: Option<String>,
-    /// Show one object: its attributes, and what it refers to
+    /// Print one object: its attributes, and the objects that it refers to
     #[arg(long, value_name = "ADDRESS", value_parser = |text: &str| parse_number(text).map(VirtAddr))]
     address: Option<VirtAddr>,
     /// List the imported modules and their files
     #[arg(long)]
     modules: bool,
-    /// List the strings that hold this text
+    /// List the strings that contain this text
     #[arg(long, value_name = "TEXT")]
     strings: Option<String>,
 }
@@ -63,7 +63,7 @@ struct Document {
     found: Found,
 }
 
-/// What was asked for.
+/// What was requested.
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Found {
@@ -74,7 +74,7 @@ enum Found {
 }
 
 impl Found {
-    /// Lines of the list.
+    /// The number of rows.
     fn count(&self) -> usize {
         match self {
             Self::Types(types) => types.len(),
@@ -88,11 +88,15 @@ impl Found {
 pub(super) fn run(args: &ObjectsArgs) -> Result<Outcome, Failure> {
     look(
         &args.python,
-        cpython::all_types,
+        |interpreter, _| match args.what.modules || args.what.address.is_some() {
+            true => cpython::wanted_types(interpreter),
+            false => cpython::all_types(interpreter),
+        },
         |process, runtime| {
             let found = find(args, runtime);
             let is_cut = found.count() == args.limit;
-            let warning = is_cut.then(|| format!("{process}: only the first {} are listed, see --limit", args.limit));
+            let warning =
+                is_cut.then(|| format!("{process}: only the first {} rows are listed (see --limit)", args.limit));
             (Document { process, found }, warning.into_iter().collect())
         },
         |documents| print(args.python.format, documents),
@@ -135,7 +139,7 @@ fn print(format: LineFormat, documents: &Documents<Document>) -> Result<(), Fail
 /// Columns of numbers.
 const NUMBERS: [&str; 4] = ["count", "bytes", "untracked", "size"];
 
-/// Names of columns, and the rows below them.
+/// The column names and the rows.
 fn rows(found: &Found, shown: &dyn Fn(&str) -> String) -> (Vec<&'static str>, Vec<Vec<String>>) {
     let object = |row: &ObjectRow| {
         let size = row.size.map(|size| size.to_string()).unwrap_or_default();

@@ -16,17 +16,17 @@ use super::args::{LineFormat, PsArgs};
 use super::linux::{self, Evidence};
 use super::{Failure, Outcome, stdout};
 
-/// Characters of a command line that the table shows.
+/// Maximum number of characters of a command line in the table.
 const SHOWN: usize = 80;
-/// How deep the tree is indented, at most.
+/// Maximum depth of the indentation.
 const MAX_INDENT: usize = 32;
 
 #[derive(Serialize)]
 struct Document<'a> {
     processes: &'a [Row],
-    /// Where the offsets in the kernel's structures come from.
+    /// The source of the offsets in the kernel's structures.
     layout: Option<LayoutSource>,
-    /// The first virtual address at which the kernel shows all physical memory.
+    /// The first virtual address of the direct map of physical memory.
     direct_map: Option<VirtAddr>,
 }
 
@@ -50,11 +50,11 @@ struct Row {
     rss_bytes: Option<u64>,
     state: Option<char>,
     start_time_ns: Option<u64>,
-    /// Whether the kernel's list of processes has it.
+    /// Whether it is in the kernel's list of processes.
     listed: Option<bool>,
     task: Option<VirtAddr>,
     mm: Option<VirtAddr>,
-    /// Where in the kernel's memory each fact stands.
+    /// The address of each fact in the kernel's memory.
     addresses: Map<String, Value>,
     #[serde(skip)]
     has_python: bool,
@@ -112,19 +112,19 @@ pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
     })
 }
 
-/// What an analyst should know about the list of processes.
+/// Warnings about the list of processes.
 fn said(machine: &Machine) -> Vec<String> {
     let broken = machine.broken_links().iter();
     let mut said: Vec<String> = broken
-        .map(|link| format!("the kernel's list of tasks is broken at {}: {}", link.address, link.reason))
+        .map(|link| format!("the kernel's list of tasks has a broken link at {}: {}", link.address, link.reason))
         .collect();
     if machine.layout().source == LayoutSource::Voting {
-        said.push("the kernel's BTF is not in the dump: offsets are those on which its tasks agree".to_owned());
+        said.push("the kernel's BTF is not in the dump: the offsets are inferred from the tasks".to_owned());
     }
     let hidden = machine.processes().iter().filter(|process| !process.is_listed && process.exited() != Some(true));
     said.extend(hidden.map(|process| {
         let (pid, task) = (process.pid(), process.leader.address);
-        format!("process {pid} (task at {task}) is not in the kernel's list of processes: it was hidden, or the list changed")
+        format!("process {pid} (task at {task}) is not in the kernel's list of processes: the process was hidden, or the list was changing")
     }));
     said
 }
@@ -135,7 +135,7 @@ fn rows(machine: &Machine, args: &PsArgs) -> Vec<Row> {
     order.into_iter().map(|(process, depth)| row(machine, process, depth)).collect()
 }
 
-/// Processes in the order of a tree, each with its depth.
+/// The processes in the order of the tree, each with its depth.
 fn tree<'p>(processes: &[&'p Process]) -> Vec<(&'p Process, usize)> {
     let pids: HashSet<u32> = processes.iter().map(|process| process.pid()).collect();
     let mut children: BTreeMap<Option<u32>, Vec<&Process>> = BTreeMap::new();
@@ -157,7 +157,7 @@ fn tree<'p>(processes: &[&'p Process]) -> Vec<(&'p Process, usize)> {
         }
     };
     visit(None, &mut children);
-    // Parents that go round in a circle.
+    // Parents can form a cycle.
     while let Some(from) = children.keys().next().copied() {
         visit(from, &mut children);
     }
@@ -212,7 +212,7 @@ fn addresses(process: &Process) -> Map<String, Value> {
     facts.into_iter().filter_map(|(name, address)| Some((name.to_owned(), json!(address?)))).collect()
 }
 
-/// The process that an image is of.
+/// The process of a process image.
 fn of_image(image: &ProcessImage) -> Row {
     Row { pid: image.pid, comm: image.comm.clone(), ..Row::unknown() }
 }
@@ -281,7 +281,7 @@ fn or_unknown<T: ToString>(value: Option<T>) -> String {
     value.map_or("?".to_owned(), |value| value.to_string())
 }
 
-/// What ps(1) shows as the command: the arguments or, without any, the name in brackets.
+/// The command as ps(1) prints it: the arguments, or the name in brackets if there are none.
 fn command(row: &Row) -> String {
     let text = match &row.cmdline {
         Some(arguments) if !arguments.is_empty() => arguments.join(" "),

@@ -1,13 +1,14 @@
-//! What the verbs that look at Python have in common: the dump, its interpreters, and which of them are asked for.
+//! What the Python verbs share: they open the dump, find its interpreters and choose the requested ones.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
 use clap::Args;
+use rayon::prelude::*;
 use serde::Serialize;
 use tensorcarve::addr::{PhysAddr, VirtAddr};
 use tensorcarve::case::Pythons;
-use tensorcarve::cpython::{self, Interpreter, Runtime};
+use tensorcarve::cpython::{self, Interpreter, Runtime, RuntimeLayout};
 use tensorcarve::report::printable;
 
 use super::args::{CaseArgs, LineFormat, ProcessArgs};
@@ -16,7 +17,7 @@ use super::progress::say_times;
 use super::work::{gpu_warning, in_pool, say_choice, say_index};
 use super::{Failure, Outcome, say};
 
-/// Arguments of every verb that looks at Python.
+/// Arguments of the Python verbs.
 #[derive(Args)]
 pub(in crate::cli) struct PythonArgs {
     #[command(flatten)]
@@ -28,7 +29,7 @@ pub(in crate::cli) struct PythonArgs {
     pub(in crate::cli) format: LineFormat,
 }
 
-/// Which process a document is about.
+/// The process that a document describes.
 #[derive(Clone, Debug, Serialize)]
 pub(in crate::cli) struct ProcessKey {
     pub(in crate::cli) pid: Option<u32>,
@@ -44,15 +45,15 @@ impl fmt::Display for ProcessKey {
     }
 }
 
-/// What was found in the processes that were asked for.
+/// The results for the requested processes.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(in crate::cli) enum Documents<T> {
-    /// Of the process that was named, or of the only one that there can be.
+    /// The result for the named process, or for the only process of an image.
     One(T),
-    /// Of all Python processes.
+    /// The results for all Python processes.
     All {
-        /// One document for each of them.
+        /// One document for each process.
         processes: Vec<T>,
     },
 }
@@ -66,12 +67,12 @@ impl<T> Documents<T> {
     }
 }
 
-/// Looks at the Pythons of a dump: `describe` each process that is asked for, `print` what it gave.
+/// Finds the interpreters of a dump, calls `describe` for each requested process, and prints the results with `print`.
 ///
-/// `wanted` picks the types whose instances are needed.
+/// `wanted` chooses the types whose instances are needed.
 pub(in crate::cli) fn look<T: Send>(
     args: &PythonArgs,
-    wanted: impl Fn(&Interpreter) -> BTreeSet<VirtAddr> + Sync + Send,
+    wanted: impl Fn(&Interpreter, &[RuntimeLayout]) -> BTreeSet<VirtAddr> + Sync + Send,
     describe: impl Fn(ProcessKey, &Runtime<'_>) -> (T, Vec<String>) + Sync,
     print: impl FnOnce(&Documents<T>) -> Result<(), Failure>,
 ) -> Result<Outcome, Failure> {
@@ -82,10 +83,11 @@ pub(in crate::cli) fn look<T: Send>(
     let tables = cpython::runtime_layouts(case.signatures()).map_err(Failure::new)?;
     let (mut found, mut warnings, choice) = in_pool(work.threads, || -> Result<_, Failure> {
         let (spaces, linux) = (case.spaces()?, case.linux()?);
-        let Pythons { interpreters, sweeper, warnings, .. } = case.pythons_with(&wanted)?;
+        let Pythons { interpreters, sweeper, warnings, .. } =
+            case.pythons_with(|interpreter| wanted(interpreter, &tables))?;
         let mut warnings = [spaces.warnings.clone(), spaces.discovery.warnings.clone(), warnings].concat();
-        let mut found = Vec::new();
-        for runtime in Runtime::find(&interpreters, &sweeper, &tables) {
+        let runtimes = Runtime::find(&interpreters, &sweeper, &tables);
+        let described = runtimes.par_iter().map(|runtime| {
             let interpreter = runtime.interpreter();
             let root = interpreter.space().root();
             let of_kernel = linux.as_ref().as_ref().ok().and_then(|machine| machine.process_of(root?));
@@ -95,14 +97,17 @@ pub(in crate::cli) fn look<T: Send>(
                 root,
                 python: cpython::python_version(&interpreter.objects(), runtime.modules()),
             };
-            // Without its pid a process is known by the ids of its threads, of which the first has the same.
+            // If the pid is not known, the ids of the threads identify the process: the main thread has the same id.
             let is_pid = |pid: u32| key.pid.map_or_else(|| runtime.has_thread(pid.into()), |known| known == pid);
-            if which.pid.is_none_or(is_pid) && which.root.is_none_or(|root| key.root == Some(root)) {
-                let (document, more) = describe(key, &runtime);
-                found.push(document);
-                warnings.extend(runtime.warnings().into_iter().chain(more));
-            }
-        }
+            let is_asked_for = which.pid.is_none_or(is_pid) && which.root.is_none_or(|root| key.root == Some(root));
+            is_asked_for.then(|| {
+                let (document, more) = describe(key, runtime);
+                (document, [runtime.warnings(), more].concat())
+            })
+        });
+        let described: Vec<Option<(T, Vec<String>)>> = described.collect();
+        let (found, more): (Vec<T>, Vec<Vec<String>>) = described.into_iter().flatten().unzip();
+        warnings.extend(more.into_iter().flatten());
         spaces.memory.check()?;
         Ok((found, warnings, case.backend()?))
     })
@@ -118,7 +123,7 @@ pub(in crate::cli) fn look<T: Send>(
         say_times(&times);
     }
     if found.is_empty() {
-        say("no CPython found that was asked for: `tensorcarve recover -v` says what was found on the way");
+        say("the requested CPython was not found (`tensorcarve recover -v` prints what was found)");
     }
     let is_found = !found.is_empty();
     let is_one = found.len() == 1 && (is_image || which.pid.is_some() || which.root.is_some());

@@ -1,4 +1,4 @@
-//! `stack`: where the Python code of a process stood, in all threads and in suspended generators.
+//! `stack`: the Python stacks of a process: all threads, and suspended generators.
 
 use std::io::Write;
 
@@ -17,15 +17,15 @@ Examples:
   tensorcarve stack memory.lime --root 0xfab2000 --locals
   tensorcarve stack core.4321 --format json | jq '.threads[].frames[0]'
 
-The innermost frame comes first. Generators and coroutines that wait, or have not begun, are listed
-with their own frame.";
+The innermost frame comes first. Suspended generators and coroutines follow the threads, each with its
+frame.";
 
 /// Arguments of `stack`.
 #[derive(Args)]
 pub(super) struct StackArgs {
     #[command(flatten)]
     python: PythonArgs,
-    /// With the variables of each frame
+    /// Print the variables of each frame
     #[arg(long)]
     locals: bool,
 }
@@ -42,7 +42,7 @@ struct Document {
 pub(super) fn run(args: &StackArgs) -> Result<Outcome, Failure> {
     look(
         &args.python,
-        cpython::wanted_types,
+        |interpreter, _| cpython::wanted_types(interpreter),
         |process, runtime| {
             let (threads, suspended) = (runtime.threads(args.locals), runtime.suspended(args.locals));
             (Document { process, threads, suspended }, Vec::new())
@@ -60,7 +60,7 @@ fn print(format: LineFormat, documents: &Documents<Document>) -> Result<(), Fail
     })
 }
 
-/// A heading per process and thread, and its frames as Python prints them.
+/// Writes a heading for each process and thread, then the frames as Python prints them.
 fn write_text(out: &mut dyn Write, document: &Document) -> std::io::Result<()> {
     writeln!(out, "{}", document.process)?;
     for thread in &document.threads {
@@ -74,7 +74,7 @@ fn write_text(out: &mut dyn Write, document: &Document) -> std::io::Result<()> {
     }
     for suspended in &document.suspended {
         let state = match suspended.state {
-            GeneratorState::Created => ", not begun",
+            GeneratorState::Created => ", not started",
             GeneratorState::Suspended => "",
         };
         writeln!(out, "\n{} at {}{state}", kind(suspended.kind), suspended.address)?;
@@ -102,7 +102,7 @@ fn write_frame(out: &mut dyn Write, frame: &Frame) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A stack of a process as one line.
+/// One stack of a process as a line of JSON.
 #[derive(Serialize)]
 struct Line<'a, T> {
     #[serde(flatten)]
@@ -117,7 +117,7 @@ fn write_lines(out: &mut dyn Write, document: &Document) -> std::io::Result<()> 
     document.suspended.iter().try_for_each(|stack| stdout::write_line(out, &Line { process, stack }))
 }
 
-/// A frame per line; `depth` counts from the innermost one.
+/// Writes a line for each frame. `depth` counts from the innermost frame.
 fn write_csv(out: &mut dyn Write, documents: &[Document]) -> std::io::Result<()> {
     const COLUMNS: [&str; 11] =
         ["pid", "root", "kind", "tid", "thread", "depth", "function", "qualname", "file", "line", "address"];

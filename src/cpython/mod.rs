@@ -35,7 +35,7 @@ pub use process::{Instances, Interpreter, interpreters};
 pub use runtime::{
     BrokenLink, Census, Collector, Frame, Generation, GeneratorState, HeldObject, ImportedModule, ObjectDetails,
     ObjectRow, Repr, Runtime, RuntimeLayout, Suspended, SuspendedKind, Thread, TypeCount, TypeNames, Unlisted,
-    all_types, runtime_layouts, wanted_types,
+    all_types, collected_types, runtime_layouts, wanted_types,
 };
 pub use sweeper::Sweeper;
 pub(crate) use text::bounded;

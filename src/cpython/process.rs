@@ -18,7 +18,9 @@ use crate::addr::VirtAddr;
 use crate::paging::{AddressSpace, Cached};
 
 /// Sweeps for what newly found types are the types of.
-const MAX_ROUNDS: usize = 5;
+const MAX_ROUNDS: usize = 6;
+/// Slots that one thread examines at a time.
+const SLOTS: usize = 1 << 14;
 /// Pointers to `type` that an interpreter has at least: it begins with twice as many classes.
 const MIN_CLASSES: usize = 64;
 
@@ -42,6 +44,8 @@ pub struct Interpreter {
     pub instances: Instances,
     /// What it tells of itself.
     pub(super) told: Option<DebugOffsets>,
+    /// The types whose instances were swept for.
+    swept_for: BTreeSet<VirtAddr>,
     /// Types by the hash of `__qualname__`: they are asked for by name again and again.
     by_name: HashMap<u64, Vec<VirtAddr>>,
 }
@@ -60,6 +64,11 @@ impl Interpreter {
     /// A reader of its objects.
     pub fn objects(&self) -> Objects<'_> {
         Objects::new(&self.memory, &self.layout)
+    }
+
+    /// Whether the instances of all metaclasses are known, so that all types are.
+    pub(super) fn knows_all_types(&self) -> bool {
+        self.metaclasses().is_subset(&self.swept_for)
     }
 
     /// The types that derive from `base`, itself included.
@@ -104,25 +113,35 @@ pub fn interpreters(
                 return Either::Right((slots.len() >= MIN_CLASSES).then_some(index));
             };
             let (type_object, told) = (candidate.type_object, candidate.told.clone());
+            let swept_for = BTreeSet::from([type_object]);
             let (known, instances, by_name) = (Types::new(), Instances::new(), HashMap::new());
-            let mut interpreter =
-                Interpreter { index, memory, type_object, layout, scores, types: known, instances, told, by_name };
+            let mut interpreter = Interpreter {
+                index,
+                memory,
+                type_object,
+                layout,
+                scores,
+                types: known,
+                instances,
+                told,
+                swept_for,
+                by_name,
+            };
             interpreter.add(types);
             Either::Left(interpreter)
         });
     // Every sweep is for what the one before has found: metaclasses, of which there may be more types, and types
     // whose instances are wanted.
-    let mut swept_for = types;
     for _ in 0..MAX_ROUNDS {
         let mut new = vec![BTreeSet::new(); candidates.len()];
-        let asked = interpreters.par_iter().map(|interpreter| {
-            (interpreter.index, interpreter.metaclasses().union(&wanted(interpreter)).copied().collect())
+        let asked = interpreters.par_iter_mut().map(|interpreter| {
+            let mut types = interpreter.metaclasses();
+            types.extend(wanted(interpreter));
+            types.retain(|found| interpreter.swept_for.insert(*found));
+            (interpreter.index, types)
         });
         for (index, types) in asked.collect::<Vec<(usize, BTreeSet<VirtAddr>)>>() {
-            if let Some((new, known)) = new.get_mut(index).zip(swept_for.get_mut(index)) {
-                *new = types.difference(known).copied().collect();
-                known.extend(new.iter());
-            }
+            new.get_mut(index).into_iter().for_each(|new| new.clone_from(&types));
         }
         if new.iter().all(BTreeSet::is_empty) {
             break;
@@ -161,14 +180,25 @@ impl Interpreter {
     /// Adds the objects whose types stand in the slots: to the types those of a metaclass, to the instances the others.
     fn learn(&mut self, slots: &[(VirtAddr, VirtAddr)]) {
         let metaclasses = self.metaclasses();
-        let (of_types, of_others): (Vec<_>, Vec<_>) = slots.iter().partition(|(_, found)| metaclasses.contains(found));
+        let (of_types, of_others): (Vec<_>, Vec<_>) =
+            slots.iter().copied().partition(|(_, found)| metaclasses.contains(found));
         let types = read_types(&self.objects(), &of_types);
         self.add(types);
-        for (slot, type_object) in of_others {
-            let object = field(slot, -self.layout.ob_type);
-            if self.objects().is_alive(object).unwrap_or(false) {
-                self.instances.entry(type_object).or_default().push(object);
+        let objects = self.objects();
+        let live = |slots: &[(VirtAddr, VirtAddr)]| {
+            let mut live: HashMap<VirtAddr, Vec<VirtAddr>> = HashMap::new();
+            for (slot, type_object) in slots {
+                let object = field(*slot, -objects.layout().ob_type);
+                if objects.is_alive(object).unwrap_or(false) {
+                    live.entry(*type_object).or_default().push(object);
+                }
             }
+            live
+        };
+        // In the order of their addresses.
+        let pieces: Vec<HashMap<VirtAddr, Vec<VirtAddr>>> = of_others.par_chunks(SLOTS).map(live).collect();
+        for (type_object, found) in pieces.into_iter().flatten() {
+            self.instances.entry(type_object).or_default().extend(found);
         }
     }
 }

@@ -89,27 +89,55 @@ impl Sweeper {
         wanted: &[BTreeSet<VirtAddr>],
     ) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
         let values: Vec<u64> = wanted.iter().flatten().map(|address| address.0).collect();
-        let mut found = vec![Vec::new(); wanted.len()];
-        // The slot that a space was last asked about, and under how many addresses.
-        let mut aliases = vec![(PhysAddr(0), 0); wanted.len()];
-        for (pa, value) in sweep(&self.memory, frames, &PointerSet::new(&values), self.backend, &|_| ()) {
-            for (space, va) in self.reverse.lookup(pa).take(MAX_ALIASES * MAX_ALIASES.max(wanted.len())) {
-                let here = wanted.get(space).zip(found.get_mut(space)).zip(aliases.get_mut(space));
-                if let Some(((wanted, found), (slot, aliases))) = here
-                    && (*slot != pa || *aliases < MAX_ALIASES)
-                    && wanted.contains(&VirtAddr(value))
-                {
-                    *aliases = if *slot == pa { *aliases + 1 } else { 1 };
-                    *slot = pa;
-                    found.push((va, VirtAddr(value)));
+        let hits = sweep(&self.memory, frames, &PointerSet::new(&values), self.backend, &|_| ());
+        // Slots that the same mappings hold are looked up together.
+        let mut runs: Vec<Vec<Run<'_>>> = vec![Vec::new(); wanted.len()];
+        let mut rest = hits.as_slice();
+        while let Some((first, _)) = rest.first() {
+            let (places, end) = self.reverse.lookup_run(*first, MAX_ALIASES * MAX_ALIASES.max(wanted.len()));
+            let count = rest.iter().take_while(|(pa, _)| *pa < end).count().max(1);
+            let (slots, behind) = rest.split_at_checked(count).unwrap_or((rest, &[]));
+            for (space, start) in places {
+                if let Some(runs) = runs.get_mut(space) {
+                    let aliases = runs
+                        .iter()
+                        .rev()
+                        .take(MAX_ALIASES)
+                        .take_while(|run| run.slots.as_ptr_range() == slots.as_ptr_range());
+                    if aliases.count() < MAX_ALIASES {
+                        runs.push(Run { start, slots });
+                    }
                 }
             }
+            rest = behind;
         }
-        for found in &mut found {
-            found.sort_unstable();
-        }
-        found
+        runs.into_par_iter().zip(wanted).map(|(runs, wanted)| wanted_slots(runs, wanted)).collect()
     }
+}
+
+/// Slots that one space has in one piece, by their physical addresses, and the virtual address of the first.
+#[derive(Clone, Copy)]
+struct Run<'s> {
+    start: VirtAddr,
+    slots: &'s [(PhysAddr, u64)],
+}
+
+/// The virtual addresses of the slots of a space that hold a wanted value, sorted, and the values.
+fn wanted_slots<'s>(mut runs: Vec<Run<'s>>, wanted: &BTreeSet<VirtAddr>) -> Vec<(VirtAddr, VirtAddr)> {
+    let wanted = PointerSet::new(&wanted.iter().map(|address| address.0).collect::<Vec<u64>>());
+    runs.par_sort_unstable_by_key(|run| run.start);
+    let slots_of = |run: Run<'s>| {
+        let first = run.slots.first().map_or(0, |(pa, _)| pa.0);
+        let slots = run.slots.iter().filter(|(_, value)| wanted.contains_quick(*value));
+        // Addresses of a mapping do not wrap; those of a hostile image are no worse for it.
+        slots.map(move |(pa, value)| (VirtAddr(run.start.0.wrapping_add(pa.0 - first)), VirtAddr(*value)))
+    };
+    let mut found: Vec<(VirtAddr, VirtAddr)> = runs.into_par_iter().flat_map_iter(slots_of).collect();
+    // Pages do not overlap, the ranges of an image might.
+    if !found.is_sorted() {
+        found.par_sort_unstable();
+    }
+    found
 }
 
 impl Sweeper {

@@ -1,4 +1,4 @@
-//! BTF, the kernel's description of its own types, as it lies in the dump.
+//! BTF: the kernel's description of its own types, read from the dump.
 //!
 //! A header, then types one after another, then the strings that they name. Source: include/uapi/linux/btf.h and
 //! Documentation/bpf/btf.rst (Linux 6.12). The kernel keeps the types of its core in its image, which is contiguous in
@@ -13,16 +13,16 @@ use crate::dump::PhysicalMemory;
 
 /// The magic, version 1 and no flags, little-endian.
 const MAGIC: [u8; 4] = [0x9f, 0xeb, 0x01, 0x00];
-/// Length of the header up to Linux 6.x; a later one may be longer, and offsets count from its end.
+/// Length of the header up to Linux 6.x. A later header may be longer; offsets count from its end.
 const HEADER: u32 = 24;
 const MAX_HEADER: u32 = 256;
-/// Most bytes of types, and of strings: the core kernel's have 2 to 5 MiB.
+/// Maximum size of the types, and of the strings. Those of the core kernel have 2 to 5 MiB.
 const MAX_SECTION: u32 = 64 << 20;
-/// Names of types that only the core kernel's BTF holds together.
+/// Names of types that only the BTF of the core kernel has all of.
 const CORE_TYPES: [&str; 3] = ["task_struct", "mm_struct", "vm_area_struct"];
-/// Modifiers, and structures in structures, that are followed.
+/// Maximum number of nested modifiers and structures that are followed.
 const MAX_DEPTH: usize = 32;
-/// Members that one look-up goes through.
+/// Maximum number of members that one look-up examines.
 const MAX_MEMBERS: usize = 1 << 16;
 
 /// Kinds of types (`BTF_KIND_*`).
@@ -50,15 +50,15 @@ mod kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TypeId(u32);
 
-/// A BTF whose types could all be walked.
+/// A BTF whose types were all read.
 pub(super) struct Btf<'a> {
     types: &'a [u8],
     strings: &'a [u8],
-    /// Where each type begins in `types`; the first is number 1.
+    /// The offset of each type in `types`; the first type has number 1.
     starts: Vec<u32>,
 }
 
-/// The fields that every type begins with.
+/// The fields at the start of every type.
 #[derive(Clone, Copy)]
 struct Type<'a> {
     kind: u32,
@@ -68,14 +68,14 @@ struct Type<'a> {
     has_bit_fields: bool,
     /// A size in bytes, or the type that this one refers to.
     size_or_type: u32,
-    /// What follows the fields that all have.
+    /// The bytes after these fields.
     rest: &'a [u8],
 }
 
 /// A member of a structure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Member {
-    /// From the beginning of the structure, in bytes.
+    /// Its offset in the structure, in bytes.
     pub(super) offset: u64,
     /// Its type.
     pub(super) type_id: TypeId,
@@ -86,7 +86,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 impl<'a> Btf<'a> {
-    /// The BTF of the core kernel that begins at `start`, if one lies there in one piece and is sound.
+    /// The BTF of the core kernel at `start`, if it is contiguous and consistent.
     pub(super) fn at(memory: &'a PhysicalMemory, start: PhysAddr) -> Option<Self> {
         let header = memory.bytes(start, u64::from(HEADER))?;
         if !header.starts_with(&MAGIC) {
@@ -104,10 +104,10 @@ impl<'a> Btf<'a> {
         Self::new(section(type_start, type_length)?, section(string_start, string_length)?)
     }
 
-    /// Walks the types; `None` where they are not those of a core kernel, or one has no known form.
+    /// Reads the types; `None` if they are not those of a core kernel, or if the kind of one is unknown.
     fn new(types: &'a [u8], strings: &'a [u8]) -> Option<Self> {
         let mut btf = Self { types, strings, starts: Vec::new() };
-        // Cheap, and most candidates fail here.
+        // This check is cheap and rejects most candidates.
         if !CORE_TYPES.iter().all(|name| btf.string_offset(name).is_some()) {
             return None;
         }
@@ -121,7 +121,7 @@ impl<'a> Btf<'a> {
         is_sound.then_some(btf)
     }
 
-    /// Where a whole string stands; each stands once.
+    /// The offset of a string; each string occurs once.
     fn string_offset(&self, text: &str) -> Option<u32> {
         let wanted = [b"\0", text.as_bytes(), b"\0"].concat();
         let before = memmem::find(self.strings, &wanted)?;
@@ -138,7 +138,7 @@ impl<'a> Btf<'a> {
         Type::read(self.types, *start as usize)
     }
 
-    /// The structure of that name.
+    /// The structure with that name.
     pub(super) fn structure(&self, name: &str) -> Option<TypeId> {
         let wanted = self.string_offset(name)?;
         let is_it = |start: &u32| {
@@ -149,7 +149,7 @@ impl<'a> Btf<'a> {
         u32::try_from(index.checked_add(1)?).ok().map(TypeId)
     }
 
-    /// The type without `typedef`, `const` and the like around it.
+    /// The type without `typedef`, `const` and other modifiers.
     fn resolve(&self, mut id: TypeId) -> Option<Type<'a>> {
         for _ in 0..MAX_DEPTH {
             let found = self.get(id)?;
@@ -163,7 +163,8 @@ impl<'a> Btf<'a> {
         None
     }
 
-    /// A member by its name, or by a path of names with points between them; anonymous structures and unions are walked into.
+    /// A member by its name, or by a path of names separated by points. Members of anonymous structures and unions are found as
+    /// well.
     pub(super) fn member(&self, structure: TypeId, path: &str) -> Option<Member> {
         let mut found = Member { offset: 0, type_id: structure };
         for name in path.split('.') {
@@ -188,7 +189,7 @@ impl<'a> Btf<'a> {
             if name_at == 0 {
                 anonymous.push(found);
             } else if self.text_is(name_at, name) {
-                // A bit field within a byte has no offset in bytes.
+                // A bit field that does not start at a byte has no offset in bytes.
                 return bits.is_multiple_of(8).then_some(found);
             }
         }
@@ -199,7 +200,7 @@ impl<'a> Btf<'a> {
         })
     }
 
-    /// Bytes of a type.
+    /// The size of a type in bytes.
     pub(super) fn size(&self, id: TypeId) -> Option<u64> {
         let mut count = 1u64;
         let mut id = id;
@@ -221,7 +222,7 @@ impl<'a> Btf<'a> {
         None
     }
 
-    /// Number of elements, where the type is an array.
+    /// The number of elements, if the type is an array.
     pub(super) fn elements(&self, id: TypeId) -> Option<u64> {
         let found = self.resolve(id)?;
         (found.kind == kind::ARRAY).then(|| u32_at(found.rest, 8).map(u64::from)).flatten()
@@ -233,7 +234,7 @@ impl<'a> Type<'a> {
         // The name comes first.
         let info = u32_at(types, at.checked_add(4)?)?;
         Some(Self {
-            // Bits 16 to 23 and 29 to 30 are zero so far, and kept for more members and kinds.
+            // Bits 16 to 23 and 29 to 30 are reserved and zero so far.
             kind: info >> 24 & 0x7f,
             count: (info & 0x00ff_ffff) as usize,
             has_bit_fields: info >> 31 != 0,
@@ -242,7 +243,7 @@ impl<'a> Type<'a> {
         })
     }
 
-    /// Bytes of the type and of what belongs to it; `None` where the kind is not known or they are not all there.
+    /// The size of the record of a type; `None` if its kind is not known, or if it is incomplete.
     fn len(&self) -> Option<usize> {
         let more = match self.kind {
             0 => return None,

@@ -1,7 +1,7 @@
-//! Processes that have ended and are in no list any more: what is left of them beside tasks that live.
+//! Processes that have ended and are in no list any more: their freed `task_struct`s beside those of live tasks.
 //!
-//! The kernel takes all `task_struct`s from slabs: runs of pages with objects of one size, one after another (mm/slub.c). What was
-//! freed stays as it was until another task takes its place.
+//! The kernel allocates all `task_struct`s from slabs: runs of pages with consecutive objects of one size (mm/slub.c). A freed
+//! object keeps most of its content until it is allocated again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,22 +10,22 @@ use super::layout::Layout;
 use super::task::Task;
 use crate::addr::{FRAME_SIZE, VirtAddr};
 
-/// Objects begin at multiples of this, at least (`L1_CACHE_BYTES`).
+/// The minimum alignment of objects (`L1_CACHE_BYTES`).
 const ALIGN: u64 = 64;
 /// The structure ends with the registers of vectors, for which it has room of a page; an object has as many as the processor has, up
 /// to 11 KiB with AMX (`arch_task_struct_size` of arch/x86/kernel/process.c, `union fpregs_state`).
 const MAX_LESS: u64 = FRAME_SIZE;
 const MAX_MORE: u64 = 8 << 10;
-/// Pages of a slab, as powers of two (`slub_max_order`).
+/// Maximum size of a slab in pages, as a power of two (`slub_max_order`).
 const ORDERS: std::ops::RangeInclusive<u32> = 0..=3;
-/// The tasks that must stand at multiples of the size in their slab: all but one in this many.
+/// All tasks but one in this many must be at multiples of the object size in their slab.
 const TOLERATED: usize = 16;
-/// The bit of `exit_state` that a task has which has ended and was waited for (`EXIT_DEAD` of include/linux/sched.h).
+/// The bit of `exit_state` of a task that has ended and was waited for (`EXIT_DEAD` of include/linux/sched.h).
 const DEAD: u32 = 0x10;
-/// Slabs that are looked at.
+/// Maximum number of slabs examined.
 const MAX_SLABS: usize = 1 << 16;
 
-/// Leaders of threads that have ended, in the slabs in which the tasks that are known lie.
+/// The ended thread group leaders in the slabs that contain known tasks.
 pub(super) fn leaders(kernel: &Kernel, layout: &Layout, known: &BTreeSet<VirtAddr>) -> Vec<Task> {
     let Some((size, slab)) = geometry(layout, known) else { return Vec::new() };
     let slabs: BTreeSet<u64> = known.iter().map(|task| task.0 & !(slab - 1)).take(MAX_SLABS).collect();
@@ -37,7 +37,7 @@ pub(super) fn leaders(kernel: &Kernel, layout: &Layout, known: &BTreeSet<VirtAdd
         let Some(mut task) = Task::read(kernel, layout, address) else { continue };
         let is_leader = task.pid.value != 0 && task.pid.value == task.tgid.value;
         if exit_state == Some(DEAD) && is_leader && task.mm.is_none() {
-            // Its credentials were freed with it; its parent may have ended since, and another task may be in its place.
+            // Its credentials were freed with it. Its parent may have ended since, and another task may use that memory.
             task.uid = None;
             task.parent =
                 task.parent.filter(|parent| began(kernel, layout, parent.value) <= began(kernel, layout, address));
@@ -47,12 +47,12 @@ pub(super) fn leaders(kernel: &Kernel, layout: &Layout, known: &BTreeSet<VirtAdd
     ended.into_values().collect()
 }
 
-/// When a task began.
+/// The start time of a task.
 fn began(kernel: &Kernel, layout: &Layout, task: VirtAddr) -> Option<u64> {
     kernel.u64(task, layout.task.start_time?)
 }
 
-/// Bytes of an object, and of a slab, by where the tasks that are known lie.
+/// The size of an object and of a slab, inferred from the addresses of known tasks.
 fn geometry(layout: &Layout, known: &BTreeSet<VirtAddr>) -> Option<(u64, u64)> {
     let size = layout.sizes.task.filter(|size| (2 * MAX_LESS..1 << 20).contains(size))?.next_multiple_of(ALIGN);
     let sizes = (size - MAX_LESS..=size + MAX_MORE).step_by(ALIGN as usize);
@@ -61,7 +61,7 @@ fn geometry(layout: &Layout, known: &BTreeSet<VirtAddr>) -> Option<(u64, u64)> {
         let misplaced = known.iter().filter(|task| !(task.0 & (slab - 1)).is_multiple_of(size)).count();
         size <= slab && misplaced * TOLERATED <= known.len()
     };
-    // More than one object must tell the size.
+    // The size needs more than one object as evidence.
     let tells = |size: u64, slab: u64| known.iter().any(|task| task.0 & (slab - 1) >= size);
     slabs
         .into_iter()

@@ -1,16 +1,16 @@
-//! Offsets of the members of the kernel's structures, in bytes: from BTF, or as far as they could be learned.
+//! Offsets of members in the kernel's structures, in bytes: from BTF, or inferred.
 //!
-//! Members that were renamed or moved have alternatives; what a kernel lacks is `None`.
+//! Members that were renamed or moved have alternatives. A member that a kernel lacks is `None`.
 
 use super::btf::Btf;
 
-/// Where the numbers of a [`Layout`] come from.
+/// The source of the numbers of a [`Layout`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayoutSource {
-    /// The BTF that lies in the dump.
+    /// The BTF in the dump.
     Btf,
-    /// Agreement among the tasks of the dump.
+    /// A vote among the tasks of the dump.
     Voting,
 }
 
@@ -31,7 +31,7 @@ macro_rules! layouts {
         /// Offsets in the structures that are read.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct Layout {
-            /// Where the numbers come from.
+            /// The source of the numbers.
             pub source: LayoutSource,
             $(
                 #[doc = concat!("`struct ", $structure, "`.")]
@@ -42,7 +42,7 @@ macro_rules! layouts {
         }
 
         impl Layout {
-            /// A layout without a number.
+            /// A layout without any numbers.
             pub(super) fn empty(source: LayoutSource) -> Self {
                 Self { source, $($group: $type::default(),)+ sizes: Sizes::default() }
             }
@@ -170,7 +170,7 @@ pub struct Sizes {
 }
 
 impl Layout {
-    /// All numbers that a kernel's BTF gives.
+    /// The layout from a kernel's BTF.
     pub(super) fn of_btf(btf: &Btf<'_>) -> Self {
         let member = |structure: &str, path: &str| btf.member(btf.structure(structure)?, path);
         let size = |structure: &str| btf.size(btf.structure(structure)?);

@@ -1,6 +1,6 @@
-//! Maple trees, in which the kernel keeps a process's mappings since 6.1.
+//! Maple trees, which hold the mappings of a process since Linux 6.1.
 //!
-//! A node's address has its type in the low 8 bits; ranges of addresses are told by the pivots between its slots. Source:
+//! A node's address has its type in the low 8 bits. The pivots between its slots are the ends of address ranges. Source:
 //! include/linux/maple_tree.h and lib/maple_tree.c (Linux 6.12).
 
 use std::collections::HashSet;
@@ -10,7 +10,7 @@ use super::layout::Layout;
 use crate::addr::VirtAddr;
 use crate::signature::KERNEL_POINTER_MIN;
 
-/// Bits of a pointer to a node that are no address (`MAPLE_NODE_MASK`), and the type among them (`MAPLE_NODE_TYPE_SHIFT`).
+/// Tag bits of a pointer to a node (`MAPLE_NODE_MASK`), and the type among them (`MAPLE_NODE_TYPE_SHIFT`).
 const NODE_MASK: u64 = 255;
 const TYPE_SHIFT: u32 = 3;
 const TYPE_MASK: u64 = 15;
@@ -18,15 +18,15 @@ const TYPE_MASK: u64 = 15;
 const LEAF_64: u64 = 1;
 const RANGE_64: u64 = 2;
 const ARANGE_64: u64 = 3;
-/// The lower bits of the root tell a node from an entry (`xa_is_node`).
+/// The lower bits of the root distinguish a node from an entry (`xa_is_node`).
 const INTERNAL_MASK: u64 = 3;
 const INTERNAL: u64 = 2;
-/// Nodes of one tree; a process has up to 65,530 mappings (`vm.max_map_count`), an administrator can raise it.
+/// Maximum number of nodes of a tree. A process has up to 65,530 mappings (`vm.max_map_count`), an administrator can raise it.
 const MAX_NODES: usize = 1 << 20;
-/// Levels of a tree.
+/// Maximum number of levels of a tree.
 const MAX_DEPTH: usize = 32;
 
-/// What a tree holds at a range of addresses, both ends included.
+/// The entry of a range of addresses, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) first: u64,
@@ -111,7 +111,7 @@ impl Nodes {
         let word = |base: u64, index: u64| kernel.u64(address, base.checked_add(index * 8)?);
         let mut first = min;
         for index in 0..node.slots {
-            // There is a pivot less than there are slots; after the last one used they are zero.
+            // There is one pivot fewer than slots. The pivots after the last used one are zero.
             let pivot = if index + 1 < node.slots { word(node.pivot, index) } else { Some(max) };
             let Some(pivot) = pivot else {
                 tree.unreadable += 1;
@@ -126,7 +126,7 @@ impl Nodes {
                 None => tree.unreadable += 1,
                 Some(0) => {}
                 Some(value) if kind == LEAF_64 => {
-                    // Small values are marks of the tree's own (`XA_ZERO_ENTRY`).
+                    // Small values are the tree's own markers (`XA_ZERO_ENTRY`).
                     if value >= KERNEL_POINTER_MIN {
                         tree.entries.push(Entry { first, last, value: VirtAddr(value) });
                     }

@@ -5,8 +5,9 @@
 //!                                             BTF in the dump, or voting: offsets ─┘
 //! ```
 //!
-//! [`Machine::find`] needs the address spaces of a dump and nothing of the kernel that ran: [`Layout`] holds the offsets in its
-//! structures, by the BTF that the kernel keeps of its own types or, where that is lost, by what the tasks of the dump agree on.
+//! [`Machine::find`] needs only the address spaces of a dump, and no files of its kernel. [`Layout`] holds the offsets in the
+//! kernel's structures. They come from the BTF that the kernel keeps of its own types or, if the dump lacks it, from a vote among
+//! the tasks.
 
 mod btf;
 mod core;
@@ -48,22 +49,24 @@ pub use vma::{Mapping, MappingSource, MemoryMap, map_of_image};
 const MAX_SWEEPS: usize = 4;
 /// The signature of the header of a BTF, whose hits [`Machine::find`] wants.
 pub const BTF_SIGNATURE: &str = "linux.btf";
-/// Top tables whose owners are looked for.
+/// Maximum number of top tables whose owners are looked for.
 const MAX_TABLES: usize = 1 << 16;
-/// BTFs that are looked at.
+/// Maximum number of BTFs examined.
 const MAX_BTFS: usize = 1 << 12;
 
-/// Why a dump is not read as that of a Linux machine.
+/// Why no Linux machine was found in a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoMachine {
     /// The dump is of one process.
     #[error("the dump is a process image: it does not hold the kernel")]
     ProcessImage,
-    /// The page tables have no map of all memory, or nothing in memory points to a top table by it.
+    /// The page tables have no direct map, or no pointer in memory leads to a top table through it.
     #[error("no direct map of Linux was found in the page tables")]
     NoDirectMap,
     /// No BTF reads a process, and the tasks of the dump agree on no layout.
-    #[error("no layout of the kernel's structures reads a process: its BTF is not in the dump, and too few tasks are")]
+    #[error(
+        "no layout of the kernel's structures reads a process: the dump lacks the kernel's BTF and has too few tasks"
+    )]
     NoLayout,
 }
 
@@ -82,7 +85,7 @@ impl Machine {
     /// `btfs` are physical addresses at which a BTF may begin: hits of the signature [`BTF_SIGNATURE`].
     ///
     /// # Errors
-    /// It is no Linux, or too little of the kernel's memory is in the dump.
+    /// The machine does not run Linux, or too little of the kernel's memory is in the dump.
     pub fn find(
         memory: &Arc<PhysicalMemory>,
         mmu: &Arc<Mmu>,
@@ -132,28 +135,27 @@ impl Machine {
         &self.kernel
     }
 
-    /// The offsets by which it is read.
+    /// The offsets that it is read with.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// All processes, by id; threads of the kernel are processes of their own.
+    /// All processes by id. Each kernel thread is a process of its own.
     pub fn processes(&self) -> &[Process] {
         &self.processes
     }
 
-    /// The process whose memory has that top table: of several that share it, the first.
+    /// The process whose memory has that top table; the first one if several share it.
     pub fn process_of(&self, root: PhysAddr) -> Option<&Process> {
         self.processes.iter().find(|process| process.root == Some(root))
     }
 
-    /// Links of the kernel's lists that lead nowhere.
+    /// Broken links of the kernel's lists.
     pub fn broken_links(&self) -> &[BrokenLink] {
         &self.broken
     }
 
-    /// What the arguments of a process are, from its own memory; empty for a thread of the kernel, `None` where they can't be
-    /// read.
+    /// The arguments of a process, from its own memory; empty for a kernel thread, `None` if they can't be read.
     pub fn command_line(&self, process: &Process) -> Option<Vec<String>> {
         if process.leader.is_kernel { Some(Vec::new()) } else { self.memory_of(process)?.command_line() }
     }
@@ -168,7 +170,7 @@ impl Machine {
         self.memory_of(process)?.auxiliary_vector()
     }
 
-    /// The registers that a thread had in user mode; `None` for threads of the kernel, and where they can't be found.
+    /// The user-mode registers of a thread; `None` for kernel threads, and if they can't be found.
     pub fn registers(&self, thread: &Task) -> Option<Registers> {
         self.registers?.read(&self.kernel, &self.layout, thread)
     }
@@ -179,18 +181,18 @@ impl Machine {
         Paths::new(&self.kernel, &self.layout, process.leader.address).of_file(file)
     }
 
-    /// The memory map of a process: by the kernel's records or, where these can't be read, by its page tables.
+    /// The memory map of a process, from the kernel's records or, where these can't be read, from its page tables.
     pub fn map(&self, process: &Process) -> Option<MemoryMap> {
         let (mm, root) = (process.mm?, process.root?);
         Some(Memory { kernel: &self.kernel, layout: &self.layout, mm, root }.map(process.leader.address))
     }
 
-    /// The memory map of an address space by its page tables alone.
+    /// The memory map of an address space, from its page tables alone.
     pub fn map_of_root(&self, root: PhysAddr) -> MemoryMap {
         vma::page_table_map(&self.kernel, root)
     }
 
-    /// Bytes of a process's memory that are in the dump; shared ones count in each process.
+    /// The bytes of a process's memory that are in the dump. Shared memory counts in each process.
     pub fn resident(&self, process: &Process) -> Option<u64> {
         vma::resident(&self.kernel, process.root?)
     }

@@ -1,16 +1,16 @@
-//! Paths of files, from the kernel's records of directory entries and mounts.
+//! Paths of files, from the kernel's directory entries and mounts.
 //!
-//! As fs/d_path.c makes them: names of directory entries up to the root of the mount, then from where it is mounted on, up to the
-//! root directory of the process.
+//! They are built as in fs/d_path.c: the names of directory entries up to the root of the mount, then from its mount point up to
+//! the root directory of the process.
 
 use super::kernel::Kernel;
 use super::layout::Layout;
 use crate::addr::VirtAddr;
 
-/// Names and mounts between a file and the root directory, at most; a path has up to 4,096 bytes (`PATH_MAX`).
+/// Maximum number of names and mounts between a file and the root directory. A path has up to 4,096 bytes (`PATH_MAX`).
 const MAX_STEPS: usize = 4096;
 const MAX_PATH: usize = 4096;
-/// Bytes of a name, the NUL included (`NAME_MAX` of include/uapi/linux/limits.h).
+/// Maximum size of a name in bytes, with its NUL (`NAME_MAX` of include/uapi/linux/limits.h).
 const MAX_NAME: usize = 256;
 
 /// File systems without directories, by `super_block.s_magic` (include/uapi/linux/magic.h).
@@ -35,7 +35,7 @@ pub(super) struct Paths<'k> {
 }
 
 impl<'k> Paths<'k> {
-    /// Those of the process that a task belongs to.
+    /// The files of the process that a task belongs to.
     pub(super) fn new(kernel: &'k Kernel, layout: &'k Layout, task: VirtAddr) -> Self {
         let place = |fs: VirtAddr| {
             let (mnt, dentry) = (kernel.pointer(fs, layout.fs.mnt?)?, kernel.pointer(fs, layout.fs.dentry?)?);
@@ -45,7 +45,7 @@ impl<'k> Paths<'k> {
         Self { kernel, layout, root: fs.and_then(place) }
     }
 
-    /// The path of a `struct file`; what is no UTF-8 is replaced.
+    /// The path of a `struct file`. Bytes that are not UTF-8 are replaced.
     pub(super) fn of_file(&self, file: VirtAddr) -> Option<String> {
         let of = &self.layout.file;
         let (mnt, dentry) = (self.kernel.pointer(file, of.mnt?)?, self.kernel.pointer(file, of.dentry?)?);
@@ -69,7 +69,7 @@ impl<'k> Paths<'k> {
         (name.len() == len as usize).then_some(name)
     }
 
-    /// Whether the file lies in no directory: its file system makes up a name (`d_op->d_dname`).
+    /// Whether the file is in no directory: its file system generates a name (`d_op->d_dname`).
     fn makes_its_name(&self, place: Place) -> bool {
         let made = || {
             let ops = self.kernel.pointer(place.dentry, self.layout.dentry.ops?)?;
@@ -79,7 +79,7 @@ impl<'k> Paths<'k> {
         made().is_some() && (!is_root || self.mount_root(place.mnt) != Some(place.dentry))
     }
 
-    /// The name that a file system without directories makes up.
+    /// The name that a file system without directories generates.
     fn made_name(&self, place: Place, file: VirtAddr) -> Option<Vec<u8>> {
         let sb = self.layout.dentry.sb.and_then(|offset| self.kernel.pointer(place.dentry, offset));
         let magic = sb.and_then(|sb| self.kernel.u64(sb, self.layout.super_block.magic?));
@@ -117,7 +117,7 @@ impl<'k> Paths<'k> {
                 let mountpoint = self.kernel.pointer(mount, of.mountpoint?)?;
                 at = Place { mnt: above.checked_add(of.mnt?)?, dentry: mountpoint };
             } else if parent == at.dentry {
-                // The mount was taken away meanwhile: what is known of the path is what is left.
+                // The mount was removed meanwhile: only this part of the path is known.
                 return self.joined(file, names);
             } else {
                 let name = self.name(at.dentry)?;
@@ -141,7 +141,7 @@ impl<'k> Paths<'k> {
         if path.is_empty() {
             path.push(b'/');
         }
-        // d_unlinked: no longer among the entries of its directory.
+        // d_unlinked: the file was deleted from its directory.
         let is_root = self.parent(file.dentry) == Some(file.dentry);
         if !is_root && self.kernel.u64(file.dentry, self.layout.dentry.hash?)? == 0 {
             path.extend(b" (deleted)");

@@ -6,34 +6,34 @@ use super::task::{Fact, Lists, Task};
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::paging::VirtualMemory;
 
-/// Bytes of a command line or of an environment that are read (the kernel's own bound is 6 MiB, fs/exec.c).
+/// Maximum size of a command line or an environment, in bytes (the kernel's own bound is 6 MiB, fs/exec.c).
 const MAX_STRINGS: u64 = 8 << 20;
-/// Words of an auxiliary vector that are read (`AT_VECTOR_SIZE` has about 50).
+/// Maximum number of words of an auxiliary vector (`AT_VECTOR_SIZE` is about 50).
 const MAX_AUXV: u64 = 256;
 
-/// A process. What the layout lacks or could not be read is `None`.
+/// A process. A field is `None` if the layout lacks it, or if it can't be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// The task that leads its threads.
+    /// Its thread group leader.
     pub leader: Task,
     /// All its threads, the leader included, by id.
     pub threads: Option<Vec<Task>>,
-    /// The process that created it, or what adopted it since; 0 for the kernel itself.
+    /// The process that created it, or that adopted it since; 0 for the kernel itself.
     pub ppid: Option<Fact<u32>>,
-    /// The top table of its memory; kernel threads and ended processes have none.
+    /// The top table of its memory; `None` for kernel threads and ended processes.
     pub root: Option<PhysAddr>,
     /// Its `mm_struct`.
     pub mm: Option<VirtAddr>,
-    /// Whether it is in the kernel's list of all processes: what hides a process takes it out.
+    /// Whether it is in the kernel's list of all processes: malware that hides a process removes it from the list.
     pub is_listed: bool,
 }
 
 impl Process {
     pub(super) fn new(lists: &mut Lists<'_>, leader: Task, is_listed: bool) -> Self {
         let (kernel, layout) = (lists.kernel, lists.layout);
-        // What has ended and was freed has no list of threads any more.
+        // An ended and freed process has no list of threads any more.
         let threads = if is_listed || leader.exited != Some(true) { lists.threads(&leader) } else { None };
-        // A leader may end before its threads do.
+        // A leader can end before its threads.
         let all = std::iter::once(&leader).chain(threads.iter().flatten());
         let mm = all.filter(|task| !task.is_kernel).find_map(|task| Some(task.mm?.value));
         let ppid = leader.parent.and_then(|parent| {
@@ -44,7 +44,7 @@ impl Process {
         Self { root: mm.and_then(|mm| root_of(kernel, layout, mm)), leader, threads, ppid, mm, is_listed }
     }
 
-    /// The task that leads it, then its other threads.
+    /// Its thread group leader, then its other threads.
     pub fn tasks(&self) -> impl Iterator<Item = &Task> {
         let others = self.threads.iter().flatten().filter(|task| task.address != self.leader.address);
         std::iter::once(&self.leader).chain(others)
@@ -60,7 +60,7 @@ impl Process {
         &self.leader.comm.value
     }
 
-    /// Whether all its threads have ended; `None` where the layout does not tell.
+    /// Whether all its threads have ended; `None` if the layout lacks the field.
     pub fn exited(&self) -> Option<bool> {
         let mut others = self.threads.iter().flatten();
         Some(self.leader.exited? && others.all(|task| task.exited != Some(false)))
@@ -72,7 +72,7 @@ fn root_of(kernel: &Kernel, layout: &Layout, mm: VirtAddr) -> Option<PhysAddr> {
     kernel.physical(kernel.pointer(mm, layout.mm.pgd?)?).filter(|root| root.0.is_multiple_of(FRAME_SIZE))
 }
 
-/// The texts between two addresses of a process, each with a NUL behind it; `None` where a byte of them can't be read.
+/// The NUL-terminated texts between two addresses of a process; `None` if a byte can't be read.
 fn strings(space: &dyn VirtualMemory, start: u64, end: u64) -> Option<Vec<u8>> {
     let len = end.checked_sub(start).filter(|len| *len <= MAX_STRINGS)?;
     let mut text = vec![0; usize::try_from(len).ok()?];
@@ -88,7 +88,7 @@ fn split(text: &[u8]) -> Vec<String> {
     text.split(|byte| *byte == 0).map(|text| String::from_utf8_lossy(text).into_owned()).collect()
 }
 
-/// What an `mm_struct` says of the memory of a process, read from that memory.
+/// The arguments, environment and auxiliary vector of a process: the `mm_struct` has their addresses.
 pub(super) struct Memory<'k> {
     pub(super) kernel: &'k Kernel,
     pub(super) layout: &'k Layout,
@@ -107,7 +107,7 @@ impl Memory<'_> {
         let space = self.kernel.user_space(self.root);
         let (start, end) = (self.number(of.arg_start)?, self.number(of.arg_end)?);
         let mut text = strings(&space, start, end)?;
-        // A program that names itself (setproctitle) overwrites the last NUL, and may go on into the environment.
+        // A program that sets its title (setproctitle) overwrites the last NUL, and can continue into the environment.
         if text.last().is_some_and(|last| *last != 0) {
             if let Some(rest) = self.number(of.env_end).and_then(|env_end| strings(&space, end, env_end)) {
                 text.extend(rest);
@@ -117,7 +117,7 @@ impl Memory<'_> {
         Some(split(&text))
     }
 
-    /// The environment that it was started with.
+    /// Its initial environment.
     pub(super) fn environment(&self) -> Option<Vec<String>> {
         let of = &self.layout.mm;
         let (start, end) = (self.number(of.env_start)?, self.number(of.env_end)?);

@@ -1,7 +1,7 @@
-//! Registers of user mode, as the kernel saved them when a thread came into it.
+//! User-mode registers, as the kernel saved them when a thread entered it.
 //!
-//! They stand at the top of the thread's kernel stack (`task_pt_regs` of arch/x86/include/asm/processor.h), whose size depends on the
-//! kernel's configuration: where most threads have what can be registers, there it is.
+//! They are at the top of the thread's kernel stack (`task_pt_regs` of arch/x86/include/asm/processor.h). The size of the stack
+//! depends on the kernel's configuration: the threads vote, and most of them must have plausible registers at that place.
 
 use super::kernel::Kernel;
 use super::layout::Layout;
@@ -23,31 +23,32 @@ const CS: usize = 17;
 const EFLAGS: usize = 18;
 const RSP: usize = 19;
 const SS: usize = 20;
-/// Segments of 64-bit and 32-bit programs, and that of their data (arch/x86/include/asm/segment.h).
+/// Code segments of 64-bit and 32-bit programs, and their data segment (arch/x86/include/asm/segment.h).
 const USER_CODE: [u64; 2] = [0x33, 0x23];
 const USER_DATA: u64 = 0x2b;
-/// The bits of a segment register; above them FRED keeps other things.
+/// The bits of a segment register. FRED uses the bits above them.
 const SELECTOR: u64 = 0xffff;
-/// The bit of EFLAGS that is always set, and those that never are.
+/// The bit of EFLAGS that is always set, and the bits that are never set.
 const FLAGS_SET: u64 = 0x2;
 const FLAGS_CLEAR: u64 = 0x8028;
 /// The state of a thread that runs or may run: only such a thread can be in user mode.
 const RUNNING: char = 'R';
-/// Threads that vote on the size of stacks.
+/// Maximum number of threads that vote on the size of stacks.
 const MAX_VOTES: usize = 1 << 10;
 
-/// The registers of a thread in user mode.
+/// The user-mode registers of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registers {
-    /// In the order of `struct pt_regs`, see [`Registers::named`].
+    /// The values in the order of `struct pt_regs`, see [`Registers::named`].
     pub words: [u64; 21],
     /// The base of the segment FS: the thread's own memory.
     pub fs_base: Option<u64>,
     /// The base of the segment GS.
     pub gs_base: Option<u64>,
-    /// Where they stand in the kernel's memory.
+    /// Their address in the kernel's memory.
     pub address: VirtAddr,
-    /// Whether they may be old: a processor ran the thread, perhaps in user mode, or it is not known that none did.
+    /// Whether they may be outdated, because the thread was running on a processor, possibly in user mode, or because it is not known
+    /// that it was not.
     pub may_be_old: bool,
 }
 
@@ -69,12 +70,12 @@ impl Registers {
     }
 }
 
-/// Where the registers stand, from the beginning of a kernel stack on.
+/// The offset of the registers from the start of a kernel stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place(u64);
 
 impl Place {
-    /// The place at which most of these threads have what can be registers.
+    /// The offset at which most of these threads have plausible registers.
     pub(super) fn find<'t>(kernel: &Kernel, layout: &Layout, threads: impl Iterator<Item = &'t Task>) -> Option<Self> {
         let threads: Vec<&Task> = threads.take(MAX_VOTES).collect();
         let size = (NAMES.len() * 8) as u64;
@@ -88,7 +89,7 @@ impl Place {
             .map(|(_, place)| place)
     }
 
-    /// The registers of a thread, if what stands there can be that.
+    /// The registers of a thread, if they are plausible.
     pub(super) fn read(self, kernel: &Kernel, layout: &Layout, task: &Task) -> Option<Registers> {
         let address = kernel.pointer(task.address, layout.task.stack?)?.checked_add(self.0)?;
         let mut words = [0; NAMES.len()];

@@ -1,4 +1,4 @@
-//! Tasks: what the kernel keeps of each process and thread (`struct task_struct`).
+//! Tasks: the kernel's record of each process and thread (`struct task_struct`).
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
@@ -11,55 +11,55 @@ use crate::scan::{Backend, PointerSet, sweep};
 
 /// Bytes of `task_struct.comm` (`TASK_COMM_LEN` of include/linux/sched.h), the NUL included.
 pub(super) const COMM_LEN: usize = 16;
-/// No id of a task is larger (`PID_MAX_LIMIT` of include/linux/threads.h).
+/// The largest id of a task (`PID_MAX_LIMIT` of include/linux/threads.h).
 pub(super) const MAX_PID: u32 = 1 << 22;
-/// The bit of `task_struct.flags` that kernel threads have (`PF_KTHREAD` of include/linux/sched.h).
+/// The bit of `task_struct.flags` that is set for kernel threads (`PF_KTHREAD` of include/linux/sched.h).
 const KERNEL_THREAD: u32 = 0x0020_0000;
-/// Nodes of all lists together: a task has an id of its own, and is in the list of all processes and in one of threads.
+/// Maximum number of nodes of all lists together: a task is in the list of all processes and in a list of threads.
 const MAX_NODES: usize = 2 * MAX_PID as usize;
-/// Broken links that are kept.
+/// Maximum number of broken links kept.
 const MAX_BROKEN: usize = 64;
 
-/// A value, and where in the kernel's memory it stands.
+/// A value and its address in the kernel's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fact<T> {
     /// The value.
     pub value: T,
-    /// The virtual address of it.
+    /// Its virtual address.
     pub address: VirtAddr,
 }
 
-/// A process or a thread, as its `task_struct` describes it. What the layout lacks or could not be read is `None`.
+/// A process or a thread, as its `task_struct` describes it. A field is `None` if the layout lacks it, or if it can't be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
     /// The address of the `task_struct`.
     pub address: VirtAddr,
-    /// Its own id: a thread's is what `gettid(2)` gives.
+    /// Its own id, as `gettid(2)` returns it.
     pub pid: Fact<u32>,
     /// The id of its process.
     pub tgid: Fact<u32>,
-    /// The name of its command: up to 15 bytes; what is no UTF-8 is replaced.
+    /// The name of its command: up to 15 bytes. Bytes that are not UTF-8 are replaced.
     pub comm: Fact<String>,
-    /// Its memory: null in kernel threads, and gone in those that have ended.
+    /// The address of its `mm_struct`: null for kernel threads and for ended tasks.
     pub mm: Option<Fact<VirtAddr>>,
-    /// The task that created it, or what adopted it since.
+    /// The task that created it, or that adopted it since.
     pub parent: Option<Fact<VirtAddr>>,
     /// The real user id.
     pub uid: Option<Fact<u32>>,
-    /// What it does, as the letter that ps(1) shows.
+    /// Its state, as the letter that ps(1) prints.
     pub state: Option<Fact<char>>,
-    /// When it began, in nanoseconds since the machine did.
+    /// Its start time, in nanoseconds since the machine was started.
     pub start_time: Option<Fact<u64>>,
-    /// Whether it is a thread of the kernel.
+    /// Whether it is a kernel thread.
     pub is_kernel: bool,
-    /// Whether it has ended; `None` where the layout does not tell.
+    /// Whether it has ended; `None` if the layout lacks the field.
     pub exited: Option<bool>,
-    /// Whether a processor ran it when the dump was taken.
+    /// Whether it was running on a processor when the dump was taken.
     pub is_running: Option<bool>,
 }
 
 impl Task {
-    /// The task at an address, if what lies there can be one.
+    /// The task at an address, if it is plausible.
     pub(super) fn read(kernel: &Kernel, layout: &Layout, address: VirtAddr) -> Option<Self> {
         let of = &layout.task;
         let fact = |offset: u64| address.checked_add(offset);
@@ -124,20 +124,20 @@ impl Task {
     }
 }
 
-/// Where a list could not be followed.
+/// A link that could not be followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokenLink {
-    /// The address of the pointer that leads nowhere.
+    /// The address of the broken pointer.
     pub address: VirtAddr,
-    /// Why.
+    /// The reason in words.
     pub reason: &'static str,
 }
 
-/// Lists of tasks that are followed. All lists together have as many nodes as there can be tasks, whatever the links say.
+/// Follows lists of tasks. The nodes of all lists together are bounded by the number of possible tasks.
 pub(super) struct Lists<'k> {
     pub(super) kernel: &'k Kernel,
     pub(super) layout: &'k Layout,
-    /// Links that lead nowhere; the first ones are kept.
+    /// The first broken links.
     pub(super) broken: Vec<BrokenLink>,
     left: usize,
 }
@@ -149,8 +149,8 @@ impl<'k> Lists<'k> {
 
     /// The nodes of a doubly linked list (`struct list_head`) from `start` on, `start` included, each once.
     ///
-    /// It is followed forwards and, if that does not lead back to `start`, backwards as well. `is_node` says whether what a link
-    /// leads to can be one.
+    /// The list is followed forward and, if that does not lead back to `start`, backward as well. `is_node` checks whether a link
+    /// leads to a plausible node.
     fn nodes(&mut self, start: VirtAddr, is_node: impl Fn(VirtAddr) -> bool) -> Vec<VirtAddr> {
         let mut seen = HashSet::from([start]);
         let mut nodes = vec![start];
@@ -159,7 +159,7 @@ impl<'k> Lists<'k> {
             let mut at = start;
             let reason = loop {
                 let Some(next) = self.kernel.pointer(at, link) else {
-                    break Some("it can't be read, or is no pointer");
+                    break Some("it can't be read, or is not a pointer");
                 };
                 if next == start {
                     break None;
@@ -168,9 +168,11 @@ impl<'k> Lists<'k> {
                     break Some("it leads back into the list");
                 }
                 if !is_node(next) {
-                    break Some("what it leads to is no task of the list");
+                    break Some("it does not lead to a task of the list");
                 }
-                let Some(left) = self.left.checked_sub(1) else { break Some("the lists have no end") };
+                let Some(left) = self.left.checked_sub(1) else {
+                    break Some("the lists have more nodes than there can be tasks");
+                };
                 self.left = left;
                 nodes.push(next);
                 at = next;
@@ -183,7 +185,7 @@ impl<'k> Lists<'k> {
         nodes
     }
 
-    /// What leads the threads of each process, and whether it is in the kernel's list of them; `seeds` are tasks that are known.
+    /// The thread group leader of each process, and whether it is in the kernel's list of processes; `seeds` are known tasks.
     pub(super) fn leaders(&mut self, seeds: &[VirtAddr]) -> Vec<(Task, bool)> {
         let (kernel, layout) = (self.kernel, self.layout);
         let mut known: HashSet<VirtAddr> = HashSet::new();
@@ -197,12 +199,12 @@ impl<'k> Lists<'k> {
             known.extend(&list);
             lists.push(list);
         }
-        // The longest is the kernel's; what is in none or in a shorter one was taken out of it.
+        // The longest list is the kernel's. A task in no list or in a shorter one was removed from it.
         lists.sort_by_key(|list| Reverse(list.len()));
         let mut found = Vec::new();
         for (index, list) in lists.iter().enumerate() {
             let tasks = list.iter().filter_map(|address| Task::read(kernel, layout, *address));
-            // Number 0 is what a processor does when it has nothing to do.
+            // Number 0 is the idle task of a processor.
             let leaders = tasks.filter(|task| task.pid.value == task.tgid.value && task.pid.value != 0);
             found.extend(leaders.map(|task| (task, index == 0 && list.len() > 1)));
         }
@@ -210,7 +212,7 @@ impl<'k> Lists<'k> {
         found
     }
 
-    /// The tasks in the list that this one is in, but for those that are known.
+    /// The tasks in the same list as this one, except those that are known.
     fn tasks(&mut self, task: VirtAddr, known: &HashSet<VirtAddr>) -> Vec<VirtAddr> {
         let (kernel, layout) = (self.kernel, self.layout);
         let Some(offset) = layout.task.tasks else { return vec![task] };
@@ -222,7 +224,7 @@ impl<'k> Lists<'k> {
         self.nodes(start, is_task).into_iter().filter_map(holder).collect()
     }
 
-    /// The threads of a process, the first one included; `None` where the layout does not tell.
+    /// The threads of a process, the first one included; `None` if the layout lacks the list.
     pub(super) fn threads(&mut self, leader: &Task) -> Option<Vec<Task>> {
         let (kernel, layout) = (self.kernel, self.layout);
         let (node, signal) = (layout.task.thread_node?, layout.task.signal?);

@@ -1,4 +1,4 @@
-//! Memory maps of processes: what /proc/PID/maps shows (fs/proc/task_mmu.c), and what of it is in the dump.
+//! Memory maps of processes as in /proc/PID/maps (fs/proc/task_mmu.c), and how much of each mapping is in the dump.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -16,23 +16,24 @@ const READ: u64 = 0x1;
 const WRITE: u64 = 0x2;
 const EXECUTE: u64 = 0x4;
 const MAY_SHARE: u64 = 0x80;
-/// Mappings of a process that are read.
+/// Maximum number of mappings of a process.
 const MAX_MAPPINGS: usize = 1 << 20;
-/// What the kernel calls the file of anonymous memory that is shared (`shmem_zero_setup` of mm/shmem.c).
+/// The kernel's name for the file of shared anonymous memory (`shmem_zero_setup` of mm/shmem.c).
 const ANONYMOUS_SHARED: &str = "/dev/zero (deleted)";
-/// Bytes of a name that a program gives to memory (`ANON_VMA_NAME_MAX_LEN` of mm/madvise.c), the NUL included.
+/// Maximum size of a name that a program gives to memory, with its NUL (`ANON_VMA_NAME_MAX_LEN` of mm/madvise.c).
 const MAX_ANON_NAME: usize = 80;
-/// Bytes of the name of a mapping of the kernel's own, as `[vdso]`.
+/// Maximum size of the name of a mapping of the kernel, such as `[vdso]`.
 const MAX_SPECIAL_NAME: usize = 32;
-/// Page tables and mappings of a process per frame of the dump, and at least, before they are taken for hostile.
+/// Maximum number of page tables and mappings of a process per frame of the dump, and the minimum of that bound. More of them are
+/// taken for hostile.
 const TABLES_PER_FRAME: u64 = 4;
 const MIN_TABLES: u64 = 1 << 16;
 
-/// Where a mapping is known from.
+/// The source of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MappingSource {
-    /// The kernel's record of it (`vm_area_struct`), from which the segments of a core are made as well.
+    /// The kernel's record (`vm_area_struct`); the segments of a core come from these records as well.
     Vma,
     /// Pages that the page tables map.
     PageTables,
@@ -43,17 +44,17 @@ pub enum MappingSource {
 pub struct Mapping {
     /// First address.
     pub start: VirtAddr,
-    /// First address behind it.
+    /// The first address after it.
     pub end: VirtAddr,
-    /// Read, write, execute, and private or shared, as `r-xp`; `?` stands for what is not known.
+    /// Read, write, execute, and private or shared, such as `r-xp`; `?` marks what is not known.
     pub permissions: String,
-    /// Where in the file it begins, in bytes; 0 where there is no file.
+    /// Its offset in the file in bytes; 0 without a file.
     pub offset: Option<u64>,
-    /// The file, or what the kernel calls it, as `[heap]`.
+    /// The file, or the kernel's name for the mapping, such as `[heap]`.
     pub file: Option<String>,
-    /// What became of its pages; `None` where the page tables could not be counted.
+    /// The state of its pages; `None` if the page tables are too many to count.
     pub residency: Option<Residency>,
-    /// Where it is known from.
+    /// Its source.
     pub source: MappingSource,
     /// The address of the kernel's record.
     pub record: Option<VirtAddr>,
@@ -62,13 +63,13 @@ pub struct Mapping {
 /// The memory map of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryMap {
-    /// By address, without overlap.
+    /// The mappings, sorted by address, without overlap.
     pub mappings: Vec<Mapping>,
-    /// What could not be read, in words.
+    /// What could not be read.
     pub problems: Vec<String>,
 }
 
-/// A mapping as the kernel keeps it.
+/// A mapping in the kernel's records.
 #[derive(Clone, Copy)]
 struct Record {
     address: VirtAddr,
@@ -77,7 +78,7 @@ struct Record {
 }
 
 impl Memory<'_> {
-    /// The memory map: the kernel's records, and where some can't be read, what the page tables map there.
+    /// The memory map: the kernel's records and, where some can't be read, the pages that the page tables map there.
     pub(super) fn map(&self, task: VirtAddr) -> MemoryMap {
         let mut map = MemoryMap::default();
         let records = self.records(&mut map.problems);
@@ -107,7 +108,7 @@ impl Memory<'_> {
         } else if let Some(offset) = self.layout.mm.mmap {
             self.in_list(offset, problems)
         } else {
-            problems.push("the kernel's records of its mappings can't be found".to_owned());
+            problems.push("the kernel's records of the mappings can't be found".to_owned());
             Vec::new()
         };
         let mut records: Vec<Record> = Vec::new();
@@ -124,20 +125,21 @@ impl Memory<'_> {
     fn in_tree(&self, offset: u64, problems: &mut Vec<String>) -> Vec<Record> {
         let root = self.kernel.u64(self.mm, offset);
         let Some(tree) = root.and_then(|root| maple::walk(self.kernel, self.layout, root)) else {
-            problems.push("the tree of its mappings can't be read".to_owned());
+            problems.push("the tree of the mappings can't be read".to_owned());
             return Vec::new();
         };
         let mut unreadable = tree.unreadable;
         let mut records = Vec::new();
         for entry in tree.entries {
             match self.record(entry.value) {
-                // The tree and the record agree, or one of them is not what it was.
+                // If the tree and the record do not agree, one of them was changed.
                 Some(record) if record.start == entry.first && record.end - 1 == entry.last => records.push(record),
                 _ => unreadable += 1,
             }
         }
         if unreadable > 0 {
-            problems.push(format!("{unreadable} parts of the tree of its mappings can't be read, or contradict it"));
+            problems
+                .push(format!("{unreadable} parts of the tree of the mappings can't be read, or contradict the tree"));
         }
         records
     }
@@ -158,7 +160,7 @@ impl Memory<'_> {
                 _ => break,
             }
         }
-        problems.push(format!("the list of its mappings can't be followed past the {}th", records.len()));
+        problems.push(format!("the list of the mappings can't be followed beyond number {}", records.len()));
         records
     }
 
@@ -200,7 +202,7 @@ impl Memory<'_> {
         }
     }
 
-    /// What /proc/PID/maps has in its last column (`get_vma_name`).
+    /// The last column of /proc/PID/maps (`get_vma_name`).
     fn name(&self, record: Record, file: Option<VirtAddr>, paths: &Paths<'_>) -> Option<String> {
         let anon_name = || {
             let of = self.kernel.pointer(record.address, self.layout.vma.anon_name?)?;
@@ -239,7 +241,7 @@ impl Memory<'_> {
         anon_name().map(|name| format!("[anon:{name}]"))
     }
 
-    /// The name of a mapping of the kernel's own: `vm_ops->name` is there, and `vm_private_data` is a `vm_special_mapping`.
+    /// The name of a mapping of the kernel: `vm_ops->name` is there, and `vm_private_data` is a `vm_special_mapping`.
     fn special_name(&self, record: VirtAddr) -> Option<String> {
         let of = &self.layout.vma;
         let ops = self.kernel.pointer(record, of.ops?)?;
@@ -250,23 +252,23 @@ impl Memory<'_> {
     }
 }
 
-/// The bound of the page tables of a process that are looked at.
+/// Maximum number of page tables of a process that are read.
 pub(super) fn budget(kernel: &Kernel) -> u64 {
     (kernel.memory().size() / FRAME_SIZE).saturating_mul(TABLES_PER_FRAME).saturating_add(MIN_TABLES)
 }
 
-/// Bytes of a process's memory that are in the dump; `None` where its page tables can't be counted.
+/// The bytes of a process's memory that are in the dump; `None` if its page tables are too many to count.
 pub(super) fn resident(kernel: &Kernel, root: PhysAddr) -> Option<u64> {
     let space = kernel.user_space(root);
     Some(space.residency(VirtAddr(0), VirtAddr(u64::MAX), &mut budget(kernel))?.resident)
 }
 
-/// The memory map as the page tables have it: runs of pages that user mode may reach.
+/// The memory map from the page tables: runs of pages that user mode can access.
 pub(super) fn page_table_map(kernel: &Kernel, root: PhysAddr) -> MemoryMap {
     MemoryMap { mappings: from_page_tables(kernel, root, &mut budget(kernel)), problems: Vec::new() }
 }
 
-/// The memory map that the image of a process has: its segments, and the files that it names.
+/// The memory map of a process image: its segments, and the files that it names.
 pub fn map_of_image(memory: &PhysicalMemory) -> MemoryMap {
     let known = memory.mappings();
     let describe = |segment: &Segment| {

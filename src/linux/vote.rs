@@ -1,9 +1,9 @@
-//! A layout without BTF: offsets on which the tasks of the dump agree.
+//! A layout without BTF: the offsets are inferred from the tasks of the dump.
 //!
-//! What is known is where memory holds pointers to top tables (`mm_struct.pgd`). The memory's owner points back to it
-//! (`mm_struct.owner`, `task_struct.mm`): three offsets that are the same for every process, and that nothing else agrees on. The
-//! owners are in one list (`task_struct.tasks`) with the first task of the machine, `swapper`, and with `kthreadd`: these names, ids
-//! that differ, and parents give the rest.
+//! The known facts are the places of pointers to top tables (`mm_struct.pgd`). The owner of an `mm_struct` points back to it
+//! (`mm_struct.owner`, `task_struct.mm`). These three offsets are the same for every process, and no other offsets are. The
+//! owners are in one list (`task_struct.tasks`) with the first task of the machine, `swapper`, and with `kthreadd`. Their names,
+//! distinct ids, and parents give the remaining offsets.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -17,27 +17,27 @@ use super::task::{COMM_LEN, MAX_PID};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::paging::VirtualMemory;
 
-/// Bytes of a `task_struct` that are looked at; it has up to 10 KiB.
+/// The bytes of a `task_struct` that are examined; it has up to 10 KiB.
 const TASK_LEN: u64 = 12 << 10;
-/// Bytes of an `mm_struct` before `pgd`, and after it up to `owner`.
+/// Maximum distance in an `mm_struct` from its start to `pgd`, and from `pgd` to `owner`, in bytes.
 const MM_BEFORE: u64 = 1 << 10;
 const MM_AFTER: u64 = 3 << 10;
-/// Pointers to top tables that vote, and those to one table.
+/// Maximum number of pointers to top tables that vote, and of pointers to one table.
 const MAX_POINTERS: usize = 1 << 10;
 const MAX_PER_ROOT: usize = 4;
-/// Processes that must agree, at least.
+/// Minimum number of processes that must agree.
 const MIN_VOTES: usize = 3;
-/// Offsets that are looked into, those with most votes first.
+/// Maximum number of offsets examined, those with the most votes first.
 const MAX_CHAINS: usize = 64;
-/// Tasks of a list, at most and at least.
+/// Maximum and minimum number of tasks of a list.
 const MAX_TASKS: usize = MAX_PID as usize;
 const MIN_TASKS: usize = 8;
-/// Tasks of the list that vote.
+/// Maximum number of tasks of the list that vote.
 const MAX_SAMPLE: usize = 1 << 12;
-/// Nodes of lists that are looked at in all, and how many of them the reading of a task counts for.
+/// Maximum number of list nodes examined in total, and the number that reading a task counts as.
 const MAX_STEPS: usize = 1 << 24;
 const STEPS_PER_TASK: usize = 1 << 7;
-/// Places that are taken for the name of the first task.
+/// Maximum number of places tried as the name of the first task.
 const MAX_PLACES: usize = 64;
 /// One task in this many may be damaged.
 const TOLERATED: usize = 16;
@@ -46,7 +46,7 @@ const FIRST_TASK: &[u8] = b"swapper";
 const KERNEL_THREADS: &[u8] = b"kthreadd";
 const KERNEL_THREADS_PID: u32 = 2;
 
-/// Offsets of the three pointers that lead from memory to its owner and back.
+/// The offsets of the three pointers that lead from an `mm_struct` to its owner and back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Chain {
     /// From `mm_struct.pgd` to `mm_struct.owner`.
@@ -55,18 +55,18 @@ struct Chain {
     mm: u64,
 }
 
-/// Work that is left, so that lists which lie do not make it endless.
+/// The remaining work: a bound, so that false lists end.
 struct Budget(Cell<usize>);
 
 impl Budget {
-    /// Takes some of it; `None` when it ran out.
+    /// Subtracts work; `None` if too little is left.
     fn spend(&self, steps: usize) -> Option<()> {
         self.0.set(self.0.get().checked_sub(steps)?);
         Some(())
     }
 }
 
-/// The bytes of a structure, from its beginning on.
+/// The bytes of a structure from its start.
 struct Bytes(Vec<u8>);
 
 impl Bytes {
@@ -89,7 +89,7 @@ impl Bytes {
         self.0.get(usize::try_from(offset).ok()?..)?.first_chunk().map(|word| u32::from_le_bytes(*word))
     }
 
-    /// A name of a command: printable characters, then a NUL.
+    /// The name of a command: printable characters, then a NUL.
     fn comm(&self, offset: u64) -> Option<&[u8]> {
         let start = usize::try_from(offset).ok()?;
         let field = self.0.get(start..start.checked_add(COMM_LEN)?)?;
@@ -98,8 +98,8 @@ impl Bytes {
     }
 }
 
-/// The layout on which the tasks agree: `tasks`, `mm`, `pid`, `tgid`, `comm` and `real_parent`; of
-/// memory `pgd` and `owner`.
+/// The layout that the tasks agree on: `tasks`, `mm`, `pid`, `tgid`, `comm` and `real_parent` of `task_struct`, `pgd` and
+/// `owner` of `mm_struct`.
 pub(super) fn layout(kernel: &Kernel, pointers: &[RootPointer]) -> Option<Layout> {
     let budget = Budget(Cell::new(MAX_STEPS));
     let mut counts: HashMap<PhysAddr, usize> = HashMap::new();
@@ -118,7 +118,7 @@ pub(super) fn layout(kernel: &Kernel, pointers: &[RootPointer]) -> Option<Layout
         votes.into_iter().map(|(chain, tasks)| (chain, tasks.into_values().collect())).collect();
     ranked.retain(|(_, tasks)| tasks.len() >= MIN_VOTES);
     ranked.sort_by_key(|(chain, tasks)| (std::cmp::Reverse(tasks.len()), *chain));
-    // `mm` and `active_mm` are equal in processes, and `mm` is the first of them: it is in the smaller chain.
+    // In processes `mm` and `active_mm` are equal, and `mm` comes first: it has the smaller offset.
     ranked.into_iter().take(MAX_CHAINS).find_map(|(chain, tasks)| {
         let mut layout = of_tasks(kernel, &tasks, &budget)?;
         layout.task.mm = Some(chain.mm);
@@ -128,7 +128,7 @@ pub(super) fn layout(kernel: &Kernel, pointers: &[RootPointer]) -> Option<Layout
     })
 }
 
-/// The chains that begin at a pointer to a top table, each with the task in it.
+/// The chains that start at a pointer to a top table, each with its task.
 fn chains(kernel: &Kernel, slot: VirtAddr) -> BTreeSet<(Chain, VirtAddr)> {
     let mut found = BTreeSet::new();
     let Some(first) = slot.0.checked_sub(MM_BEFORE) else { return found };
@@ -144,7 +144,7 @@ fn chains(kernel: &Kernel, slot: VirtAddr) -> BTreeSet<(Chain, VirtAddr)> {
         for mm in (0..TASK_LEN).step_by(8) {
             let Some(memory) = bytes.u64(mm) else { break };
             let pgd = slot.0.wrapping_sub(memory);
-            // The owner lies in the `mm_struct` as well.
+            // The pointer to the owner is in the `mm_struct` as well.
             if pgd < MM_BEFORE && pgd.checked_add_signed(owner).is_some() {
                 found.insert((Chain { owner, pgd, mm }, task));
             }
@@ -153,12 +153,12 @@ fn chains(kernel: &Kernel, slot: VirtAddr) -> BTreeSet<(Chain, VirtAddr)> {
     found
 }
 
-/// The layout of tasks, some of which are known.
+/// The layout of tasks, given some known tasks.
 fn of_tasks(kernel: &Kernel, known: &[VirtAddr], budget: &Budget) -> Option<Layout> {
     let first = known.first()?;
     let bytes = Bytes::read(kernel, *first, TASK_LEN);
     (0..TASK_LEN).step_by(8).find_map(|tasks| {
-        // Cheap, and most offsets fail here: what comes next points back.
+        // This check is cheap and rejects most offsets: the next node must point back.
         let node = first.checked_add(tasks)?;
         let next = VirtAddr(bytes.u64(tasks)?);
         if next == node || kernel.pointer(next, 8) != Some(node) {
@@ -171,7 +171,7 @@ fn of_tasks(kernel: &Kernel, known: &[VirtAddr], budget: &Budget) -> Option<Layo
     })
 }
 
-/// What holds the nodes of a list that leads back to its beginning.
+/// The structures that contain the nodes of a list that leads back to its start.
 fn ring(kernel: &Kernel, start: VirtAddr, offset: u64, budget: &Budget) -> Option<Vec<VirtAddr>> {
     let mut found = Vec::new();
     let mut at = start;
@@ -192,7 +192,7 @@ fn ring(kernel: &Kernel, start: VirtAddr, offset: u64, budget: &Budget) -> Optio
 
 /// The rest of the layout, from the tasks of the list of processes; `None` if it is another list.
 fn of_list(kernel: &Kernel, tasks: u64, all: &[VirtAddr], budget: &Budget) -> Option<Layout> {
-    // The name may stand in more places: a task may lie right before the first one, or another may have that name.
+    // The name can occur more than once: a task can be directly before the first one, or another task can have that name.
     let affordable = all.iter().enumerate().take_while(|_| budget.spend(STEPS_PER_TASK).is_some());
     let places = affordable.flat_map(|(index, task)| {
         let bytes = Bytes::read(kernel, *task, TASK_LEN);
@@ -205,9 +205,9 @@ fn of_list(kernel: &Kernel, tasks: u64, all: &[VirtAddr], budget: &Budget) -> Op
     })
 }
 
-/// The same where the first task is known, and where its name stands.
+/// The same, given the first task and the offset of its name.
 fn of_first_task(kernel: &Kernel, tasks: u64, all: &[VirtAddr], swapper: usize, comm: u64) -> Option<Layout> {
-    // The first task leads the list, and the oldest ones follow.
+    // The first task is the first in the list, and the oldest tasks follow.
     let sample: Vec<VirtAddr> = all.iter().cycle().skip(swapper).take(all.len().min(MAX_SAMPLE)).copied().collect();
     let bytes: Vec<Bytes> = sample.iter().map(|task| Bytes::read(kernel, *task, TASK_LEN)).collect();
     let (first, others) = bytes.split_first()?;
@@ -221,7 +221,7 @@ fn of_first_task(kernel: &Kernel, tasks: u64, all: &[VirtAddr], swapper: usize, 
     if !most(&|task| task.comm(comm).is_some()) {
         return None;
     }
-    // Every leader of threads has the same number as id of its thread and of its process, and none has that of another.
+    // Every thread group leader has the same thread id and process id, and no two leaders share one.
     let pid = (0..TASK_LEN).step_by(4).find(|offset| {
         let of = |task: &Bytes| task.u32(*offset).filter(|pid| *pid <= MAX_PID && task.u32(*offset + 4) == Some(*pid));
         let differ = || bytes.iter().filter_map(of).collect::<HashSet<u32>>().len() + tolerated >= bytes.len();
@@ -229,7 +229,7 @@ fn of_first_task(kernel: &Kernel, tasks: u64, all: &[VirtAddr], swapper: usize, 
     })?;
     let there: HashSet<u64> = all.iter().map(|task| task.0).collect();
     let swapper = sample.first()?.0;
-    // Parents are pointed to by their beginnings: without agreement here, what looks like a task is a part of one.
+    // Pointers to parents lead to the start of a task: without agreement here, the assumed start of a task is wrong.
     let real_parent = (0..TASK_LEN).step_by(8).find(|offset| {
         let is_first = |task: &Bytes| task.u64(*offset) == Some(swapper);
         is_first(first)

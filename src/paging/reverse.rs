@@ -48,6 +48,22 @@ impl ReverseMap {
             .map(move |((space, mapping), _)| (*space, VirtAddr(mapping.va.0 + (pa.0 - mapping.pa.0))))
     }
 
+    /// What [`ReverseMap::lookup`] returns, up to `most` places, and the first address behind `pa` for which it could return
+    /// other mappings.
+    pub fn lookup_run(&self, pa: PhysAddr, most: usize) -> (Vec<(usize, VirtAddr)>, PhysAddr) {
+        let after = self.entries.partition_point(|(_, mapping)| mapping.pa <= pa);
+        let mut end = self.entries.get(after).map_or(u64::MAX, |(_, mapping)| mapping.pa.0);
+        let entries = self.entries.get(..after).unwrap_or_default();
+        let reach = self.reach.get(..after).unwrap_or_default();
+        let near = entries.iter().zip(reach).rev().take_while(|(_, reach)| **reach > pa.0);
+        let mut places = Vec::new();
+        for ((space, mapping), _) in near.filter(|((_, mapping), _)| pa.0 - mapping.pa.0 < mapping.len).take(most) {
+            end = end.min(mapping.pa.0.saturating_add(mapping.len));
+            places.push((*space, VirtAddr(mapping.va.0 + (pa.0 - mapping.pa.0))));
+        }
+        (places, PhysAddr(end))
+    }
+
     /// The physical addresses that any space maps: sorted, without overlap.
     pub fn frames(&self) -> Vec<Range<PhysAddr>> {
         let mut frames: Vec<Range<PhysAddr>> = Vec::new();
@@ -82,6 +98,13 @@ mod tests {
         // Behind the small mapping, the large one still reaches here.
         assert_eq!(map.lookup(PhysAddr(0x3f_ffff)).collect::<Vec<_>>(), [(0, VirtAddr(0x20_ffff))]);
         assert_eq!(map.lookup(PhysAddr(0x40_1000)).count(), 0);
+        // The same mappings hold until one begins or ends.
+        let run = |pa| map.lookup_run(PhysAddr(pa), 9);
+        assert_eq!(run(0x20_0010), (vec![(0, VirtAddr(0x10010))], PhysAddr(0x20_5000)));
+        assert_eq!(run(0x20_5010), (vec![(7, VirtAddr(0x50010)), (0, VirtAddr(0x15010))], PhysAddr(0x20_6000)));
+        assert_eq!(run(0x20_6000), (vec![(0, VirtAddr(0x16000))], PhysAddr(0x40_0000)));
+        assert_eq!(run(0x40_1000), (vec![], PhysAddr(u64::MAX)));
+        assert_eq!(map.lookup_run(PhysAddr(0x20_5010), 1).0.len(), 1);
         assert_eq!(map.lookup(PhysAddr(0xfff)).count(), 0);
         let frames = map.frames();
         assert_eq!(frames, [PhysAddr(0x1000)..PhysAddr(0x2000), PhysAddr(0x20_0000)..PhysAddr(0x40_1000)]);

@@ -1,88 +1,141 @@
-//! All objects of an interpreter, by type: those that the collector keeps track of, and the swept ones that it does not
-//! look at.
+//! All objects of an interpreter by type: those that the garbage collector tracks, and those of other types, which a sweep
+//! of memory finds.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use rayon::prelude::*;
 use serde::Serialize;
 
+use super::kind::Kind;
 use super::state::pointer;
 use super::{Collector, Runtime};
 use crate::addr::VirtAddr;
 use crate::cpython::{DIGIT_BITS, Interpreter, field};
 
-/// Objects of a type.
+/// The objects of one type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TypeCount {
-    /// Name of the type.
+    /// The name of the type.
     pub name: String,
-    /// Its objects: those that the collector keeps track of or, where it does not look at the type, those that were found.
+    /// The number of objects: those that the collector tracks. For a type that it does not track, those found in memory.
     pub count: usize,
-    /// Bytes of these objects themselves, not of what they refer to.
+    /// The bytes of these objects, without those of the objects that they refer to.
     pub bytes: u64,
-    /// Objects that the collector could look at and keeps no track of: they hold nothing that could form a ring.
+    /// Objects of a tracked type that the collector does not track, because they cannot be part of a reference cycle.
     pub untracked: usize,
-    /// The type.
+    /// The address of the type object.
     pub address: VirtAddr,
 }
 
 /// The objects of an interpreter.
 #[derive(Clone, Debug, Default)]
 pub struct Census {
-    /// By type, the most numerous first.
+    /// The types, the most frequent first.
     pub types: Vec<TypeCount>,
-    /// The objects by type, sorted by address; untracked ones too.
+    /// The addresses of the objects by type, sorted; they include the untracked objects.
     pub objects: BTreeMap<VirtAddr, Vec<VirtAddr>>,
 }
 
-/// All types of an interpreter: their instances are what a census needs. To be asked for again when more types are known.
+/// All types of an interpreter. A census needs the instances of all of them. The caller asks again when more types are known.
 pub fn all_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
-    interpreter.types.keys().copied().collect()
+    // One sweep for all of them costs less than one for most and another for the rest.
+    if interpreter.knows_all_types() { interpreter.types.keys().copied().collect() } else { BTreeSet::new() }
+}
+
+/// Objects that one thread examines at a time.
+const PIECE: usize = 1 << 12;
+/// The most bytes that an object found by the sweep covers: what only looks like an object must not hide many that are.
+const MAX_HIDDEN: u64 = 1 << 16;
+
+/// How an object was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Origin {
+    /// The collector tracks it.
+    Tracked,
+    /// It is one of the interpreter's types.
+    Type,
+    /// The sweep found it.
+    Swept,
+}
+
+/// An object that is to be counted.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    address: VirtAddr,
+    origin: Origin,
+    type_object: VirtAddr,
+    size: Option<u64>,
+}
+
+/// What is counted of a type.
+#[derive(Default)]
+struct Tally {
+    tracked: (usize, u64),
+    swept: (usize, u64),
+    objects: Vec<VirtAddr>,
 }
 
 impl Runtime<'_> {
     /// Counts the objects; the interpreter's instances must be those of [`all_types`].
     pub fn census(&self, collector: &Collector) -> Census {
-        let mut tracked: BTreeMap<VirtAddr, Vec<VirtAddr>> = BTreeMap::new();
-        for object in &collector.tracked {
-            if let Ok(type_object) = self.objects.type_of(*object) {
-                tracked.entry(type_object).or_default().push(*object);
-            }
-        }
-        let members: HashSet<VirtAddr> = collector.tracked.iter().copied().collect();
-        let flag = self.layout.flag_collected.unwrap_or_default().cast_unsigned();
+        let kinds = self.kinds();
         let has_lists = !collector.tracked.is_empty();
-        let is_listed = |type_object: &VirtAddr| {
-            has_lists && self.interpreter.types.get(type_object).is_some_and(|info| info.flags & flag != 0)
+        let is_listed =
+            |type_object: VirtAddr| has_lists && kinds.get(type_object).is_some_and(|kind| kind.is_collected);
+        let found = |address: VirtAddr, type_object: VirtAddr, origin: Origin| {
+            let size = kinds.get(type_object).and_then(|kind| self.size_of(address, kind));
+            Found { address, origin, type_object, size }
         };
-        let mut others: BTreeMap<VirtAddr, Vec<VirtAddr>> = BTreeMap::new();
-        for (type_object, instances) in &self.interpreter.instances {
-            let is_listed = is_listed(type_object);
-            let is_new = |object: &&VirtAddr| match is_listed {
-                true => !members.contains(object) && self.is_untracked(**object),
-                false => self.is_sound(**object),
+        let tracked = collector.tracked.par_iter().with_min_len(PIECE).filter_map(|object| {
+            let type_object = self.objects.type_of(*object).ok()?;
+            Some(found(*object, type_object, Origin::Tracked))
+        });
+        let mut all: Vec<Found> = tracked.collect();
+        let mut members: Vec<VirtAddr> = all.iter().map(|found| found.address).collect();
+        members.par_sort_unstable();
+        let members = &members;
+        let swept = self.interpreter.instances.par_iter().flat_map(|(type_object, instances)| {
+            let (is_listed, kind) = (is_listed(*type_object), kinds.get(*type_object));
+            let is_new = move |object: &VirtAddr| match is_listed {
+                true => members.binary_search(object).is_err() && self.is_untracked(*object),
+                false => kind.is_some_and(|kind| self.is_sound(*object, *type_object, kind)),
             };
-            others.insert(*type_object, instances.iter().filter(is_new).copied().collect());
+            let instances = instances.par_iter().with_min_len(PIECE).copied().filter(is_new);
+            instances.map(|object| found(object, *type_object, Origin::Swept))
+        });
+        all.par_extend(swept);
+        let types = self.interpreter.types.par_iter().map(|(address, _)| *address);
+        all.par_extend(
+            types.filter_map(|address| Some(found(address, self.objects.type_of(address).ok()?, Origin::Type))),
+        );
+        let mut tallies: HashMap<VirtAddr, Tally> = HashMap::new();
+        for Found { address, origin, type_object, size } in without_parts(all) {
+            let tally = tallies.entry(type_object).or_default();
+            let (count, bytes) = match origin {
+                Origin::Tracked => &mut tally.tracked,
+                Origin::Swept => &mut tally.swept,
+                Origin::Type => continue,
+            };
+            *count += 1;
+            *bytes = bytes.saturating_add(size.unwrap_or_default());
+            tally.objects.push(address);
         }
-        self.drop_parts(&tracked, &mut others);
-        let mut census = Census::default();
-        let all: BTreeSet<VirtAddr> = tracked.keys().chain(others.keys()).copied().collect();
-        for type_object in all {
-            let listed = tracked.remove(&type_object).unwrap_or_default();
-            let other = others.remove(&type_object).unwrap_or_default();
-            let (counted, untracked) = if is_listed(&type_object) { (&listed, other.len()) } else { (&other, 0) };
-            if counted.is_empty() && untracked == 0 {
-                continue;
-            }
-            let bytes = counted.iter().filter_map(|object| self.size(*object)).fold(0u64, u64::saturating_add);
-            let name = self.names.name(type_object);
-            census.types.push(TypeCount { name, count: counted.len(), bytes, untracked, address: type_object });
-            let mut objects = [listed, other].concat();
-            objects.sort_unstable();
-            objects.dedup();
-            census.objects.insert(type_object, objects);
-        }
-        census.types.sort_by(|a, b| (b.count, &a.name, a.address).cmp(&(a.count, &b.name, b.address)));
-        census
+        let mut types: Vec<TypeCount> = tallies
+            .par_iter()
+            .filter_map(|(address, tally)| {
+                let ((count, bytes), untracked) = match is_listed(*address) {
+                    true => (tally.tracked, tally.swept.0),
+                    false => (tally.swept, 0),
+                };
+                let name = || self.names.name(*address);
+                let is_there = count > 0 || untracked > 0;
+                is_there.then(|| TypeCount { name: name(), count, bytes, untracked, address: *address })
+            })
+            .collect();
+        types.sort_unstable_by(|a, b| (b.count, &a.name, a.address).cmp(&(a.count, &b.name, b.address)));
+        let objects = types.iter().filter_map(|found| Some((found.address, tallies.remove(&found.address)?.objects)));
+        let objects = objects.collect();
+        Census { types, objects }
     }
 
     /// Whether the links before an object are those of one that is in no list.
@@ -92,18 +145,17 @@ impl Runtime<'_> {
         is_null(self.next(links)) && is_null(self.previous(links))
     }
 
-    /// Whether what was swept can be an object of its type: the first element of a tuple of types looks like one.
-    fn is_sound(&self, object: VirtAddr) -> bool {
+    /// Whether what the sweep found can be an object of its type: the first element of a tuple of types looks like one.
+    fn is_sound(&self, object: VirtAddr, type_object: VirtAddr, kind: &Kind) -> bool {
         let (objects, layout) = (&self.objects, self.objects.layout());
-        let has = |flag: i64| objects.has_type_flag(object, flag) == Ok(true);
         let is_str = |at: Option<VirtAddr>| at.is_some_and(|at| objects.has_type_flag(at, layout.flag_str) == Ok(true));
-        if has(layout.flag_str) {
+        if kind.has(layout.flag_str) {
             return objects.str(object).is_ok();
         }
-        if has(layout.flag_int) {
+        if kind.has(layout.flag_int) {
             return self.is_sound_int(object).unwrap_or(false);
         }
-        if self.types.is_some_and(|types| objects.type_of(object) == Ok(types.code)) {
+        if self.types.is_some_and(|types| type_object == types.code) {
             let names = [self.layout.code_name, self.layout.code_file];
             return names.into_iter().all(|name| is_str(pointer(objects, object, name)));
         }
@@ -127,56 +179,83 @@ impl Runtime<'_> {
         Some(halves.into_iter().all(|digit| digit >> DIGIT_BITS == 0))
     }
 
-    /// Drops what lies in an object that is known: a pointer to a type in it, with a small number before, is no object.
-    fn drop_parts(&self, tracked: &BTreeMap<VirtAddr, Vec<VirtAddr>>, others: &mut BTreeMap<VirtAddr, Vec<VirtAddr>>) {
-        let known = tracked.values().flatten().chain(self.interpreter.types.keys()).copied();
-        let untracked = others.values().flatten().copied();
-        // Where objects end, by where they begin: of two that overlap the one that begins first is an object.
-        let mut extents: Vec<(VirtAddr, u64, bool)> = Vec::new();
-        extents.extend(known.map(|object| (object, self.size(object).unwrap_or_default(), true)));
-        extents.extend(untracked.map(|object| (object, self.size(object).unwrap_or_default(), false)));
-        extents.sort_unstable_by_key(|(object, _, is_known)| (*object, !is_known));
-        // What only looks like an object must not hide many that are.
-        const MAX_HIDDEN: u64 = 1 << 16;
-        let mut parts = HashSet::new();
-        let mut end = 0;
-        for (object, size, is_known) in extents {
-            if object.0 < end && !is_known {
-                parts.insert(object);
-                continue;
-            }
-            let size = if is_known { size } else { size.min(MAX_HIDDEN) };
-            end = end.max(object.0.saturating_add(size));
-        }
-        others.values_mut().for_each(|objects| objects.retain(|object| !parts.contains(object)));
-    }
-
     /// The bytes of an object itself: what `object.__sizeof__` gives, for a `str` with its characters.
     pub fn size(&self, object: VirtAddr) -> Option<u64> {
+        self.size_of(object, self.kinds().get(self.objects.type_of(object).ok()?)?)
+    }
+
+    /// The same for an object of a known type.
+    fn size_of(&self, object: VirtAddr, kind: &Kind) -> Option<u64> {
         /// No object is larger: what says so is no object.
         const MAX_SIZE: u64 = 1 << 40;
         let (objects, layout) = (&self.objects, self.objects.layout());
-        let type_object = objects.type_of(object).ok()?;
-        let flags = self.interpreter.types.get(&type_object)?.flags;
-        let basic = objects.word(type_object, layout.tp_basicsize).ok()?;
-        let item = objects.word(type_object, layout.tp_itemsize).ok()?.cast_signed();
-        let has = |flag: i64| flags & flag.cast_unsigned() != 0;
-        let count = match (item, layout.int_lv_tag.filter(|_| has(layout.flag_int))) {
+        let (basic, item) = kind.sizes?;
+        let count = match (item, layout.int_lv_tag.filter(|_| kind.has(layout.flag_int))) {
             (0, _) => 0,
             (_, Some(tag)) => objects.word(object, tag).ok()? >> 3,
             _ => objects.word(object, layout.var_size?).ok()?.cast_signed().unsigned_abs(),
         };
         let mut size = basic.checked_add(count.checked_mul(item.unsigned_abs())?)?;
-        if has(layout.flag_str) && objects.word(object, layout.str_state).ok()? >> layout.str_compact_bit & 1 == 1 {
+        if kind.has(layout.flag_str) {
             let state = objects.word(object, layout.str_state).ok()?;
-            let length = objects.word(object, layout.str_length).ok()?;
-            let head = match state >> layout.str_ascii_bit & 1 {
-                1 => layout.str_ascii_size,
-                _ => layout.str_compact_size,
-            };
-            let width = state >> layout.str_kind_bit & 7;
-            size = length.checked_add(1)?.checked_mul(width)?.checked_add(head.cast_unsigned())?;
+            if state >> layout.str_compact_bit & 1 == 1 {
+                let length = objects.word(object, layout.str_length).ok()?;
+                let head = match state >> layout.str_ascii_bit & 1 {
+                    1 => layout.str_ascii_size,
+                    _ => layout.str_compact_size,
+                };
+                let width = state >> layout.str_kind_bit & 7;
+                size = length.checked_add(1)?.checked_mul(width)?.checked_add(head.cast_unsigned())?;
+            }
         }
         (size <= MAX_SIZE).then_some(size)
+    }
+}
+
+/// The objects without what the sweep found within another one: a pointer to a type, with a small number before it, is no object.
+/// They are sorted by address, each once.
+fn without_parts(mut all: Vec<Found>) -> Vec<Found> {
+    all.par_sort_unstable_by_key(|found| (found.address, found.origin));
+    all.dedup_by_key(|found| (found.address, found.origin));
+    // Of two that overlap the one that begins first is an object.
+    let mut end = 0;
+    all.retain(|found| {
+        let size = found.size.unwrap_or_default();
+        let size = match found.origin {
+            Origin::Swept if found.address.0 < end => return false,
+            Origin::Swept => size.min(MAX_HIDDEN),
+            Origin::Tracked | Origin::Type => size,
+        };
+        end = end.max(found.address.0.saturating_add(size));
+        true
+    });
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_within_another_object_is_dropped() {
+        let found = |address, origin, size| Found {
+            address: VirtAddr(address),
+            origin,
+            type_object: VirtAddr(1),
+            size: Some(size),
+        };
+        let all = vec![
+            found(0x2008, Origin::Swept, 16),
+            found(0x1000, Origin::Tracked, 0x20),
+            found(0x1000, Origin::Tracked, 0x20),
+            found(0x1010, Origin::Swept, 0x1000),
+            found(0x1018, Origin::Tracked, 8),
+            found(0x1020, Origin::Swept, 1 << 30),
+            found(0x2000, Origin::Type, 16),
+            found(0x1_1020, Origin::Swept, 16),
+        ];
+        let left: Vec<u64> = without_parts(all).iter().map(|found| found.address.0).collect();
+        // What claims a GiB hides no more than 64 KiB.
+        assert_eq!(left, [0x1000, 0x1018, 0x1020, 0x2000, 0x1_1020]);
     }
 }

@@ -1,6 +1,6 @@
 //! Code objects: names, file, and the line of an instruction.
 //!
-//! Three forms of line tables: pairs of deltas (`co_lnotab`, up to 3.9; Objects/lnotab_notes.txt), pairs of ranges
+//! Line tables have three formats: pairs of deltas (`co_lnotab`, up to 3.9; Objects/lnotab_notes.txt), pairs of ranges
 //! (PEP 626, 3.10), and locations (PEP 657, from 3.11 on; Objects/locations.md).
 
 use super::bytes;
@@ -40,7 +40,7 @@ enum Lines {
 }
 
 impl Code {
-    /// Reads what of a code object can be read.
+    /// Reads a code object. Fields that cannot be read are `None`.
     pub(super) fn read(objects: &Objects<'_>, layout: &RuntimeLayout, code: VirtAddr) -> Self {
         let text = |offset: Option<i64>| {
             let text = objects.pointer(code, offset?).ok().and_then(|text| objects.str(text).ok());
@@ -52,7 +52,7 @@ impl Code {
         };
         let lines = match (table(layout.code_line_deltas), table(layout.code_line_table)) {
             (Some(deltas), _) => Lines::Deltas(deltas),
-            // The name of the field is the same with both forms; locations came with code that rewrites itself.
+            // Both formats use the same field name. Locations were introduced together with adaptive bytecode.
             (None, Some(table)) if layout.code_start.is_some() => Lines::Locations(table),
             (None, Some(table)) => Lines::Ranges(table),
             (None, None) => Lines::Unknown,
@@ -66,9 +66,9 @@ impl Code {
         }
     }
 
-    /// The line of the instruction at an offset in bytes; before the first one it is that of the definition.
+    /// The line of the instruction at an offset in bytes. Before the first instruction it is the line of the definition.
     ///
-    /// `None` where the instruction belongs to no line, or where the table can't be read.
+    /// `None` if the instruction belongs to no line, or if the table can't be read.
     pub(super) fn line(&self, instruction: i64) -> Option<i64> {
         let first = self.first_line?;
         if instruction < 0 {
@@ -108,7 +108,7 @@ fn by_deltas(table: &[u8], first: i64, instruction: i64) -> i64 {
 
 /// As `PyLineTable_NextAddressRange` of 3.10 does (Objects/codeobject.c).
 fn by_ranges(table: &[u8], first: i64, instruction: i64) -> Option<i64> {
-    /// What stands in place of a delta for instructions without a line.
+    /// The delta that marks instructions without a line.
     const NO_LINE: i64 = -128;
     let (mut line, mut at) = (first, 0i64);
     for [bytes, lines] in table.as_chunks().0 {
@@ -144,7 +144,7 @@ fn by_locations(table: &[u8], first: i64, instruction: i64) -> Option<i64> {
     None
 }
 
-/// A signed number in pieces of six bits, the lowest first (`scan_signed_varint`); what exceeds 64 bits is lost.
+/// A signed number in groups of six bits, the lowest first (`scan_signed_varint`). Bits above 64 are dropped.
 fn signed_number(bytes: &[u8]) -> i64 {
     let (mut value, mut shift) = (0u64, 0u32);
     for byte in bytes {

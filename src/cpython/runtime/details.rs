@@ -1,4 +1,5 @@
-//! Single objects: instances of a type, what one of them holds, strings with a text, imported modules.
+//! Single objects: the instances of a type, the attributes and referents of an object, strings that contain a text, imported
+//! modules.
 
 use serde::Serialize;
 
@@ -6,7 +7,7 @@ use super::{Census, Runtime};
 use crate::addr::VirtAddr;
 use crate::cpython::{Holders, Step, bounded};
 
-/// Attributes and referents of one object that are listed.
+/// Maximum number of attributes and referents listed for one object.
 const MAX_HELD: usize = 1 << 12;
 /// The longest name of an attribute, in bytes.
 const MAX_NAME: usize = 256;
@@ -14,33 +15,33 @@ const MAX_NAME: usize = 256;
 /// An object in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ObjectRow {
-    /// Where it lies.
+    /// Its address.
     pub address: VirtAddr,
-    /// Name of its type.
+    /// The name of its type.
     #[serde(rename = "type")]
     pub type_name: String,
     /// A short representation.
     pub repr: String,
-    /// Bytes of the object itself; `None` where that can't be read.
+    /// The bytes of the object itself; `None` if its size can't be read.
     pub size: Option<u64>,
 }
 
-/// An object with what it holds.
+/// An object with its attributes and referents.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ObjectDetails {
     /// The object.
     #[serde(flatten)]
     pub object: ObjectRow,
-    /// Its attributes by name: what `vars()` gives, and its slots.
+    /// Its attributes by name: those of its `__dict__` and of its `__slots__`.
     pub attributes: Vec<HeldObject>,
-    /// Its elements, and what else it refers to, by the way to them.
+    /// Its elements and the other objects that it refers to, each with the path to it.
     pub referents: Vec<HeldObject>,
 }
 
-/// An object that another one holds.
+/// An object that another object refers to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HeldObject {
-    /// The name of the attribute, or the way to it as Python writes it.
+    /// The name of the attribute, or the path to the object in Python notation.
     pub name: String,
     /// The object.
     #[serde(flatten)]
@@ -52,9 +53,9 @@ pub struct HeldObject {
 pub struct ImportedModule {
     /// Its name.
     pub name: String,
-    /// `__file__`; `None` for what is built in.
+    /// `__file__`; `None` for built-in modules.
     pub file: Option<String>,
-    /// The dictionary of its names.
+    /// The dictionary that is its namespace.
     pub dict: VirtAddr,
 }
 
@@ -65,7 +66,7 @@ impl Runtime<'_> {
         ObjectRow { address, type_name, repr: self.repr(address), size: self.size(address) }
     }
 
-    /// The objects of the types with a name: the full one, or its last part.
+    /// The objects of the types with this name: the full name, or its last part.
     pub fn instances(&self, census: &Census, name: &str, limit: usize) -> Vec<ObjectRow> {
         let is_named = |known: &str| known == name || known.rsplit_once('.').is_some_and(|(_, last)| last == name);
         let types = census.types.iter().filter(|found| is_named(&found.name));
@@ -73,7 +74,7 @@ impl Runtime<'_> {
         objects.take(limit).map(|object| self.row(*object)).collect()
     }
 
-    /// The strings that hold a text.
+    /// The strings that contain a text.
     pub fn strings(&self, census: &Census, text: &str, limit: usize) -> Vec<ObjectRow> {
         let flag = self.objects.layout().flag_str;
         let are_strings = |type_object: &VirtAddr| {
@@ -86,7 +87,7 @@ impl Runtime<'_> {
         found.take(limit).map(|object| self.row(*object)).collect()
     }
 
-    /// An object and what it holds; `None` if there is none at the address.
+    /// An object with its attributes and referents; `None` if no object is at the address.
     pub fn details(&self, address: VirtAddr) -> Option<ObjectDetails> {
         let type_object = self.objects.type_of(address).ok()?;
         self.interpreter.types.get(&type_object)?;

@@ -1,4 +1,5 @@
-//! Frames: objects that refer to the one below (up to 3.10), or structures on a stack of the interpreter's own (from 3.11 on).
+//! Frames: objects that refer to the frame of the caller (up to 3.10), or structures on the interpreter's own stack (from 3.11
+//! on).
 
 use std::collections::HashSet;
 
@@ -8,19 +9,18 @@ use super::state::pointer;
 use crate::addr::VirtAddr;
 use crate::cpython::{ObjectError, Objects, field};
 
-/// Bits of a reference on the interpreter's stack that are no part of an address (`_PyStackRef`, from 3.14 on): objects are
-/// aligned to 8 bytes at least.
+/// Tag bits of a reference on the interpreter's stack (`_PyStackRef`, from 3.14 on). Objects are aligned to at least 8 bytes.
 const TAGS: u64 = 7;
-/// Variables of one frame.
+/// Maximum number of variables of one frame.
 const MAX_VARIABLES: usize = 1 << 12;
-/// The largest table of kinds of variables, in bytes.
+/// Maximum size of a table of variable kinds, in bytes.
 const MAX_KINDS: u64 = MAX_VARIABLES as u64;
-/// Copies of bytecode that threads of a free-threaded build have of one function.
+/// Maximum number of copies of one function's bytecode: in free-threaded builds each thread has its own.
 const MAX_COPIES: u64 = 1 << 16;
-/// Who owns a frame that lies in a generator (`FRAME_OWNED_BY_GENERATOR`).
+/// The owner of a frame that is part of a generator (`FRAME_OWNED_BY_GENERATOR`).
 const GENERATOR: u8 = 1;
 
-/// What frames refer to, by its type.
+/// The types of the objects that frames refer to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KnownTypes {
     pub(super) code: VirtAddr,
@@ -32,9 +32,9 @@ pub(super) struct KnownTypes {
 pub(super) struct RawFrame {
     pub(super) address: VirtAddr,
     pub(super) code: VirtAddr,
-    /// Offset of the instruction that runs, in bytes; negative before the first.
+    /// The offset of the current instruction in bytes; negative before the first instruction.
     pub(super) instruction: Option<i64>,
-    /// The frame that called it.
+    /// The frame of the caller.
     previous: VirtAddr,
     /// The array of its variables.
     variables: Option<VirtAddr>,
@@ -50,11 +50,11 @@ pub(super) struct Frames<'r> {
     pub(super) types: KnownTypes,
 }
 
-/// The frames of a thread, innermost first, and why there are no more of them if something is wrong.
+/// The frames of a thread, innermost first, and the reason if the chain of frames ends early.
 pub(super) type Chain = (Vec<RawFrame>, Option<String>);
 
 impl Frames<'_> {
-    /// The frames of a thread state, no more than `most`.
+    /// The frames of a thread state, at most `most`.
     pub(super) fn of_thread(&self, thread: VirtAddr, most: usize) -> Chain {
         let layout = self.layout;
         let first = match (layout.current_frame, layout.thread_cframe, layout.thread_frame) {
@@ -73,7 +73,7 @@ impl Frames<'_> {
                 return (frames, Some(format!("the frames go round: the one at {at} comes again")));
             }
             if seen.len() > most {
-                return (frames, Some(format!("there are more frames than the {most} listed: the next is at {at}")));
+                return (frames, Some(format!("only the first {most} frames are listed: the next frame is at {at}")));
             }
             at = match self.step(at) {
                 Ok((frame, previous)) => {
@@ -86,7 +86,7 @@ impl Frames<'_> {
         (frames, None)
     }
 
-    /// A frame and the one that called it; `None` in place of one in which no Python code runs.
+    /// A frame and the frame of its caller. Frames that run no Python code give `None`.
     fn step(&self, at: VirtAddr) -> Result<(Option<RawFrame>, VirtAddr), ObjectError> {
         if self.layout.frame_code.is_some() {
             let frame = self.object(at)?;
@@ -99,14 +99,14 @@ impl Frames<'_> {
             return Ok((None, previous));
         }
         let frame = self.structure(at)?;
-        // A call that has not got as far as the function's first line is no frame yet for Python's own tools.
+        // Python's own tools hide a frame that has not yet reached the first line of its function.
         let started = self.layout.code_first_traceable.and_then(|offset| int32(&self.objects, frame.code, offset));
         let is_begun = owner == GENERATOR
             || started.zip(frame.instruction).is_none_or(|(first, at)| at >= i64::from(first).wrapping_mul(UNIT));
         Ok((is_begun.then_some(frame), frame.previous))
     }
 
-    /// Reads a frame object, as they are up to 3.10.
+    /// Reads a frame object, the format up to 3.10.
     pub(super) fn object(&self, at: VirtAddr) -> Result<RawFrame, ObjectError> {
         let (objects, layout) = (&self.objects, self.layout);
         let unknown = ObjectError::WrongType { address: at, expected: "frame of a known layout" };
@@ -122,7 +122,7 @@ impl Frames<'_> {
         })
     }
 
-    /// Reads a frame that is no object, as they are from 3.11 on.
+    /// Reads an interpreter frame, the format from 3.11 on.
     pub(super) fn structure(&self, at: VirtAddr) -> Result<RawFrame, ObjectError> {
         let (objects, layout) = (&self.objects, self.layout);
         let unknown = ObjectError::WrongType { address: at, expected: "frame of a known layout" };
@@ -145,7 +145,7 @@ impl Frames<'_> {
         if self.objects.type_of(code)? == self.types.code { Ok(code) } else { Err(no_code) }
     }
 
-    /// How far behind the beginning of its code an instruction lies, in bytes; `None` if it lies elsewhere.
+    /// The offset of an instruction in its code, in bytes; `None` if the instruction is not in that code.
     fn offset(&self, frame: VirtAddr, code: VirtAddr, instruction: VirtAddr) -> Option<i64> {
         let (objects, layout) = (&self.objects, self.layout);
         let size = objects.word(code, layout.code_size?).ok()?.cast_signed().checked_mul(UNIT)?;
@@ -156,7 +156,7 @@ impl Frames<'_> {
         if let Some(offset) = behind(field(code, layout.code_start?)) {
             return Some(offset);
         }
-        // In free-threaded builds a thread has a copy of the bytecode for itself.
+        // In free-threaded builds each thread has its own copy of the bytecode.
         let copies = pointer(objects, code, layout.code_threads)?;
         let index = u64::try_from(int32(objects, frame, layout.bytecode_index?)?).ok()?;
         let count = objects.word(copies, layout.code_array_size?).ok()?;
@@ -167,7 +167,7 @@ impl Frames<'_> {
         behind(objects.pointer(entries, (index * 8).cast_signed()).ok()?)
     }
 
-    /// Names and values of a frame's variables that are set, as `frame.f_locals` has them.
+    /// The names and values of a frame's variables that are set, as in `frame.f_locals`.
     pub(super) fn locals(&self, frame: &RawFrame) -> Vec<(String, VirtAddr)> {
         let (objects, layout) = (&self.objects, self.layout);
         let flags = layout.code_flags.and_then(|offset| int32(objects, frame.code, offset)).unwrap_or_default();
@@ -182,7 +182,7 @@ impl Frames<'_> {
     fn variables(&self, frame: &RawFrame) -> Option<Vec<(String, VirtAddr)>> {
         let (objects, layout) = (&self.objects, self.layout);
         let tuple = |offset| objects.tuple(pointer(objects, frame.code, offset)?).ok();
-        // Whether a variable is shown, and whether it lies in a cell.
+        // For each variable: whether it is shown, and whether it is stored in a cell.
         let (names, kinds): (Vec<VirtAddr>, Vec<(bool, bool)>) = match layout.code_names {
             Some(_) => {
                 let kinds = super::bytes(objects, layout, pointer(objects, frame.code, layout.code_kinds)?, MAX_KINDS)?;
@@ -213,14 +213,14 @@ impl Frames<'_> {
         Some(found.collect())
     }
 
-    /// What a cell holds; before a function has begun, a variable that will get a cell is there by itself.
+    /// The object in a cell. Before a function starts, a variable that will get a cell is stored directly.
     fn in_cell(&self, value: VirtAddr) -> Option<VirtAddr> {
         let is_cell = self.types.cell.is_none_or(|cell| self.objects.type_of(value) == Ok(cell));
         if is_cell { pointer(&self.objects, value, self.objects.layout().cell_value) } else { Some(value) }
     }
 }
 
-/// An address without the bits that are no part of it.
+/// An address without its tag bits.
 fn untagged(reference: VirtAddr) -> VirtAddr {
     VirtAddr(reference.0 & !TAGS)
 }

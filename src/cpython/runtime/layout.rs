@@ -1,12 +1,12 @@
-//! Where the fields of the interpreter's own structures lie: threads, frames, code, generators, the collector.
+//! Offsets of fields in the interpreter's own structures: threads, frames, code, generators, the collector.
 
 use crate::cpython::{MissingField, layout_struct};
 use crate::signature::Signatures;
 
 layout_struct! {
-    /// The numbers of one CPython version that running code needs: offsets in bytes, sizes in bytes, flags as masks.
+    /// The numbers of one CPython version that describe its running state: offsets in bytes, sizes in bytes, flags as masks.
     ///
-    /// A missing number says that the version has no such field.
+    /// A missing number means that the version has no such field.
     RuntimeLayout {
         interpreters_head: "runtime_state.interpreters_head" as Option<i64>,
         next_interpreter: "interpreter_state.next" as Option<i64>,

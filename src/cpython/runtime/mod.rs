@@ -1,12 +1,13 @@
-//! What an interpreter was doing: its threads with their frames, suspended generators, the collector's lists, all objects.
+//! The running state of an interpreter: threads with their frames, suspended generators, the collector's lists, all objects.
 //!
-//! [`Runtime::find`] looks for the interpreter states of several interpreters at once, without symbols.
+//! [`Runtime::find`] finds the interpreter states of several interpreters at once, without symbols.
 
 mod census;
 mod code;
 mod details;
 mod frame;
 mod gc;
+mod kind;
 mod layout;
 mod names;
 mod repr;
@@ -14,12 +15,15 @@ mod stack;
 mod state;
 mod text;
 
-use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
-use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use rayon::prelude::*;
 
 use self::code::Code;
 use self::frame::{Frames, KnownTypes};
+use self::kind::Kinds;
 use self::stack::SUSPENDED;
 use self::state::{State, pointer};
 use super::{Interpreter, Modules, Objects, Sweeper, field};
@@ -27,19 +31,19 @@ use crate::addr::VirtAddr;
 
 pub use census::{Census, TypeCount, all_types};
 pub use details::{HeldObject, ImportedModule, ObjectDetails, ObjectRow};
-pub use gc::{BrokenLink, Collector, Generation, Unlisted};
+pub use gc::{BrokenLink, Collector, Generation, Unlisted, collected_types};
 pub use layout::{RuntimeLayout, runtime_layouts};
 pub use names::TypeNames;
 pub use repr::Repr;
 pub use stack::{Frame, GeneratorState, Suspended, SuspendedKind, Thread};
 
-/// Characters of the variables of all frames of an interpreter together.
+/// Maximum length of the text of all variables of an interpreter, in bytes.
 const MAX_TEXT: usize = 1 << 26;
-/// Frames of a thread that are read to choose a layout.
+/// The number of frames of a thread that are read to choose a layout.
 const SAMPLE: usize = 64;
 
-/// The types of an interpreter whose instances [`Runtime`] needs: modules, generators, and functions where code objects do
-/// not tell their full names. To be asked for again when more types are known.
+/// The types of an interpreter whose instances [`Runtime`] needs: modules, generators, and functions, because code objects have no
+/// full names before 3.11. The caller asks again when more types are known.
 pub fn wanted_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
     let mut wanted = interpreter.module_types();
     let modules = interpreter.modules(&wanted);
@@ -57,24 +61,24 @@ pub struct Runtime<'i> {
     modules: Modules,
     names: TypeNames<'i>,
     repr: Repr<'i>,
-    /// `None` where no code object is known.
+    /// `None` if the type of code objects is not known.
     types: Option<KnownTypes>,
     states: Vec<State>,
-    codes: RefCell<HashMap<VirtAddr, Rc<Code>>>,
-    /// Characters of variables that may still be listed.
-    room: Cell<usize>,
-    /// Full names of functions by their code, where that does not have them.
+    codes: Mutex<HashMap<VirtAddr, Arc<Code>>>,
+    /// The bytes of text of variables that may still be listed.
+    room: AtomicUsize,
+    /// The full names of functions by their code, if code objects do not have them.
     qualnames: HashMap<VirtAddr, VirtAddr>,
+    kinds: OnceLock<Kinds>,
 }
 
 impl<'i> Runtime<'i> {
     /// Finds the states of interpreters; `tables` are the layouts of all versions.
     pub fn find(interpreters: &'i [Interpreter], sweeper: &Sweeper, tables: &[RuntimeLayout]) -> Vec<Self> {
-        let Some(newest) = tables.last() else { return Vec::new() };
-        let own = |interpreter| own_layout(interpreter, tables, newest);
-        let layouts: Vec<RuntimeLayout> = interpreters.iter().map(own).collect();
+        let own = interpreters.iter().map(|interpreter| own_layout(interpreter, tables));
+        let Some(layouts) = own.collect::<Option<Vec<RuntimeLayout>>>() else { return Vec::new() };
         let states = state::find(interpreters, sweeper, &layouts);
-        let runtimes = interpreters.iter().zip(layouts).zip(states);
+        let runtimes = interpreters.par_iter().zip(layouts).zip(states);
         runtimes.map(|((interpreter, layout), states)| Self::new(interpreter, layout, states, tables)).collect()
     }
 
@@ -90,8 +94,21 @@ impl<'i> Runtime<'i> {
             Some(_) => HashMap::new(),
             None => qualnames(interpreter, &layout, names.find("function")),
         };
-        let (codes, room) = (RefCell::default(), Cell::new(MAX_TEXT));
-        Self { interpreter, objects, layout, modules, names, repr, types, states, codes, room, qualnames }
+        let (codes, room) = (Mutex::default(), AtomicUsize::new(MAX_TEXT));
+        Self {
+            interpreter,
+            objects,
+            layout,
+            modules,
+            names,
+            repr,
+            types,
+            states,
+            codes,
+            room,
+            qualnames,
+            kinds: OnceLock::new(),
+        }
     }
 
     /// The interpreter.
@@ -104,30 +121,35 @@ impl<'i> Runtime<'i> {
         &self.modules
     }
 
-    /// What an analyst should know of what could not be read.
+    /// Warnings for the analyst about what could not be read.
     pub fn warnings(&self) -> Vec<String> {
         let place = self.interpreter.type_object;
         let mut warnings = Vec::new();
         if self.states.is_empty() {
             warnings.push(format!(
-                "the CPython whose `type` is at {place}: its interpreter state was not found, so its threads are not known"
+                "the CPython whose `type` is at {place}: the interpreter state was not found, so the threads are not known"
             ));
         } else if self.types.is_none() {
             warnings.push(format!(
-                "the CPython whose `type` is at {place}: the type of code objects was not found, so frames can't be read"
+                "the CPython whose `type` is at {place}: the type of code objects was not found, so the frames can't be read"
             ));
         }
         if self.states.iter().any(|state| !state.is_whole) {
             warnings.push(format!(
-                "the CPython whose `type` is at {place}: its list of threads breaks off, there may be more of them"
+                "the CPython whose `type` is at {place}: the list of threads has a broken link, so threads may be missing"
             ));
         }
-        if self.room.get() == 0 {
+        if self.room.load(Ordering::Relaxed) == 0 {
             warnings.push(format!(
-                "the CPython whose `type` is at {place}: its frames have more variables than are listed, the last have none"
+                "the CPython whose `type` is at {place}: the variables of the last frames are not listed, because there are too many"
             ));
         }
         warnings
+    }
+
+    /// What is the same for all objects of each type; read on first use.
+    fn kinds(&self) -> &Kinds {
+        self.kinds.get_or_init(|| Kinds::read(self.interpreter, &self.layout))
     }
 
     fn frames(&self) -> Option<Frames<'_>> {
@@ -144,7 +166,7 @@ impl<'i> Runtime<'i> {
         self.repr.of(object, &self.names)
     }
 
-    /// Whether the operating system gave one of its threads this id, as far as the interpreter keeps it.
+    /// Whether one of its threads has this id in the operating system, as far as the interpreter keeps the ids.
     pub fn has_thread(&self, tid: u64) -> bool {
         let native = |thread: &VirtAddr| pointer(&self.objects, *thread, self.layout.native_thread_id);
         let mut threads = self.states.iter().flat_map(|state| &state.threads);
@@ -153,17 +175,18 @@ impl<'i> Runtime<'i> {
     }
 }
 
-/// The numbers for an interpreter: those of its version's table, and in place of them what it tells of itself.
-fn own_layout(interpreter: &Interpreter, tables: &[RuntimeLayout], newest: &RuntimeLayout) -> RuntimeLayout {
+/// The numbers for an interpreter: what it tells of itself, and else those of its version's table, or of the newest one; `None`
+/// without tables.
+fn own_layout(interpreter: &Interpreter, tables: &[RuntimeLayout]) -> Option<RuntimeLayout> {
     let own = tables.iter().find(|table| table.version == interpreter.layout.version);
-    let mut layout = own.unwrap_or(newest).clone();
+    let mut layout = own.or(tables.last())?.clone();
     for (number, value) in interpreter.told.iter().flat_map(|told| told.numbers()) {
         layout.set(number, Some(*value));
     }
-    layout
+    Some(layout)
 }
 
-/// The layout that reads most frames: the own one, or that of another version.
+/// The layout that reads frames: its own or, if that reads none, the layout of the version that reads most.
 fn choose(
     objects: Objects<'_>,
     types: KnownTypes,
@@ -172,7 +195,7 @@ fn choose(
     tables: &[RuntimeLayout],
 ) -> RuntimeLayout {
     let threads: Vec<VirtAddr> = states.iter().flat_map(|state| &state.threads).copied().take(SAMPLE).collect();
-    // Frames that are read, and threads whose frames end as they should.
+    // Counts the frames, and the threads whose chain of frames is complete.
     let score = |layout: &RuntimeLayout| -> usize {
         let frames = Frames { objects, layout, types };
         let of_thread = |thread: &VirtAddr| {
@@ -194,7 +217,7 @@ fn choose(
     best.1
 }
 
-/// The type of code objects, where the module `types` is not imported: what the functions of the import system refer to.
+/// The type of code objects, if the module `types` is not imported: the type of the code of the import system's functions.
 fn code_type(
     objects: &Objects<'_>,
     layout: &RuntimeLayout,
@@ -228,7 +251,7 @@ fn qualnames(
     names.collect()
 }
 
-/// The bytes of a `bytes` object of no more than `most`.
+/// The content of a `bytes` object with at most `most` bytes.
 fn bytes(objects: &Objects<'_>, layout: &RuntimeLayout, object: VirtAddr, most: u64) -> Option<Vec<u8>> {
     let length = objects.word(object, layout.bytes_size?).ok().filter(|length| *length <= most)?;
     let mut bytes = vec![0; length as usize];

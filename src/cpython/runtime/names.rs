@@ -1,13 +1,13 @@
-//! Names of types as Python prints them, and types that are known by the names under which Python's modules have them.
+//! The names of types as Python prints them. Types implemented in C are also found by their names in Python's own modules.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Modules, Objects};
 
-/// Types made in C, by the module and the name under which Python has them, and as `type.__name__` says.
+/// Types implemented in C: the module and the name under which Python lists each, and its `type.__name__`.
 ///
-/// Their own names lie in read-only data, which the image of a process leaves out.
+/// Their own names are in read-only data, which a process image leaves out.
 const NAMED: [(&str, &str, &str); 21] = [
     ("types", "FunctionType", "function"),
     ("types", "CodeType", "code"),
@@ -34,13 +34,13 @@ const NAMED: [(&str, &str, &str); 21] = [
 
 /// The name of a type whose name can't be read.
 const UNKNOWN: &str = "?";
-/// The module whose types are named without it.
+/// The module that is left out of the full names of its types.
 const BUILTINS: &str = "builtins";
 
 /// The names of an interpreter's types.
 pub struct TypeNames<'i> {
     objects: Objects<'i>,
-    /// Types made in C.
+    /// Types implemented in C.
     named: HashMap<VirtAddr, String>,
     by_name: BTreeMap<String, VirtAddr>,
 }
@@ -69,7 +69,7 @@ impl<'i> TypeNames<'i> {
         names
     }
 
-    /// Adds the name of a type that has none yet: `EnvironmentError` is another name of `OSError`.
+    /// Adds the name of a type unless it has one: `EnvironmentError` is another name of `OSError`.
     fn add(&mut self, address: VirtAddr, name: String) {
         if let std::collections::hash_map::Entry::Vacant(vacant) = self.named.entry(address) {
             self.by_name.entry(name.clone()).or_insert(address);
@@ -77,12 +77,12 @@ impl<'i> TypeNames<'i> {
         }
     }
 
-    /// The type made in C that has this name.
+    /// The type implemented in C with this name.
     pub(super) fn find(&self, name: &str) -> Option<VirtAddr> {
         self.by_name.get(name).copied()
     }
 
-    /// The full name of a type: `module.qualname`, or `qualname` alone for built-in ones; a question mark where it can't be
+    /// The full name of a type: `module.qualname`, or `qualname` alone for built-in types. A question mark if the name can't be
     /// read.
     pub fn name(&self, type_object: VirtAddr) -> String {
         if let Some(name) = self.named.get(&type_object) {

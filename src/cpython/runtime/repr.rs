@@ -1,6 +1,6 @@
-//! Short representations of objects: bounded, safe for a terminal, and as Python's own for plain values.
+//! Short representations of objects. They are bounded and safe for a terminal; plain values look as in Python.
 
-use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::layout::RuntimeLayout;
 use super::names::TypeNames;
@@ -8,23 +8,23 @@ use super::text::{decimal, float, printable, quoted_bytes, quoted_str};
 use crate::addr::VirtAddr;
 use crate::cpython::{Builtins, Interpreter, Modules, ObjectError, Objects, field};
 
-/// Characters of a representation, and of one text in it. What is left out is an ellipsis.
+/// Maximum number of characters of a representation, and of one text in it. An ellipsis marks what is left out.
 const MAX_CHARACTERS: usize = 400;
 const MAX_TEXT: usize = 200;
-/// Elements of one container that are shown.
+/// Maximum number of elements shown of one container.
 const MAX_ELEMENTS: usize = 100;
-/// How deep containers are looked into.
+/// Maximum depth of nested containers.
 const MAX_DEPTH: usize = 6;
-/// Digits of 30 bits in the largest integer that is written out.
+/// The digits of 30 bits of the largest integer that is written in full.
 const MAX_DIGITS: u64 = 40;
-/// Bytes that are read for all representations of an interpreter together: a large container can be a local of every frame.
+/// Maximum number of bytes read for all representations of an interpreter: a large container can be a variable of every frame.
 const MAX_READ: u64 = 1 << 28;
-/// Bytes of an entry of a dictionary or a set.
+/// The bytes of an entry of a dictionary or a set.
 const ENTRY: u64 = 24;
-/// Stands for what is left out.
+/// Marks what is left out.
 const ELLIPSIS: &str = "…";
 
-/// Types whose values are written as Python writes them.
+/// Types whose values are written in Python notation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Plain {
     Str,
@@ -58,19 +58,19 @@ pub struct Repr<'i> {
     objects: Objects<'i>,
     layout: RuntimeLayout,
     plain: Vec<(VirtAddr, Plain)>,
-    /// Objects that there is one of: `None`, `Ellipsis`, `NotImplemented`.
+    /// Singletons: `None`, `Ellipsis`, `NotImplemented`.
     singletons: Vec<(VirtAddr, &'static str)>,
-    /// What may still be read, in bytes.
-    left: Cell<u64>,
+    /// The bytes that may still be read.
+    left: AtomicU64,
 }
 
 /// A representation that is being written.
 struct Writing<'n> {
     names: &'n TypeNames<'n>,
     text: String,
-    /// Characters that there is room for.
+    /// The characters that may still be written.
     left: usize,
-    /// The containers around.
+    /// The enclosing containers.
     around: Vec<VirtAddr>,
 }
 
@@ -88,7 +88,7 @@ impl Writing<'_> {
 }
 
 impl<'i> Repr<'i> {
-    /// For the objects of an interpreter with these imported modules.
+    /// A writer for the objects of an interpreter with these imported modules.
     pub fn new(interpreter: &'i Interpreter, modules: &Modules, layout: &RuntimeLayout) -> Self {
         let objects = interpreter.objects();
         let builtins = modules.get("builtins").and_then(|dict| objects.str_dict(*dict).ok()).unwrap_or_default();
@@ -97,10 +97,10 @@ impl<'i> Repr<'i> {
         let named = ["Ellipsis", "NotImplemented"].into_iter().filter_map(|name| Some((item(name)?, name)));
         let none = Builtins::new(&objects, modules).none.map(|none| (none, "None"));
         let singletons = named.chain(none).collect();
-        Self { objects, layout: layout.clone(), plain, singletons, left: Cell::new(MAX_READ) }
+        Self { objects, layout: layout.clone(), plain, singletons, left: AtomicU64::new(MAX_READ) }
     }
 
-    /// The representation of an object; one whose type can't be read is `<? at 0x…>`.
+    /// The representation of an object. An object whose type can't be read is `<? at 0x…>`.
     pub fn of(&self, object: VirtAddr, names: &TypeNames<'_>) -> String {
         let mut writing = Writing { names, text: String::new(), left: MAX_CHARACTERS, around: Vec::new() };
         self.write(object, &mut writing);
@@ -120,7 +120,7 @@ impl<'i> Repr<'i> {
         }
     }
 
-    /// Writes a plain value; `None` if it can't be read or is too large, and nothing was written then.
+    /// Writes a plain value. `None` if it can't be read or is too large; nothing is written then.
     fn write_plain(&self, object: VirtAddr, plain: Plain, out: &mut Writing<'_>) -> Option<()> {
         let (objects, layout) = (&self.objects, self.objects.layout());
         match plain {
@@ -167,23 +167,23 @@ impl<'i> Repr<'i> {
         Some(())
     }
 
-    /// What `read` gives for a container that counts its elements at an offset, if there is room to read them.
+    /// Reads a container whose number of elements is at an offset, if the bytes may still be read.
     fn counted<T>(&self, object: VirtAddr, count: i64, read: impl Fn() -> Result<T, ObjectError>) -> Option<T> {
         self.take(self.objects.word(object, count).ok()?.saturating_mul(ENTRY))?;
         read().ok()
     }
 
-    /// Takes so many bytes from what may be read; `None` if there are not that many.
+    /// Subtracts from the bytes that may still be read; `None` if they are too few.
     fn take(&self, bytes: u64) -> Option<()> {
-        self.left.set(self.left.get().checked_sub(bytes)?);
-        Some(())
+        let take = |left: u64| left.checked_sub(bytes);
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok().map(|_| ())
     }
 
     fn write_elements(&self, object: VirtAddr, brackets: (&str, &str), elements: &[VirtAddr], out: &mut Writing<'_>) {
         self.write_nested(object, brackets, elements, out, |element, out| self.write(*element, out));
     }
 
-    /// Writes what is in a container; one that holds itself is three dots, as Python has it.
+    /// Writes the elements of a container. A container within itself is written as three dots, as in Python.
     fn write_nested<T>(
         &self,
         object: VirtAddr,
@@ -219,7 +219,7 @@ impl<'i> Repr<'i> {
         out.push(close);
     }
 
-    /// An `int` in decimal digits; `None` if it is too large for that.
+    /// An `int` in decimal digits; `None` if it is too large.
     fn int(&self, object: VirtAddr) -> Option<String> {
         if let Some(value) = self.objects.int(object).ok()? {
             return Some(value.to_string());

@@ -1,7 +1,8 @@
 //! Stacks: the threads of an interpreter with their frames, and the frames of generators that do not run.
 
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use serde::Serialize;
 
@@ -12,26 +13,26 @@ use super::state::{self, pointer};
 use crate::addr::VirtAddr;
 use crate::cpython::{bounded, field};
 
-/// Frames of one thread, and of all threads of an interpreter.
+/// Maximum number of frames of one thread, and of all threads of an interpreter.
 const MAX_FRAMES: usize = 1 << 16;
 const MAX_ALL_FRAMES: usize = 1 << 16;
-/// The longest name of a variable that is kept whole, in bytes.
+/// Maximum length of the name of a variable, in bytes; longer names are cut.
 const MAX_NAME: usize = 256;
 
 /// A thread of an interpreter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Thread {
-    /// The id that the operating system gave it, where the interpreter keeps it.
+    /// Its id in the operating system, if the interpreter keeps it.
     pub tid: Option<u64>,
     /// `threading.Thread.name`.
     pub name: Option<String>,
     /// Its identifier within the process: `threading.get_ident()`.
     pub ident: Option<u64>,
-    /// Its thread state.
+    /// The address of its thread state.
     pub address: VirtAddr,
-    /// The innermost comes first.
+    /// Its frames, innermost first.
     pub frames: Vec<Frame>,
-    /// Why there are no more frames, if something is wrong.
+    /// The reason if the chain of frames ends early.
     pub problem: Option<String>,
 }
 
@@ -40,15 +41,15 @@ pub struct Thread {
 pub struct Frame {
     /// `co_name`.
     pub function: Option<String>,
-    /// `co_qualname`; before 3.11 that of a function with this code.
+    /// `co_qualname`; before 3.11 the `__qualname__` of a function with this code.
     pub qualname: Option<String>,
     /// `co_filename`.
     pub file: Option<String>,
-    /// The line that runs; `None` also where the instruction belongs to no line.
+    /// The current line; `None` also if the instruction belongs to no line.
     pub line: Option<i64>,
-    /// Where it lies.
+    /// Its address.
     pub address: VirtAddr,
-    /// Variables that are set, with short representations; `None` if they were not asked for, or are too many.
+    /// The variables that are set, with short representations; `None` if they were not requested, or are too many.
     #[serde(serialize_with = "as_map")]
     pub locals: Option<Vec<(String, String)>>,
 }
@@ -61,7 +62,7 @@ fn as_map<S: serde::Serializer>(pairs: &Option<Vec<(String, String)>>, serialize
     }
 }
 
-/// Kinds of objects that hold a frame.
+/// Kinds of objects that own a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SuspendedKind {
@@ -80,24 +81,24 @@ pub(super) const SUSPENDED: [(&str, SuspendedKind); 3] = [
     ("async_generator", SuspendedKind::AsyncGenerator),
 ];
 
-/// How far a generator that does not run has got.
+/// The state of a generator that is not running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GeneratorState {
-    /// It has not begun.
+    /// It has not started.
     Created,
     /// It waits at a `yield` or an `await`.
     Suspended,
 }
 
-/// A generator or a coroutine that does not run and has not ended.
+/// A generator or a coroutine that is neither running nor finished.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Suspended {
-    /// What it is.
+    /// Its kind.
     pub kind: SuspendedKind,
-    /// How far it has got.
+    /// Its state.
     pub state: GeneratorState,
-    /// The object.
+    /// Its address.
     pub address: VirtAddr,
     /// Its frame.
     pub frame: Frame,
@@ -128,7 +129,7 @@ impl Runtime<'_> {
         states.map(thread).collect()
     }
 
-    /// Generators and coroutines that do not run and have not ended, in the order of their addresses.
+    /// Generators and coroutines that are neither running nor finished, sorted by address.
     pub fn suspended(&self, with_locals: bool) -> Vec<Suspended> {
         let mut found = Vec::new();
         for (name, kind) in SUSPENDED {
@@ -147,7 +148,7 @@ impl Runtime<'_> {
         found
     }
 
-    /// The frame of a generator, and how far it has got; `None` if it runs, has ended, or can't be read.
+    /// The frame of a generator, and its state; `None` if it is running, has finished, or can't be read.
     fn suspended_frame(&self, object: VirtAddr) -> Option<(GeneratorState, RawFrame)> {
         let (objects, layout, frames) = (&self.objects, &self.layout, self.frames()?);
         let signed = |address, offset: Option<i64>| Some(objects.byte(address, offset?).ok()?.cast_signed());
@@ -158,7 +159,7 @@ impl Runtime<'_> {
             return Some((if is_created { GeneratorState::Created } else { GeneratorState::Suspended }, frame));
         }
         let at = pointer(objects, object, layout.generator_frame).filter(|frame| frame.0 != 0)?;
-        // Zero is a frame that runs, in 3.10; a flag says so before.
+        // In 3.10 zero is the state of a running frame. Earlier versions have a flag.
         let is_waiting = match signed(at, layout.frame_state) {
             Some(state) => state < 0,
             None => signed(at, layout.frame_executing)? == 0,
@@ -169,18 +170,19 @@ impl Runtime<'_> {
     }
 
     fn describe(&self, frame: &RawFrame, qualname: Option<VirtAddr>, with_locals: bool) -> Frame {
-        let mut codes = self.codes.borrow_mut();
-        let read = || Rc::new(Code::read(&self.objects, &self.layout, frame.code));
-        let code = Rc::clone(codes.entry(frame.code).or_insert_with(read));
+        let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = || Arc::new(Code::read(&self.objects, &self.layout, frame.code));
+        let code = Arc::clone(codes.entry(frame.code).or_insert_with(read));
         drop(codes);
         let qualname = qualname.or_else(|| self.qualnames.get(&frame.code).copied());
         let qualname = || qualname.and_then(|name| self.objects.str(name).ok());
-        let locals = (with_locals && self.room.get() > 0).then(|| {
+        let locals = (with_locals && self.room.load(Ordering::Relaxed) > 0).then(|| {
             let locals = self.frames().map(|frames| frames.locals(frame)).unwrap_or_default();
             let locals = locals.into_iter().map(|(name, value)| (bounded(name, MAX_NAME), self.repr(value)));
             let locals: Vec<(String, String)> = locals.collect();
             let text: usize = locals.iter().map(|(name, value)| name.len() + value.len()).sum();
-            self.room.set(self.room.get().saturating_sub(text));
+            let take = |room: usize| Some(room.saturating_sub(text));
+            let _ = self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
             locals
         });
         Frame {

@@ -1,8 +1,8 @@
 //! Interpreter states and their threads, found without symbols.
 //!
-//! `PyInterpreterState` points to the dictionary that is `sys.modules`, and to the first of its thread states; each of those
-//! points back. From 3.13 on `_PyRuntime` says where they are; before, every place that holds the address of `sys.modules` is
-//! tried.
+//! `PyInterpreterState` points to the dictionary `sys.modules`, and to the first of its thread states. Each thread state points
+//! back. From 3.13 on `_PyRuntime` lists the interpreter states. Before, every place that holds the address of `sys.modules`
+//! is tried.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -10,11 +10,11 @@ use super::layout::RuntimeLayout;
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Modules, Objects, Sweeper};
 
-/// How far before the pointer to `sys.modules` an interpreter state may begin, in bytes.
+/// Maximum distance of the pointer to `sys.modules` from the start of the interpreter state, in bytes.
 const REACH: u64 = 1 << 13;
-/// Words at the beginning of a thread state among which the pointer to its interpreter is looked for.
+/// The words at the start of a thread state that may be the pointer to its interpreter state.
 const THREAD_WORDS: i64 = 8;
-/// Interpreters of one runtime, threads of an interpreter, and places that could belong to one.
+/// Maximum number of interpreters of one runtime, of threads of an interpreter, and of places that are tried.
 const MAX_INTERPRETERS: usize = 1 << 8;
 const MAX_THREADS: usize = 1 << 14;
 const MAX_PLACES: usize = 1 << 10;
@@ -22,13 +22,15 @@ const MAX_PLACES: usize = 1 << 10;
 /// An interpreter state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct State {
-    /// The thread states, in the order of their list: the newest first.
+    /// Its address.
+    pub(super) address: VirtAddr,
+    /// The thread states in the order of their list: the newest first.
     pub(super) threads: Vec<VirtAddr>,
-    /// Whether the list of threads ends as it should.
+    /// Whether the list of threads is complete.
     pub(super) is_whole: bool,
 }
 
-/// The interpreter states of every interpreter, which are read with these layouts.
+/// The interpreter states of each interpreter, read with its layout.
 pub(super) fn find(interpreters: &[Interpreter], sweeper: &Sweeper, layouts: &[RuntimeLayout]) -> Vec<Vec<State>> {
     let told: Vec<Vec<State>> = interpreters.iter().zip(layouts).map(|(of, layout)| by_runtime(of, layout)).collect();
     let spaces = interpreters.iter().map(|interpreter| interpreter.index + 1).max().unwrap_or_default();
@@ -47,7 +49,7 @@ pub(super) fn find(interpreters: &[Interpreter], sweeper: &Sweeper, layouts: &[R
     states.collect()
 }
 
-/// The dictionaries that are `sys.modules`, one for each interpreter.
+/// The dictionaries `sys.modules`: sub-interpreters have their own.
 fn module_tables(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
     let objects = interpreter.objects();
     let types = interpreter.module_types();
@@ -92,7 +94,7 @@ fn by_places(interpreter: &Interpreter, layout: &RuntimeLayout, places: &[(VirtA
     states.into_iter().map(|(.., state)| state).collect()
 }
 
-/// What could be the state to which a pointer to `sys.modules` belongs, and how much speaks for it.
+/// Candidates for the state that contains a pointer to `sys.modules`, each with a score.
 fn before<'o>(
     objects: &'o Objects<'_>,
     layout: &'o RuntimeLayout,
@@ -119,7 +121,7 @@ fn before<'o>(
     })
 }
 
-/// Reads the state at an address; `None` if its threads do not point back.
+/// Reads the state at an address; `None` if its first thread does not point back.
 fn read(objects: &Objects<'_>, layout: &RuntimeLayout, interpreter: VirtAddr, head: i64, back: i64) -> Option<State> {
     let (previous, next) = (layout.previous_thread?, layout.next_thread?);
     let mut threads = Vec::new();
@@ -139,10 +141,10 @@ fn read(objects: &Objects<'_>, layout: &RuntimeLayout, interpreter: VirtAddr, he
         };
         (before, at) = (at, following);
     }
-    (!threads.is_empty()).then_some(State { threads, is_whole })
+    (!threads.is_empty()).then_some(State { address: interpreter, threads, is_whole })
 }
 
-/// What `threading` knows of threads: identifier, name, and the id that the operating system gave.
+/// The threads of the module `threading`: identifier, name, and id in the operating system.
 pub(super) fn names(objects: &Objects<'_>, modules: &Modules) -> Vec<(u64, Option<String>, Option<u64>)> {
     let Some(threading) = modules.get("threading") else { return Vec::new() };
     let active = objects.dict_item(*threading, "_active").ok().flatten();
@@ -157,7 +159,7 @@ pub(super) fn names(objects: &Objects<'_>, modules: &Modules) -> Vec<(u64, Optio
     described.collect()
 }
 
-/// A field of the layout behind an address, as a pointer.
+/// The pointer at an offset of the layout from an address.
 pub(super) fn pointer(objects: &Objects<'_>, address: VirtAddr, offset: Option<i64>) -> Option<VirtAddr> {
     objects.pointer(address, offset?).ok()
 }

@@ -1,23 +1,23 @@
-//! Plain values as Python writes them: quoted text, floats, large integers.
+//! Plain values in Python notation: quoted text, floats, large integers.
 
 use crate::cpython::DIGIT_BITS;
 
-/// Decimal digits that are split off at a time, and the power of ten for that.
+/// The decimal digits converted in one step, and their power of ten.
 const DECIMALS: usize = 9;
 const BILLION: u64 = 1_000_000_000;
-/// Exponents between which a float is written without one, the second excluded (`float_repr_style` of Python).
+/// The decimal exponents of floats that are written without an exponent (`float_repr_style` of Python).
 const FIXED: std::ops::Range<i32> = -4..16;
 
-/// A text from a dump, without anything that could move the cursor of a terminal.
+/// A text from a dump with its control characters escaped, so that it cannot control a terminal.
 pub(super) fn printable(text: &str) -> String {
     let mut shown = String::new();
     text.chars().for_each(|character| push_escaped(character, &mut shown));
     shown
 }
 
-/// A `str` as `repr` writes it; behind an ellipsis is what was left out of it.
+/// A `str` as `repr` writes it, up to `most` characters. An ellipsis marks what is left out.
 pub(super) fn quoted_str(text: &str, most: usize) -> String {
-    // Python looks at the whole text for the quotes.
+    // Python chooses the quotes by the whole text.
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     let mut shown = String::from(quote);
     let mut characters = text.chars();
@@ -35,7 +35,7 @@ pub(super) fn quoted_str(text: &str, most: usize) -> String {
     shown
 }
 
-/// A `bytes` as `repr` writes it, from its first bytes.
+/// A `bytes` as `repr` writes it, given its first bytes.
 pub(super) fn quoted_bytes(bytes: &[u8], is_whole: bool) -> String {
     let quote = if bytes.contains(&b'\'') && !bytes.contains(&b'"') { '"' } else { '\'' };
     let mut shown = format!("b{quote}");
@@ -54,7 +54,7 @@ pub(super) fn quoted_bytes(bytes: &[u8], is_whole: bool) -> String {
     shown
 }
 
-/// A character as `repr` writes it: as it is, if it can be seen.
+/// Appends a character as `repr` writes it: unchanged if it is printable.
 fn push_escaped(character: char, shown: &mut String) {
     match (character, u32::from(character)) {
         ('\n', _) => shown.push_str("\\n"),
@@ -69,12 +69,12 @@ fn push_escaped(character: char, shown: &mut String) {
 
 /// `str.isprintable`: neither a control nor a format character, a separator other than the space, a surrogate, nor unassigned.
 fn is_printable(character: char) -> bool {
-    // What Rust escapes in the middle of a text are the same classes of characters, and quotes.
+    // In the middle of a text Rust escapes the same classes of characters, and quotes.
     let text = ['a', character].iter().collect::<String>();
     matches!(character, '\'' | '"' | '\\') || text.escape_debug().eq(text.chars())
 }
 
-/// A float as `repr` writes it: the fewest digits that are read back as the same number.
+/// A float as `repr` writes it: the fewest digits that give the same number when read.
 pub(super) fn float(value: f64) -> String {
     if value.is_nan() {
         return "nan".to_owned();
@@ -93,7 +93,7 @@ pub(super) fn float(value: f64) -> String {
     format!("{mantissa}e{sign}{:02}", exponent.abs())
 }
 
-/// The decimal digits of a number that is given in digits of 30 bits, the lowest first.
+/// The decimal digits of a number given in digits of 30 bits, the lowest first.
 pub(super) fn decimal(mut digits: Vec<u32>) -> String {
     let mut pieces: Vec<u64> = Vec::new();
     while digits.iter().any(|digit| *digit != 0) {
