@@ -13,7 +13,7 @@ use super::infer;
 use super::layout::Layout;
 use super::object::{Objects, field};
 use super::sweeper::Sweeper;
-use super::types::{Types, read_types};
+use super::types::{Types, read_types, unread_classes};
 use crate::addr::VirtAddr;
 use crate::paging::{AddressSpace, Cached};
 
@@ -38,6 +38,8 @@ pub struct Interpreter {
     pub scores: (LayoutScore, Option<LayoutScore>),
     /// Its types.
     pub types: Types,
+    /// Classes whose type objects are damaged: they have the names of a class, but are no live types that can be read.
+    pub unread_classes: BTreeSet<VirtAddr>,
     /// The instances of those that were wanted.
     pub instances: Instances,
     /// What it tells of itself.
@@ -104,10 +106,19 @@ pub fn interpreters(
                 return Either::Right((slots.len() >= MIN_CLASSES).then_some(index));
             };
             let (type_object, told) = (candidate.type_object, candidate.told.clone());
-            let (known, instances, by_name) = (Types::new(), Instances::new(), HashMap::new());
-            let mut interpreter =
-                Interpreter { index, memory, type_object, layout, scores, types: known, instances, told, by_name };
-            interpreter.add(types);
+            let mut interpreter = Interpreter {
+                index,
+                memory,
+                type_object,
+                layout,
+                scores,
+                types: Types::new(),
+                unread_classes: BTreeSet::new(),
+                instances: Instances::new(),
+                told,
+                by_name: HashMap::new(),
+            };
+            interpreter.add(types, &slots);
             Either::Left(interpreter)
         });
     // Every sweep is for what the one before has found: metaclasses, of which there may be more types, and types
@@ -146,8 +157,8 @@ impl Interpreter {
         self.subtypes(self.type_object)
     }
 
-    /// Adds types, and their names to the index.
-    fn add(&mut self, types: Types) {
+    /// Adds the types that were read in the slots, and their names to the index; and what could not be read there.
+    fn add(&mut self, types: Types, slots: &[(VirtAddr, VirtAddr)]) {
         let objects = Objects::new(&self.memory, &self.layout);
         for address in types.keys() {
             if let Ok(name) = objects.heap_type_qualname(*address) {
@@ -155,6 +166,7 @@ impl Interpreter {
                 self.by_name.entry(hash).or_default().push(*address);
             }
         }
+        self.unread_classes.extend(unread_classes(&objects, slots, &types));
         self.types.extend(types);
     }
 
@@ -163,7 +175,7 @@ impl Interpreter {
         let metaclasses = self.metaclasses();
         let (of_types, of_others): (Vec<_>, Vec<_>) = slots.iter().partition(|(_, found)| metaclasses.contains(found));
         let types = read_types(&self.objects(), &of_types);
-        self.add(types);
+        self.add(types, &of_types);
         for (slot, type_object) in of_others {
             let object = field(slot, -self.layout.ob_type);
             if self.objects().is_alive(object).unwrap_or(false) {

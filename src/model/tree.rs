@@ -129,7 +129,8 @@ fn model(
         optimizers: Vec::new(),
         problems,
     };
-    (!model.tensors.is_empty()).then_some(model)
+    // One whose class can't be read says so in any case.
+    (!model.tensors.is_empty() || graph.of_unread_class.contains_key(&root)).then_some(model)
 }
 
 struct Walk<'a> {
@@ -189,6 +190,10 @@ impl Walk<'_> {
         let is_first = !self.seen.contains(&object);
         let Some(name) = self.name(name.to_owned(), object, is_first) else { return };
         self.seen.insert(object);
+        if let Some((class, error)) = graph.of_unread_class.get(&object).filter(|_| is_first) {
+            let class = format!("its class {} at {class} can't be read: {error}", module.class);
+            self.problem(format!("the module {name:?} at {object} is known by its dictionaries alone: {class}"));
+        }
         // What a method adds to state_dict() is most often what the module has packed, and that is listed.
         let has_packed = module.objects.iter().any(|(_, held)| self.scripts.holds(*held));
         let is_listed = |extra: &&Extra| has_packed && matches!(extra, Extra::Method { class: Some(_), .. });
