@@ -22,12 +22,12 @@ pub enum OutputError {
     NotEmpty(PathBuf),
     /// The folder holds something, but no earlier output.
     #[error(
-        "{}: is not empty and has no recovery.json from tensorcarve, so there is nothing to overwrite; choose another \
-         folder with --output-dir", .0.display()
+        "{}: is not empty and has no manifest.json from tensorcarve that lists its files, so there is nothing to \
+         overwrite; choose another folder with --output-dir", .0.display()
     )]
     NotOurs(PathBuf),
-    /// Among what an earlier run wrote lies something that it did not write.
-    #[error("{}: was not written by tensorcarve and would be lost; move it away first", .0.display())]
+    /// Beside what an earlier run wrote lies something that it did not write, or that has changed since.
+    #[error("{}: is not what an earlier run of tensorcarve wrote and would be lost; move it away first", .0.display())]
     Foreign(PathBuf),
     /// The disk is full, or would be.
     #[error(

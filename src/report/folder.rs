@@ -4,6 +4,7 @@
 //! last. A run that fails or is interrupted so leaves the folder as it was, an earlier output
 //! included.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use super::earlier::{Earlier, RECOVERY, entries};
+use super::earlier::{Earlier, RECOVERY, entries, sizes};
 use super::error::OutputError;
 use super::{json, space};
 
@@ -138,6 +139,13 @@ impl OutputFolder {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The files that are written by now, by their path within the folder, with their sizes in bytes.
+    pub(super) fn written(&self) -> Result<BTreeMap<String, u64>, OutputError> {
+        let mut written = sizes(&self.staging)?;
+        written.remove(NOTE);
+        Ok(written)
     }
 
     /// A new file, by its path within the folder.

@@ -1,5 +1,6 @@
 //! `manifest.json`: how this output came about; all that differs from run to run is here alone.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -51,6 +52,8 @@ pub(super) struct Manifest<'a> {
     seconds: Seconds<'a>,
     input: Input<'a>,
     warnings: Vec<&'a str>,
+    /// The files of the output beside this one, with their sizes in bytes: what a later run may overwrite.
+    output: BTreeMap<String, u64>,
 }
 
 #[derive(Serialize)]
@@ -91,7 +94,8 @@ impl Serialize for Seconds<'_> {
 }
 
 impl<'a> Manifest<'a> {
-    pub(super) fn new(dump: &'a Dump, recovery: &'a Recovery, run: &'a Run) -> Self {
+    /// `output` are the files that were written, with their sizes.
+    pub(super) fn new(dump: &'a Dump, recovery: &'a Recovery, run: &'a Run, output: BTreeMap<String, u64>) -> Self {
         let system = rustix::system::uname();
         let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
         Self {
@@ -124,6 +128,7 @@ impl<'a> Manifest<'a> {
                 files: FileRow::all(&recovery.memory, true),
             },
             warnings: super::warnings(dump, recovery).chain(run.warnings.iter().map(String::as_str)).collect(),
+            output,
         }
     }
 }

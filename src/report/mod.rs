@@ -111,7 +111,7 @@ fn write_all(
     }
     folder.json(earlier::RECOVERY, document::DEPTH, &document::Document::new(dump, recovery))?;
     let run = run();
-    folder.json("manifest.json", 2, &manifest::Manifest::new(dump, recovery, &run))
+    folder.json(earlier::MANIFEST, 2, &manifest::Manifest::new(dump, recovery, &run, folder.written()?))
 }
 
 /// Writes the files of one model.

@@ -325,21 +325,36 @@ fn only_what_we_wrote_is_overwritten() {
     };
     is_refused(false, |error| matches!(error, OutputError::NotEmpty(_)));
     is_refused(true, |error| matches!(error, OutputError::NotOurs(_)));
-    fs::write(out.join("recovery.json"), "{\"schema_version\": 1, \"tool\": \"another\", \"x\": 1}").unwrap();
+    // Documents that only begin like ours.
+    fs::write(out.join("recovery.json"), "{\"schema_version\": 1, \"tool\": \"tensorcarve\", \"x\": 1}").unwrap();
     is_refused(true, |error| matches!(error, OutputError::NotOurs(_)));
-    fs::remove_file(out.join("recovery.json")).unwrap();
-    fs::remove_file(out.join("notes.txt")).unwrap();
+    fs::write(out.join("manifest.json"), "{\"schema_version\": 1, \"tool\": \"tensorcarve\", \"output\": {").unwrap();
+    is_refused(true, |error| matches!(error, OutputError::NotOurs(_)));
+    for name in ["recovery.json", "manifest.json", "notes.txt"] {
+        fs::remove_file(out.join(name)).unwrap();
+    }
     write(out, false, &mixed()).unwrap();
     is_refused(false, |error| matches!(error, OutputError::NotEmpty(_)));
-    fs::write(out.join("models/m0/notes.txt"), "mine").unwrap();
-    is_refused(true, |error| matches!(error, OutputError::Foreign(path) if path.ends_with("models/m0/notes.txt")));
-    fs::remove_file(out.join("models/m0/notes.txt")).unwrap();
-    fs::write(out.join("notes.txt"), "mine").unwrap();
+    // Foreign files under names that are ours: a model that we did not write, and files of a model that somebody made.
+    for name in ["models/m0/notes.txt", "models/m9/model.json", "models/m0/grads.safetensors", "notes.txt"] {
+        fs::create_dir_all(out.join(name).parent().unwrap()).unwrap();
+        fs::write(out.join(name), "mine").unwrap();
+        let error = write(out, true, &mixed()).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("would be lost"), "{error}");
+        assert_eq!(fs::read(out.join(name)).unwrap(), b"mine");
+        fs::remove_file(out.join(name)).unwrap();
+        let _ = fs::remove_dir(out.join("models/m9"));
+    }
+    // A file of ours that somebody changed.
+    let load = fs::read(out.join("models/m0/load.py")).unwrap();
+    fs::write(out.join("models/m0/load.py"), [&load[..], b"# forward: see my notes"].concat()).unwrap();
+    is_refused(true, |error| matches!(error, OutputError::Foreign(path) if path.ends_with("models/m0/load.py")));
+    fs::write(out.join("models/m0/load.py"), load).unwrap();
     let (dump, mut recovery) = mixed();
     recovery.processes[0].models.clear();
     write(out, true, &(dump, recovery)).unwrap();
     let names: Vec<_> = tree(out).into_keys().map(|path| path.strip_prefix(out).unwrap().to_owned()).collect();
-    assert_eq!(names, ["manifest.json", "notes.txt", "recovery.json"].map(PathBuf::from));
+    assert_eq!(names, ["manifest.json", "recovery.json"].map(PathBuf::from));
 }
 
 #[test]
