@@ -73,6 +73,11 @@ impl Objects<'_> {
         Ok(items)
     }
 
+    /// Entries of the table of a dictionary, which are all read to find the items.
+    pub(super) fn dict_entries(&self, object: VirtAddr) -> Result<u64, ObjectError> {
+        Ok(self.keys(self.pointer(object, self.layout().dict_keys)?)?.count)
+    }
+
     /// The items of a dictionary whose keys are strings; others are left out. A key that is not there to be
     /// read gets a name that begins with [`UNREADABLE`].
     ///

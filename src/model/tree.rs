@@ -41,8 +41,9 @@ pub fn models(
     objects: &Objects<'_>,
     layout: Option<&tensor::Layout>,
 ) -> Vec<Model> {
-    let items = graph.modules.values().map(|module| 1 + module.parameters.len() + module.buffers.len());
-    let all_places = items.sum::<usize>().saturating_mul(PLACES_PER_ITEM).max(MIN_PLACES);
+    // One tensor can have a million names.
+    let items = graph.modules.len() + graph.tensors().len();
+    let all_places = items.saturating_mul(PLACES_PER_ITEM).max(MIN_PLACES);
     let roots = graph.roots();
     let mut known = HashMap::new();
     let needs: Vec<u64> = roots.iter().map(|root| places(graph, *root, &mut known)).collect();

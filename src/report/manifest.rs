@@ -8,7 +8,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::SCHEMA_VERSION;
-use super::rows::FileRow;
+use super::rows::{self, FileRow, RangesLeftOut};
 use super::time::rfc3339;
 use crate::dump::{Compression, Dump, Format, MemoryRange};
 use crate::recover::Recovery;
@@ -77,6 +77,8 @@ struct Input<'a> {
     unpacked_size: u64,
     damaged: bool,
     ranges: Vec<&'a MemoryRange>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranges_left_out: Option<RangesLeftOut>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     files: Vec<FileRow<'a>>,
 }
@@ -97,6 +99,7 @@ impl<'a> Manifest<'a> {
     /// `output` are the files that were written, with their sizes.
     pub(super) fn new(dump: &'a Dump, recovery: &'a Recovery, run: &'a Run, output: BTreeMap<String, u64>) -> Self {
         let system = rustix::system::uname();
+        let (ranges, ranges_left_out) = rows::ranges(&recovery.memory);
         let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
         Self {
             schema_version: SCHEMA_VERSION,
@@ -124,7 +127,8 @@ impl<'a> Manifest<'a> {
                 addresses: dump.addresses.name(),
                 unpacked_size: dump.size,
                 damaged: dump.damaged,
-                ranges: recovery.memory.own_ranges().collect(),
+                ranges,
+                ranges_left_out,
                 files: FileRow::all(&recovery.memory, true),
             },
             warnings: super::warnings(dump, recovery).chain(run.warnings.iter().map(String::as_str)).collect(),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! OUT/recovery.json                    everything found; the same bytes for the same input
-//!     manifest.json                    how it came about: tool, arguments, host, times, hash of the input
+//!     manifest.json                    how it came about: tool, arguments, host, times, hash of the input, sizes of the files
 //!     models/m0/model.safetensors      complete tensors under their state_dict names
 //!               partial.safetensors    tensors with holes, which are zeros there; only if there are any
 //!               buffers.safetensors    buffers that state_dict leaves out; only if there are any
