@@ -22,8 +22,8 @@ const UNPLACED: &str = "more than half of the page tables' targets are outside t
 /// The most hits that are kept in an index: a real dump has some thousands.
 const MAX_KEPT_HITS: usize = 1 << 20;
 
-/// The most hits of one signature in a frame that are looked at: an interpreter has one, and structures do not overlap.
-const MAX_HITS_PER_FRAME: usize = 64;
+/// The most hits of one signature in a frame that are looked at: no more than ten type objects fit in one.
+const MAX_HITS_PER_FRAME: usize = 16;
 
 /// What the one pass over a dump found, and the address spaces in it.
 pub struct Spaces {
