@@ -20,6 +20,12 @@ pub enum OutputError {
          earlier run of tensorcarve", .0.display()
     )]
     NotEmpty(PathBuf),
+    /// Another run is filling the folder.
+    #[error(
+        "{}: another run of tensorcarve is writing to this folder; wait for it, or choose another folder with \
+         --output-dir", .0.display()
+    )]
+    Busy(PathBuf),
     /// The folder holds something, but no earlier output.
     #[error(
         "{}: is not empty and has no manifest.json from tensorcarve that lists its files, so there is nothing to \

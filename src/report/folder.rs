@@ -5,7 +5,7 @@
 //! included.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,8 @@ pub struct OutputFolder {
     staging: PathBuf,
     overwrite: bool,
     cleanup: Cleanup,
+    /// The folder itself, locked for as long as this run fills it; the system releases the lock of a run that was killed.
+    lock: Option<File>,
 }
 
 /// Undoes what a run has done to its output folder; for the handler of Ctrl-C, which may be called at any time.
@@ -76,15 +78,22 @@ impl OutputFolder {
     ///
     /// # Errors
     /// It is not empty (or, with `overwrite`, holds something else than an earlier output), is no
-    /// folder, or can't be written to.
+    /// folder, can't be written to, or another run is filling it.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self, OutputError> {
         let staging = path.join(STAGING);
-        let folder = Self { path: path.to_owned(), staging, overwrite, cleanup: Cleanup(Arc::default()) };
+        let cleanup = Cleanup(Arc::default());
+        let mut folder = Self { path: path.to_owned(), staging, overwrite, cleanup, lock: None };
         // From here on, dropping the folder undoes what was done.
         match fs::metadata(path) {
             Ok(metadata) if !metadata.is_dir() => return Err(OutputError::NotAFolder(path.to_owned())),
-            Ok(_) => folder.check_content()?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => folder.make()?,
+            Ok(_) => {
+                folder.lock()?;
+                folder.check_content()?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                folder.make()?;
+                folder.lock()?;
+            }
             Err(e) => return Err(OutputError::io(path, "use it as a folder", e)),
         }
         if folder.staging.is_dir() {
@@ -96,6 +105,20 @@ impl OutputFolder {
         let note = folder.staging.join(NOTE);
         fs::write(&note, NOTE_TEXT).map_err(|e| OutputError::io(&note, "write to the folder", e))?;
         Ok(folder)
+    }
+
+    /// Keeps other runs out of the folder: two that fill it at once would remove each other's files.
+    fn lock(&mut self) -> Result<(), OutputError> {
+        // Some file systems can't lock a folder.
+        let Ok(folder) = File::open(&self.path) else { return Ok(()) };
+        match folder.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(OutputError::Busy(self.path.clone())),
+            Err(TryLockError::Error(_)) => Ok(()),
+            Ok(()) => {
+                self.lock = Some(folder);
+                Ok(())
+            }
+        }
     }
 
     fn check_content(&self) -> Result<(), OutputError> {

@@ -363,12 +363,15 @@ fn an_interrupted_run_is_undone_or_can_be_overwritten() {
     let out = dir.path().join("out");
     let folder = OutputFolder::create(&out, false).unwrap();
     let second = OutputFolder::create(&out, false).map(drop);
-    assert!(matches!(second, Err(OutputError::NotEmpty(_))));
+    assert!(matches!(second, Err(OutputError::Busy(_))));
+    let second = OutputFolder::create(&out, true).map(drop);
+    assert!(matches!(second, Err(OutputError::Busy(_))));
     folder.cleanup().run();
     assert!(!out.exists());
     drop(folder);
     // Killed: nobody could clean up.
-    std::mem::forget(OutputFolder::create(&out, false).unwrap());
+    fs::create_dir_all(out.join(".tensorcarve-incomplete/models")).unwrap();
+    fs::write(out.join(".tensorcarve-incomplete/README"), "interrupted").unwrap();
     assert!(matches!(write(&out, false, &mixed()), Err(OutputError::NotEmpty(_))));
     write(&out, true, &mixed()).unwrap();
     assert!(out.join("recovery.json").exists());
