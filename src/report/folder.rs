@@ -54,6 +54,14 @@ impl Cleanup {
         self.lock().run()
     }
 
+    /// The same for a process that ends now: threads that would create another file wait for its end.
+    pub fn run_for_good(&self) -> bool {
+        let mut undo = self.lock();
+        let is_pending = undo.run();
+        std::mem::forget(undo);
+        is_pending
+    }
+
     fn lock(&self) -> MutexGuard<'_, Undo> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -174,6 +182,8 @@ impl OutputFolder {
     /// A new file, by its path within the folder.
     pub(super) fn file(&self, relative: &str) -> Result<OutputFile, OutputError> {
         let (at, path) = (self.staging.join(relative), self.path.join(relative));
+        // No file may come into a folder that the handler of Ctrl-C is removing.
+        let _undo = self.cleanup.lock();
         if let Some(parent) = at.parent() {
             fs::create_dir_all(parent).map_err(|e| OutputError::io(&path, "create the folder of the file", e))?;
         }

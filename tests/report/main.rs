@@ -10,6 +10,7 @@ mod names;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fixture::{Quiet, Victim, f32_bytes, run, scalar};
 use mounted::Mounted;
@@ -17,7 +18,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value as Json, json};
 use tensorcarve::cpython::Value;
 use tensorcarve::dump::Dump;
-use tensorcarve::model::{NamedTensor, Other, Referrer, Sighting, Status, TensorKind};
+use tensorcarve::model::{Model, NamedTensor, Other, Referrer, Sighting, Status, TensorKind};
 use tensorcarve::recover::Recovery;
 use tensorcarve::report::{self, OutputError, OutputFolder};
 use tensorcarve::tensor::ArrayInfo;
@@ -375,6 +376,26 @@ fn an_interrupted_run_is_undone_or_can_be_overwritten() {
     assert!(matches!(write(&out, false, &mixed()), Err(OutputError::NotEmpty(_))));
     write(&out, true, &mixed()).unwrap();
     assert!(out.join("recovery.json").exists());
+}
+
+#[test]
+fn an_interruption_while_files_are_written_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dump, mut recovery) = mixed();
+    let model = recovery.processes[0].models[0].clone();
+    let numbered = |number: usize| Model { id: format!("m{number}"), ..model.clone() };
+    recovery.processes[0].models = (0..2000).map(numbered).collect();
+    let out = dir.path().join("out");
+    let folder = OutputFolder::create(&out, false).unwrap();
+    let cleanup = folder.cleanup();
+    // The thread waits for the end of the process.
+    std::thread::spawn(move || report::write(folder, &dump, &recovery, &Quiet, run));
+    while !out.join(".tensorcarve-incomplete/models").exists() {
+        std::thread::yield_now();
+    }
+    assert!(cleanup.run_for_good());
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!out.exists(), "{:?}", tree(&out).into_keys().collect::<Vec<_>>());
 }
 
 #[test]
