@@ -109,6 +109,7 @@ fn model(
         seen: HashSet::new(),
         extra: BTreeMap::new(),
         above: Vec::new(),
+        is_too_deep: false,
         places,
         names,
         repeated: MAX_REPEATED,
@@ -118,7 +119,7 @@ fn model(
     walk.visit(root, "");
     walk.say_what_is_left_out();
     walk.say_what_may_be_more();
-    let Walk { modules, tensors, training, problems, .. } = walk;
+    let Walk { modules, tensors, training, problems, is_too_deep, .. } = walk;
     let model = Model {
         id: String::new(),
         class,
@@ -130,8 +131,9 @@ fn model(
         optimizers: Vec::new(),
         problems,
     };
-    // One whose class can't be read says so in any case.
-    (!model.tensors.is_empty() || graph.of_unread_class.contains_key(&root)).then_some(model)
+    // One whose class can't be read, or whose tensors may lie too deep, says so in any case.
+    let is_said = is_too_deep || graph.of_unread_class.contains_key(&root);
+    (!model.tensors.is_empty() || is_said).then_some(model)
 }
 
 struct Walk<'a> {
@@ -155,6 +157,8 @@ struct Walk<'a> {
     extra: BTreeMap<Extra, (String, usize)>,
     /// The modules above the one that is visited.
     above: Vec<VirtAddr>,
+    /// Whether a module is left out because it is nested too deeply.
+    is_too_deep: bool,
     /// Places beside the first that may still be listed.
     places: u64,
     /// Bytes of names that may still be given.
@@ -171,6 +175,7 @@ impl Walk<'_> {
     /// repeated listings is limited.
     fn visit(&mut self, object: VirtAddr, name: &str) {
         if self.above.len() > MAX_DEPTH || self.above.contains(&object) {
+            self.is_too_deep |= self.above.len() > MAX_DEPTH;
             self.problem(format!(
                 "the module {name:?} at {object} is left out: modules are nested too deeply or contain each other"
             ));

@@ -418,3 +418,18 @@ fn modules_whose_class_does_not_say_where_their_attributes_are_are_said() {
         assert!(model.problems[0].contains("can't be read"), "{:?}", model.problems);
     }
 }
+
+#[test]
+fn a_model_whose_only_tensor_is_nested_too_deeply_is_said() {
+    let torch = torch("3.11", "2.6", Options::default());
+    let (mut module, _) = torch.small_model("Bottom", &[3]);
+    let class = torch.module_type("__main__", "Level");
+    for _ in 0..300 {
+        module = torch.module(class, &ModuleSpec { children: vec![("below", module)], ..ModuleSpec::default() });
+    }
+    let recovery = recover(&dump(&torch.python.process));
+    let model = only_model(&recovery);
+    assert_eq!((model.object.0, model.tensors.len()), (module, 0));
+    assert!(model.problems[0].contains("nested too deeply"), "{:?}", model.problems);
+    assert!(!tensorcarve::report::is_whole(&recovery));
+}
