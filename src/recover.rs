@@ -128,7 +128,7 @@ pub fn recover(
 /// The types whose instances models are made of.
 pub(crate) fn wanted_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
     let types = WantedTypes::new(interpreter, &interpreter.modules(&interpreter.module_types()));
-    let all = [types.python, types.torch, types.optimizers, types.tensors, types.arrays, types.scripts];
+    let all = [types.python, types.torch, types.unread, types.optimizers, types.tensors, types.arrays, types.scripts];
     all.into_iter().flatten().collect()
 }
 
@@ -151,7 +151,10 @@ pub(crate) fn models(
         }
     }
     for process in &mut processes {
-        if let Some(task) = machine.and_then(|machine| machine.process_of(process.root?)) {
+        let Some((machine, root)) = machine.zip(process.root) else { continue };
+        // Of several roots with the same memory, the kernel knows one.
+        let same = || spaces.roots_of_same_memory(root).into_iter().find_map(|root| machine.process_of(root));
+        if let Some(task) = machine.process_of(root).or_else(same) {
             (process.pid, process.comm) = (Some(task.pid()), Some(task.comm().to_owned()));
         }
     }
@@ -209,6 +212,8 @@ struct WantedTypes {
     python: BTreeSet<VirtAddr>,
     /// `torch.nn.Module` and all that derive from it.
     torch: BTreeSet<VirtAddr>,
+    /// Classes that can't be read: any of them could derive from `torch.nn.Module`.
+    unread: BTreeSet<VirtAddr>,
     /// `torch.optim.Optimizer` and all that derive from it.
     optimizers: BTreeSet<VirtAddr>,
     /// `torch.Tensor`, the class below it, and all that derive from that.
@@ -225,6 +230,7 @@ impl WantedTypes {
         Self {
             python: interpreter.module_types(),
             torch: model::module_types(interpreter),
+            unread: interpreter.unread_classes.clone(),
             optimizers: model::optimizer_types(interpreter),
             tensors: model::tensor_types(interpreter, modules),
             arrays: model::array_types(interpreter, modules),

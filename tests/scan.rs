@@ -16,7 +16,9 @@ use proptest::prelude::*;
 use random::Random;
 use tensorcarve::addr::{FileOffset, PhysAddr};
 use tensorcarve::dump::{MemoryRange, PhysicalMemory};
-use tensorcarve::scan::{ABSENT_FRAME, Backend, BackendChoice, Hit, PointerSet, ScanResult, ZERO_FRAME, scan, sweep};
+use tensorcarve::scan::{
+    ABSENT_FRAME, Backend, BackendChoice, Hit, PointerSet, ScanResult, ZERO_FRAME, scan, scan_within, sweep,
+};
 use tensorcarve::signature::Signatures;
 
 /// Structures that take every way through the engines.
@@ -299,4 +301,24 @@ fn backends_are_chosen_by_name() {
     // Every such CPU has it, so that the tests under an emulator are tests of it.
     #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
     assert_eq!(Backend::detect_best(), Backend::Neon);
+}
+
+#[test]
+fn a_frame_full_of_hits_is_thinned_out_and_hides_no_other() {
+    let mut builder = Builder::new(&[0x10_0000..0x10_0000 + 300 * FRAME]);
+    for slot in (0x10_0000..0x10_0000 + 200 * FRAME).step_by(8) {
+        builder.words(slot, &[u64::from_le_bytes(*b"xdebugpy")]);
+    }
+    let lone = 0x10_0000 + 250 * FRAME + 0x120;
+    builder.words(lone, &[u64::from_le_bytes(*b"xdebugpy")]);
+    let (memory, signatures) = (builder.done(), Signatures::load(None).unwrap());
+    let all = scan_all(&memory, &signatures);
+    assert_eq!((hits_of(&all, &signatures, "cpython.debug_offsets").len(), all.left_out), (200 * 512 + 1, 0));
+    for backend in Backend::available() {
+        let thin = scan_within(&memory, &signatures, backend, Some(64), &|_| {});
+        let hits = hits_of(&thin, &signatures, "cpython.debug_offsets");
+        assert_eq!((hits.len(), thin.left_out), (200 * 64 + 1, 200 * (512 - 64)), "{backend}");
+        assert_eq!((hits[63].address.0, hits[200 * 64].address.0), (0x10_0000 + 63 * 8, lone));
+        assert!(thin.hits.is_sorted());
+    }
 }

@@ -343,3 +343,40 @@ fn the_index_changes_no_result() {
     let plain = tensorcarve(&["ps", SHIPPED, "--python", "--no-index", "-v", "--format", "json"]);
     assert!(stderr(&plain).contains(" cpython ") && processes.stdout == plain.stdout);
 }
+
+#[test]
+fn a_line_that_no_maps_file_has_is_not_read_to_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mem, maps) = (dir.path().join("mem"), dir.path().join("maps"));
+    fs::write(&mem, vec![1u8; 0x1000]).unwrap();
+    let line = "400000-401000 rw-p 0 0:0 0 /";
+    fs::write(&maps, [line.as_bytes(), &[b'a'; 1 << 17][..]].concat()).unwrap();
+    let output = tensorcarve(&["info", mem.to_str().unwrap(), "--maps", maps.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("no line of a maps file is so long"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("line 1 "), "{}", stderr(&output));
+}
+
+#[test]
+fn ranges_without_end_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dump, out) = (dir.path().join("ranges.lime"), dir.path().join("out"));
+    let range = |number: u64| {
+        let (first, last) = (number * 16, number * 16 + 7);
+        [b"EMiL\x01\0\0\0", &first.to_le_bytes()[..], &last.to_le_bytes(), &[0; 16]].concat()
+    };
+    fs::write(&dump, (0..70_000).flat_map(range).collect::<Vec<u8>>()).unwrap();
+    let info = tensorcarve(&["info", dump.to_str().unwrap()]);
+    assert!(stdout(&info).ends_with("65904 further ranges; --format json lists all\n"));
+    let info = json(&tensorcarve(&["info", dump.to_str().unwrap(), "--format", "json"]));
+    assert_eq!(info["ranges"].as_array().unwrap().len(), 70_000);
+    let output = tensorcarve(&["recover", dump.to_str().unwrap(), "-o", out.to_str().unwrap(), "--no-index"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    for (file, key) in [("recovery.json", "dump"), ("manifest.json", "input")] {
+        let document: Value = serde_json::from_slice(&fs::read(out.join(file)).unwrap()).unwrap();
+        let document = &document[key];
+        assert_eq!(document["ranges"].as_array().unwrap().len(), 1 << 16, "{file}");
+        let left_out = serde_json::json!({"count": 70_000 - (1 << 16), "bytes": 8 * (70_000 - (1 << 16))});
+        assert_eq!(document["ranges_left_out"], left_out, "{file}");
+    }
+}

@@ -55,7 +55,13 @@ impl Pythons {
         let memory: &PhysicalMemory = &spaces.memory;
         let mut warnings = Vec::new();
         let types: Vec<Hit> = spaces.hits_of(signatures, |name| name.starts_with(TYPE_SIGNATURE)).collect();
-        let mut candidates = cpython::candidates(memory, &types, &spaces.all(), &layouts);
+        let (distinct, copies) = spaces.distinct();
+        if copies > 0 {
+            warnings.push(format!(
+                "{copies} page-table roots show the same user memory as another: each such memory is searched once"
+            ));
+        }
+        let mut candidates = cpython::candidates(memory, &types, &distinct, &layouts);
         let frames: u64 = memory.ranges().iter().map(|range| range.len() / FRAME_SIZE).sum();
         let limit = MAPPINGS_PER_FRAME * frames + MIN_MAPPINGS;
         let mut others = other_pythons::python2(&mut candidates, signatures, limit);

@@ -1,5 +1,6 @@
 //! The first stage: one pass over memory, and the address spaces in it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,10 @@ const UNPLACED: &str = "more than half of the page tables' targets are outside t
 
 /// The most hits that are kept in an index: a real dump has some thousands.
 const MAX_KEPT_HITS: usize = 1 << 20;
+
+/// The most hits of one signature in a frame that are looked at. No more than ten type objects fit in one, but what only looks
+/// like one can be there more often: a dump of Linux 5.10 has frames with over 16 of them.
+const MAX_HITS_PER_FRAME: usize = 64;
 
 /// What the one pass over a dump found, and the address spaces in it.
 pub struct Spaces {
@@ -63,7 +68,14 @@ impl Spaces {
         } else {
             of_machine(dump, mmu, signatures, backend, observer)
         };
-        let Found { memory, found, discovery, warnings } = found;
+        let Found { memory, found, discovery, mut warnings } = found;
+        if found.left_out > 0 {
+            warnings.push(format!(
+                "{} signature matches are left out: a frame holds more than {MAX_HITS_PER_FRAME} of one \
+                 signature",
+                found.left_out
+            ));
+        }
         memory.check()?;
         let mmu = Arc::new(discovery.rules(mmu));
         Ok(Self { memory: Arc::new(memory), mmu, hits: found.hits, discovery, warnings, from_index: false, is_image })
@@ -95,6 +107,28 @@ impl Spaces {
     /// All address spaces, in the order of [`Discovery::spaces`]; the one of a process image.
     pub fn all(&self) -> Vec<AddressSpace> {
         self.of_kind(|_| true)
+    }
+
+    /// The address spaces without those that show the same user memory as one before, as copies of a page-table root do; and
+    /// how many these are.
+    pub(super) fn distinct(&self) -> (Vec<AddressSpace>, usize) {
+        let mut all = self.all();
+        let (mut known, count) = (HashSet::new(), all.len());
+        all.retain(|space| {
+            let half = space.user_half();
+            half.is_empty() || known.insert(half)
+        });
+        let copies = count - all.len();
+        (all, copies)
+    }
+
+    /// The roots of the spaces that have the same user memory as the one with this root, itself included.
+    pub(crate) fn roots_of_same_memory(&self, root: PhysAddr) -> Vec<PhysAddr> {
+        let all = self.all();
+        let half_of = |space: &AddressSpace| space.user_half();
+        let wanted = all.iter().find(|space| space.root() == Some(root)).map(half_of).filter(|half| !half.is_empty());
+        let same = all.iter().filter(|space| wanted.as_ref().is_some_and(|wanted| half_of(space) == *wanted));
+        same.filter_map(AddressSpace::root).collect()
     }
 
     /// Those of processes.
@@ -192,7 +226,7 @@ fn placed_file(memory: &PhysicalMemory) -> String {
 /// The one pass over memory.
 fn one_pass(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend, observer: &dyn Observer) -> ScanResult {
     observer.begin(Phase::Scan, memory.size());
-    scan::scan(memory, signatures, backend, &|bytes| observer.advance(bytes))
+    scan::scan_within(memory, signatures, backend, Some(MAX_HITS_PER_FRAME), &|bytes| observer.advance(bytes))
 }
 
 /// A warning if most of the dump is one run of zeros, as after a capture that gave up.

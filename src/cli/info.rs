@@ -9,6 +9,9 @@ use super::args::{InfoArgs, InputArgs, TalkArgs};
 use super::progress::{Progress, say_times};
 use super::{Failure, Outcome, say, stdout};
 
+/// The most ranges that the table shows: a real dump has some hundreds.
+const MAX_RANGES: usize = 1 << 12;
+
 #[derive(Serialize)]
 struct Document<'a> {
     path: String,
@@ -100,9 +103,14 @@ fn table(document: &Document<'_>) -> String {
             vec!["damaged".to_owned(), if document.damaged { "yes" } else { "no" }.to_owned()],
         ],
     );
-    let ranges = document.ranges.iter().map(|range| {
+    let ranges = document.ranges.iter().take(MAX_RANGES).map(|range| {
         vec![range.start.to_string(), range.end.to_string(), bytes_in_words(range.len()), range.offset.to_string()]
     });
     text.push('\n');
-    text + &columns(&["START", "END", "SIZE", "AT OFFSET"], &[2], ranges)
+    text += &columns(&["START", "END", "SIZE", "AT OFFSET"], &[2], ranges);
+    let further = document.ranges.len().saturating_sub(MAX_RANGES);
+    if further > 0 {
+        text += &format!("{further} further ranges; --format json lists all\n");
+    }
+    text
 }

@@ -21,7 +21,7 @@ pub(super) fn install() -> Result<(), Failure> {
     let handler = || {
         // The file that a dump is unpacked to has no name, and goes with the process.
         let pending = PENDING.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let is_undone = pending.is_some_and(|cleanup| cleanup.run());
+        let is_undone = pending.is_some_and(|cleanup| cleanup.run_for_good());
         let output = if is_undone { "; the output is unchanged" } else { "" };
         say(&format!("\ninterrupted{output}"));
         process::exit(INTERRUPTED);

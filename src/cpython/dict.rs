@@ -73,6 +73,11 @@ impl Objects<'_> {
         Ok(items)
     }
 
+    /// Entries of the table of a dictionary, which are all read to find the items.
+    pub(super) fn dict_entries(&self, object: VirtAddr) -> Result<u64, ObjectError> {
+        Ok(self.keys(self.pointer(object, self.layout().dict_keys)?)?.count)
+    }
+
     /// The items of a dictionary whose keys are strings; others are left out. A key that is not there to be
     /// read gets a name that begins with [`UNREADABLE`].
     ///
@@ -154,12 +159,24 @@ impl Objects<'_> {
     /// # Errors
     /// Its type has no attributes, or they can't be read completely.
     pub(crate) fn attribute_items(&self, object: VirtAddr) -> Result<Vec<(VirtAddr, VirtAddr)>, ObjectError> {
+        self.attribute_items_like(object, self.type_of(object)?)
+    }
+
+    /// The same for an object that keeps its attributes where instances of `like` have them, whatever its own type says of that.
+    ///
+    /// # Errors
+    /// The type has no attributes, or they can't be read completely.
+    pub(crate) fn attribute_items_like(
+        &self,
+        object: VirtAddr,
+        like: VirtAddr,
+    ) -> Result<Vec<(VirtAddr, VirtAddr)>, ObjectError> {
         let layout = self.layout();
         let type_object = self.type_of(object)?;
-        let flags = self.type_flags(type_object)?;
+        let flags = self.type_flags(like)?;
         let has = |flag: Option<i64>| flag.is_some_and(|flag| flags & flag as u64 != 0);
         if !has(layout.flag_managed_dict) {
-            return self.dict_or_none(self.pointer(object, self.dict_offset(object, type_object)?)?);
+            return self.dict_or_none(self.pointer(object, self.dict_offset(object, like)?)?);
         }
         if let Some(offset) = layout.managed_dict_or_values {
             let word = self.word(object, offset)?;
@@ -182,7 +199,7 @@ impl Objects<'_> {
             }
         }
         if has(layout.flag_inline_values) {
-            let values = field(object, self.word(type_object, layout.tp_basicsize)?.cast_signed());
+            let values = field(object, self.word(like, layout.tp_basicsize)?.cast_signed());
             let is_valid = match layout.values_valid {
                 Some(valid) => self.byte(values, valid)? != 0,
                 None => true,

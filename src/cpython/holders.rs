@@ -170,8 +170,20 @@ impl<'a> Holders<'a> {
         Ok(slots)
     }
 
-    /// What an object of that kind holds, in a fixed order; unreadable parts are left out.
-    pub(crate) fn held(&self, object: VirtAddr, kind: &Kind) -> Vec<(Step, VirtAddr)> {
+    /// Entries of the table in which an object of that kind holds others, empty ones included: what reading it takes. None for
+    /// containers without a table.
+    pub(crate) fn entries(&self, object: VirtAddr, kind: &Kind) -> usize {
+        let entries = match kind.shape {
+            Shape::Dict => self.objects.dict_entries(object),
+            Shape::Set => self.objects.count(object, self.objects.layout().set_mask, "mask"),
+            _ => Ok(0),
+        };
+        entries.unwrap_or_default() as usize
+    }
+
+    /// What an object of that kind holds, in a fixed order; unreadable parts are left out. Of a list, a tuple or a deque at
+    /// most the first `most` elements, of which some may be null.
+    pub(crate) fn held(&self, object: VirtAddr, kind: &Kind, most: usize) -> Vec<(Step, VirtAddr)> {
         let (objects, layout) = (&self.objects, self.objects.layout());
         let mut held = Vec::new();
         if kind.has_attributes {
@@ -187,9 +199,9 @@ impl<'a> Holders<'a> {
         let fixed = |name, offset: Option<i64>| Some((Step::Fixed(name), objects.pointer(object, offset?).ok()?));
         match kind.shape {
             Shape::Plain | Shape::Closed => {}
-            Shape::List => held.extend(indexed(objects.list(object).unwrap_or_default())),
-            Shape::Tuple => held.extend(indexed(objects.tuple(object).unwrap_or_default())),
-            Shape::Deque => held.extend(indexed(self.deque(object).unwrap_or_default())),
+            Shape::List => held.extend(indexed(objects.start_of_list(object, most).unwrap_or_default())),
+            Shape::Tuple => held.extend(indexed(objects.start_of_tuple(object, most).unwrap_or_default())),
+            Shape::Deque => held.extend(indexed(self.deque(object, most).unwrap_or_default())),
             Shape::Dict => {
                 let items = objects.dict(object).unwrap_or_default().into_iter();
                 held.extend(items.map(|(key, item)| (Step::Key(key), item)));
@@ -210,7 +222,6 @@ impl<'a> Holders<'a> {
                 .flatten(),
             ),
         }
-        held.retain(|(_, value)| value.0 != 0);
         held
     }
 
@@ -227,12 +238,12 @@ impl<'a> Holders<'a> {
     }
 
     /// The elements of a deque.
-    fn deque(&self, deque: VirtAddr) -> Result<Vec<VirtAddr>, ObjectError> {
+    fn deque(&self, deque: VirtAddr, most: usize) -> Result<Vec<VirtAddr>, ObjectError> {
         let (objects, layout) = (&self.objects, self.objects.layout());
         let first = layout.var_size.zip(layout.deque_first_block).zip(layout.deque_first_index);
         let block = layout.deque_block_items.zip(layout.deque_block_next).zip(layout.deque_block_length);
         let Some((((count, first), index), ((items, next), length))) = first.zip(block) else { return Ok(Vec::new()) };
-        let mut left = objects.count(deque, count, "ob_size")?;
+        let mut left = objects.count(deque, count, "ob_size")?.min(most as u64);
         let mut index = objects.word(deque, index)?.cast_signed();
         let mut block = objects.pointer(deque, first)?;
         let mut elements = Vec::new();

@@ -160,8 +160,13 @@ impl<'a> Objects<'a> {
     /// # Errors
     /// It is no tuple, or can't be read whole.
     pub fn tuple(&self, object: VirtAddr) -> Result<Vec<VirtAddr>, ObjectError> {
+        self.start_of_tuple(object, usize::MAX)
+    }
+
+    /// The first elements of a tuple, at most `most`.
+    pub(crate) fn start_of_tuple(&self, object: VirtAddr, most: usize) -> Result<Vec<VirtAddr>, ObjectError> {
         self.expect(object, self.layout.flag_tuple, "tuple")?;
-        let count = self.count(object, self.layout.tuple_size, "ob_size")?;
+        let count = self.count(object, self.layout.tuple_size, "ob_size")?.min(most as u64);
         let items = self.words(field(object, self.layout.tuple_items), count)?;
         Ok(items.into_iter().map(VirtAddr).collect())
     }
@@ -171,8 +176,13 @@ impl<'a> Objects<'a> {
     /// # Errors
     /// It is no list, or can't be read whole.
     pub fn list(&self, object: VirtAddr) -> Result<Vec<VirtAddr>, ObjectError> {
+        self.start_of_list(object, usize::MAX)
+    }
+
+    /// The first elements of a list, at most `most`.
+    pub(crate) fn start_of_list(&self, object: VirtAddr, most: usize) -> Result<Vec<VirtAddr>, ObjectError> {
         self.expect(object, self.layout.flag_list, "list")?;
-        let count = self.count(object, self.layout.list_size, "ob_size")?;
+        let count = self.count(object, self.layout.list_size, "ob_size")?.min(most as u64);
         let items = self.words(self.pointer(object, self.layout.list_items)?, count)?;
         Ok(items.into_iter().map(VirtAddr).collect())
     }

@@ -13,7 +13,7 @@ use super::infer;
 use super::layout::Layout;
 use super::object::{Objects, field};
 use super::sweeper::Sweeper;
-use super::types::{Types, read_types};
+use super::types::{Types, read_types, unread_classes};
 use crate::addr::VirtAddr;
 use crate::paging::{AddressSpace, Cached};
 
@@ -40,6 +40,8 @@ pub struct Interpreter {
     pub scores: (LayoutScore, Option<LayoutScore>),
     /// Its types.
     pub types: Types,
+    /// Classes whose type objects are damaged: they have the names of a class, but are no live types that can be read.
+    pub unread_classes: BTreeSet<VirtAddr>,
     /// The instances of those that were wanted.
     pub instances: Instances,
     /// What it tells of itself.
@@ -122,12 +124,13 @@ pub fn interpreters(
                 layout,
                 scores,
                 types: known,
+                unread_classes: BTreeSet::new(),
                 instances,
                 told,
                 swept_for,
                 by_name,
             };
-            interpreter.add(types);
+            interpreter.add(types, &slots);
             Either::Left(interpreter)
         });
     // Every sweep is for what the one before has found: metaclasses, of which there may be more types, and types
@@ -165,8 +168,8 @@ impl Interpreter {
         self.subtypes(self.type_object)
     }
 
-    /// Adds types, and their names to the index.
-    fn add(&mut self, types: Types) {
+    /// Adds the types that were read in the slots, and their names to the index; and what could not be read there.
+    fn add(&mut self, types: Types, slots: &[(VirtAddr, VirtAddr)]) {
         let objects = Objects::new(&self.memory, &self.layout);
         for address in types.keys() {
             if let Ok(name) = objects.heap_type_qualname(*address) {
@@ -174,6 +177,7 @@ impl Interpreter {
                 self.by_name.entry(hash).or_default().push(*address);
             }
         }
+        self.unread_classes.extend(unread_classes(&objects, slots, &types));
         self.types.extend(types);
     }
 
@@ -183,7 +187,7 @@ impl Interpreter {
         let (of_types, of_others): (Vec<_>, Vec<_>) =
             slots.iter().copied().partition(|(_, found)| metaclasses.contains(found));
         let types = read_types(&self.objects(), &of_types);
-        self.add(types);
+        self.add(types, &of_types);
         let objects = self.objects();
         let live = |slots: &[(VirtAddr, VirtAddr)]| {
             let mut live: HashMap<VirtAddr, Vec<VirtAddr>> = HashMap::new();

@@ -1,6 +1,6 @@
 //! The type objects of an interpreter: what each is, and what it derives from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::layout::Layout;
 use super::object::{ObjectError, Objects, field};
@@ -14,6 +14,9 @@ const MAX_NAME: usize = 256;
 
 /// Maximum length of a full class name that is kept whole, in bytes.
 const MAX_FULL_NAME: usize = 512;
+
+/// Classes of one interpreter that are kept although they can't be read.
+const MAX_UNREAD: usize = 1 << 12;
 
 /// The longest chain of bases.
 const MAX_BASES: usize = 64;
@@ -113,6 +116,19 @@ impl Objects<'_> {
         Ok(!name.is_empty() && qualname.ends_with(&name))
     }
 
+    /// Whether what lies here has the names of a class: `__name__` is the end of `__qualname__`. This needs nothing else
+    /// of the type object to be sound.
+    fn has_class_names(&self, type_object: VirtAddr) -> bool {
+        let text = |offset: i64| {
+            let text = self.pointer(type_object, offset)?;
+            let length = self.word(text, self.layout().str_length)?;
+            let too_long = ObjectError::Implausible { address: text, field: "length", value: length };
+            if length > MAX_FULL_NAME as u64 { Err(too_long) } else { self.str(text) }
+        };
+        let names = (text(self.layout().ht_qualname), text(self.layout().ht_name));
+        matches!(names, (Ok(qualname), Ok(name)) if !name.is_empty() && qualname.ends_with(&name))
+    }
+
     /// `__qualname__` of a type made by a class statement.
     ///
     /// # Errors
@@ -143,6 +159,18 @@ impl Objects<'_> {
 pub(super) fn read_types(objects: &Objects<'_>, slots: &[(VirtAddr, VirtAddr)]) -> Types {
     let candidates = slots.iter().map(|(slot, _)| field(*slot, -objects.layout().ob_type));
     candidates.filter_map(|address| Some((address, objects.type_info(address).ok()?))).collect()
+}
+
+/// Classes among the objects whose `ob_type` lies in one of the slots that are not among `types`: they have names, but what
+/// else makes a live type object is damaged or missing.
+pub(super) fn unread_classes(
+    objects: &Objects<'_>,
+    slots: &[(VirtAddr, VirtAddr)],
+    types: &Types,
+) -> BTreeSet<VirtAddr> {
+    let candidates = slots.iter().map(|(slot, _)| field(*slot, -objects.layout().ob_type));
+    let is_unread = |address: &VirtAddr| !types.contains_key(address) && objects.has_class_names(*address);
+    candidates.filter(is_unread).take(MAX_UNREAD).collect()
 }
 
 /// The printable ASCII text at `address` up to its zero byte.

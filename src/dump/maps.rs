@@ -259,6 +259,12 @@ fn read_maps(maps: &str) -> Result<Vec<Mapping<'_>>, DumpErrorKind> {
     Ok(mappings)
 }
 
+/// The error for a line that is longer than any; `text` ends with its beginning.
+pub(super) fn too_long(line: usize, text: &str) -> DumpErrorKind {
+    let text = shown(text.rsplit('\n').next().unwrap_or_default());
+    DumpErrorKind::MapsLine { line, text, what: "no line of a maps file is so long" }
+}
+
 /// Whether a line could be from a maps file.
 pub(super) fn is_line(text: &str) -> bool {
     read_line(text).is_some()

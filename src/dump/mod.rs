@@ -30,7 +30,7 @@ mod text;
 mod unpacked_size;
 
 use std::fmt;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -185,6 +185,9 @@ struct Contents {
 const MAX_RANGES: usize = 1 << 20;
 /// Bytes of a maps file that are looked at: [`MAX_RANGES`] lines are shorter.
 const MAX_MAPS: u64 = (MAX_RANGES as u64) << 8;
+/// Bytes that no line of it has: a path has at most 4096 (`PATH_MAX`, include/uapi/linux/limits.h, Linux 6.12), each written as
+/// up to four characters.
+const MAX_MAPS_LINE: u64 = 1 << 16;
 
 /// Opens the dump at `path`, as [`open_source`] does.
 ///
@@ -293,11 +296,23 @@ fn unwritten(ranges: &[MemoryRange], holes: &[Range<u64>]) -> Vec<Range<PhysAddr
 /// The text of a maps file; what is no UTF-8 in the names of files is replaced.
 fn read_maps(path: &Path) -> Result<String, DumpErrorKind> {
     let read = || -> Result<String, DumpErrorKind> {
-        let mut text = Vec::new();
         let source = Source::open_inner(path)?;
-        let mut file = source.file().take(MAX_MAPS);
-        file.read_to_end(&mut text).map_err(|source| DumpErrorKind::Io { doing: "read", source })?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
+        let mut file = BufReader::new(source.file().take(MAX_MAPS));
+        let (mut text, mut bytes) = (String::new(), Vec::new());
+        for line in 1.. {
+            bytes.clear();
+            let mut rest = file.by_ref().take(MAX_MAPS_LINE);
+            let read =
+                rest.read_until(b'\n', &mut bytes).map_err(|source| DumpErrorKind::Io { doing: "read", source })?;
+            text.push_str(&String::from_utf8_lossy(&bytes));
+            if read as u64 == MAX_MAPS_LINE {
+                return Err(maps::too_long(line, &text));
+            }
+            if read == 0 {
+                break;
+            }
+        }
+        Ok(text)
     };
     read().map_err(|reason| DumpErrorKind::MapsFile { path: path.to_owned(), reason: Box::new(reason) })
 }

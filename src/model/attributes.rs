@@ -319,7 +319,7 @@ impl Walk<'_, '_> {
             if !is_plain || !self.take(node.owner) {
                 continue;
             }
-            for (step, object) in self.holders.held(node.object, &kind).into_iter().take(MAX_ITEMS) {
+            for (step, object) in self.holders.held(node.object, &kind, MAX_ITEMS).into_iter().take(MAX_ITEMS) {
                 if let Some(next) = self.visit(&node, step, object) {
                     queue.push_back(next);
                 }

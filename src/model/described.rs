@@ -126,7 +126,7 @@ impl<'h, 'a> Describer<'h, 'a> {
             return Vec::new();
         }
         let mut described = Vec::new();
-        for (step, value) in self.holders.held(object, &kind) {
+        for (step, value) in self.holders.held(object, &kind, *left).into_iter().filter(|(_, value)| value.0 != 0) {
             let name = match self.holders.name(step) {
                 Some(name) if name.len() <= MAX_TEXT => name,
                 _ => format!("{UNREADABLE}{}", described.len()),
@@ -160,7 +160,9 @@ impl<'h, 'a> Describer<'h, 'a> {
             let attributes = if is_listed { Vec::new() } else { self.held(object, depth, left) };
             return Described::Tensor { name, class, attributes };
         }
-        let items = self.objects.list(object).or_else(|_| self.objects.tuple(object));
+        // One element more than may be described says that some are left out.
+        let most = left.saturating_add(1);
+        let items = self.objects.start_of_list(object, most).or_else(|_| self.objects.start_of_tuple(object, most));
         if let Ok(items) = items {
             let mut list = Vec::new();
             for item in items {

@@ -30,6 +30,12 @@ pub fn module_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
 fn bases(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
     let mut bases: BTreeSet<VirtAddr> = interpreter.heap_type(MODULE_CLASS.0, MODULE_CLASS.1).into_iter().collect();
     if bases.is_empty() {
+        let objects = interpreter.objects();
+        let is_module = |(module, name): (String, String)| (module.as_str(), name.as_str()) == MODULE_CLASS;
+        let unread = interpreter.unread_classes.iter();
+        bases.extend(unread.filter(|class| objects.heap_type_name(**class).is_ok_and(is_module)));
+    }
+    if bases.is_empty() {
         bases.extend(common_base(interpreter));
     }
     bases
@@ -126,25 +132,37 @@ pub struct Graph {
     pub unreadable: BTreeMap<VirtAddr, ObjectError>,
     /// Those of them that are modules all the same: they have most of the dictionaries that all modules have. With their class.
     pub damaged: BTreeMap<VirtAddr, String>,
+    /// Modules that are known by their dictionaries alone, because their class can't be read: class and reason.
+    pub of_unread_class: BTreeMap<VirtAddr, (VirtAddr, ObjectError)>,
 }
 
-/// Reads all modules among the instances of `types`, which are those of [`module_types`].
+/// Reads all modules among the instances of `types`, which are those of [`module_types`], and of the classes that can't be
+/// read, among which there may be more.
 pub fn graph(interpreter: &Interpreter, builtins: &Builtins, types: &BTreeSet<VirtAddr>) -> Graph {
     let objects = interpreter.objects();
     let bases = bases(interpreter);
     let mut graph = Graph::default();
     let mut room = Room { entries: SHARED_ENTRIES, text: SHARED_TEXT };
-    for (type_object, found) in types.iter().filter_map(|address| Some((address, interpreter.instances.get(address)?)))
+    let unread = interpreter.unread_classes.difference(types);
+    for (type_object, found) in
+        types.iter().chain(unread).filter_map(|address| Some((address, interpreter.instances.get(address)?)))
     {
+        let class_error = match interpreter.types.contains_key(type_object) {
+            true => None,
+            false => objects.type_info(*type_object).err(),
+        };
         let (class, torch_class) = class_names(interpreter, *type_object);
         let extra = extra::of_type(interpreter, *type_object, &bases);
         for &object in found {
             match read_module(&objects, builtins, object, (&class, torch_class.as_ref()), &extra, &mut room) {
                 Ok(module) => {
                     graph.modules.insert(object, module);
+                    graph.of_unread_class.extend(class_error.map(|error| (object, (*type_object, error))));
                 }
                 Err(error) => {
-                    if has_dictionaries(&objects, object) {
+                    // Where its own type does not say where it keeps its attributes, the class of all modules does.
+                    let like = [*type_object].into_iter().chain(bases.iter().copied());
+                    if like.into_iter().any(|like| has_dictionaries(&objects, object, like)) {
                         graph.damaged.insert(object, class.clone());
                     }
                     graph.unreadable.insert(object, error);
@@ -224,9 +242,9 @@ fn class_names(interpreter: &Interpreter, type_object: VirtAddr) -> (String, Opt
 }
 
 /// Whether an object is a module for certain: it has most of the dictionaries that make one. The names of its attributes alone
-/// do not tell, because instances of a type share them.
-fn has_dictionaries(objects: &Objects<'_>, object: VirtAddr) -> bool {
-    let attributes = objects.attribute_items(object).unwrap_or_default();
+/// do not tell, because instances of a type share them. Instances of `like` keep them where it does.
+fn has_dictionaries(objects: &Objects<'_>, object: VirtAddr, like: VirtAddr) -> bool {
+    let attributes = objects.attribute_items_like(object, like).unwrap_or_default();
     let named = |(name, value): &(VirtAddr, VirtAddr)| Some((objects.str_among(*name, &DICTIONARIES)?, *value));
     let readable = attributes.iter().filter_map(named).filter(|(_, value)| objects.dict(*value).is_ok());
     readable.map(|(name, _)| name).collect::<BTreeSet<&str>>().len() >= MOST_DICTIONARIES

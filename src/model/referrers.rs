@@ -152,7 +152,9 @@ impl<'a> Search<'a> {
         while let Some(Node { object, reach, .. }) = self.nodes.get(next).filter(|_| self.left > 0) {
             let (object, reach) = (*object, *reach);
             if let Some(kind) = self.holders.kind(object) {
-                for (index, (step, value)) in self.holders.held(object, &kind).into_iter().enumerate() {
+                // Empty entries are no values, but must be read as well: containers can share millions of them.
+                self.left = self.left.saturating_sub(self.holders.entries(object, &kind));
+                for (index, (step, value)) in self.holders.held(object, &kind, self.left).into_iter().enumerate() {
                     let reach = Reach { depth: reach.depth + 1, is_near: index < MAX_NESTED, ..reach };
                     self.visit(value, Before::Object(next, step), reach);
                 }

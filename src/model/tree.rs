@@ -41,8 +41,9 @@ pub fn models(
     objects: &Objects<'_>,
     layout: Option<&tensor::Layout>,
 ) -> Vec<Model> {
-    let items = graph.modules.values().map(|module| 1 + module.parameters.len() + module.buffers.len());
-    let all_places = items.sum::<usize>().saturating_mul(PLACES_PER_ITEM).max(MIN_PLACES);
+    // One tensor can have a million names.
+    let items = graph.modules.len() + graph.tensors().len();
+    let all_places = items.saturating_mul(PLACES_PER_ITEM).max(MIN_PLACES);
     let roots = graph.roots();
     let mut known = HashMap::new();
     let needs: Vec<u64> = roots.iter().map(|root| places(graph, *root, &mut known)).collect();
@@ -108,6 +109,7 @@ fn model(
         seen: HashSet::new(),
         extra: BTreeMap::new(),
         above: Vec::new(),
+        is_too_deep: false,
         places,
         names,
         repeated: MAX_REPEATED,
@@ -117,7 +119,7 @@ fn model(
     walk.visit(root, "");
     walk.say_what_is_left_out();
     walk.say_what_may_be_more();
-    let Walk { modules, tensors, training, problems, .. } = walk;
+    let Walk { modules, tensors, training, problems, is_too_deep, .. } = walk;
     let model = Model {
         id: String::new(),
         class,
@@ -129,7 +131,9 @@ fn model(
         optimizers: Vec::new(),
         problems,
     };
-    (!model.tensors.is_empty()).then_some(model)
+    // One whose class can't be read, or whose tensors may lie too deep, says so in any case.
+    let is_said = is_too_deep || graph.of_unread_class.contains_key(&root);
+    (!model.tensors.is_empty() || is_said).then_some(model)
 }
 
 struct Walk<'a> {
@@ -153,6 +157,8 @@ struct Walk<'a> {
     extra: BTreeMap<Extra, (String, usize)>,
     /// The modules above the one that is visited.
     above: Vec<VirtAddr>,
+    /// Whether a module is left out because it is nested too deeply.
+    is_too_deep: bool,
     /// Places beside the first that may still be listed.
     places: u64,
     /// Bytes of names that may still be given.
@@ -169,6 +175,7 @@ impl Walk<'_> {
     /// repeated listings is limited.
     fn visit(&mut self, object: VirtAddr, name: &str) {
         if self.above.len() > MAX_DEPTH || self.above.contains(&object) {
+            self.is_too_deep |= self.above.len() > MAX_DEPTH;
             self.problem(format!(
                 "the module {name:?} at {object} is left out: modules are nested too deeply or contain each other"
             ));
@@ -189,6 +196,10 @@ impl Walk<'_> {
         let is_first = !self.seen.contains(&object);
         let Some(name) = self.name(name.to_owned(), object, is_first) else { return };
         self.seen.insert(object);
+        if let Some((class, error)) = graph.of_unread_class.get(&object).filter(|_| is_first) {
+            let class = format!("its class {} at {class} can't be read: {error}", module.class);
+            self.problem(format!("the module {name:?} at {object} is known by its dictionaries alone: {class}"));
+        }
         // What a method adds to state_dict() is most often what the module has packed, and that is listed.
         let has_packed = module.objects.iter().any(|(_, held)| self.scripts.holds(*held));
         let is_listed = |extra: &&Extra| has_packed && matches!(extra, Extra::Method { class: Some(_), .. });

@@ -178,6 +178,12 @@ impl AddressSpace {
         }
     }
 
+    /// What its top table has in the user half: spaces that have the same are one. Empty where nothing is there, or where
+    /// there are no page tables.
+    pub(crate) fn user_half(&self) -> Vec<(u64, u64)> {
+        self.tables().map(|tables| tables.user_half()).unwrap_or_default()
+    }
+
     /// Where in the dump a virtual address lies.
     ///
     /// # Errors

@@ -120,6 +120,17 @@ impl<'a> PageTables<'a> {
         Some(mappings)
     }
 
+    /// The entries of the top table's user half that are not empty, with their index, and without the bits that do not matter
+    /// to where they lead: two roots with the same ones have the same user memory.
+    pub(super) fn user_half(&self) -> PresentEntries {
+        let mmu = self.mmu;
+        let matters = mmu.present | mmu.user | mmu.no_execute | mmu.leaf_bit | mmu.address | mmu.encryption;
+        let table = self.memory.bytes(self.root, FRAME_SIZE).unwrap_or_default();
+        let entries = (0..ENTRIES / 2).zip(table_entries(table)).filter(|(_, entry)| *entry != 0);
+        let part = |entry: u64| if entry & mmu.present == 0 { entry } else { entry & matters };
+        entries.map(|(index, entry)| (index, part(entry))).collect()
+    }
+
     /// Whether user mode may reach any page of the user half.
     ///
     /// What is learned about tables is kept in `known`, for the spaces that share them.

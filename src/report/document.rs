@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::rows::{FileRow, ProcessRow};
+use super::rows::{self, FileRow, ProcessRow, RangesLeftOut};
 use super::{SCHEMA_VERSION, TOOL, json};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::dump::{Dump, Format, MemoryRange};
@@ -45,12 +45,15 @@ struct DumpRow<'a> {
     /// The bit that page-table entries of encrypted memory have set.
     encryption_bit: Option<u32>,
     ranges: Vec<&'a MemoryRange>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranges_left_out: Option<RangesLeftOut>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     files: Vec<FileRow<'a>>,
 }
 
 impl<'a> Document<'a> {
     pub(super) fn new(dump: &'a Dump, recovery: &'a Recovery) -> Self {
+        let (ranges, ranges_left_out) = rows::ranges(&recovery.memory);
         Self {
             schema_version: SCHEMA_VERSION,
             tool: TOOL,
@@ -60,7 +63,8 @@ impl<'a> Document<'a> {
                 size: dump.size,
                 damaged: dump.damaged,
                 encryption_bit: recovery.discovery.encryption_bit,
-                ranges: recovery.memory.own_ranges().collect(),
+                ranges,
+                ranges_left_out,
                 files: FileRow::all(&recovery.memory, false),
             },
             spaces: &recovery.discovery.spaces,

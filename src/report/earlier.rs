@@ -1,12 +1,14 @@
-//! What an earlier run left in the output folder: told by its content, and removed file by file.
+//! What an earlier run left in the output folder: known by its manifest, and removed file by file.
 //!
-//! `--overwrite` must never cost anybody a file of their own, so only names that we write are
-//! removed, only where a `recovery.json` of ours says whose the folder is, and a stranger among
-//! them is a reason to refuse.
+//! `--overwrite` must never cost anybody a file of their own. Only files that the manifest of the earlier run lists are removed,
+//! only if they have names that we give and the size that they were written with. Any other file is a reason to refuse.
 
-use std::fs;
-use std::io::{self, Read};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
 
 use super::error::OutputError;
 use super::folder::STAGING;
@@ -15,10 +17,10 @@ use super::plan::WeightFile;
 
 /// The document that says that the output is complete.
 pub(super) const RECOVERY: &str = "recovery.json";
+/// The document that says how the output came about, and what belongs to it.
+pub(super) const MANIFEST: &str = "manifest.json";
 /// The folder of the models.
 pub(super) const MODELS: &str = "models";
-/// Files that we write beside `recovery.json`.
-const FILES: [&str; 2] = ["manifest.json", others::FILE];
 /// Files that we write per model, beside those of weights.
 const MODEL_FILES: [&str; 2] = ["model.json", "load.py"];
 /// What Python leaves when `load.py` is imported.
@@ -32,6 +34,14 @@ pub(super) struct Earlier {
     folders: Vec<PathBuf>,
 }
 
+/// What is read of the manifest of an earlier run.
+#[derive(Deserialize)]
+struct Listed {
+    tool: String,
+    /// Files by their path in the folder, with their sizes in bytes.
+    output: BTreeMap<String, u64>,
+}
+
 impl Earlier {
     /// What an earlier run left in `folder`, which is not empty.
     pub(super) fn find(folder: &Path) -> Result<Self, OutputError> {
@@ -40,44 +50,55 @@ impl Earlier {
             // Interrupted before it had written anything in its place.
             return Ok(Self::default());
         }
-        if !is_ours(&folder.join(RECOVERY)) {
-            return Err(OutputError::NotOurs(folder.to_owned()));
-        }
-        // The sign of completeness goes first.
-        let mut earlier = Self { files: vec![folder.join(RECOVERY)], folders: Vec::new() };
+        let manifest = folder.join(MANIFEST);
+        let listed = manifest_of(&manifest).ok_or_else(|| OutputError::NotOurs(folder.to_owned()))?;
+        let is_listed = |path: &Path| {
+            let relative = path.strip_prefix(folder).ok().and_then(Path::to_str);
+            let size = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file).map(|metadata| metadata.len());
+            size.is_some() && relative.and_then(|relative| listed.output.get(relative)) == size.as_ref()
+        };
+        // The sign of completeness goes first; without the manifest, nothing would say whose the other files are.
+        let mut earlier = Self::default();
         let weights = WeightFile::OF_OTHERS.map(WeightFile::name);
-        for path in FILES.into_iter().chain(weights).map(|name| folder.join(name)) {
-            match (is_file(&path), fs::symlink_metadata(&path).is_ok()) {
-                (true, _) => earlier.files.push(path),
-                (false, true) => return Err(OutputError::Foreign(path)),
-                (false, false) => {}
+        for name in names.iter().filter(|name| *name != STAGING && *name != MANIFEST && *name != MODELS) {
+            let path = folder.join(name);
+            let is_our_name = [RECOVERY, others::FILE].contains(&name.as_str()) || weights.contains(&name.as_str());
+            if !is_our_name || !is_listed(&path) {
+                return Err(OutputError::Foreign(path));
             }
+            earlier.files.push(path);
         }
+        earlier.files.sort_by_key(|path| !path.ends_with(RECOVERY));
         let models = folder.join(MODELS);
-        if fs::symlink_metadata(&models).is_ok() {
+        if names.iter().any(|name| name == MODELS) {
             for model in entries(&models)? {
-                earlier.model(&models.join(model))?;
+                earlier.model(&models.join(model), &is_listed)?;
             }
             earlier.folders.push(models);
         }
+        earlier.files.push(manifest);
         Ok(earlier)
     }
 
-    fn model(&mut self, folder: &Path) -> Result<(), OutputError> {
+    fn model(&mut self, folder: &Path, is_listed: &dyn Fn(&Path) -> bool) -> Result<(), OutputError> {
         let id = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let is_id = id.strip_prefix('m').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
-        if !is_id || !is_folder(folder) {
+        let names = if is_folder(folder) { entries(folder)? } else { Vec::new() };
+        // Each model has files of ours; an empty folder is somebody else's.
+        if !is_id || names.is_empty() {
             return Err(OutputError::Foreign(folder.to_owned()));
         }
-        for name in entries(folder)? {
+        for name in names {
             let path = folder.join(&name);
             let weights = WeightFile::OF_MODEL.map(WeightFile::name);
-            if (MODEL_FILES.contains(&name.as_str()) || weights.contains(&name.as_str())) && is_file(&path) {
+            let is_our_name = MODEL_FILES.contains(&name.as_str()) || weights.contains(&name.as_str());
+            if is_our_name && is_listed(&path) {
                 self.files.push(path);
             } else if name == PYCACHE && is_folder(&path) {
                 for compiled in entries(&path)? {
                     let file = path.join(&compiled);
-                    if !compiled.ends_with(".pyc") || !is_file(&file) {
+                    let is_of_loader = compiled.starts_with("load.") && compiled.ends_with(".pyc");
+                    if !is_of_loader || !is_file(&file) {
                         return Err(OutputError::Foreign(file));
                     }
                     self.files.push(file);
@@ -100,6 +121,25 @@ impl Earlier {
         }
         Ok(())
     }
+}
+
+/// All files below a folder by their path in it, with their sizes in bytes; what is neither file nor folder is left out.
+pub(super) fn sizes(folder: &Path) -> Result<BTreeMap<String, u64>, OutputError> {
+    let mut sizes = BTreeMap::new();
+    let mut todo = vec![String::new()];
+    while let Some(inner) = todo.pop() {
+        for name in entries(&folder.join(&inner))? {
+            let relative = if inner.is_empty() { name } else { format!("{inner}/{name}") };
+            let path = folder.join(&relative);
+            let metadata = fs::symlink_metadata(&path).map_err(|e| OutputError::io(&path, "read its size", e))?;
+            if metadata.is_dir() {
+                todo.push(relative);
+            } else if metadata.is_file() {
+                sizes.insert(relative, metadata.len());
+            }
+        }
+    }
+    Ok(sizes)
 }
 
 /// The names in a folder, sorted; a name that is no text is a stranger's.
@@ -127,15 +167,9 @@ fn is_folder(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
-/// Whether the file begins as our document does, whatever its blanks.
-fn is_ours(path: &Path) -> bool {
-    let read = || -> io::Result<String> {
-        let mut start = Vec::new();
-        fs::File::open(path)?.take(256).read_to_end(&mut start)?;
-        Ok(start.into_iter().filter(|byte| byte.is_ascii_graphic()).map(char::from).collect())
-    };
-    is_file(path)
-        && read().is_ok_and(|start| {
-            start.starts_with("{\"schema_version\":") && start.contains(",\"tool\":\"tensorcarve\",")
-        })
+/// The manifest of an earlier run, if it is one.
+fn manifest_of(path: &Path) -> Option<Listed> {
+    let file = is_file(path).then(|| File::open(path).ok()).flatten()?;
+    let listed: Listed = serde_json::from_reader(BufReader::new(file)).ok()?;
+    (listed.tool == super::TOOL && listed.output.contains_key(RECOVERY)).then_some(listed)
 }

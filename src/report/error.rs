@@ -19,13 +19,19 @@ pub enum OutputError {
         "{}: is not empty", .0.display()
     )]
     NotEmpty(PathBuf),
+    /// Another run is filling the folder.
+    #[error(
+        "{}: another run of tensorcarve is writing to this folder", .0.display()
+    )]
+    Busy(PathBuf),
     /// The folder holds something, but no earlier output.
     #[error(
-        "{}: is not empty and has no recovery.json from tensorcarve, so there is nothing to overwrite", .0.display()
+        "{}: is not empty and has no manifest.json from tensorcarve that lists its files, so there is nothing to \
+         overwrite", .0.display()
     )]
     NotOurs(PathBuf),
-    /// Among what an earlier run wrote lies something that it did not write.
-    #[error("{}: was not written by tensorcarve and would be lost", .0.display())]
+    /// Beside what an earlier run wrote lies something that it did not write, or that has changed since.
+    #[error("{}: is not what an earlier run of tensorcarve wrote and would be lost", .0.display())]
     Foreign(PathBuf),
     /// The file is there, and nobody said `--overwrite`.
     #[error("{}: exists", .0.display())]
@@ -90,6 +96,7 @@ impl OutputError {
                 "choose another folder with --output-dir, or use --overwrite to replace the output of an earlier run \
                  of tensorcarve"
             }
+            Self::Busy(..) => "wait for it, or choose another folder with --output-dir",
             Self::NotOurs(..) => "choose another folder with --output-dir",
             Self::Foreign(..) => "move it away first",
             Self::Exists(..) => "choose another file with -o, or use --overwrite to replace it",

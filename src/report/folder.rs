@@ -4,7 +4,8 @@
 //! last. A run that fails or is interrupted so leaves the folder as it was, an earlier output
 //! included.
 
-use std::fs::{self, File};
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use super::earlier::{Earlier, RECOVERY, entries};
+use super::earlier::{Earlier, RECOVERY, entries, sizes};
 use super::error::OutputError;
 use super::{json, space};
 
@@ -30,6 +31,8 @@ pub struct OutputFolder {
     staging: PathBuf,
     overwrite: bool,
     cleanup: Cleanup,
+    /// The folder itself, locked for as long as this run fills it; the system releases the lock of a run that was killed.
+    lock: Option<File>,
 }
 
 /// Undoes what a run has done to its output folder; for the handler of Ctrl-C, which may be called at any time.
@@ -64,6 +67,14 @@ impl Cleanup {
         Ok(())
     }
 
+    /// The same for a process that ends now: threads that would create another file wait for its end.
+    pub fn run_for_good(&self) -> bool {
+        let mut undo = self.lock();
+        let is_pending = undo.run();
+        std::mem::forget(undo);
+        is_pending
+    }
+
     fn lock(&self) -> MutexGuard<'_, Undo> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,15 +99,22 @@ impl OutputFolder {
     ///
     /// # Errors
     /// It is not empty (or, with `overwrite`, holds something else than an earlier output), is no
-    /// folder, or can't be written to.
+    /// folder, can't be written to, or another run is filling it.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self, OutputError> {
         let staging = path.join(STAGING);
-        let folder = Self { path: path.to_owned(), staging, overwrite, cleanup: Cleanup(Arc::default()) };
+        let cleanup = Cleanup(Arc::default());
+        let mut folder = Self { path: path.to_owned(), staging, overwrite, cleanup, lock: None };
         // From here on, dropping the folder undoes what was done.
         match fs::metadata(path) {
             Ok(metadata) if !metadata.is_dir() => return Err(OutputError::NotAFolder(path.to_owned())),
-            Ok(_) => folder.check_content()?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => folder.make()?,
+            Ok(_) => {
+                folder.lock()?;
+                folder.check_content()?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                folder.make()?;
+                folder.lock()?;
+            }
             Err(e) => return Err(OutputError::io(path, "use it as a folder", e)),
         }
         if folder.staging.is_dir() {
@@ -108,6 +126,20 @@ impl OutputFolder {
         let note = folder.staging.join(NOTE);
         fs::write(&note, NOTE_TEXT).map_err(|e| OutputError::io(&note, "write to the folder", e))?;
         Ok(folder)
+    }
+
+    /// Keeps other runs out of the folder: two that fill it at once would remove each other's files.
+    fn lock(&mut self) -> Result<(), OutputError> {
+        // Some file systems can't lock a folder.
+        let Ok(folder) = File::open(&self.path) else { return Ok(()) };
+        match folder.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(OutputError::Busy(self.path.clone())),
+            Err(TryLockError::Error(_)) => Ok(()),
+            Ok(()) => {
+                self.lock = Some(folder);
+                Ok(())
+            }
+        }
     }
 
     fn check_content(&self) -> Result<(), OutputError> {
@@ -153,9 +185,18 @@ impl OutputFolder {
         }
     }
 
+    /// The files that are written by now, by their path within the folder, with their sizes in bytes.
+    pub(super) fn written(&self) -> Result<BTreeMap<String, u64>, OutputError> {
+        let mut written = sizes(&self.staging)?;
+        written.remove(NOTE);
+        Ok(written)
+    }
+
     /// A new file, by its path within the folder.
     pub(super) fn file(&self, relative: &str) -> Result<OutputFile, OutputError> {
         let (at, path) = (self.staging.join(relative), self.path.join(relative));
+        // No file may come into a folder that the handler of Ctrl-C is removing.
+        let _undo = self.cleanup.lock();
         if let Some(parent) = at.parent() {
             fs::create_dir_all(parent).map_err(|e| OutputError::io(&path, "create the folder of the file", e))?;
         }

@@ -23,6 +23,7 @@ Functions that a layer keeps as an attribute are not restored: set, for example,
 net.decoder.activation by hand. A user's class that derives from a torch.nn class is rebuilt with that
 torch.nn class; an overridden forward() is lost as well.
 """
+import contextlib
 import json
 import os
 import struct
@@ -50,6 +51,72 @@ SAFETENSORS = {
 }
 
 
+# The fields of model.json that are read, with the types that they can have. None: the field can be null.
+NULL = type(None)
+FIELDS = {
+    "modules": {
+        "name": (str,), "class": (str,), "torch_class": (str, NULL), "training": (bool, NULL), "hyper": (dict,),
+        "private": (dict,), "python_types": (list,), "parameters": (list,), "buffers": (list,), "unset": (dict,),
+        "object": (str,),
+    },
+    "tensors": {
+        "name": (str,), "dtype": (str, NULL), "shape": (list, NULL), "kind": (str,), "requires_grad": (bool, NULL),
+        "persistent": (bool,), "status": (str,), "file": (str, NULL), "same_as": (str, NULL), "problem": (str, NULL),
+        "object": (str,),
+    },
+    "parts": {"name": (str,), "dtype": (str, NULL), "shape": (list, NULL), "file": (str, NULL)},
+    "elsewhere": {"name": (str,)},
+    "form": {"name": (str,)},
+}
+# The fields that only some rows have.
+OPTIONAL = {"file_name": (str,), "form": (dict,), "parts": (list,), "elsewhere": (list,)}
+# What the elements of a list are.
+ELEMENTS = {"shape": int, "parameters": str, "buffers": str, "python_types": list}
+
+
+class BadTree(RuntimeError):
+    """model.json is not as tensorcarve writes it; the message names the field."""
+
+
+@contextlib.contextmanager
+def reading(field, row=None):
+    """Any error in this context becomes one that names the field of model.json from which the data are."""
+    try:
+        yield
+    except BadTree:
+        raise
+    except Exception as error:
+        name = "" if row is None else " (%s)" % shown(row["name"])
+        raise BadTree("model.json: %s%s: %s: %s" % (field, name, type(error).__name__, error)) from error
+
+
+def check(row, kind, place):
+    """Raises an error if a row lacks a field that is read, or has one of another type."""
+    if not isinstance(row, dict):
+        raise BadTree("model.json: %s is not an object" % place)
+    optional = {field: types for field, types in OPTIONAL.items() if field in row}
+    for field, types in {**FIELDS[kind], **optional}.items():
+        if field not in row:
+            raise BadTree("model.json: %s.%s is missing" % (place, field))
+        value, element = row[field], ELEMENTS.get(field)
+        # To Python, true and false are numbers.
+        is_element = lambda item: element is None or (isinstance(item, element) and not isinstance(item, bool))
+        if not isinstance(value, types) or (isinstance(value, list) and not all(map(is_element, value))):
+            raise BadTree("model.json: %s.%s has a value of a wrong type" % (place, field))
+    if any(size < 0 for size in row.get("shape") or []):
+        raise BadTree("model.json: %s.shape has a negative size" % place)
+    if row.get("file") and os.path.basename(row["file"]) != row["file"]:
+        raise BadTree("model.json: %s.file is not the name of a file in this folder" % place)
+    for field in ("parts", "elsewhere"):
+        for number, inner in enumerate(row.get(field, [])):
+            check(inner, field, "%s.%s[%d]" % (place, field, number))
+    if "form" in row:
+        check(row["form"], "form", place + ".form")
+    if kind == "tensors":
+        with reading("%s.object" % place):
+            int(row["object"], 16)
+
+
 def dtype_of(name):
     """The torch.dtype for a name in the files; None if this PyTorch has no such type."""
     return getattr(torch, SAFETENSORS.get(name, "?"), None)
@@ -57,9 +124,16 @@ def dtype_of(name):
 
 def read(name):
     """All tensors of a safetensors file; empty if the file does not exist."""
-    path, tensors = os.path.join(HERE, name), {}
-    if not os.path.exists(path):
-        return tensors
+    path = os.path.join(HERE, name)
+    try:
+        return read_file(path) if os.path.exists(path) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, struct.error) as error:
+        raise RuntimeError("%s cannot be read: %s: %s" % (path, type(error).__name__, error)) from error
+
+
+def read_file(path):
+    """All tensors of a safetensors file that exists."""
+    tensors = {}
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -266,7 +340,8 @@ def build(tree, joined):
         # Two tensors can have one name: the object, if known, says which of them this row shares.
         place = ("object", row["object"]) if int(row["object"], 16) else None
         shared = None if row["same_as"] is None else first.get(place, first.get(("name", row["same_as"])))
-        tensor = new_tensor(row, shared, joined.get(number), room)
+        with reading("tensors[%d]" % number, row):
+            tensor = new_tensor(row, shared, joined.get(number), room)
         for key in (place, ("name", row["name"])):
             if key is not None:
                 first.setdefault(key, tensor)
@@ -278,11 +353,13 @@ def build(tree, joined):
             if not row["persistent"]:
                 module._non_persistent_buffers_set.add(own)
 
-    for row in tree["modules"]:
-        python_values(row)
+    for number, row in enumerate(tree["modules"]):
+        with reading("modules[%d].python_types" % number, row):
+            python_values(row)
         # A module with two names is one module.
         if row["object"] not in by_object:
-            by_object[row["object"]] = new_module(row)
+            with reading("modules[%d].hyper or .private" % number, row):
+                by_object[row["object"]] = new_module(row)
         modules[row["name"]] = by_object[row["object"]]
         attach(row["name"])
     for row in tree["modules"]:
@@ -298,8 +375,10 @@ def build(tree, joined):
             # Tensors of a module that is only listed under its first name.
             parent, _, own = full.rpartition(".")
             register(number, module_at(parent), own)
-    for module in modules.values():
-        finish(module)
+    numbers = {row["name"]: number for number, row in enumerate(tree["modules"])}
+    for name, module in modules.items():
+        with reading("modules[%s].hyper or .private" % numbers.get(name, "?"), {"name": name}):
+            finish(module)
     return module_at(""), {number: tensor for number, tensor in made.items() if tensor is not None}
 
 
@@ -322,8 +401,15 @@ def finish(module):
 
 def read_tree():
     """model.json, with tensors in attributes of a tensor object ("inner") apart from the tensor's own parts."""
-    with open(os.path.join(HERE, "model.json"), encoding="utf-8") as file:
+    with reading("the file"), open(os.path.join(HERE, "model.json"), encoding="utf-8") as file:
         tree = json.load(file)
+    if not isinstance(tree, dict):
+        raise BadTree("model.json: the file is not an object")
+    for kind in ("modules", "tensors"):
+        if not isinstance(tree.get(kind), list):
+            raise BadTree("model.json: %s is not a list" % kind)
+        for number, row in enumerate(tree[kind]):
+            check(row, kind, "%s[%d]" % (kind, number))
     for row in tree["tensors"]:
         parts = row.get("parts", [])
         row["inner"] = [part for part in parts if "attribute" in part]
@@ -376,9 +462,11 @@ def load(partial=False, elsewhere=False):
 
     is_lost = {id(row) for row in lost}
     parts = read("parts.safetensors")
-    joined = {
-        number: join(row, parts) for number, row in enumerate(rows) if row.get("parts") and id(row) not in is_lost
-    }
+    joined = {}
+    for number, row in enumerate(rows):
+        if row.get("parts") and id(row) not in is_lost:
+            with reading("tensors[%d].parts or .form" % number, row):
+                joined[number] = join(row, parts)
     joined.update(moved)
     net, made = build(tree, joined)
     by_name, values = {}, {}
@@ -394,7 +482,9 @@ def load(partial=False, elsewhere=False):
     try:
         result = net.load_state_dict(known, strict=False)
         unused, missing = result.unexpected_keys, result.missing_keys
-    except (AttributeError, KeyError, TypeError):
+    except RuntimeError as error:
+        raise BadTree("model.json: modules: PyTorch's classes refuse the weights: %s" % error) from error
+    except Exception:
         # A class's own code needs data that was not recovered: the values are copied without it.
         unused, missing = known, []
     # load_state_dict() does not find a name with a dot in its last part.
@@ -407,14 +497,19 @@ def load(partial=False, elsewhere=False):
             if value is not None:
                 if value.shape != made[number].shape:
                     raise RuntimeError("%s has two tensors of different sizes" % shown(rows[number]["name"]))
-                made[number].copy_(value)
+                with reading("tensors[%d]" % number, rows[number]):
+                    made[number].copy_(value)
     return net
 
 
 def lost_tensors(tree):
     """The rows of tensors that the files do not hold completely, or that can't be rebuilt from their parts."""
-    rows = tree["tensors"]
-    return [row for row in rows if row["file"] is None or row["status"] != "complete" or (row.get("parts") and not can_join(row))]
+    lost = []
+    for number, row in enumerate(tree["tensors"]):
+        with reading("tensors[%d].parts or .form" % number, row):
+            if row["file"] is None or row["status"] != "complete" or (row.get("parts") and not can_join(row)):
+                lost.append(row)
+    return lost
 
 
 def shown(text):

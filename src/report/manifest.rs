@@ -1,5 +1,6 @@
 //! `manifest.json`: how this output came about; all that differs from run to run is here alone.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +8,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::SCHEMA_VERSION;
-use super::rows::FileRow;
+use super::rows::{self, FileRow, RangesLeftOut};
 use super::time::rfc3339;
 use crate::dump::{Compression, Dump, Format, MemoryRange};
 use crate::recover::Recovery;
@@ -51,6 +52,8 @@ pub(super) struct Manifest<'a> {
     seconds: Seconds<'a>,
     input: Input<'a>,
     warnings: Vec<&'a str>,
+    /// The files of the output beside this one, with their sizes in bytes: what a later run may overwrite.
+    output: BTreeMap<String, u64>,
 }
 
 #[derive(Serialize)]
@@ -74,6 +77,8 @@ struct Input<'a> {
     unpacked_size: u64,
     damaged: bool,
     ranges: Vec<&'a MemoryRange>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranges_left_out: Option<RangesLeftOut>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     files: Vec<FileRow<'a>>,
 }
@@ -91,8 +96,10 @@ impl Serialize for Seconds<'_> {
 }
 
 impl<'a> Manifest<'a> {
-    pub(super) fn new(dump: &'a Dump, recovery: &'a Recovery, run: &'a Run) -> Self {
+    /// `output` are the files that were written, with their sizes.
+    pub(super) fn new(dump: &'a Dump, recovery: &'a Recovery, run: &'a Run, output: BTreeMap<String, u64>) -> Self {
         let system = rustix::system::uname();
+        let (ranges, ranges_left_out) = rows::ranges(&recovery.memory);
         let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
         Self {
             schema_version: SCHEMA_VERSION,
@@ -120,10 +127,12 @@ impl<'a> Manifest<'a> {
                 addresses: dump.addresses.name(),
                 unpacked_size: dump.size,
                 damaged: dump.damaged,
-                ranges: recovery.memory.own_ranges().collect(),
+                ranges,
+                ranges_left_out,
                 files: FileRow::all(&recovery.memory, true),
             },
             warnings: super::warnings(dump, recovery).chain(run.warnings.iter().map(String::as_str)).collect(),
+            output,
         }
     }
 }

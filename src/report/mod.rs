@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! OUT/recovery.json                    everything found; the same bytes for the same input
-//!     manifest.json                    how it came about: tool, arguments, host, times, hash of the input
+//!     manifest.json                    how it came about: tool, arguments, host, times, hash of the input, sizes of the files
 //!     models/m0/model.safetensors      complete tensors under their state_dict names
 //!               partial.safetensors    tensors with holes, which are zeros there; only if there are any
 //!               buffers.safetensors    buffers that state_dict leaves out; only if there are any
@@ -113,7 +113,7 @@ fn write_all(
     }
     folder.json(earlier::RECOVERY, document::DEPTH, &document::Document::new(dump, recovery))?;
     let run = run();
-    folder.json("manifest.json", 2, &manifest::Manifest::new(dump, recovery, &run))
+    folder.json(earlier::MANIFEST, 2, &manifest::Manifest::new(dump, recovery, &run, folder.written()?))
 }
 
 /// Writes the files of one model.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::plan::{Planned, plan};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{Change, LayoutScore, LayoutSource};
-use crate::dump::{FilledFile, PhysicalMemory};
+use crate::dump::{FilledFile, MemoryRange, PhysicalMemory};
 use crate::model::{Elsewhere, Inner, Model, Named, NamedTensor, Reading, Sighting, Status, TensorKind};
 use crate::recover::Process;
 use crate::tensor::{ArrayInfo, Form, Hole, Holes, MissingPages, Quantizer, Source, Stored, TensorScore};
@@ -343,6 +343,29 @@ impl<'a> ModelRow<'a> {
             training,
         }
     }
+}
+
+/// The most ranges of memory that a document lists.
+const MAX_RANGES: usize = 1 << 16;
+
+/// Ranges of memory that a document does not list.
+#[derive(Serialize)]
+pub(super) struct RangesLeftOut {
+    count: usize,
+    bytes: u64,
+}
+
+/// The ranges that come from the dump itself, as a document lists them: what a hostile container has in excess is counted.
+pub(super) fn ranges(memory: &PhysicalMemory) -> (Vec<&MemoryRange>, Option<RangesLeftOut>) {
+    let mut own = memory.own_ranges();
+    let listed = own.by_ref().take(MAX_RANGES).collect();
+    let empty = RangesLeftOut { count: 0, bytes: 0 };
+    let add = |sum: RangesLeftOut, range: &MemoryRange| RangesLeftOut {
+        count: sum.count + 1,
+        bytes: sum.bytes.saturating_add(range.len()),
+    };
+    let left_out = own.fold(empty, add);
+    (listed, Some(left_out).filter(|left_out| left_out.count > 0))
 }
 
 /// A file that was given for one that a process had mapped.

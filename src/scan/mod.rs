@@ -98,6 +98,8 @@ pub struct ScanResult {
     pub hits: Vec<Hit>,
     /// What each frame could be; all 0 if the signatures have no rules of page tables.
     pub frames: FrameClasses,
+    /// Hits that were left out, because a frame has too many of one signature.
+    pub left_out: usize,
 }
 
 /// Looks at every byte of `memory` once, for all `signatures`.
@@ -112,6 +114,18 @@ pub fn scan(
     backend: Backend,
     progress: &(dyn Fn(u64) + Sync),
 ) -> ScanResult {
+    scan_within(memory, signatures, backend, None, progress)
+}
+
+/// The same; of each signature, at most the first `most` hits of a frame are kept, if that is set. A hostile dump can have one
+/// in every slot.
+pub fn scan_within(
+    memory: &PhysicalMemory,
+    signatures: &Signatures,
+    backend: Backend,
+    most: Option<usize>,
+    progress: &(dyn Fn(u64) + Sync),
+) -> ScanResult {
     let engine = backend.engine();
     let plan = engine::Plan::new(signatures, memory, engine.shape());
     let needles = Needles::new(signatures, backend);
@@ -124,26 +138,47 @@ pub fn scan(
         let cpu = BesideGpu { engine, plan: &plan, needles: &needles };
         let mut hits = gpu.scan(memory, signatures, chunks, &cpu, progress);
         hits.par_sort_unstable();
-        return ScanResult { hits, frames };
+        let left_out = most.map_or(0, |most| thin(&mut hits, most));
+        return ScanResult { hits, frames, left_out };
     }
-    let hits: Vec<Vec<Hit>> = chunks
+    let hits: Vec<(Vec<Hit>, usize)> = chunks
         .into_par_iter()
         .map(|chunk| {
             let mut hits = Vec::new();
             if memory.is_lost() {
-                return hits;
+                return (hits, 0);
             }
             chunk.partial_frames().for_each(|view| scalar::match_view(&plan, chunk.range, view, &mut hits));
             let (whole, classes) = chunk.whole_frames;
             engine.scan_frames(&plan, chunk.range, whole, classes, &mut hits);
             needles.find(chunk.range, chunk.view, &mut hits);
             progress(chunk.view.bytes.len() as u64);
-            hits
+            let left_out = most.map_or(0, |most| thin(&mut hits, most));
+            (hits, left_out)
         })
         .collect();
-    let mut hits: Vec<Hit> = hits.into_iter().flatten().collect();
+    let left_out = hits.iter().map(|(_, left_out)| left_out).sum();
+    let mut hits: Vec<Hit> = hits.into_iter().flat_map(|(hits, _)| hits).collect();
     hits.par_sort_unstable();
-    ScanResult { hits, frames }
+    ScanResult { hits, frames, left_out }
+}
+
+/// Keeps the first `most` hits of each signature in each frame; returns how many are left out.
+fn thin(hits: &mut Vec<Hit>, most: usize) -> usize {
+    if hits.len() <= most {
+        return 0;
+    }
+    hits.sort_unstable_by_key(|hit| (hit.signature, hit.anchor, hit.address));
+    let before = hits.len();
+    let (mut last, mut count) = (None, 0);
+    hits.retain(|hit| {
+        let place = Some((hit.signature, hit.anchor.frame()));
+        count = if last == place { count + 1 } else { 1 };
+        last = place;
+        count <= most
+    });
+    hits.shrink_to_fit();
+    before - hits.len()
 }
 
 /// What the CPU does while the GPU scans, and in its place where it fails.

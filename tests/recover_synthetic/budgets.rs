@@ -136,3 +136,41 @@ fn models_that_claim_more_than_the_dump_leave_the_others_whole() {
         assert!(tensor.problem.as_ref().unwrap().contains("left out"), "{tensor:?}");
     }
 }
+
+#[test]
+fn lists_that_share_empty_elements_count_for_each() {
+    let torch = torch("3.11", "2.6", Options { frames: 8192, ..Options::default() });
+    let python = &torch.python;
+    let (_, weight) = torch.small_model("Net", &[3]);
+    let kept = torch.parameter(&[2]);
+    // 2^19 elements that are null, in sixteen lists.
+    let shared = python.process.words(&vec![0; 1 << 19]);
+    let list = || {
+        let list = python.list(&[]);
+        python.put(list, "list.ob_size", 1 << 19);
+        python.put(list, "list.ob_item", shared);
+        list
+    };
+    let lists: Vec<(String, u64)> = (0..16).map(|number| (format!("l{number}"), list())).collect();
+    let mut names: Vec<(&str, u64)> = vec![("kept", kept.object)];
+    names.extend(lists.iter().map(|(name, list)| (name.as_str(), *list)));
+    python.module("__main__", &names);
+    let recovery = recover(&dump(&python.process));
+    assert_whole(&torch, &only_model(&recovery).tensors[0], &weight);
+    assert!(recovery.warnings.iter().any(|warning| warning.contains("too many values")), "{:?}", recovery.warnings);
+    assert_eq!(recovery.processes[0].others.found.len(), 1);
+}
+
+#[test]
+fn one_tensor_under_very_many_names_is_listed_under_some() {
+    let torch = torch("3.11", "2.6", Options { frames: 8192, ..Options::default() });
+    let weight = torch.parameter(&[3]);
+    let names: Vec<String> = (0..70_000).map(|number| format!("p{number}")).collect();
+    let parameters = names.iter().map(|name| (name.as_str(), Some(&weight))).collect();
+    holder(&torch, &ModuleSpec { parameters, ..ModuleSpec::default() });
+    let recovery = recover(&dump(&torch.python.process));
+    let model = only_model(&recovery);
+    assert_whole(&torch, &model.tensors[0], &weight);
+    assert!((60_000..66_000).contains(&model.tensors.len()), "{}", model.tensors.len());
+    assert!(model.problems[0].contains("further names left out"), "{:?}", model.problems);
+}

@@ -193,3 +193,29 @@ fn a_python_without_pytorch_and_one_of_another_version() {
         }
     }
 }
+
+#[test]
+fn copies_of_a_root_are_one_process() {
+    let torch = torch("3.11", "2.6", Options::default());
+    let (root, weight) = torch.small_model("Net", &[3, 4]);
+    let process = &torch.python.process;
+    {
+        let mut machine = process.machine.borrow_mut();
+        let own = machine.root(process.space).0;
+        for copy in 0..5 {
+            let frame = machine.frame();
+            for index in 0..512 {
+                // Whether a page was accessed, and bits that the MMU ignores, do not matter.
+                let entry = machine.word(own + index * 8);
+                let ignored = if entry & 1 == 0 || index >= 256 { 0 } else { copy << 9 | 1 << 5 };
+                machine.set(frame + index * 8, entry | ignored);
+            }
+        }
+    }
+    let recovery = recover(&dump(process));
+    assert_eq!(recovery.processes.len(), 1);
+    assert_eq!(only_model(&recovery).object.0, root);
+    assert_whole(&torch, &only_model(&recovery).tensors[0], &weight);
+    let is_said = |warning: &String| warning.contains("5 page-table roots show the same user memory");
+    assert!(recovery.warnings.iter().any(is_said), "{:?}", recovery.warnings);
+}

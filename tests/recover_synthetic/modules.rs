@@ -345,3 +345,91 @@ fn a_damaged_module_is_a_model_that_says_so() {
         assert!(!tensorcarve::report::is_whole(&recovery));
     }
 }
+
+#[test]
+fn modules_of_a_class_that_cannot_be_read_are_known_by_their_dictionaries() {
+    type Damage = fn(&Python, u64, u64);
+    let damages: [(&str, Damage); 6] = [
+        // The base is gone from the order: the class itself stands there twice.
+        ("order", |python, class, base| {
+            let order = python.get(class, "type.tp_mro") + python.at("tuple.ob_item");
+            assert_eq!(python.process.get(order + 8), base);
+            python.process.put(order + 8, class);
+        }),
+        ("no order, a cycle of bases", |python, class, _| {
+            python.put(class, "type.tp_mro", 0);
+            python.put(class, "type.tp_base", class);
+        }),
+        ("order of another", |python, class, base| {
+            python.put(class, "type.tp_mro", python.get(base, "type.tp_mro"));
+        }),
+        ("no base", |python, class, _| python.put(class, "type.tp_base", 0)),
+        ("base of another", |python, class, _| python.put(class, "type.tp_base", python.builtin.none)),
+        ("freed", |python, class, _| {
+            python.set_references(class, 0);
+            if python.find("object.ob_ref_shared").is_some() {
+                python.put(class, "object.ob_ref_shared", 0);
+            }
+        }),
+    ];
+    for cpython in CPYTHONS {
+        for (what, damage) in &damages {
+            let torch = torch(cpython, "2.6", Options::default());
+            let python = &torch.python;
+            let (good, weight) = torch.small_model("Good", &[3]);
+            let (bad, lost) = torch.small_model("Bad", &[4]);
+            let class = python.get(bad, "object.ob_type");
+            damage(python, class, python.get(class, "type.tp_base"));
+            let recovery = recover(&dump(&python.process));
+            let find = |object: u64| {
+                let mut models = recovery.processes.iter().flat_map(|process| &process.models);
+                models.find(|model| model.object.0 == object)
+            };
+            let good = find(good).unwrap();
+            assert_whole(&torch, &good.tensors[0], &weight);
+            assert_eq!(good.problems, Vec::<String>::new(), "CPython {cpython}, {what}");
+            let found = find(bad).unwrap_or_else(|| panic!("CPython {cpython}, {what}: nothing is said"));
+            assert_eq!((found.class.as_str(), found.tensors.len()), ("__main__.Bad", 1), "CPython {cpython}, {what}");
+            assert_whole(&torch, &found.tensors[0], &lost);
+            let address = format!("{class:#x}");
+            let is_said = |problem: &String| problem.contains("can't be read") && problem.contains(&address);
+            assert!(found.problems.iter().any(is_said), "CPython {cpython}, {what}: {:?}", found.problems);
+            assert!(!tensorcarve::report::is_whole(&recovery));
+        }
+    }
+}
+
+#[test]
+fn modules_whose_class_does_not_say_where_their_attributes_are_are_said() {
+    for cpython in CPYTHONS {
+        let torch = torch(cpython, "2.6", Options::default());
+        let python = &torch.python;
+        let (bad, _) = torch.small_model("Bad", &[4]);
+        let class = python.get(bad, "object.ob_type");
+        let flags = python.get(class, "type.tp_flags");
+        let managed = ["tp_flags.MANAGED_DICT", "tp_flags.INLINE_VALUES"];
+        let managed =
+            managed.iter().filter_map(|flag| python.find(flag)).fold(0, |all, flag| all | flag.cast_unsigned());
+        python.put(class, "type.tp_flags", flags & !managed);
+        python.put(class, "type.tp_dictoffset", 0);
+        let recovery = recover(&dump(&python.process));
+        let model = only_model(&recovery);
+        assert_eq!((model.object.0, model.class.as_str()), (bad, "__main__.Bad"), "CPython {cpython}");
+        assert!(model.problems[0].contains("can't be read"), "{:?}", model.problems);
+    }
+}
+
+#[test]
+fn a_model_whose_only_tensor_is_nested_too_deeply_is_said() {
+    let torch = torch("3.11", "2.6", Options::default());
+    let (mut module, _) = torch.small_model("Bottom", &[3]);
+    let class = torch.module_type("__main__", "Level");
+    for _ in 0..300 {
+        module = torch.module(class, &ModuleSpec { children: vec![("below", module)], ..ModuleSpec::default() });
+    }
+    let recovery = recover(&dump(&torch.python.process));
+    let model = only_model(&recovery);
+    assert_eq!((model.object.0, model.tensors.len()), (module, 0));
+    assert!(model.problems[0].contains("nested too deeply"), "{:?}", model.problems);
+    assert!(!tensorcarve::report::is_whole(&recovery));
+}

@@ -344,3 +344,66 @@ fn tensors_are_made_again_from_their_parts() {
         assert!(shown.contains(line), "{shown}");
     }
 }
+
+/// Puts a wrong value in the place of each field of model.json that is read, one at a time.
+const WRONG_FIELDS: &str = r#"
+import copy, json, sys
+import load
+true = open("model.json").read()
+fields = {"name", "class", "torch_class", "training", "hyper", "private", "python_types", "parameters", "buffers", "unset",
+          "object", "dtype", "shape", "kind", "requires_grad", "persistent", "status", "file", "same_as", "problem", "parts", "form"}
+def try_with(tree, place):
+    with open("model.json", "w") as file:
+        file.write(tree if isinstance(tree, str) else json.dumps(tree))
+    try:
+        for partial in (False, True):
+            load.load(partial)
+    except RuntimeError as error:
+        refused.append((place, str(error)))
+refused, tried = [], 0
+for text in ("", "[", "[]", "null", "{}", '{"modules": 7, "tensors": []}', '{"modules": [3], "tensors": [[]]}', "[" * 100000):
+    try_with(text, "model.json")
+for kind in ("modules", "tensors"):
+    for number, row in enumerate(json.loads(true)[kind]):
+        # Rows of one form are alike.
+        if number >= 3 and "parts" not in row:
+            continue
+        for field in sorted(fields & set(row) if number < 3 else {"form", "parts", "shape"} & set(row)):
+            for wrong in (None, True, -1, 1e400, "x", "../x", [], [[]], ["x", -1], {}, {"name": "sparse_coo"}, [{"name": "x"}], ...):
+                tree = json.loads(true)
+                if wrong is ...:
+                    del tree[kind][number][field]
+                else:
+                    tree[kind][number][field] = wrong
+                try_with(tree, "%s[%d].%s" % (kind, number, field))
+                tried += 1
+open("model.json", "w").write(true)
+load.load()
+for place, message in refused:
+    assert "model.json" in message or "not complete" in message.lower() or "two tensors of different sizes" in message \
+        or "the dump has no values" in message, (place, message)
+named = [place for place, message in refused if place.split(".")[-1] in message or place.split(".")[0] in message]
+assert len(refused) > tried / 3 and len(named) > len(refused) * 3 / 4, (len(named), len(refused), tried)
+print("checks passed", tried, len(refused), len(named))
+"#;
+
+#[test]
+fn a_model_json_that_is_wrong_gives_an_error_that_names_the_field() {
+    let Some(interpreter) = python_with_torch() else { return };
+    for victim in [network(), parts()] {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), false, &victim.finish()).unwrap();
+        let output = python(interpreter, &dir.path().join("models/m0"), &["-c", WRONG_FIELDS]);
+        assert!(output.status.success() && text(&output).contains("checks passed"), "{}", text(&output));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), false, &network().finish()).unwrap();
+    let folder = dir.path().join("models/m0");
+    let tree = std::fs::read_to_string(folder.join("model.json")).unwrap();
+    std::fs::write(folder.join("model.json"), tree.replacen("\"parameters\": [", "\"parameters\": 7, \"x\": [", 1))
+        .unwrap();
+    let output = python(interpreter, &folder, &["load.py"]);
+    let shown = text(&output);
+    assert!(shown.contains("error: model.json: modules[0].parameters has a value of a wrong type"), "{shown}");
+    assert!(!output.status.success() && !shown.contains("Traceback"), "{shown}");
+}

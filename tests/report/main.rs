@@ -10,6 +10,7 @@ mod names;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fixture::{Quiet, Victim, f32_bytes, run, scalar};
 use mounted::Mounted;
@@ -17,7 +18,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value as Json, json};
 use tensorcarve::cpython::Value;
 use tensorcarve::dump::Dump;
-use tensorcarve::model::{NamedTensor, Other, Referrer, Sighting, Status, TensorKind};
+use tensorcarve::model::{Model, NamedTensor, Other, Referrer, Sighting, Status, TensorKind};
 use tensorcarve::recover::Recovery;
 use tensorcarve::report::{self, OutputError, OutputFolder};
 use tensorcarve::tensor::ArrayInfo;
@@ -325,21 +326,36 @@ fn only_what_we_wrote_is_overwritten() {
     };
     is_refused(false, |error| matches!(error, OutputError::NotEmpty(_)));
     is_refused(true, |error| matches!(error, OutputError::NotOurs(_)));
-    fs::write(out.join("recovery.json"), "{\"schema_version\": 1, \"tool\": \"another\", \"x\": 1}").unwrap();
+    // Documents that only begin like ours.
+    fs::write(out.join("recovery.json"), "{\"schema_version\": 1, \"tool\": \"tensorcarve\", \"x\": 1}").unwrap();
     is_refused(true, |error| matches!(error, OutputError::NotOurs(_)));
-    fs::remove_file(out.join("recovery.json")).unwrap();
-    fs::remove_file(out.join("notes.txt")).unwrap();
+    fs::write(out.join("manifest.json"), "{\"schema_version\": 1, \"tool\": \"tensorcarve\", \"output\": {").unwrap();
+    is_refused(true, |error| matches!(error, OutputError::NotOurs(_)));
+    for name in ["recovery.json", "manifest.json", "notes.txt"] {
+        fs::remove_file(out.join(name)).unwrap();
+    }
     write(out, false, &mixed()).unwrap();
     is_refused(false, |error| matches!(error, OutputError::NotEmpty(_)));
-    fs::write(out.join("models/m0/notes.txt"), "mine").unwrap();
-    is_refused(true, |error| matches!(error, OutputError::Foreign(path) if path.ends_with("models/m0/notes.txt")));
-    fs::remove_file(out.join("models/m0/notes.txt")).unwrap();
-    fs::write(out.join("notes.txt"), "mine").unwrap();
+    // Foreign files under names that are ours: a model that we did not write, and files of a model that somebody made.
+    for name in ["models/m0/notes.txt", "models/m9/model.json", "models/m0/grads.safetensors", "notes.txt"] {
+        fs::create_dir_all(out.join(name).parent().unwrap()).unwrap();
+        fs::write(out.join(name), "mine").unwrap();
+        let error = write(out, true, &mixed()).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("would be lost"), "{error}");
+        assert_eq!(fs::read(out.join(name)).unwrap(), b"mine");
+        fs::remove_file(out.join(name)).unwrap();
+        let _ = fs::remove_dir(out.join("models/m9"));
+    }
+    // A file of ours that somebody changed.
+    let load = fs::read(out.join("models/m0/load.py")).unwrap();
+    fs::write(out.join("models/m0/load.py"), [&load[..], b"# forward: see my notes"].concat()).unwrap();
+    is_refused(true, |error| matches!(error, OutputError::Foreign(path) if path.ends_with("models/m0/load.py")));
+    fs::write(out.join("models/m0/load.py"), load).unwrap();
     let (dump, mut recovery) = mixed();
     recovery.processes[0].models.clear();
     write(out, true, &(dump, recovery)).unwrap();
     let names: Vec<_> = tree(out).into_keys().map(|path| path.strip_prefix(out).unwrap().to_owned()).collect();
-    assert_eq!(names, ["manifest.json", "notes.txt", "recovery.json"].map(PathBuf::from));
+    assert_eq!(names, ["manifest.json", "recovery.json"].map(PathBuf::from));
 }
 
 #[test]
@@ -348,15 +364,38 @@ fn an_interrupted_run_is_undone_or_can_be_overwritten() {
     let out = dir.path().join("out");
     let folder = OutputFolder::create(&out, false).unwrap();
     let second = OutputFolder::create(&out, false).map(drop);
-    assert!(matches!(second, Err(OutputError::NotEmpty(_))));
+    assert!(matches!(second, Err(OutputError::Busy(_))));
+    let second = OutputFolder::create(&out, true).map(drop);
+    assert!(matches!(second, Err(OutputError::Busy(_))));
     folder.cleanup().run();
     assert!(!out.exists());
     drop(folder);
     // Killed: nobody could clean up.
-    std::mem::forget(OutputFolder::create(&out, false).unwrap());
+    fs::create_dir_all(out.join(".tensorcarve-incomplete/models")).unwrap();
+    fs::write(out.join(".tensorcarve-incomplete/README"), "interrupted").unwrap();
     assert!(matches!(write(&out, false, &mixed()), Err(OutputError::NotEmpty(_))));
     write(&out, true, &mixed()).unwrap();
     assert!(out.join("recovery.json").exists());
+}
+
+#[test]
+fn an_interruption_while_files_are_written_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dump, mut recovery) = mixed();
+    let model = recovery.processes[0].models[0].clone();
+    let numbered = |number: usize| Model { id: format!("m{number}"), ..model.clone() };
+    recovery.processes[0].models = (0..2000).map(numbered).collect();
+    let out = dir.path().join("out");
+    let folder = OutputFolder::create(&out, false).unwrap();
+    let cleanup = folder.cleanup();
+    // The thread waits for the end of the process.
+    std::thread::spawn(move || report::write(folder, &dump, &recovery, &Quiet, run));
+    while !out.join(".tensorcarve-incomplete/models").exists() {
+        std::thread::yield_now();
+    }
+    assert!(cleanup.run_for_good());
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!out.exists(), "{:?}", tree(&out).into_keys().collect::<Vec<_>>());
 }
 
 #[test]

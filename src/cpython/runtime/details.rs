@@ -94,7 +94,7 @@ impl Runtime<'_> {
         let mut details = ObjectDetails { object: self.row(address), attributes: Vec::new(), referents: Vec::new() };
         let mut holders = Holders::new(self.objects, &self.modules, []);
         let Some(kind) = holders.kind(address) else { return Some(details) };
-        for (step, object) in holders.held(address, &kind).into_iter().take(MAX_HELD) {
+        for (step, object) in holders.held(address, &kind, MAX_HELD).into_iter().take(MAX_HELD) {
             let object = self.row(object);
             match step {
                 Step::Attribute(at) | Step::Slot(at) => {

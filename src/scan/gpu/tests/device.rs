@@ -46,7 +46,7 @@ fn scan_with(gpu: &Gpu, memory: &PhysicalMemory, signatures: &Signatures) -> (Sc
     let mut hits = gpu.scan(memory, signatures, chunks, &cpu, &progress);
     hits.sort_unstable();
     assert_eq!(seen.into_inner(), memory.size());
-    (ScanResult { hits, frames }, cpu.in_place.into_inner())
+    (ScanResult { hits, frames, left_out: 0 }, cpu.in_place.into_inner())
 }
 
 /// 2 MiB, so that the memory above is four of them, and less than a ring full.
