@@ -65,7 +65,7 @@ impl Segments {
     /// Adds a mapping of which the dump holds these parts.
     fn split(&mut self, range: Range<VirtAddr>, runs: &[Range<VirtAddr>], access: [bool; 3]) {
         let first = runs.first().map_or(range.end, |run| run.start);
-        let gap = (range.start < first).then(|| range.start..range.start);
+        let gap = (range.start < first).then_some(range.start..range.start);
         let runs: Vec<Range<VirtAddr>> = gap.into_iter().chain(runs.iter().cloned()).collect();
         let ends = runs.iter().skip(1).map(|next| next.start).chain([range.end]);
         for (run, end) in runs.iter().zip(ends) {
