@@ -212,11 +212,16 @@ impl Runtime<'_> {
         (self.is_collected(object) || self.is_linked(node)).then_some(object)
     }
 
-    /// Whether both neighbours of a node lead back to it.
+    /// Whether both neighbours of a node lead back to it, or would if the collector were not at work.
     fn is_linked(&self, node: VirtAddr) -> bool {
-        let is_set = |link: &VirtAddr| link.0 != 0;
-        self.next(node).filter(is_set).is_some_and(|next| self.previous(next) == Some(node))
-            && self.previous(node).filter(is_set).is_some_and(|previous| self.next(previous) == Some(node))
+        self.next(node).is_some_and(|next| self.leads_back(next, node))
+            && self.previous(node).is_some_and(|previous| previous.0 != 0 && self.next(previous) == Some(node))
+    }
+
+    /// Whether the previous link of `next` leads to a node, or counts references: then the collector is at work.
+    fn leads_back(&self, next: VirtAddr, node: VirtAddr) -> bool {
+        let previous = if next.0 == 0 { None } else { pointer(&self.objects, next, self.layout.gc_previous) };
+        previous.is_some_and(|link| without_flags(link) == node || link.0 & COLLECTING != 0)
     }
 
     /// Whether this can be the head of a list: both neighbours lead back to it, and it is no object.
@@ -249,7 +254,7 @@ impl Runtime<'_> {
 
     /// Whether this is the head of a list that begins with an object of a known type.
     fn holds_objects(&self, at: VirtAddr) -> bool {
-        let next = self.next(at).filter(|next| next.0 != 0 && self.previous(*next) == Some(at));
+        let next = self.next(at).filter(|next| self.leads_back(*next, at));
         next.is_some_and(|next| self.object(next).is_some()) && self.is_head(at)
     }
 
