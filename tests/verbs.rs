@@ -135,6 +135,42 @@ fn scan_explains_what_was_rejected() {
     assert_eq!((&candidate["field"], &candidate["tested"]), (&Value::Null, &2.into()));
 }
 
+/// Each command of the walkthrough prints what the page says, in that order.
+#[test]
+fn the_walkthrough_shows_what_is_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = std::fs::read_to_string("docs/walkthrough.md").unwrap();
+    let blocks: Vec<&str> = page.split("```console\n$ tensorcarve ").skip(1).collect();
+    assert_eq!(blocks.len(), 10);
+    for block in blocks {
+        let (command, rest) = block.split_once('\n').unwrap();
+        let shown = rest.split_once("```").unwrap().0;
+        let arguments: Vec<String> = command
+            .split(' ')
+            .map(|word| match word {
+                "core.188" | "out" => folder.path().join(word).to_str().unwrap().to_owned(),
+                word => word.to_owned(),
+            })
+            .collect();
+        let output = tensorcarve(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(output.status.code(), Some(0), "{command}: {}", stderr(&output));
+        let printed = stdout(&output);
+        let mut lines = printed.lines();
+        let mut is_gap = false;
+        for line in shown.lines() {
+            if line == "…" {
+                is_gap = true;
+                continue;
+            }
+            let found = if is_gap { lines.find(|printed| *printed == line) } else { lines.next() };
+            assert_eq!(found, Some(line), "{command}");
+            is_gap = false;
+        }
+        assert!(is_gap || lines.all(str::is_empty), "{command}: more was printed");
+    }
+    assert!(folder.path().join("out/models/m0/model.safetensors").exists());
+}
+
 /// The processes and a memory map of the dump that ships with the project; tests/linux.rs has the values.
 #[test]
 fn ps_and_maps_print_every_format() {

@@ -177,6 +177,10 @@ impl Case {
     /// # Errors
     /// As for [`Case::spaces`].
     pub fn linux(&self) -> Result<Arc<Result<Machine, NoMachine>>, CaseError> {
+        self.find_linux(&*self.0.options.observer)
+    }
+
+    fn find_linux(&self, observer: &dyn Observer) -> Result<Arc<Result<Machine, NoMachine>>, CaseError> {
         let Inner { dump, signatures, options, .. } = &*self.0;
         self.0.linux.get(|| {
             if dump.addresses.process().is_some() {
@@ -184,7 +188,7 @@ impl Case {
             }
             // Memory is swept at most once here, and seldom at all: measuring which backend is the fastest would take longer.
             let (spaces, backend) = (self.spaces()?, options.backend.resolve()?);
-            options.observer.begin(Phase::Linux, 0);
+            observer.begin(Phase::Linux, 0);
             let btfs: Vec<PhysAddr> =
                 spaces.hits_of(signatures, |name| name == linux::BTF_SIGNATURE).map(|hit| hit.address).collect();
             let machine = Machine::find(&spaces.memory, &spaces.mmu, &spaces.discovery, &btfs, backend);
@@ -244,7 +248,10 @@ impl Case {
     pub fn recovery(&self) -> Result<Arc<Recovery>, CaseError> {
         let Inner { dump, signatures, options, python_facts, .. } = &*self.0;
         self.0.recovery.get(|| {
-            let (spaces, linux, pythons) = (self.spaces()?, self.linux()?, self.pythons()?);
+            // What both need comes first, so that neither waits for the other.
+            let (spaces, _) = (self.spaces()?, self.backend()?);
+            let (linux, pythons) = rayon::join(|| self.find_linux(&Silent), || self.pythons());
+            let (linux, pythons) = (linux?, pythons?);
             let machine = linux.as_ref().as_ref().ok();
             let recovery = recover::models(dump, signatures, (&spaces, machine, &pythons), &*options.observer)?;
             python_facts.get(|| -> Result<_, CaseError> {

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The result of a stage, once it is computed.
 ///
 /// Other callers wait meanwhile. So a stage must not be requested within the parallel work of another stage: the thread
-/// that computes it could pick up the task that waits, which would deadlock.
+/// that computes it could pick up the task that waits, which would deadlock. Two stages may be computed side by side if neither
+/// requests the other, and what both need is there.
 pub(super) struct Stage<T>(Mutex<Option<Arc<T>>>);
 
 impl<T> Default for Stage<T> {

@@ -23,6 +23,8 @@ const WINDOW: u64 = 4 << 20;
 /// Scans that the CPU does in less are not worth the start of a device, which takes some tenths of a second with
 /// the drivers of real GPUs: it would be more than a tenth of the whole.
 const WORTH_IT: Duration = Duration::from_secs(8);
+/// Smaller dumps are not measured: any CPU scans them in less than [`WORTH_IT`], unless a disk holds up both.
+const MEASURED_FROM: u64 = 2 << 30;
 /// The GPU must promise to take at most this share of the CPU's time: a probe is short, and a scan is long.
 const MARGIN: f64 = 0.9;
 
@@ -43,8 +45,11 @@ pub fn select_backend(
         return Ok(SelectedBackend { backend, reason: format!("requested{which}") });
     }
     let on_cpu = |reason: String| SelectedBackend { backend, reason: format!("best CPU backend; {reason}") };
+    if memory.size() < MEASURED_FROM {
+        return Ok(on_cpu("the dump is too small for a GPU to be worth starting".to_owned()));
+    }
     let Some(sample) = sample(memory) else {
-        return Ok(on_cpu("the dump is too small to measure".to_owned()));
+        return Ok(on_cpu("no part of the dump can be measured".to_owned()));
     };
     let rest = memory.size() as f64 / sample.size() as f64;
     // The first run may have to read pages from disk: only if it takes long does a second one tell more.
@@ -96,12 +101,9 @@ fn time(sample: &PhysicalMemory, signatures: &Signatures, backend: Backend) -> D
     start.elapsed()
 }
 
-/// Windows of the dump, spread evenly over its bytes; `None` where they would be most of it.
+/// Windows of the dump, spread evenly over its bytes.
 fn sample(memory: &PhysicalMemory) -> Option<PhysicalMemory> {
     let step = memory.size() / WINDOWS;
-    if step < 4 * WINDOW {
-        return None;
-    }
     let mut wanted = (0..WINDOWS).map(|window| window * step).peekable();
     let mut ranges = Vec::new();
     // Bytes of the dump before the range.
@@ -138,7 +140,6 @@ mod tests {
 
     #[test]
     fn a_sample_is_spread_over_the_dump() {
-        assert!(sample(&memory(64 << 20)).is_none());
         let memory = memory(256 << 20);
         let sample = sample(&memory).unwrap();
         assert_eq!(sample.size(), WINDOWS * WINDOW);
@@ -152,7 +153,7 @@ mod tests {
         let small = select_backend(&memory(1 << 20), &signatures, BackendChoice::Auto).unwrap();
         assert_eq!(small.backend, Backend::detect_best());
         assert!(small.reason.contains("too small"), "{}", small.reason);
-        let quick = select_backend(&memory(256 << 20), &signatures, BackendChoice::Auto).unwrap();
+        let quick = select_backend(&memory(MEASURED_FROM), &signatures, BackendChoice::Auto).unwrap();
         assert_eq!(quick.backend, Backend::detect_best());
         assert!(quick.reason.contains("not worth"), "{}", quick.reason);
         let asked = select_backend(&memory(1 << 20), &signatures, BackendChoice::Scalar).unwrap();
