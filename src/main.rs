@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     match cli::run(&arguments) {
         Ok(outcome) => outcome.into(),
         Err(failure) => {
-            cli::say(&failure.to_string());
+            cli::print_message(&failure.to_string());
             cli::ERROR.into()
         }
     }

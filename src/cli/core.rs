@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tensorcarve::linux::{Core, Machine, Process};
 use tensorcarve::progress::{Observer, Phase};
-use tensorcarve::report::{NewFile, bytes_in_words, printable};
+use tensorcarve::report::{NewFile, human_bytes, printable};
 use tensorcarve::words::counted;
 
 use super::args::{CaseArgs, ProcessArgs};
 use super::linux::{self, Evidence};
-use super::{Failure, Outcome, interrupt, say};
+use super::stderr::print_message;
+use super::{Failure, Outcome, interrupt};
 
 pub(super) const AFTER: &str = "\
 Examples:
@@ -55,8 +56,8 @@ pub(super) fn run(args: &CoreArgs) -> Result<Outcome, Failure> {
         evidence.case.dump().memory.check()?;
         file.finish()?;
         interrupt::keep();
-        if !args.case.talk.quiet {
-            say(&summary(&args.output, &core));
+        if !args.case.verbosity.quiet {
+            print_message(&summary(&args.output, &core));
         }
         let outcome = if core.is_whole() { Outcome::Found } else { Outcome::Partly };
         Ok((outcome, [core.problems, core.notices].concat()))
@@ -117,14 +118,14 @@ fn summary(path: &Path, core: &Core) -> String {
     let parts: Vec<String> = parts
         .iter()
         .filter(|(bytes, _)| *bytes > 0)
-        .map(|(bytes, what)| format!("{} {what}", bytes_in_words(*bytes)))
+        .map(|(bytes, what)| format!("{} {what}", human_bytes(*bytes)))
         .collect();
     let parts = if parts.is_empty() { String::new() } else { format!("; absent: {}", parts.join(", ")) };
     format!(
         "{}: {} of {} mapped, {}{parts}",
         printable(&path.display().to_string()),
-        bytes_in_words(core.held),
-        bytes_in_words(core.mapped),
+        human_bytes(core.held),
+        human_bytes(core.mapped),
         counted(core.threads, "thread", "threads"),
     )
 }

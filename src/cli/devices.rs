@@ -1,13 +1,27 @@
 //! `devices`: what of this computer can search memory, and what would be used.
 
+use clap::Args;
 use serde::Serialize;
-use tensorcarve::report::{bytes_in_words, columns, printable};
+use tensorcarve::report::{columns, human_bytes, printable};
 use tensorcarve::scan::gpu::{self, AdapterInfo};
 use tensorcarve::scan::{Backend, BackendChoice};
 
-use super::args::DevicesArgs;
+use super::args::PlainFormat;
 use super::machine::Machine;
 use super::{Failure, Outcome, stdout};
+
+pub(super) const AFTER: &str = "\
+Examples:
+  tensorcarve devices
+  tensorcarve devices --format json | jq -r .chosen";
+
+/// Arguments of `devices`.
+#[derive(Args)]
+pub(super) struct DevicesArgs {
+    /// Output format
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    format: PlainFormat,
+}
 
 #[derive(Serialize)]
 struct Document {
@@ -90,7 +104,7 @@ fn table(document: &Document) -> String {
         ["CPU".to_owned(), machine.cpu.as_deref().map_or("?".to_owned(), printable)],
         ["features".to_owned(), machine.features.join(" ")],
         ["threads".to_owned(), machine.threads.to_string()],
-        ["memory".to_owned(), machine.memory.map_or("?".to_owned(), bytes_in_words)],
+        ["memory".to_owned(), machine.memory.map_or("?".to_owned(), human_bytes)],
     ];
     let backends = document.backends.iter().map(|backend| {
         let state = match (backend.available, backend.needs) {
@@ -121,15 +135,15 @@ fn adapters(adapters: &[AdapterRow]) -> String {
         let rows = [
             ("type", format!("{} GPU, {used}", adapter.kind)),
             ("driver", printable(&format!("{}: {}", adapter.interface, adapter.driver))),
-            ("largest buffer", bytes_in_words(adapter.max_buffer_size)),
-            ("largest binding", bytes_in_words(adapter.max_storage_binding_size)),
+            ("largest buffer", human_bytes(adapter.max_buffer_size)),
+            ("largest binding", human_bytes(adapter.max_storage_binding_size)),
             ("workgroups", format!("{} per dimension", adapter.max_workgroups_per_dimension)),
             (
                 "workgroup size",
                 format!(
                     "{} invocations, {} of shared memory",
                     adapter.max_invocations_per_workgroup,
-                    bytes_in_words(adapter.max_workgroup_storage_size.into())
+                    human_bytes(adapter.max_workgroup_storage_size.into())
                 ),
             ),
             ("subgroups", format!("{} to {}", adapter.subgroup_min, adapter.subgroup_max)),

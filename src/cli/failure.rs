@@ -1,7 +1,6 @@
 //! Errors as the user sees them: one line that says what is wrong, and what to try below it.
 
 use std::fmt;
-use std::io::{self, Write};
 
 use tensorcarve::case::CaseError;
 use tensorcarve::report::printable;
@@ -83,11 +82,6 @@ impl From<SignatureError> for Failure {
         };
         Self::new(error).hint(hint)
     }
-}
-
-/// A line, or some, for the user: to stderr, where it does not matter whether anybody listens.
-pub(crate) fn say(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
 #[cfg(test)]

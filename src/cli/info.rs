@@ -1,13 +1,32 @@
 //! `info`: what a dump is.
 
+use clap::Args;
 use serde::Serialize;
-use tensorcarve::dump::{self, Compression, Format, MemoryRange, Source};
-use tensorcarve::progress::{Observer, Phase};
-use tensorcarve::report::{bytes_in_words, columns, printable};
+use tensorcarve::dump::{Compression, Format, MemoryRange};
+use tensorcarve::report::{columns, human_bytes, printable};
 
-use super::args::{InfoArgs, InputArgs, TalkArgs};
-use super::progress::{Progress, say_times};
-use super::{Failure, Outcome, say, stdout};
+use super::args::{InputArgs, PlainFormat, VerbosityArgs};
+use super::progress::{Progress, print_times};
+use super::stderr::print_warnings;
+use super::work::open;
+use super::{Failure, Outcome, stdout};
+
+pub(super) const AFTER: &str = "\
+Examples:
+  tensorcarve info memory.lime.zst
+  tensorcarve info memory.lime --format json | jq '.ranges[0]'";
+
+/// Arguments of `info`.
+#[derive(Args)]
+pub(super) struct InfoArgs {
+    #[command(flatten)]
+    input: InputArgs,
+    /// Output format
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    format: PlainFormat,
+    #[command(flatten)]
+    verbosity: VerbosityArgs,
+}
 
 /// The most ranges that the table shows: a real dump has some hundreds.
 const MAX_RANGES: usize = 1 << 12;
@@ -29,7 +48,7 @@ struct Document<'a> {
 }
 
 pub(super) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
-    let progress = Progress::new(&args.talk);
+    let progress = Progress::new(&args.verbosity);
     let dump = open(&args.input, &progress)?;
     let times = progress.finish();
     let process = dump.addresses.process();
@@ -48,40 +67,11 @@ pub(super) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
         warnings: &dump.warnings,
     };
     stdout::print_document(args.format, &document, table)?;
-    say_warnings(dump.warnings.iter().map(String::as_str), &args.talk);
-    if args.talk.verbose {
-        say_times(&times);
+    print_warnings(dump.warnings.iter().map(String::as_str), &args.verbosity);
+    if args.verbosity.verbose {
+        print_times(&times);
     }
     Ok(if dump.damaged { Outcome::Partly } else { Outcome::Found })
-}
-
-/// Opens the dump that was named, as [`open_source`] does.
-pub(super) fn open(input: &InputArgs, progress: &Progress) -> Result<dump::Dump, Failure> {
-    open_source(Source::open(&input.dump)?, input, progress)
-}
-
-/// Opens the dump. If it is compressed, unpacking is a phase of its own.
-pub(super) fn open_source(source: Source, input: &InputArgs, progress: &Progress) -> Result<dump::Dump, Failure> {
-    let seen = std::cell::Cell::new(None);
-    let unpacked = |done: u64, total: u64| {
-        if seen.get().is_none() {
-            progress.begin(Phase::Unpack, total);
-        }
-        progress.advance(done.saturating_sub(seen.get().unwrap_or(0)));
-        seen.set(Some(done));
-    };
-    dump::open_source(source, &input.options(), &unpacked).map_err(|error| {
-        // The line of progress must not stay above the error.
-        progress.finish();
-        error.into()
-    })
-}
-
-/// Says what an analyst should know, on stderr.
-pub(super) fn say_warnings<'a>(warnings: impl Iterator<Item = &'a str>, talk: &TalkArgs) {
-    if !talk.quiet {
-        warnings.for_each(|warning| say(&format!("warning: {}", printable(warning))));
-    }
 }
 
 fn table(document: &Document<'_>) -> String {
@@ -89,7 +79,7 @@ fn table(document: &Document<'_>) -> String {
     let pid = document.pid.map(|pid| format!(" of process {pid}"));
     let comm = document.comm.map(|comm| format!(" ({})", printable(comm)));
     let addresses = [Some(document.addresses.to_owned()), pid, comm].into_iter().flatten().collect();
-    let size = |bytes: u64| format!("{bytes} bytes ({})", bytes_in_words(bytes));
+    let size = |bytes: u64| format!("{bytes} bytes ({})", human_bytes(bytes));
     let mut text = columns(
         &["DUMP", ""],
         &[],
@@ -104,7 +94,7 @@ fn table(document: &Document<'_>) -> String {
         ],
     );
     let ranges = document.ranges.iter().take(MAX_RANGES).map(|range| {
-        vec![range.start.to_string(), range.end.to_string(), bytes_in_words(range.len()), range.offset.to_string()]
+        vec![range.start.to_string(), range.end.to_string(), human_bytes(range.len()), range.offset.to_string()]
     });
     text.push('\n');
     text += &columns(&["START", "END", "SIZE", "AT OFFSET"], &[2], ranges);

@@ -6,7 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use tensorcarve::report::Cleanup;
 
-use super::{Failure, say};
+use super::Failure;
+use super::stderr::print_message;
 
 /// What is to be undone.
 static PENDING: Mutex<Option<Cleanup>> = Mutex::new(None);
@@ -23,7 +24,7 @@ pub(super) fn install() -> Result<(), Failure> {
         let pending = PENDING.lock().unwrap_or_else(PoisonError::into_inner).take();
         let is_undone = pending.is_some_and(|cleanup| cleanup.run_for_good());
         let output = if is_undone { "; the output is unchanged" } else { "" };
-        say(&format!("\ninterrupted{output}"));
+        print_message(&format!("\ninterrupted{output}"));
         process::exit(INTERRUPTED);
     };
     ctrlc::set_handler(handler).map_err(|error| Failure::new(format!("cannot install the Ctrl-C handler ({error})")))

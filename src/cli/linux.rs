@@ -7,9 +7,9 @@ use tensorcarve::case::{Case, PythonFacts};
 use tensorcarve::linux::{Machine, NoMachine, Process};
 
 use super::args::{CaseArgs, ProcessArgs};
-use super::info::say_warnings;
-use super::progress::{Progress, say_times};
-use super::work::{gpu_warning, in_pool, say_choice, say_index};
+use super::progress::{Progress, print_times};
+use super::stderr::{print_backend, print_index_use, print_warnings};
+use super::work::{gpu_warning, in_pool};
 use super::{Failure, Outcome};
 
 /// The input of a verb.
@@ -29,7 +29,7 @@ pub(super) fn run(
     with_python: bool,
     work: impl FnOnce(&Evidence) -> Result<(Outcome, Vec<String>), Failure> + Send,
 ) -> Result<Outcome, Failure> {
-    let talk = &args.talk;
+    let verbosity = &args.verbosity;
     let (case, progress) = args.open()?;
     let is_image = case.dump().addresses.process().is_some();
     let (outcome, mut warnings, times) = in_pool(args.work.threads, || -> Result<_, Failure> {
@@ -51,14 +51,14 @@ pub(super) fn run(
     warnings.splice(0..0, dump.warnings.iter().cloned());
     warnings.extend(gpu_warning());
     warnings.extend(case.notes());
-    say_warnings(warnings.iter().map(String::as_str), talk);
-    if talk.verbose && !is_image {
+    print_warnings(warnings.iter().map(String::as_str), verbosity);
+    if verbosity.verbose && !is_image {
         let spaces = case.spaces()?;
         if !spaces.from_index {
-            say_choice(&*case.backend()?);
+            print_backend(&*case.backend()?);
         }
-        say_index(&spaces);
-        say_times(&times);
+        print_index_use(&spaces);
+        print_times(&times);
     }
     Ok(if dump.damaged && outcome == Outcome::Found { Outcome::Partly } else { outcome })
 }

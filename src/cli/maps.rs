@@ -2,14 +2,35 @@
 
 use std::io::{self, Write};
 
+use clap::Args;
 use serde::Serialize;
 use tensorcarve::addr::VirtAddr;
 use tensorcarve::linux::{self as machine, Mapping, MappingSource, MemoryMap};
-use tensorcarve::report::{bytes_in_words, columns, printable};
+use tensorcarve::report::{columns, human_bytes, printable};
 
-use super::args::{LineFormat, MapsArgs};
+use super::args::{CaseArgs, LineFormat, ProcessArgs};
 use super::linux::{self, Evidence};
 use super::{Failure, Outcome, stdout};
+
+pub(super) const AFTER: &str = "\
+Examples:
+  tensorcarve maps memory.lime --pid 188
+  tensorcarve maps memory.lime --root 0xfa7a000 --format csv
+  tensorcarve maps core.4321                  what the core of a process says of its mappings
+
+Where the kernel's records can't be read, ranges come from the page tables, with the source `page_tables`.";
+
+/// Arguments of `maps`.
+#[derive(Args)]
+pub(super) struct MapsArgs {
+    #[command(flatten)]
+    case: CaseArgs,
+    #[command(flatten)]
+    which: ProcessArgs,
+    /// What to print: a table, one document, one mapping per line
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    format: LineFormat,
+}
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -97,7 +118,7 @@ fn row(mapping: &Mapping) -> Row<'_> {
 }
 
 fn table(rows: &[Row<'_>]) -> String {
-    let bytes = |count: Option<u64>| count.map_or("?".to_owned(), bytes_in_words);
+    let bytes = |count: Option<u64>| count.map_or("?".to_owned(), human_bytes);
     let lines = rows.iter().map(|row| {
         vec![
             row.start.to_string(),

@@ -1,4 +1,8 @@
-//! The command line: arguments, progress, tables on stdout, errors with hints, exit codes.
+//! The command line. Each verb has a file of its name, with its arguments, its help and `run`.
+//!
+//! Files that verbs share: `args` (arguments, with the list of verbs), `work` (opening a dump, threads), `linux` and
+//! `python` (what their verbs do alike), `stdout` (data), `stderr` (messages), `progress`, `failure` (errors with hints),
+//! `interrupt`, `input_hash`, and `machine` (the computer that we run on).
 
 mod args;
 mod bench;
@@ -20,13 +24,15 @@ mod recover;
 mod scan;
 mod spaces;
 mod stack;
+mod stderr;
 mod stdout;
 mod work;
 
 use std::process::ExitCode;
 
 pub(crate) use args::Arguments;
-pub(crate) use failure::{Failure, say};
+pub(crate) use failure::Failure;
+pub(crate) use stderr::print_message;
 
 use args::Verb;
 

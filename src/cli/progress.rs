@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tensorcarve::progress::{Observer, Phase};
 
-use super::args::TalkArgs;
-use super::say;
+use super::args::VerbosityArgs;
+use super::stderr::print_message;
 
 const WITH_TOTAL: &str =
     "{prefix:>9} {bar:28} {decimal_bytes:>9} of {decimal_total_bytes} {decimal_bytes_per_sec:>11} ETA {eta}";
@@ -42,9 +42,9 @@ pub(super) struct PhaseTime {
 }
 
 impl Progress {
-    pub(super) fn new(talk: &TalkArgs) -> Self {
+    pub(super) fn new(verbosity: &VerbosityArgs) -> Self {
         // On anything but a terminal indicatif draws nothing.
-        let is_wanted = !talk.quiet && !talk.no_progress;
+        let is_wanted = !verbosity.quiet && !verbosity.no_progress;
         let target = if is_wanted { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
         Self { bar, bytes: AtomicU64::new(0), phases: Mutex::default() }
@@ -117,8 +117,8 @@ fn name(phase: Phase) -> &'static str {
     }
 }
 
-/// Says how long each phase took, how fast it went through its bytes, and how that compares with the scan.
-pub(super) fn say_times(times: &[PhaseTime]) {
+/// Prints how long each phase took, how fast it went through its bytes, and how that compares with the scan.
+pub(super) fn print_times(times: &[PhaseTime]) {
     let scan = times.iter().find(|phase| phase.name == SCAN).map(|phase| phase.time.as_secs_f64());
     for phase in times {
         let seconds = phase.time.as_secs_f64();
@@ -130,7 +130,7 @@ pub(super) fn say_times(times: &[PhaseTime]) {
             Some(share) if phase.name != SCAN && share.is_finite() => format!("{share:6.0}% of the scan"),
             _ => String::new(),
         };
-        say(format!("{:>9} {seconds:8.3} s {rate}{share}", phase.name).trim_end());
+        print_message(format!("{:>9} {seconds:8.3} s {rate}{share}", phase.name).trim_end());
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 
+use clap::Args;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tensorcarve::addr::{PhysAddr, VirtAddr};
@@ -10,11 +11,44 @@ use tensorcarve::case::PythonFacts;
 use tensorcarve::dump::ProcessImage;
 use tensorcarve::linux::{Fact, LayoutSource, Machine, Process, Task};
 use tensorcarve::paging::SpaceKind;
-use tensorcarve::report::{bytes_in_words, columns, printable};
+use tensorcarve::report::{columns, human_bytes, printable};
 
-use super::args::{LineFormat, PsArgs};
+use super::args::{CaseArgs, LineFormat, ProcessArgs};
 use super::linux::{self, Evidence};
 use super::{Failure, Outcome, stdout};
+
+pub(super) const AFTER: &str = "\
+Examples:
+  tensorcarve ps memory.lime
+  tensorcarve ps memory.lime --tree
+  tensorcarve ps memory.lime --python         which Python runs where, and with how many models
+  tensorcarve ps memory.lime --threads --pid 188
+  tensorcarve ps memory.lime --format json | jq '.processes[] | select(.kind == \"process\") | .cmdline'
+
+No kernel symbols are needed: offsets in the kernel's structures are taken from the BTF in its memory or,
+where that is lost, from what the tasks of the dump agree on. What can't be established is null, or `?` in the table.
+The plain table does not look at Python, which takes longer; the other formats and --python do.";
+
+/// Arguments of `ps`.
+#[derive(Args)]
+pub(super) struct PsArgs {
+    #[command(flatten)]
+    case: CaseArgs,
+    /// List threads as well
+    #[arg(long)]
+    threads: bool,
+    /// Show which process created which
+    #[arg(long)]
+    tree: bool,
+    /// List only processes in which a Python runs, with its version, frameworks and number of models
+    #[arg(long)]
+    python: bool,
+    #[command(flatten)]
+    which: ProcessArgs,
+    /// What to print: a table, one document, one process per line
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    format: LineFormat,
+}
 
 /// Maximum number of characters of a command line in the table.
 const SHOWN: usize = 80;
@@ -79,7 +113,7 @@ pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
             Some(Ok(machine)) => {
                 document.layout = Some(machine.layout().source);
                 document.direct_map = Some(machine.kernel().direct_map());
-                warnings.extend(said(machine));
+                warnings.extend(machine_warnings(machine));
                 rows(machine, args)
             }
             Some(Err(reason)) => {
@@ -113,20 +147,20 @@ pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
 }
 
 /// Warnings about the list of processes.
-fn said(machine: &Machine) -> Vec<String> {
+fn machine_warnings(machine: &Machine) -> Vec<String> {
     let broken = machine.broken_links().iter();
-    let mut said: Vec<String> = broken
+    let mut warnings: Vec<String> = broken
         .map(|link| format!("the kernel's list of tasks has a broken link at {}: {}", link.address, link.reason))
         .collect();
     if machine.layout().source == LayoutSource::Voting {
-        said.push("the kernel's BTF is not in the dump: the offsets are inferred from the tasks".to_owned());
+        warnings.push("the kernel's BTF is not in the dump: the offsets are inferred from the tasks".to_owned());
     }
     let hidden = machine.processes().iter().filter(|process| !process.is_listed && process.exited() != Some(true));
-    said.extend(hidden.map(|process| {
+    warnings.extend(hidden.map(|process| {
         let (pid, task) = (process.pid(), process.leader.address);
         format!("process {pid} (task at {task}) is not in the kernel's list of processes: the process was hidden, or the list was changing")
     }));
-    said
+    warnings
 }
 
 fn rows(machine: &Machine, args: &PsArgs) -> Vec<Row> {
@@ -302,7 +336,7 @@ fn table(rows: &[Row], args: &PsArgs) -> String {
     for row in rows {
         let indent = "  ".repeat(row.depth.min(MAX_INDENT));
         let root = row.root.map_or("-".to_owned(), |root| root.to_string());
-        let rss = row.rss_bytes.map_or("-".to_owned(), bytes_in_words);
+        let rss = row.rss_bytes.map_or("-".to_owned(), human_bytes);
         let state = if row.exited == Some(true) { "ended".to_owned() } else { or_unknown(row.state) };
         let name = indent + &printable(row.comm.as_deref().unwrap_or("?"));
         let mut cells =

@@ -12,10 +12,10 @@ use tensorcarve::cpython::{self, Interpreter, Runtime, RuntimeLayout};
 use tensorcarve::report::printable;
 
 use super::args::{CaseArgs, LineFormat, ProcessArgs};
-use super::info::say_warnings;
-use super::progress::say_times;
-use super::work::{gpu_warning, in_pool, say_choice, say_index};
-use super::{Failure, Outcome, say};
+use super::progress::print_times;
+use super::stderr::{print_backend, print_index_use, print_message, print_warnings};
+use super::work::{gpu_warning, in_pool};
+use super::{Failure, Outcome};
 
 /// Arguments of the Python verbs.
 #[derive(Args)]
@@ -76,7 +76,7 @@ pub(in crate::cli) fn look<T: Send>(
     describe: impl Fn(ProcessKey, &Runtime<'_>) -> (T, Vec<String>) + Sync,
     print: impl FnOnce(&Documents<T>) -> Result<(), Failure>,
 ) -> Result<Outcome, Failure> {
-    let (CaseArgs { work, talk, .. }, which) = (&args.case, &args.which);
+    let (CaseArgs { work, verbosity, .. }, which) = (&args.case, &args.which);
     let (case, progress) = args.case.open()?;
     let dump = case.dump();
     let is_image = dump.addresses.process().is_some();
@@ -116,14 +116,14 @@ pub(in crate::cli) fn look<T: Send>(
     let times = progress.finish();
     warnings.splice(0..0, dump.warnings.iter().cloned());
     warnings.extend(case.notes());
-    say_warnings(warnings.iter().map(String::as_str).chain(gpu_warning().as_deref()), talk);
-    if talk.verbose {
-        say_choice(&choice);
-        say_index(&*case.spaces()?);
-        say_times(&times);
+    print_warnings(warnings.iter().map(String::as_str).chain(gpu_warning().as_deref()), verbosity);
+    if verbosity.verbose {
+        print_backend(&choice);
+        print_index_use(&*case.spaces()?);
+        print_times(&times);
     }
     if found.is_empty() {
-        say("the requested CPython was not found (`tensorcarve recover -v` prints what was found)");
+        print_message("the requested CPython was not found (`tensorcarve recover -v` prints what was found)");
     }
     let is_found = !found.is_empty();
     let is_one = found.len() == 1 && (is_image || which.pid.is_some() || which.root.is_some());

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use clap::Args;
 use tensorcarve::case::{Case, Spaces};
 use tensorcarve::cpython::Change;
 use tensorcarve::dump::{Dump, Format, Source};
@@ -16,12 +17,65 @@ use tensorcarve::scan::SelectedBackend;
 use tensorcarve::signature::Signatures;
 use tensorcarve::words::counted;
 
-use super::args::{LineFormat, RecoverArgs};
-use super::info::{open_source, say_warnings};
+use super::args::{IndexArgs, InputArgs, LineFormat, MappedArgs, VerbosityArgs, WorkArgs};
 use super::input_hash::{Hashed, InputHash};
-use super::progress::{PhaseTime, Progress, rate, say_times};
-use super::work::{case_options, gpu_warning, in_pool, say_choice, say_index};
-use super::{Failure, Outcome, interrupt, say, stdout};
+use super::progress::{PhaseTime, Progress, print_times, rate};
+use super::stderr::{print_backend, print_index_use, print_message, print_warnings};
+use super::work::{case_options, gpu_warning, in_pool, open_source};
+use super::{Failure, Outcome, interrupt, stdout};
+
+pub(super) const AFTER: &str = "\
+Examples:
+  tensorcarve recover memory.lime -o out
+  tensorcarve recover memory.raw.zst -o out --spool-dir /big/disk
+  tensorcarve recover memory.elf -o out --overwrite --format jsonl | jq .class
+  tensorcarve recover core.4321 -o out        a core of one process, from gcore or the kernel
+  tensorcarve recover core.4321 -o out --file model.safetensors
+                                              and the checkpoint that it had mapped, which cores leave out
+  tensorcarve recover mem --maps maps -o out  a copy of /proc/4321/mem, made in bash as follows:
+
+    kill -STOP 4321
+    cat /proc/4321/maps > maps
+    while IFS='- ' read -r start end access _ _ _ path; do
+      [[ $access == r* && $start != ffffffff* && $path != /dev/nvidia* ]] &&
+        dd if=/proc/4321/mem bs=4096 status=none iflag=skip_bytes,count_bytes conv=noerror,sync \\
+          skip=$((0x$start)) count=$((0x$end - 0x$start))
+    done < maps > mem
+    kill -CONT 4321
+
+  dd reports errors for unreadable pages, such as [vvar] and (from Linux 6.13 on) the guard pages
+  of stacks. The copy has zeros in their place.
+
+DIR/recovery.json lists everything that was found. It is written last: a folder without it is
+incomplete. DIR/models/m0/ holds the first model: model.safetensors, model.json, load.py. Nothing is
+written outside DIR, except the unpacked copy of a compressed dump, which is deleted at the end.";
+
+/// Arguments of `recover`.
+#[derive(Args)]
+pub(super) struct RecoverArgs {
+    #[command(flatten)]
+    input: InputArgs,
+    #[command(flatten)]
+    mapped: MappedArgs,
+    /// Output folder, which must be empty or not exist [default: <dump name>.carved in the current folder]
+    #[arg(short, long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+    /// Replace the output of an earlier run in the folder, without touching any other file
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    work: WorkArgs,
+    #[command(flatten)]
+    index: IndexArgs,
+    /// Do not compute the SHA-256 of the dump file for the manifest
+    #[arg(long)]
+    no_hash: bool,
+    /// What to print: table, json (the content of recovery.json), jsonl (one model per line) or csv (one tensor per line)
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    format: LineFormat,
+    #[command(flatten)]
+    verbosity: VerbosityArgs,
+}
 
 pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let started = SystemTime::now();
@@ -30,7 +84,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let signatures = Signatures::load(args.work.signatures.as_deref())?;
     let output_dir = args.output_dir.clone().unwrap_or_else(|| default_output_dir(&args.input.dump));
     let folder = interrupt::undoable(|| OutputFolder::create(&output_dir, args.overwrite), |folder| folder.cleanup())?;
-    let progress = Arc::new(Progress::new(&args.talk));
+    let progress = Arc::new(Progress::new(&args.verbosity));
     let source = Source::open(&args.input.dump)?;
     let hash = (!args.no_hash).then(|| InputHash::start(source.file()));
     let mut dump = open_source(source, &args.input, &progress)?;
@@ -44,7 +98,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
             hashed = hash.and_then(|hash| match hash.finish(case.dump().file_size, &progress) {
                 Ok(hash) => Some(hash),
                 Err(error) => {
-                    say(&format!("warning: the SHA-256 of the dump file could not be computed ({error})"));
+                    print_message(&format!("warning: the SHA-256 of the dump file could not be computed ({error})"));
                     None
                 }
             });
@@ -68,8 +122,8 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     interrupt::keep();
     let dump = case.dump();
     print(args.format, dump, &recovery)?;
-    if !args.talk.quiet {
-        tell(
+    if !args.verbosity.quiet {
+        print_summary(
             args,
             dump,
             &recovery,
@@ -111,21 +165,24 @@ struct Work {
 }
 
 /// What the user should know beside the data, and what to do next.
-fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path, work: &Work) {
+fn print_summary(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path, work: &Work) {
     let notes = work.notes.iter().map(String::as_str);
-    say_warnings(report::warnings(dump, recovery).chain(gpu_warning().as_deref()).chain(notes), &args.talk);
-    if args.talk.verbose {
-        say_choice(&work.choice);
-        say_index(&work.spaces);
-        say_times(&work.times);
+    print_warnings(report::warnings(dump, recovery).chain(gpu_warning().as_deref()).chain(notes), &args.verbosity);
+    if args.verbosity.verbose {
+        print_backend(&work.choice);
+        print_index_use(&work.spaces);
+        print_times(&work.times);
         if let Some(Hashed { bytes, time, .. }) = &work.hashed {
             let rate = rate(*bytes, *time).unwrap_or_default();
             let seconds = time.as_secs_f64();
-            say(&format!("SHA-256 of the dump file: {seconds:.3} s in a separate thread, {rate:.2} GB/s"));
+            print_message(&format!("SHA-256 of the dump file: {seconds:.3} s in a separate thread, {rate:.2} GB/s"));
         }
-        recovery.processes.iter().for_each(say_layouts);
+        recovery.processes.iter().for_each(print_layouts);
         for model in recovery.processes.iter().flat_map(|process| &process.models) {
-            model.problems.iter().for_each(|problem| say(&format!("{}: {}", model.id, report::printable(problem))));
+            model
+                .problems
+                .iter()
+                .for_each(|problem| print_message(&format!("{}: {}", model.id, report::printable(problem))));
         }
     }
     let others = recovery.processes.iter().flat_map(|process| &process.others.found);
@@ -134,23 +191,23 @@ fn tell(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path,
         let list = output_dir.join(report::OTHERS);
         let tensors = counted(tensors.len(), "tensor", "tensors");
         let arrays = counted(arrays.len(), "NumPy array", "NumPy arrays");
-        say(&format!("outside any model: {tensors}, {arrays}; see {}", list.display()));
+        print_message(&format!("outside any model: {tensors}, {arrays}; see {}", list.display()));
     }
     let mut models = recovery.processes.iter().flat_map(|process| &process.models);
     match models.next() {
         Some(first) => {
             let loader = output_dir.join(report::model_dir(first)).join("load.py");
             let partial = if report::is_loadable(first) { "" } else { " --partial" };
-            say(&format!("next: python3 {}{partial}", loader.display()));
+            print_message(&format!("next: python3 {}{partial}", loader.display()));
         }
-        None => say_nothing_found(dump, recovery, output_dir),
+        None => print_nothing_found(dump, recovery, output_dir),
     }
 }
 
-fn say_layouts(process: &tensorcarve::recover::Process) {
+fn print_layouts(process: &tensorcarve::recover::Process) {
     let (best, next) = &process.python_layout;
     let next = next.as_ref().map_or(String::new(), |next| format!(" (next best: {}, {})", next.version, next.readable));
-    say(&format!(
+    print_message(&format!(
         "process {}: the layout for CPython {} ({}) reads {} of {} types{next}",
         report::process_name(process),
         best.version,
@@ -161,7 +218,7 @@ fn say_layouts(process: &tensorcarve::recover::Process) {
     if let Some((best, next)) = &process.torch_layout {
         let next =
             next.as_ref().map_or(String::new(), |next| format!(" (next best: {}, {})", next.version, next.readable));
-        say(&format!(
+        print_message(&format!(
             "process {}: the layout {} PyTorch {} reads {} of {} tensors{next}",
             report::process_name(process),
             if best.inferred { "inferred from" } else { "for" },
@@ -174,12 +231,12 @@ fn say_layouts(process: &tensorcarve::recover::Process) {
     for Change { number, from, to } in best.changes.iter().chain(of_torch) {
         let in_words = |value: &Option<i64>| value.map_or_else(|| "absent".to_owned(), |value| value.to_string());
         let (from, to) = (in_words(from), in_words(to));
-        say(&format!("process {}: {number} is {to} instead of {from}", report::process_name(process)));
+        print_message(&format!("process {}: {number} is {to} instead of {from}", report::process_name(process)));
     }
 }
 
 /// How far the search came, and what to try.
-fn say_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
+fn print_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
     let spaces = &recovery.discovery.spaces;
     let of_processes = spaces.iter().filter(|space| space.kind == SpaceKind::Process).count();
     let python = recovery.processes.len();
@@ -196,9 +253,9 @@ fn say_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
         0 => String::new(),
         others => format!(", Pythons that can't be read: {others}"),
     };
-    say(&format!("no model found in {searched}: Python processes: {python}, with PyTorch: {torch}{others}"));
-    say(&format!("hint: {}", why_nothing(dump, recovery)));
-    say(&format!("see {} for everything that was found", output_dir.join("recovery.json").display()));
+    print_message(&format!("no model found in {searched}: Python processes: {python}, with PyTorch: {torch}{others}"));
+    print_message(&format!("hint: {}", why_nothing(dump, recovery)));
+    print_message(&format!("see {} for everything that was found", output_dir.join("recovery.json").display()));
 }
 
 /// Why no model was found, and what to try.

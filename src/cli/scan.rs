@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::ops::Range;
 
+use clap::Args;
 use serde::Serialize;
 use tensorcarve::addr::{FileOffset, PhysAddr};
 use tensorcarve::dump::PhysicalMemory;
@@ -11,11 +13,48 @@ use tensorcarve::report::{columns, printable};
 use tensorcarve::scan::{self, ABSENT_FRAME, Explanation, FrameClasses, Hit, RejectedCandidate, Rejection, ZERO_FRAME};
 use tensorcarve::signature::{Signature, Signatures, Structure};
 
-use super::args::{LineFormat, ScanArgs};
-use super::info::{open, say_warnings};
-use super::progress::{Progress, say_times};
-use super::work::{gpu_warning, in_pool};
-use super::{Failure, Outcome, say, stdout};
+use super::args::{InputArgs, LineFormat, VerbosityArgs, WorkArgs, parse_range};
+use super::progress::{Progress, print_times};
+use super::stderr::{print_message, print_warnings};
+use super::work::{gpu_warning, in_pool, open};
+use super::{Failure, Outcome, stdout};
+
+pub(super) const AFTER: &str = "\
+Examples:
+  tensorcarve scan memory.lime
+  tensorcarve scan memory.lime --signature cpython.type --explain
+  tensorcarve scan memory.lime --signatures my/ --range 0x100000-0x8000000 --format jsonl | jq .address
+
+A hit shows the address of the structure, the address and value of its anchor, and how many fields
+were tested. Fields outside the anchor's 4 KiB frame are deferred. signatures/README.md explains how
+to write your own signatures. Addresses are physical, or virtual for a process image. The formats
+json, jsonl and csv also have file_offset, the anchor's position in the (unpacked) file.";
+
+/// Arguments of `scan`.
+#[derive(Args)]
+pub(super) struct ScanArgs {
+    #[command(flatten)]
+    input: InputArgs,
+    /// Search for this signature only; can be repeated [default: all]
+    #[arg(long = "signature", value_name = "NAME")]
+    names: Vec<String>,
+    /// Search only these addresses (END is exclusive); can be repeated [default: all]
+    #[arg(long = "range", value_name = "START-END", value_parser = parse_range)]
+    ranges: Vec<Range<PhysAddr>>,
+    /// Print at most N hits and N rejected candidates
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Also list rejected candidates (addresses where only a structure's anchor matched) and the reasons
+    #[arg(long)]
+    explain: bool,
+    #[command(flatten)]
+    work: WorkArgs,
+    /// Output format; --explain needs table or json
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    format: LineFormat,
+    #[command(flatten)]
+    verbosity: VerbosityArgs,
+}
 
 /// Rejected candidates that are listed where the user sets no limit; all are counted.
 const LISTED: usize = 20;
@@ -76,7 +115,7 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
     if !args.names.is_empty() {
         signatures = signatures.only(&args.names)?;
     }
-    let progress = Progress::new(&args.talk);
+    let progress = Progress::new(&args.verbosity);
     let dump = open(&args.input, &progress)?;
     let memory = if args.ranges.is_empty() { dump.memory.clone() } else { dump.memory.only(&args.ranges) };
     if memory.ranges().is_empty() {
@@ -109,19 +148,19 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
         LineFormat::Jsonl => rows().try_for_each(|row| stdout::write_line(out, &row)),
         LineFormat::Csv => print_csv(out, rows()),
     })?;
-    say_warnings(dump.warnings.iter().map(String::as_str).chain(gpu_warning().as_deref()), &args.talk);
-    if args.talk.verbose {
-        say_times(&times);
-        say_counts(&found.hits, &signatures);
-        say_frames(&found.frames, &signatures);
+    print_warnings(dump.warnings.iter().map(String::as_str).chain(gpu_warning().as_deref()), &args.verbosity);
+    if args.verbosity.verbose {
+        print_times(&times);
+        print_counts(&found.hits, &signatures);
+        print_frames(&found.frames, &signatures);
     }
-    if found.hits.len() > limit && !args.talk.quiet {
-        say(&format!("only the first {limit} of {} hits are shown (--limit)", found.hits.len()));
+    if found.hits.len() > limit && !args.verbosity.quiet {
+        print_message(&format!("only the first {limit} of {} hits are shown (--limit)", found.hits.len()));
     }
     Ok(match (found.hits.is_empty(), dump.damaged) {
         (true, _) => {
-            if !args.talk.quiet {
-                say("no hits: --explain lists the rejected candidates and the reasons");
+            if !args.verbosity.quiet {
+                print_message("no hits: --explain lists the rejected candidates and the reasons");
             }
             Outcome::Nothing
         }
@@ -219,24 +258,28 @@ fn print_csv<'a>(out: &mut dyn Write, rows: impl Iterator<Item = Row<'a>>) -> io
 }
 
 /// How many hits each signature has.
-fn say_counts(hits: &[Hit], signatures: &Signatures) {
+fn print_counts(hits: &[Hit], signatures: &Signatures) {
     let mut counts = BTreeMap::new();
     for index in (0..).take_while(|index| signatures.get(*index).is_some()) {
         counts.insert(index, 0u64);
     }
     hits.iter().for_each(|hit| *counts.entry(hit.signature).or_default() += 1);
     for (index, count) in counts {
-        say(&format!("{count:>9} hits for {}", printable(name(signatures, index))));
+        print_message(&format!("{count:>9} hits for {}", printable(name(signatures, index))));
     }
 }
 
 /// How many frames could be page tables, and of which level.
-fn say_frames(frames: &FrameClasses, signatures: &Signatures) {
+fn print_frames(frames: &FrameClasses, signatures: &Signatures) {
     let count = |mask| frames.with(mask).count();
-    say(&format!("{:>9} frames, {} of them all zeros", frames.len(), count(ZERO_FRAME)));
+    print_message(&format!("{:>9} frames, {} of them all zeros", frames.len(), count(ZERO_FRAME)));
     let Some(mmu) = signatures.mmu() else { return };
-    say(&format!("{:>9} frames without a present entry", count(ABSENT_FRAME)));
+    print_message(&format!("{:>9} frames without a present entry", count(ABSENT_FRAME)));
     for level in &mmu.levels {
-        say(&format!("{:>9} frames that could be a {}", count(1 << (level.level - 1)), printable(&level.name)));
+        print_message(&format!(
+            "{:>9} frames that could be a {}",
+            count(1 << (level.level - 1)),
+            printable(&level.name)
+        ));
     }
 }

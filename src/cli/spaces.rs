@@ -1,14 +1,30 @@
 //! `spaces`: the address spaces in a dump.
 
+use clap::Args;
 use serde::Serialize;
 use tensorcarve::paging::{Attempt, Discovery, Space, SpaceKind};
 use tensorcarve::report::columns;
 
-use super::args::{CaseArgs, SpacesArgs};
-use super::info::say_warnings;
-use super::progress::say_times;
-use super::work::{gpu_warning, in_pool, say_choice, say_index};
-use super::{Failure, Outcome, say, stdout};
+use super::args::{CaseArgs, PlainFormat};
+use super::progress::print_times;
+use super::stderr::{print_backend, print_index_use, print_message, print_warnings};
+use super::work::{gpu_warning, in_pool};
+use super::{Failure, Outcome, stdout};
+
+pub(super) const AFTER: &str = "\
+Examples:
+  tensorcarve spaces memory.lime
+  tensorcarve spaces memory.raw --input-format raw --format json | jq '.spaces[] | select(.kind == \"process\")'";
+
+/// Arguments of `spaces`.
+#[derive(Args)]
+pub(super) struct SpacesArgs {
+    #[command(flatten)]
+    case: CaseArgs,
+    /// Output format
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    format: PlainFormat,
+}
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -20,7 +36,7 @@ struct Document<'a> {
 }
 
 pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
-    let CaseArgs { work, talk, .. } = &args.case;
+    let CaseArgs { work, verbosity, .. } = &args.case;
     let (case, progress) = args.case.open()?;
     if case.dump().addresses.process().is_some() {
         progress.finish();
@@ -35,15 +51,15 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     let warnings = dump.warnings.iter().chain(&spaces.warnings).chain(&discovery.warnings).map(String::as_str);
     let notes = case.notes();
     let notes = notes.iter().map(String::as_str);
-    say_warnings(warnings.chain(gpu_warning().as_deref()).chain(notes), talk);
-    if talk.verbose {
-        say_choice(&choice);
-        say_index(&spaces);
-        say_times(&times);
+    print_warnings(warnings.chain(gpu_warning().as_deref()).chain(notes), verbosity);
+    if verbosity.verbose {
+        print_backend(&choice);
+        print_index_use(&spaces);
+        print_times(&times);
     }
     Ok(match (discovery.spaces.is_empty(), dump.damaged) {
         (true, _) => {
-            say("no address space found: is this a complete dump of an x86-64 machine?");
+            print_message("no address space found: is this a complete dump of an x86-64 machine?");
             Outcome::Nothing
         }
         (false, true) => Outcome::Partly,

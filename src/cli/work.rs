@@ -1,16 +1,17 @@
-//! How verbs work on a dump: the case that they ask, the threads, and what is said of the work.
+//! How verbs work on a dump: they open it, make the case that they ask, and start the threads.
 
 use std::sync::Arc;
 
 use rayon::ThreadPoolBuilder;
-use tensorcarve::case::{Case, Options, Spaces};
-use tensorcarve::scan::{self, SelectedBackend};
+use tensorcarve::case::{Case, Options};
+use tensorcarve::dump::{self, Source};
+use tensorcarve::progress::{Observer, Phase};
+use tensorcarve::scan;
 use tensorcarve::signature::Signatures;
 
-use super::args::{CaseArgs, IndexArgs, WorkArgs};
-use super::info::open;
+use super::Failure;
+use super::args::{CaseArgs, IndexArgs, InputArgs, WorkArgs};
 use super::progress::Progress;
-use super::{Failure, say};
 
 impl CaseArgs {
     /// Opens the dump as a case, whose work the progress shows.
@@ -18,27 +19,37 @@ impl CaseArgs {
         // Whatever can be refused is refused before the long work.
         self.work.backend.resolve()?;
         let signatures = Signatures::load(self.work.signatures.as_deref())?;
-        let progress = Arc::new(Progress::new(&self.talk));
+        let progress = Arc::new(Progress::new(&self.verbosity));
         let dump = open(&self.input, &progress)?;
         Ok((Case::new(dump, signatures, case_options(&self.work, &self.index, &progress)), progress))
     }
 }
 
+/// Opens the dump that was named, as [`open_source`] does.
+pub(super) fn open(input: &InputArgs, progress: &Progress) -> Result<dump::Dump, Failure> {
+    open_source(Source::open(&input.dump)?, input, progress)
+}
+
+/// Opens the dump. If it is compressed, unpacking is a phase of its own.
+pub(super) fn open_source(source: Source, input: &InputArgs, progress: &Progress) -> Result<dump::Dump, Failure> {
+    let seen = std::cell::Cell::new(None);
+    let unpacked = |done: u64, total: u64| {
+        if seen.get().is_none() {
+            progress.begin(Phase::Unpack, total);
+        }
+        progress.advance(done.saturating_sub(seen.get().unwrap_or(0)));
+        seen.set(Some(done));
+    };
+    dump::open_source(source, &input.options(), &unpacked).map_err(|error| {
+        // The line of progress must not stay above the error.
+        progress.finish();
+        error.into()
+    })
+}
+
 /// How a verb works on its case.
 pub(super) fn case_options(work: &WorkArgs, index: &IndexArgs, progress: &Arc<Progress>) -> Options {
     Options { backend: work.backend, observer: Arc::clone(progress) as _, index: index.index() }
-}
-
-/// Says so if memory was not searched again.
-pub(super) fn say_index(spaces: &Spaces) {
-    if spaces.from_index {
-        say("the results of the scan and of paging are from the index; --no-index searches the dump again");
-    }
-}
-
-/// Says which backend searched, and why.
-pub(super) fn say_choice(choice: &SelectedBackend) {
-    say(&format!("backend {}: {}", choice.backend, choice.reason));
 }
 
 /// That the GPU failed on the way, if it did.

@@ -43,7 +43,7 @@ pub use folder::{Cleanup, OutputFolder};
 pub use lines::{print_csv, print_jsonl};
 pub use manifest::Run;
 pub use others::FILE as OTHERS;
-pub use table::{bytes_in_words, columns, models_table, printable, process_name};
+pub use table::{columns, human_bytes, models_table, printable, process_name};
 pub use time::rfc3339;
 
 use std::path::Path;

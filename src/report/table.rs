@@ -64,7 +64,7 @@ fn model_row(process: &Process, model: &Model) -> Vec<String> {
         short(&model.class),
         format!("{}/{}", totals.complete, totals.tensors),
         thousands(totals.parameters),
-        bytes_in_words(totals.bytes),
+        human_bytes(totals.bytes),
         status(model),
     ]);
     row
@@ -145,7 +145,7 @@ fn thousands(number: u64) -> String {
 }
 
 /// A number of bytes, to three digits, in units of 1024.
-pub fn bytes_in_words(bytes: u64) -> String {
+pub fn human_bytes(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
         // Not 1024: 1023.9 would be shown as 1024 of the smaller unit.
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn numbers_are_short() {
         assert_eq!([0, 999, 1000, 62006, 1_000_000].map(thousands), ["0", "999", "1,000", "62,006", "1,000,000"]);
-        let bytes = [0, 999, 1000, 248_024, 1 << 20, u64::MAX].map(bytes_in_words);
+        let bytes = [0, 999, 1000, 248_024, 1 << 20, u64::MAX].map(human_bytes);
         assert_eq!(bytes, ["0 B", "999 B", "0.98 KiB", "242 KiB", "1.00 MiB", "16384 PiB"]);
     }
 }

@@ -5,16 +5,18 @@ mod memory;
 mod work;
 
 use std::hint::black_box;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use clap::Args;
+use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use tensorcarve::addr::PhysAddr;
 use tensorcarve::dump::{self, OpenOptions, PhysicalMemory};
 use tensorcarve::report::{columns, rfc3339};
 use tensorcarve::scan::{self, Backend, BackendChoice, gpu};
 
-use super::args::BenchArgs;
+use super::args::{PlainFormat, VerbosityArgs, backend_parser};
 use super::machine::{Machine, available_memory};
 use super::progress::Progress;
 use super::work::in_pool;
@@ -22,8 +24,49 @@ use super::{Failure, Outcome, stdout};
 use memory::{TILE, Tile};
 use work::{Work, wrong_count};
 
+pub(super) const AFTER: &str = "\
+Examples:
+  tensorcarve bench                           synthetic memory, all sets and backends, one thread and all
+  tensorcarve bench --set default -j 1 --backend simd
+  tensorcarve bench memory.lime --set default --format json
+  tensorcarve bench memory.lime --set input   the file itself: mapped or read, warm or cold cache
+
+OF READ compares the speed with a plain sum over the same bytes on the same threads. Both are
+measured in turn, round by round. OF READ is the median round, MIN-MAX the lowest and the highest.
+Synthetic memory has a known number of hits. On a dump, all backends must find the same hits.
+Otherwise the run fails. The set `input` evicts the file from the page cache.";
+
+/// Arguments of `bench`.
+#[derive(Args)]
+pub(super) struct BenchArgs {
+    /// A dump to measure on [default: synthetic memory]
+    #[arg(value_name = "DUMP")]
+    dump: Option<PathBuf>,
+    /// What to search for; can be repeated [default: all except input]
+    #[arg(long = "set", value_name = "NAME", value_parser = PossibleValuesParser::new(SETS))]
+    sets: Vec<String>,
+    /// Backend to measure; can be repeated [default: all CPU backends, and a hardware GPU if there is one]
+    #[arg(long = "backend", value_name = "NAME", value_parser = backend_parser())]
+    backends: Vec<BackendChoice>,
+    /// Numbers of threads, such as 1,2,4 [default: one, and one per core]
+    #[arg(short = 'j', long, value_name = "N", value_delimiter = ',',
+          value_parser = clap::value_parser!(u16).range(1..=4096))]
+    threads: Vec<u16>,
+    /// Size of the synthetic memory in MiB [default: 512, or a quarter of the free memory]
+    #[arg(long, value_name = "MIB", conflicts_with = "dump", value_parser = clap::value_parser!(u32).range(16..))]
+    size: Option<u32>,
+    /// Number of rounds; the result is the median
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Output format
+    #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
+    format: PlainFormat,
+    #[command(flatten)]
+    verbosity: VerbosityArgs,
+}
+
 /// What can be looked for. The last one is for a dump alone, and is not among the defaults.
-pub(super) const SETS: [&str; 12] = [
+const SETS: [&str; 12] = [
     "default",
     "typing",
     "single",
@@ -153,7 +196,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<Outcome, Failure> {
         .into_iter()
         .filter(|set| if args.sets.is_empty() { *set != INPUT } else { args.sets.iter().any(|name| name == set) })
         .collect();
-    let progress = Progress::new(&args.talk);
+    let progress = Progress::new(&args.verbosity);
     let measured = match &args.dump {
         Some(path) => measure_dump(args, path, &sets, &backends, &threads, &progress),
         None if sets.contains(&INPUT) => Err(Failure::new("the set `input` needs a file").hint("pass a dump")),
