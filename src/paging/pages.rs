@@ -165,6 +165,7 @@ impl PageTables<'_> {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
     use super::*;
     use crate::addr::FileOffset;

@@ -99,6 +99,7 @@ fn access(permissions: &str) -> [bool; 3] {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
     use super::*;
 
