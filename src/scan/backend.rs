@@ -107,7 +107,7 @@ impl BackendChoice {
     /// The names, as a user writes them.
     pub const NAMES: [&str; 7] = ["auto", "scalar", "simd", "neon", "avx2", "avx512", "gpu"];
 
-    /// The backend for this choice on this computer; for `Auto` the best of the CPU, see [`super::choose`].
+    /// The backend for this choice on this computer; for `Auto` the best of the CPU, see [`super::select_backend`].
     ///
     /// # Errors
     /// This computer lacks what was asked for.
