@@ -13,7 +13,7 @@ import subprocess
 import time
 
 from images import spoken
-from machine import DEBIAN_PYTHON, VICTIMS, LeftOut, install_packages, run
+from machine import ANY_DATE, DEBIAN_PYTHON, VICTIMS, LeftOut, install_packages, run
 
 MEBIBYTES = 2700
 SECONDS_TO_BOOT = 3600
@@ -64,7 +64,7 @@ class Guest:
             return pathlib.Path(suite)
         root = self.folder / suite
         packages = ",".join(["linux-image-amd64", "kmod", "udev", *DEBIAN_PYTHON])
-        run(["mmdebstrap", "--variant=minbase", "--include=" + packages, suite, root])
+        run(["mmdebstrap", "--variant=minbase", ANY_DATE, "--include=" + packages, suite, root])
         return root
 
     def fill(self, roots, victims):
