@@ -17,7 +17,7 @@ struct Numbered<'a> {
 impl<'a> Numbered<'a> {
     fn new(name: &'a str) -> Option<Self> {
         let digits = name.bytes().rev().take_while(u8::is_ascii_digit).count();
-        let (stem, end) = name.split_at_checked(name.len() - if digits > 0 { digits } else { 2 })?;
+        let (stem, end) = name.split_at_checked(name.len().checked_sub(if digits > 0 { digits } else { 2 })?)?;
         if digits > 0 {
             let is_part = stem.ends_with(['.', '_', '-']) && digits > 1 || stem.to_ascii_lowercase().ends_with("part");
             let number = end.parse().ok()?;
