@@ -225,15 +225,20 @@ impl<'a> Objects<'a> {
         let layout = self.layout;
         let length = self.word(object, layout.str_length)?;
         let state = self.word(object, layout.str_state)?;
-        let kind = (state >> layout.str_kind_bit) & 7;
+        let implausible = ObjectError::Implausible { address: object, field: "state", value: state & 0xffff_ffff };
+        // A layout that is being inferred may name a bit that is not there.
+        let from_bit = |bit: i64| u32::try_from(bit).ok().and_then(|bit| state.checked_shr(bit));
+        let bits = [layout.str_kind_bit, layout.str_ascii_bit, layout.str_compact_bit].map(from_bit);
+        let [Some(kind), Some(ascii), Some(compact)] = bits else { return Err(implausible) };
+        let (kind, ascii, compact) = (kind & 7, ascii & 1, compact & 1);
         if length > MAX_STR {
             return Err(ObjectError::Implausible { address: object, field: "length", value: length });
         }
         if !matches!(kind, 1 | 2 | 4) {
-            return Err(ObjectError::Implausible { address: object, field: "state", value: state & 0xffff_ffff });
+            return Err(implausible);
         }
-        let is_ascii = kind == 1 && (state >> layout.str_ascii_bit) & 1 == 1;
-        let data = match ((state >> layout.str_compact_bit) & 1, (state >> layout.str_ascii_bit) & 1) {
+        let is_ascii = kind == 1 && ascii == 1;
+        let data = match (compact, ascii) {
             (1, 1) => field(object, layout.str_ascii_size),
             (1, _) => field(object, layout.str_compact_size),
             _ => self.pointer(object, layout.str_data)?,

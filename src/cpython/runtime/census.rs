@@ -200,11 +200,12 @@ impl Runtime<'_> {
             let state = objects.word(object, layout.str_state).ok()?;
             if state >> layout.str_compact_bit & 1 == 1 {
                 let length = objects.word(object, layout.str_length).ok()?;
-                let head = match state >> layout.str_ascii_bit & 1 {
+                let from_bit = |bit: i64| u32::try_from(bit).ok().and_then(|bit| state.checked_shr(bit));
+                let head = match from_bit(layout.str_ascii_bit)? & 1 {
                     1 => layout.str_ascii_size,
                     _ => layout.str_compact_size,
                 };
-                let width = state >> layout.str_kind_bit & 7;
+                let width = from_bit(layout.str_kind_bit)? & 7;
                 size = length.checked_add(1)?.checked_mul(width)?.checked_add(head.cast_unsigned())?;
             }
         }
