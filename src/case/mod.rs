@@ -235,10 +235,14 @@ impl Case {
             let (spaces, pythons) = (self.spaces()?, self.pythons()?);
             let processes = recover::processes(&self.0.signatures, &pythons)?;
             spaces.memory.check()?;
-            let facts = PythonFacts::new(&processes, &pythons.others, &pythons.warnings);
-            self.store(&facts);
-            Ok(facts)
+            Ok(self.keep_facts(&processes, &pythons))
         })
+    }
+
+    fn keep_facts(&self, processes: &[recover::Process], pythons: &Pythons) -> PythonFacts {
+        let facts = PythonFacts::new(processes, &pythons.others, &pythons.warnings);
+        self.store(&facts);
+        facts
     }
 
     /// The processes with Python, and their models.
@@ -254,11 +258,7 @@ impl Case {
             let (linux, pythons) = (linux?, pythons?);
             let machine = linux.as_ref().as_ref().ok();
             let recovery = recover::models(dump, signatures, (&spaces, machine, &pythons), &*options.observer)?;
-            python_facts.get(|| -> Result<_, CaseError> {
-                let facts = PythonFacts::new(&recovery.processes, &pythons.others, &pythons.warnings);
-                self.store(&facts);
-                Ok(facts)
-            })?;
+            python_facts.get(|| Ok::<_, CaseError>(self.keep_facts(&recovery.processes, &pythons)))?;
             Ok(recovery)
         })
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use tensorcarve::linux::{Core, Machine, Process};
+use tensorcarve::linux::{Core, Process};
 use tensorcarve::progress::{Observer, Phase};
 use tensorcarve::report::{NewFile, human_bytes, printable};
 use tensorcarve::words::counted;
@@ -80,24 +80,14 @@ fn find(evidence: &Evidence, which: &ProcessArgs) -> Result<Core, Failure> {
         Some(Err(reason)) => return Err(Failure::new(reason)),
         Some(Ok(machine)) => machine,
     };
-    if which.pid.is_none() && which.root.is_none() {
-        return Err(Failure::new("a machine has many processes").hint("name one with --pid or --root"));
-    }
+    which.check_named()?;
     let mut wanted = machine.processes().iter().filter(|process| which.wants(process)).peekable();
     let first = wanted.peek().copied();
     match (wanted.find_map(|process| machine.core(process)), first) {
         (Some(core), _) => Ok(core),
         (None, Some(process)) => Err(without_memory(process)),
-        (None, None) => of_root(evidence, machine, which),
+        (None, None) => Ok(machine.core_of_root(which.root_without_task(&evidence.case)?)),
     }
-}
-
-/// A space without a task: its page tables are all that is left of it.
-fn of_root(evidence: &Evidence, machine: &Machine, which: &ProcessArgs) -> Result<Core, Failure> {
-    let spaces = evidence.case.spaces()?;
-    let is_known = |root: &_| spaces.discovery.spaces.iter().any(|space| space.root == *root);
-    let root = which.root.filter(is_known).ok_or_else(|| which.missing())?;
-    Ok(machine.core_of_root(root))
 }
 
 fn without_memory(process: &Process) -> Failure {

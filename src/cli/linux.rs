@@ -7,8 +7,8 @@ use tensorcarve::case::{Case, PythonFacts};
 use tensorcarve::linux::{Machine, NoMachine, Process};
 
 use super::args::{CaseArgs, ProcessArgs};
-use super::progress::{Progress, print_times};
-use super::stderr::{print_backend, print_index_use, print_warnings};
+use super::progress::{Progress, print_work};
+use super::stderr::print_warnings;
 use super::work::{gpu_warning, in_pool};
 use super::{Failure, Outcome};
 
@@ -54,11 +54,8 @@ pub(super) fn run(
     print_warnings(warnings.iter().map(String::as_str), verbosity);
     if verbosity.verbose && !is_image {
         let spaces = case.spaces()?;
-        if !spaces.from_index {
-            print_backend(&*case.backend()?);
-        }
-        print_index_use(&spaces);
-        print_times(&times);
+        let choice = if spaces.from_index { None } else { Some(case.backend()?) };
+        print_work(choice.as_deref(), &spaces, &times);
     }
     Ok(if dump.damaged && outcome == Outcome::Found { Outcome::Partly } else { outcome })
 }
@@ -72,6 +69,21 @@ impl ProcessArgs {
     /// The same of a process by its id and its root, as far as they are known.
     pub(super) fn wants_ids(&self, pid: Option<u32>, root: Option<PhysAddr>) -> bool {
         self.pid.is_none_or(|wanted| pid == Some(wanted)) && self.root.is_none_or(|wanted| root == Some(wanted))
+    }
+
+    /// Whether a process is named at all: a machine has many.
+    pub(super) fn check_named(&self) -> Result<(), Failure> {
+        match (self.pid, self.root) {
+            (None, None) => Err(Failure::new("a machine has many processes").hint("choose one with --pid or --root")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The requested root, of an address space that no task has: its page tables are all that is left of it.
+    pub(super) fn root_without_task(&self, case: &Case) -> Result<PhysAddr, Failure> {
+        let spaces = case.spaces()?;
+        let is_known = |root: &PhysAddr| spaces.discovery.spaces.iter().any(|space| space.root == *root);
+        self.root.filter(is_known).ok_or_else(|| self.missing())
     }
 
     /// The error that the requested process was not found.

@@ -66,22 +66,13 @@ pub(super) fn run(args: &MapsArgs) -> Result<Outcome, Failure> {
             }
             Some(Err(reason)) => return Err(Failure::new(reason)),
             Some(Ok(machine)) => {
-                if args.which.pid.is_none() && args.which.root.is_none() {
-                    return Err(Failure::new("a machine has many processes").hint("choose one with --pid or --root"));
-                }
+                args.which.check_named()?;
                 match machine.processes().iter().find(|process| args.which.wants(process)) {
                     Some(process) => {
                         let map = machine.map(process).unwrap_or_default();
                         (Some(process.pid()), Some(process.comm().to_owned()), map)
                     }
-                    // An address space without a task: only its page tables are left.
-                    None => {
-                        let spaces = case.spaces()?;
-                        match args.which.root.filter(|root| spaces.discovery.spaces.iter().any(|s| s.root == *root)) {
-                            Some(root) => (None, None, machine.map_of_root(root)),
-                            None => return Err(args.which.missing()),
-                        }
-                    }
+                    None => (None, None, machine.map_of_root(args.which.root_without_task(case)?)),
                 }
             }
         };

@@ -5,7 +5,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tensorcarve::case::Spaces;
 use tensorcarve::progress::{Observer, Phase};
+use tensorcarve::scan::SelectedBackend;
 
 use super::args::VerbosityArgs;
 use super::stderr::print_message;
@@ -115,6 +117,17 @@ fn name(phase: Phase) -> &'static str {
         Phase::Tensors => "tensors",
         Phase::Write => "write",
     }
+}
+
+/// Prints how the work went: which backend searched and why, if one did, whether the index was used, and the time of each phase.
+pub(super) fn print_work(choice: Option<&SelectedBackend>, spaces: &Spaces, times: &[PhaseTime]) {
+    if let Some(choice) = choice {
+        print_message(&format!("backend {}: {}", choice.backend, choice.reason));
+    }
+    if spaces.from_index {
+        print_message("the results of the scan and of paging are from the index; --no-index searches the dump again");
+    }
+    print_times(times);
 }
 
 /// Prints how long each phase took, how fast it went through its bytes, and how that compares with the scan.

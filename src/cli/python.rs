@@ -12,8 +12,8 @@ use tensorcarve::cpython::{self, Interpreter, Runtime, RuntimeLayout};
 use tensorcarve::report::printable;
 
 use super::args::{CaseArgs, LineFormat, ProcessArgs};
-use super::progress::print_times;
-use super::stderr::{print_backend, print_index_use, print_message, print_warnings};
+use super::progress::print_work;
+use super::stderr::{print_message, print_warnings};
 use super::work::{gpu_warning, in_pool};
 use super::{Failure, Outcome};
 
@@ -118,9 +118,7 @@ pub(in crate::cli) fn look<T: Send>(
     warnings.extend(case.notes());
     print_warnings(warnings.iter().map(String::as_str).chain(gpu_warning().as_deref()), verbosity);
     if verbosity.verbose {
-        print_backend(&choice);
-        print_index_use(&*case.spaces()?);
-        print_times(&times);
+        print_work(Some(&choice), &*case.spaces()?, &times);
     }
     if found.is_empty() {
         print_message("the requested CPython was not found (`tensorcarve recover -v` prints what was found)");

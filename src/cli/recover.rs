@@ -19,8 +19,8 @@ use tensorcarve::words::counted;
 
 use super::args::{IndexArgs, InputArgs, LineFormat, MappedArgs, VerbosityArgs, WorkArgs};
 use super::input_hash::{Hashed, InputHash};
-use super::progress::{PhaseTime, Progress, print_times, rate};
-use super::stderr::{print_backend, print_index_use, print_message, print_warnings};
+use super::progress::{PhaseTime, Progress, print_work, rate};
+use super::stderr::{print_message, print_warnings};
 use super::work::{case_options, gpu_warning, in_pool, open_source};
 use super::{Failure, Outcome, interrupt, stdout};
 
@@ -169,9 +169,7 @@ fn print_summary(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_di
     let notes = work.notes.iter().map(String::as_str);
     print_warnings(report::warnings(dump, recovery).chain(gpu_warning().as_deref()).chain(notes), &args.verbosity);
     if args.verbosity.verbose {
-        print_backend(&work.choice);
-        print_index_use(&work.spaces);
-        print_times(&work.times);
+        print_work(Some(&work.choice), &work.spaces, &work.times);
         if let Some(Hashed { bytes, time, .. }) = &work.hashed {
             let rate = rate(*bytes, *time).unwrap_or_default();
             let seconds = time.as_secs_f64();

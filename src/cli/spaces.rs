@@ -6,8 +6,8 @@ use tensorcarve::paging::{Attempt, Discovery, Space, SpaceKind};
 use tensorcarve::report::columns;
 
 use super::args::{CaseArgs, PlainFormat};
-use super::progress::print_times;
-use super::stderr::{print_backend, print_index_use, print_message, print_warnings};
+use super::progress::print_work;
+use super::stderr::{print_message, print_warnings};
 use super::work::{gpu_warning, in_pool};
 use super::{Failure, Outcome, stdout};
 
@@ -43,8 +43,11 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
         return Err(Failure::new("the dump is a process image, which has no page tables")
             .hint("`tensorcarve info` lists its address ranges"));
     }
-    let (spaces, choice) =
-        in_pool(work.threads, || -> Result<_, Failure> { Ok((case.spaces()?, case.backend()?)) }).flatten()?;
+    let (spaces, choice) = in_pool(work.threads, || -> Result<_, Failure> {
+        // To select a backend can take a measurement, which is needed only if it searches or is printed.
+        Ok((case.spaces()?, verbosity.verbose.then(|| case.backend()).transpose()?))
+    })
+    .flatten()?;
     let times = progress.finish();
     let (dump, discovery) = (case.dump(), &spaces.discovery);
     stdout::print_document(args.format, &document(discovery), |_| table(discovery))?;
@@ -53,9 +56,7 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     let notes = notes.iter().map(String::as_str);
     print_warnings(warnings.chain(gpu_warning().as_deref()).chain(notes), verbosity);
     if verbosity.verbose {
-        print_backend(&choice);
-        print_index_use(&spaces);
-        print_times(&times);
+        print_work(choice.as_deref(), &spaces, &times);
     }
     Ok(match (discovery.spaces.is_empty(), dump.damaged) {
         (true, _) => {

@@ -224,26 +224,34 @@ impl<'a> Objects<'a> {
         self.expect(object, self.layout.flag_str, "str")?;
         let layout = self.layout;
         let length = self.word(object, layout.str_length)?;
-        let state = self.word(object, layout.str_state)?;
-        let implausible = ObjectError::Implausible { address: object, field: "state", value: state & 0xffff_ffff };
-        // A layout that is being inferred may name a bit that is not there.
-        let from_bit = |bit: i64| u32::try_from(bit).ok().and_then(|bit| state.checked_shr(bit));
-        let bits = [layout.str_kind_bit, layout.str_ascii_bit, layout.str_compact_bit].map(from_bit);
-        let [Some(kind), Some(ascii), Some(compact)] = bits else { return Err(implausible) };
-        let (kind, ascii, compact) = (kind & 7, ascii & 1, compact & 1);
+        let StrState { word: state, kind, ascii, head } = self.str_state(object)?;
         if length > MAX_STR {
             return Err(ObjectError::Implausible { address: object, field: "length", value: length });
         }
         if !matches!(kind, 1 | 2 | 4) {
-            return Err(implausible);
+            return Err(implausible_state(object, state));
         }
-        let is_ascii = kind == 1 && ascii == 1;
-        let data = match (compact, ascii) {
-            (1, 1) => field(object, layout.str_ascii_size),
-            (1, _) => field(object, layout.str_compact_size),
-            _ => self.pointer(object, layout.str_data)?,
+        let data = match head {
+            Some(size) => field(object, size),
+            None => self.pointer(object, layout.str_data)?,
         };
-        Ok(Text { length, state, kind, is_ascii, data })
+        Ok(Text { length, state, kind, is_ascii: kind == 1 && ascii, data })
+    }
+
+    /// How a `str` keeps its characters.
+    pub(super) fn str_state(&self, object: VirtAddr) -> Result<StrState, ObjectError> {
+        let layout = self.layout;
+        let word = self.word(object, layout.str_state)?;
+        // A layout that is being inferred may name a bit that is not there.
+        let from_bit = |bit: i64| {
+            let shifted = u32::try_from(bit).ok().and_then(|bit| word.checked_shr(bit));
+            shifted.ok_or_else(|| implausible_state(object, word))
+        };
+        let kind = from_bit(layout.str_kind_bit)? & 7;
+        let ascii = from_bit(layout.str_ascii_bit)? & 1 == 1;
+        let is_compact = from_bit(layout.str_compact_bit)? & 1 == 1;
+        let size = if ascii { layout.str_ascii_size } else { layout.str_compact_size };
+        Ok(StrState { word, kind, ascii, head: is_compact.then_some(size) })
     }
 
     /// The value of an `int`, or `None` if it needs more than 127 bits.
@@ -310,9 +318,25 @@ struct Text {
     data: VirtAddr,
 }
 
+/// How a `str` keeps its characters.
+pub(super) struct StrState {
+    /// The word that holds `state`.
+    word: u64,
+    /// Bytes of each character, which are 1, 2 or 4 in a sound `str`.
+    pub(super) kind: u64,
+    ascii: bool,
+    /// Bytes before the characters; `None` if these lie elsewhere.
+    pub(super) head: Option<i64>,
+}
+
 /// An address plus a signed offset; wraps, because what lies outside the space faults when read.
 pub(crate) fn field(address: VirtAddr, offset: i64) -> VirtAddr {
     VirtAddr(address.0.wrapping_add_signed(offset))
+}
+
+/// The state of a `str` that can't be one.
+fn implausible_state(object: VirtAddr, state: u64) -> ObjectError {
+    ObjectError::Implausible { address: object, field: "state", value: state & 0xffff_ffff }
 }
 
 /// Text of code points that are `kind` bytes wide; `None` where they can't be what CPython keeps.

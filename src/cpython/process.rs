@@ -144,7 +144,9 @@ pub fn interpreters(
             (interpreter.index, types)
         });
         for (index, types) in asked.collect::<Vec<(usize, BTreeSet<VirtAddr>)>>() {
-            new.get_mut(index).into_iter().for_each(|new| new.clone_from(&types));
+            if let Some(new) = new.get_mut(index) {
+                *new = types;
+            }
         }
         if new.iter().all(BTreeSet::is_empty) {
             break;

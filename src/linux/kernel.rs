@@ -35,8 +35,8 @@ pub struct Kernel {
 /// The kernel's memory, if it is as a kernel half shows it.
 pub(super) struct Candidate {
     pub(super) kernel: Kernel,
-    /// The virtual addresses from which on the kernel half maps something.
-    pub(super) mapped_from: Vec<VirtAddr>,
+    /// What the kernel half maps.
+    pub(super) mappings: Vec<Mapping>,
 }
 
 impl Kernel {
@@ -55,7 +55,7 @@ impl Kernel {
             let mappings = space.kernel_mappings(memory.size() / BYTES_PER_TABLE + MIN_TABLES);
             let direct_map = direct_map(memory, &mappings).filter(|base| known.insert(*base))?;
             let kernel = Self { memory: Arc::clone(memory), mmu: Arc::clone(mmu), space, direct_map };
-            Some(Candidate { kernel, mapped_from: mappings.iter().map(|mapping| mapping.va).collect() })
+            Some(Candidate { kernel, mappings })
         })
     }
 

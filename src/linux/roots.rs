@@ -42,7 +42,7 @@ pub(super) fn count(pointers: &[RootPointer]) -> usize {
 /// The array can be at any of the addresses from which on the kernel has mapped something, and the pointer can be any word of a
 /// `struct page`: the top tables vote.
 pub(super) fn by_page_structs(candidate: &Candidate, roots: &[PhysAddr]) -> Vec<RootPointer> {
-    let Candidate { kernel, mapped_from } = candidate;
+    let Candidate { kernel, mappings } = candidate;
     let pointer = |array: VirtAddr, word: u64, root: PhysAddr| {
         let page = array.checked_add((root.0 / FRAME_SIZE).checked_mul(PAGE_STRUCT_SIZE)?)?;
         let mm = kernel.pointer(page, word * 8).filter(|mm| kernel.physical(*mm).is_some())?;
@@ -51,8 +51,9 @@ pub(super) fn by_page_structs(candidate: &Candidate, roots: &[PhysAddr]) -> Vec<
         let slot = slots.find(|slot| kernel.read_u64(*slot) == Ok(top.0))?;
         Some(RootPointer { slot, root })
     };
-    let arrays = mapped_from.iter().filter(|va| va.0.is_multiple_of(ARRAY_ALIGN)).take(MAX_ARRAYS);
-    let places = arrays.flat_map(|array| (0..PAGE_STRUCT_SIZE / 8).map(|word| (*array, word)));
+    let starts = mappings.iter().map(|mapping| mapping.va);
+    let arrays = starts.filter(|va| va.0.is_multiple_of(ARRAY_ALIGN)).take(MAX_ARRAYS);
+    let places = arrays.flat_map(|array| (0..PAGE_STRUCT_SIZE / 8).map(move |word| (array, word)));
     let voters = roots.iter().take(MAX_VOTERS);
     let votes = |(array, word)| voters.clone().filter(|root| pointer(array, word, **root).is_some()).count();
     let Some((_, array, word)) = places.map(|place| (votes(place), place.0, place.1)).max() else { return Vec::new() };
@@ -69,8 +70,7 @@ pub(super) fn by_sweep(
     let base = |candidate: &Candidate| candidate.kernel.direct_map();
     let values = |base: VirtAddr| roots.iter().filter_map(move |root| base.0.checked_add(root.0));
     let values: Vec<u64> = candidates.iter().map(base).flat_map(values).collect();
-    let all = PhysAddr(0)..memory.end();
-    let slots = sweep(memory, &[all], &PointerSet::new(&values), backend, &|_| ());
+    let slots = slots_with(memory, &values, backend);
     let pointers = |base: VirtAddr| {
         let of_base = slots.iter().filter_map(move |(slot, value)| {
             let root = PhysAddr(value.checked_sub(base.0)?);
@@ -80,4 +80,9 @@ pub(super) fn by_sweep(
         of_base.collect()
     };
     candidates.iter().map(base).map(pointers).collect()
+}
+
+/// All slots of memory with one of the values: address and value.
+pub(super) fn slots_with(memory: &PhysicalMemory, values: &[u64], backend: Backend) -> Vec<(PhysAddr, u64)> {
+    sweep(memory, &[PhysAddr(0)..memory.end()], &PointerSet::new(values), backend, &|_| ())
 }

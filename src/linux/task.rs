@@ -5,9 +5,9 @@ use std::collections::HashSet;
 
 use super::kernel::Kernel;
 use super::layout::Layout;
-use super::roots::RootPointer;
-use crate::addr::{PhysAddr, VirtAddr};
-use crate::scan::{Backend, PointerSet, sweep};
+use super::roots::{RootPointer, slots_with};
+use crate::addr::VirtAddr;
+use crate::scan::Backend;
 
 /// Bytes of `task_struct.comm` (`TASK_COMM_LEN` of include/linux/sched.h), the NUL included.
 pub(super) const COMM_LEN: usize = 16;
@@ -258,9 +258,7 @@ pub(super) fn owners(kernel: &Kernel, layout: &Layout, pointers: &[RootPointer],
         return owned.filter(|(task, mm)| is_owner(*task, *mm)).map(|(task, _)| task).collect();
     }
     let values: Vec<u64> = memories.map(|mm| mm.0).collect();
-    let all = PhysAddr(0)..kernel.memory().end();
-    let slots = sweep(kernel.memory(), &[all], &PointerSet::new(&values), backend, &|_| ());
-    let tasks = slots.into_iter().filter_map(|(slot, mm)| {
+    let tasks = slots_with(kernel.memory(), &values, backend).into_iter().filter_map(|(slot, mm)| {
         let task = kernel.direct_map().checked_add(slot.0)?.0.checked_sub(task_mm)?;
         Some((VirtAddr(task), VirtAddr(mm)))
     });

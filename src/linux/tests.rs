@@ -263,8 +263,9 @@ fn top_tables_lead_to_the_memory_that_has_them() {
     let memory = Arc::new(memory.physical());
     let mmu = Signatures::load(None).unwrap().mmu().unwrap().clone();
     let kernel = Kernel::of_direct_map(&memory, &Arc::new(mmu), BASE);
-    let mapped_from = vec![VirtAddr(BASE - (1 << 30)), VirtAddr(BASE), VirtAddr(BASE + 0x1000)];
-    let candidate = Candidate { kernel, mapped_from };
+    let mapping = |va| crate::paging::Mapping { va: VirtAddr(va), pa: PhysAddr(0), len: FRAME_SIZE, executable: false };
+    let mappings = [BASE - (1 << 30), BASE, BASE + 0x1000].map(mapping).to_vec();
+    let candidate = Candidate { kernel, mappings };
     let pointers = [0x4078, 0x4478].map(|slot| VirtAddr(BASE + slot));
     let expected: Vec<_> = pointers.into_iter().zip(roots).map(|(slot, root)| RootPointer { slot, root }).collect();
     assert_eq!(roots::by_page_structs(&candidate, &roots), expected);

@@ -161,8 +161,8 @@ pub fn graph(interpreter: &Interpreter, builtins: &Builtins, types: &BTreeSet<Vi
                 }
                 Err(error) => {
                     // Where its own type does not say where it keeps its attributes, the class of all modules does.
-                    let like = [*type_object].into_iter().chain(bases.iter().copied());
-                    if like.into_iter().any(|like| has_dictionaries(&objects, object, like)) {
+                    let mut like = [*type_object].into_iter().chain(bases.iter().copied());
+                    if like.any(|like| has_dictionaries(&objects, object, like)) {
                         graph.damaged.insert(object, class.clone());
                     }
                     graph.unreadable.insert(object, error);

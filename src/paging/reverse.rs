@@ -35,31 +35,32 @@ impl ReverseMap {
 
     /// Every space and virtual address at which the byte at `pa` is mapped.
     pub fn lookup(&self, pa: PhysAddr) -> impl Iterator<Item = (usize, VirtAddr)> {
-        let after = self.entries.partition_point(|(_, mapping)| mapping.pa <= pa);
+        self.mappings_of(pa, self.after(pa)).map(move |(space, mapping)| (*space, virtual_address(mapping, pa)))
+    }
+
+    /// The number of entries that begin at `pa` or before.
+    fn after(&self, pa: PhysAddr) -> usize {
+        self.entries.partition_point(|(_, mapping)| mapping.pa <= pa)
+    }
+
+    /// The entries that hold `pa`; `after` is [`ReverseMap::after`] of it.
+    fn mappings_of(&self, pa: PhysAddr, after: usize) -> impl Iterator<Item = &(usize, Mapping)> {
         // Cut before they are paired: `take` on pairs would pass all the others one by one.
         let entries = self.entries.get(..after).unwrap_or_default();
         let reach = self.reach.get(..after).unwrap_or_default();
-        entries
-            .iter()
-            .zip(reach)
-            .rev()
-            .take_while(move |(_, reach)| **reach > pa.0)
-            .filter(move |((_, mapping), _)| pa.0 - mapping.pa.0 < mapping.len)
-            .map(move |((space, mapping), _)| (*space, VirtAddr(mapping.va.0 + (pa.0 - mapping.pa.0))))
+        let near = entries.iter().zip(reach).rev().take_while(move |(_, reach)| **reach > pa.0);
+        near.map(|(entry, _)| entry).filter(move |(_, mapping)| pa.0 - mapping.pa.0 < mapping.len)
     }
 
     /// What [`ReverseMap::lookup`] returns, up to `most` places, and the first address behind `pa` for which it could return
     /// other mappings.
     pub fn lookup_run(&self, pa: PhysAddr, most: usize) -> (Vec<(usize, VirtAddr)>, PhysAddr) {
-        let after = self.entries.partition_point(|(_, mapping)| mapping.pa <= pa);
+        let after = self.after(pa);
         let mut end = self.entries.get(after).map_or(u64::MAX, |(_, mapping)| mapping.pa.0);
-        let entries = self.entries.get(..after).unwrap_or_default();
-        let reach = self.reach.get(..after).unwrap_or_default();
-        let near = entries.iter().zip(reach).rev().take_while(|(_, reach)| **reach > pa.0);
         let mut places = Vec::new();
-        for ((space, mapping), _) in near.filter(|((_, mapping), _)| pa.0 - mapping.pa.0 < mapping.len).take(most) {
+        for (space, mapping) in self.mappings_of(pa, after).take(most) {
             end = end.min(mapping.pa.0.saturating_add(mapping.len));
-            places.push((*space, VirtAddr(mapping.va.0 + (pa.0 - mapping.pa.0))));
+            places.push((*space, virtual_address(mapping, pa)));
         }
         (places, PhysAddr(end))
     }
@@ -76,6 +77,11 @@ impl ReverseMap {
         }
         frames
     }
+}
+
+/// Where a mapping shows a physical address that it holds.
+fn virtual_address(mapping: &Mapping, pa: PhysAddr) -> VirtAddr {
+    VirtAddr(mapping.va.0 + (pa.0 - mapping.pa.0))
 }
 
 #[cfg(test)]

@@ -39,11 +39,6 @@ impl NewFile {
         Ok(Self { path: path.to_owned(), staging, file, overwrite, cleanup })
     }
 
-    /// Where the file will be.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// What undoes this run; for the handler of Ctrl-C.
     pub fn cleanup(&self) -> Cleanup {
         self.cleanup.clone()
@@ -54,11 +49,7 @@ impl NewFile {
     /// # Errors
     /// There is no room for them, or they can't be written.
     pub fn write(&mut self, most: u64, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), OutputError> {
-        if let Ok(free) = space::free(&self.staging)
-            && free < most
-        {
-            return Err(OutputError::NoSpace { path: self.path.clone(), need: Some(most), free: Some(free) });
-        }
+        space::reserve(&self.staging, &self.path, most)?;
         write(&mut self.file).map_err(|e| OutputError::io(&self.path, "write the file", e))
     }
 

@@ -54,6 +54,14 @@ impl Cleanup {
         self.lock().run()
     }
 
+    /// The same for a process that ends now: threads that would create another file wait for its end.
+    pub fn run_for_good(&self) -> bool {
+        let mut undo = self.lock();
+        let is_pending = undo.run();
+        std::mem::forget(undo);
+        is_pending
+    }
+
     /// For a run that writes one file, which is at `path` until it is complete.
     pub(super) fn of_file(path: &Path) -> Self {
         Self(Arc::new(Mutex::new(Undo { staging: Some(path.to_owned()), ..Undo::default() })))
@@ -65,14 +73,6 @@ impl Cleanup {
         complete()?;
         *undo = Undo::default();
         Ok(())
-    }
-
-    /// The same for a process that ends now: threads that would create another file wait for its end.
-    pub fn run_for_good(&self) -> bool {
-        let mut undo = self.lock();
-        let is_pending = undo.run();
-        std::mem::forget(undo);
-        is_pending
     }
 
     fn lock(&self) -> MutexGuard<'_, Undo> {
@@ -177,12 +177,7 @@ impl OutputFolder {
 
     /// Checks that there is room for that many bytes more.
     pub(super) fn reserve(&self, need: u64) -> Result<(), OutputError> {
-        match space::free(&self.staging) {
-            Ok(free) if free < need => {
-                Err(OutputError::NoSpace { path: self.path.clone(), need: Some(need), free: Some(free) })
-            }
-            _ => Ok(()),
-        }
+        space::reserve(&self.staging, &self.path, need)
     }
 
     /// The files that are written by now, by their path within the folder, with their sizes in bytes.

@@ -197,16 +197,10 @@ impl Runtime<'_> {
         };
         let mut size = basic.checked_add(count.checked_mul(item.unsigned_abs())?)?;
         if kind.has(layout.flag_str) {
-            let state = objects.word(object, layout.str_state).ok()?;
-            if state >> layout.str_compact_bit & 1 == 1 {
+            let state = objects.str_state(object).ok()?;
+            if let Some(head) = state.head {
                 let length = objects.word(object, layout.str_length).ok()?;
-                let from_bit = |bit: i64| u32::try_from(bit).ok().and_then(|bit| state.checked_shr(bit));
-                let head = match from_bit(layout.str_ascii_bit)? & 1 {
-                    1 => layout.str_ascii_size,
-                    _ => layout.str_compact_size,
-                };
-                let width = from_bit(layout.str_kind_bit)? & 7;
-                size = length.checked_add(1)?.checked_mul(width)?.checked_add(head.cast_unsigned())?;
+                size = length.checked_add(1)?.checked_mul(state.kind)?.checked_add(head.cast_unsigned())?;
             }
         }
         (size <= MAX_SIZE).then_some(size)

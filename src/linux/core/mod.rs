@@ -54,12 +54,14 @@ impl Machine {
     pub fn core(&self, process: &Process) -> Option<Core> {
         let (root, map) = (process.root?, self.map(process)?);
         let mut core = Core::new(&self.kernel, root, &map);
-        let living = process.tasks().filter(|task| task.exited != Some(true));
-        let (known, unknown): (Vec<_>, Vec<_>) =
-            living.map(|task| (task, self.registers(task))).partition(|(_, registers)| registers.is_some());
-        let known: Vec<(&Task, Registers)> =
-            known.into_iter().filter_map(|(task, registers)| Some((task, registers?))).collect();
-        core.describe_threads(process, &known, &unknown.into_iter().map(|(task, _)| task).collect::<Vec<_>>());
+        let (mut known, mut unknown) = (Vec::new(), Vec::new());
+        for task in process.tasks().filter(|task| task.exited != Some(true)) {
+            match self.registers(task) {
+                Some(registers) => known.push((task, registers)),
+                None => unknown.push(task),
+            }
+        }
+        core.describe_threads(process, &known, &unknown);
         let arguments = self.command_line(process);
         let vector = self.auxiliary_vector(process);
         if vector.is_none() {
