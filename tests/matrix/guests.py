@@ -122,8 +122,10 @@ class Guest:
         models = collections.OrderedDict()
         for truth in truths:
             same = json.dumps([truth["id"], truth["state_dict"]], sort_keys=True)
-            # A dump of a machine does not say which process is which.
-            models.setdefault(same, dict(truth, pid=None, sightings=0))["sightings"] += 1
+            model = models.setdefault(same, dict(truth, pid=[], sightings=0))
+            model["sightings"] += 1
+            # A recovery names one of the processes that share the model.
+            model["pid"].append(truth["pid"])
         if not models:
             raise RuntimeError("no victim of the guest said anything: " + " | ".join(lines[-4:])[-400:])
         self.models = list(models.values())

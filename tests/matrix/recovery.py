@@ -72,9 +72,7 @@ def examine(tool, image, truth):
     if truth["about"]["capture"] == "mem":
         # Such a copy does not say whose it is.
         truth = dict(truth, processes=[dict(model, pid=None) for model in truth["processes"]])
-    files, before = [], []
-    if truth["about"]["capture"] in WITHOUT_FILES:
-        files = mapped_files(truth, image.parent)
+    before, files = [], mapped_files(truth, image.parent)
     if files:
         # What is missing must be said, before the files are given.
         _, _, problem = recover(tool, image)
@@ -90,7 +88,9 @@ def examine(tool, image, truth):
 
 
 def mapped_files(truth, folder):
-    """The files that a victim had mapped: as they are, or from a kept image."""
+    """The files that a victim had mapped and the image leaves out: as they are, or from a kept image."""
+    if truth["about"]["capture"] not in WITHOUT_FILES:
+        return []
     paths = sorted({pathlib.Path(path) for model in truth["processes"] for path in model.get("mapped", {}).values()})
     return [folder / path.name if (folder / path.name).exists() else path for path in paths]
 
