@@ -8,16 +8,17 @@ mod memory;
 mod random;
 
 use std::collections::{BTreeSet, HashSet};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memory::Builder;
 use proptest::prelude::*;
 use random::Random;
-use tensorcarve::addr::{FileOffset, PhysAddr};
+use tensorcarve::addr::{FileOffset, PhysAddr, VirtAddr};
 use tensorcarve::dump::{MemoryRange, PhysicalMemory};
 use tensorcarve::scan::{
-    ABSENT_FRAME, Backend, BackendChoice, Hit, PointerSet, ScanResult, ZERO_FRAME, scan, scan_within, sweep,
+    ABSENT_FRAME, Backend, BackendChoice, Hit, PointerSet, ScanResult, TypeSlot, ZERO_FRAME, scan, scan_within, sweep,
+    sweep_slots, type_slots,
 };
 use tensorcarve::signature::Signatures;
 
@@ -236,6 +237,53 @@ proptest! {
         for backend in Backend::available() {
             let found = sweep(&memory, &frames, &PointerSet::new(&values), backend, &|_| {});
             prop_assert_eq!(&found, &expected, "{}", backend);
+        }
+    }
+}
+
+/// Slots that hold a multiple of 8 in `types`, with `after_count` behind a reference count; of frames that the dump holds in
+/// part, all slots.
+fn naive_type_slots(
+    memory: &PhysicalMemory,
+    frames: &[Range<PhysAddr>],
+    types: &RangeInclusive<VirtAddr>,
+    after_count: bool,
+) -> Vec<(PhysAddr, u64)> {
+    let is_type_slot = |(pa, value): &(PhysAddr, u64)| {
+        if memory.bytes(pa.frame(), FRAME).is_none() {
+            return true;
+        }
+        let before = (pa.in_frame() > 0).then(|| memory.read_u64(PhysAddr(pa.0 - 8)).unwrap());
+        let counted = before.is_none_or(|before| (1..1 << 32).contains(&(before % (1 << 48))));
+        value % 8 == 0 && types.contains(&VirtAddr(*value)) && (counted || !after_count)
+    };
+    let slots = frames.iter().flat_map(|run| (run.start.0..run.end.0).step_by(8)).map(PhysAddr);
+    slots.filter_map(|pa| Some((pa, memory.read_u64(pa)?))).filter(is_type_slot).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 12 } else { 256 }))]
+
+    #[test]
+    fn slots_of_types_are_those_that_look_like_it(seed in any::<u64>(), after_count in any::<bool>(), count in 0usize..20) {
+        let mut random = Random(seed);
+        let memory = random.memory();
+        let low = 0x7f00_0000_0000 + random.below(0x800);
+        let types = VirtAddr(low)..=VirtAddr(low + random.below(0x4000));
+        let middle = random.below(memory.end().0) & !(FRAME - 1);
+        let last = memory.end().0.next_multiple_of(FRAME) + 2 * FRAME;
+        let frames = [PhysAddr(0)..PhysAddr(middle), PhysAddr(middle + FRAME)..PhysAddr(last)];
+        let expected = naive_type_slots(&memory, &frames, &types, after_count);
+        let values: Vec<u64> = (0..count).map(|_| low + 8 * random.below(0x800)).collect();
+        let (all, set) = (naive_sweep(&memory, &frames, &values), PointerSet::new(&values));
+        for backend in Backend::available() {
+            let (slots, hits) = type_slots(&memory, &frames, &TypeSlot::new(types.clone(), after_count), &set, backend);
+            let found: Vec<_> = slots.iter().flat_map(|slots| slots.values(&memory)).collect();
+            prop_assert_eq!(&found, &expected, "{}", backend);
+            prop_assert!(slots.iter().all(|slots| !slots.is_empty()));
+            prop_assert_eq!(&hits, &all, "{}", backend);
+            let wanted: Vec<_> = expected.iter().copied().filter(|(_, value)| set.contains(*value)).collect();
+            prop_assert_eq!(&sweep_slots(&memory, &slots, &set, backend), &wanted, "{}", backend);
         }
     }
 }

@@ -104,9 +104,7 @@ pub fn interpreters(
     sweeper: &Sweeper,
     wanted: impl Fn(&Interpreter) -> BTreeSet<VirtAddr> + Sync,
 ) -> (Vec<Interpreter>, Vec<usize>) {
-    let types: Vec<BTreeSet<VirtAddr>> =
-        candidates.iter().map(|candidate| BTreeSet::from([candidate.type_object])).collect();
-    let slots = sweeper.sweep(&types);
+    let slots = sweeper.classes(candidates);
     let with_slots = candidates.par_iter().zip(slots).enumerate();
     let (mut interpreters, unread): (Vec<Interpreter>, Vec<Option<usize>>) =
         with_slots.partition_map(|(index, (candidate, slots))| {

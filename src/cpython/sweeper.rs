@@ -10,25 +10,22 @@ use super::references::References;
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
 use crate::paging::ReverseMap;
-use crate::scan::{Backend, PointerSet, sweep};
+use crate::scan::{Backend, FrameSlots, PointerSet, TypeSlot, sweep, sweep_slots, type_slots};
 
 /// Spaces that may use up what is granted to each; real ones need a small part of it.
 const SPACES_AT_LIMIT: u64 = 16;
 /// Addresses of one space under which a slot is looked at: a hostile space maps a frame a million times.
 const MAX_ALIASES: usize = 16;
-/// Bytes that one thread looks through for headers of objects at a time.
-const PIECE: u64 = 1 << 20;
-/// Words of a frame that are looked at together; a frame is a multiple of it.
-const BLOCK: usize = 32;
-/// What a C structure with pointers in it is aligned to.
-const ALIGNMENT: u64 = 8;
 
 /// The pages of several interpreters, ready to be swept for their objects.
 pub struct Sweeper {
     memory: PhysicalMemory,
     backend: Backend,
     reverse: ReverseMap,
-    frames: Vec<Range<PhysAddr>>,
+    /// Where the type of a live object may stand.
+    slots: Vec<FrameSlots>,
+    /// Slots that hold the `type` of a candidate, and their values.
+    classes: Vec<(PhysAddr, u64)>,
 }
 
 impl Sweeper {
@@ -65,34 +62,39 @@ impl Sweeper {
         }
         let reverse = ReverseMap::new(mapped);
         let layouts = candidates.iter().flat_map(|candidate| &candidate.layouts);
-        let headers = Headers { references: layouts.map(References::of).collect(), types: ends(types) };
-        let frames = headers.frames(&memory, &reverse.frames());
-        (Self { memory, backend, reverse, frames }, left_out)
+        let references = layouts.map(References::of).collect();
+        let values = values(candidates.iter().map(|candidate| candidate.type_object));
+        let (slots, classes) = slots_of_live(&memory, &reverse.frames(), types, references, &values, backend);
+        (Self { memory, backend, reverse, slots, classes }, left_out)
     }
 
-    /// Aligned slots that hold one of `wanted` of their space, as address of the slot and value, for each space:
-    /// all those that are the type of a live object, and some others. Every frame is looked at once,
+    /// Slots that hold the `type` of each candidate, as address of the slot and value: all those of its classes, and some
+    /// others.
+    pub fn classes(&self, candidates: &[Candidate]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
+        let types: Vec<_> = candidates.iter().map(|candidate| BTreeSet::from([candidate.type_object])).collect();
+        self.by_space(&self.classes, &types)
+    }
+
+    /// Slots that hold one of `wanted` of their space, as address of the slot and value, for each space:
+    /// all those that are the type of a live object, and some others. Every slot is looked at once,
     /// however many spaces share it.
     pub fn sweep(&self, wanted: &[BTreeSet<VirtAddr>]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
-        self.sweep_frames(&self.frames, wanted)
+        let values = values(wanted.iter().flatten().copied());
+        self.by_space(&sweep_slots(&self.memory, &self.slots, &values, self.backend), wanted)
     }
 
     /// Aligned slots that hold one of `wanted` of their space, in all its pages of data: also in those that can hold no
     /// object, as structures of the interpreter do.
     pub fn sweep_all(&self, wanted: &[BTreeSet<VirtAddr>]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
-        self.sweep_frames(&self.reverse.frames(), wanted)
+        let values = values(wanted.iter().flatten().copied());
+        self.by_space(&sweep(&self.memory, &self.reverse.frames(), &values, self.backend, &|_| ()), wanted)
     }
 
-    fn sweep_frames(
-        &self,
-        frames: &[Range<PhysAddr>],
-        wanted: &[BTreeSet<VirtAddr>],
-    ) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
-        let values: Vec<u64> = wanted.iter().flatten().map(|address| address.0).collect();
-        let hits = sweep(&self.memory, frames, &PointerSet::new(&values), self.backend, &|_| ());
+    /// The slots at physical addresses, sorted, as each space has them.
+    fn by_space(&self, hits: &[(PhysAddr, u64)], wanted: &[BTreeSet<VirtAddr>]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
         // Slots that the same mappings hold are looked up together.
         let mut runs: Vec<Vec<Run<'_>>> = vec![Vec::new(); wanted.len()];
-        let mut rest = hits.as_slice();
+        let mut rest = hits;
         while let Some((first, _)) = rest.first() {
             let (places, end) = self.reverse.lookup_run(*first, MAX_ALIASES * MAX_ALIASES.max(wanted.len()));
             let count = rest.iter().take_while(|(pa, _)| *pa < end).count().max(1);
@@ -113,6 +115,11 @@ impl Sweeper {
         }
         runs.into_par_iter().zip(wanted).map(|(runs, wanted)| wanted_slots(runs, wanted)).collect()
     }
+}
+
+/// The set of addresses.
+fn values(addresses: impl Iterator<Item = VirtAddr>) -> PointerSet {
+    PointerSet::new(&addresses.map(|address| address.0).collect::<Vec<u64>>())
 }
 
 /// Slots that one space has in one piece, by their physical addresses, and the virtual address of the first.
@@ -147,85 +154,35 @@ impl Sweeper {
     }
 }
 
-/// What an object begins with: the count of references, and after it the type.
-///
-/// Numbers, text and weights hold next to nothing of that look: most of what a process keeps that computes
-/// needs to be looked at only once, to see that.
-struct Headers {
-    /// Where the layouts count references; `None` where one does not say.
+/// The slots of the types of live objects in `frames`, and some others; all where one layout does not say how it counts
+/// references. With them, all slots that hold one of `values`.
+fn slots_of_live(
+    memory: &PhysicalMemory,
+    frames: &[Range<PhysAddr>],
+    types: RangeInclusive<VirtAddr>,
     references: Option<BTreeSet<References>>,
-    /// Lowest address of a type, and how far the highest is above it.
-    types: (u64, u64),
-}
-
-impl Headers {
-    /// Whether the type of a live object could stand in one of the words of a frame.
-    fn may_stand_in(&self, frame: &[u8]) -> bool {
-        let Some(references) = &self.references else { return true };
-        let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
-        let (first, span) = self.types;
-        let above = u64::MAX.checked_shl(u64::BITS - first.saturating_add(span).leading_zeros()).unwrap_or_default();
-        let (words, _) = frame.as_chunks();
-        words.as_chunks::<BLOCK>().0.iter().zip((0..).step_by(BLOCK)).any(|(block, start)| {
-            // All at once, in a form that compiles to vectors: a weight has bits above those of any address.
-            if !block.iter().fold(false, |any, value| any | (word(value).wrapping_sub(1) & above == 0)) {
-                return false;
-            }
-            block.iter().zip(start..).any(|(value, at): (_, usize)| {
-                let value = word(value);
-                let may_be_type = value.wrapping_sub(first) <= span && value.is_multiple_of(ALIGNMENT);
-                // A count that lies in another frame could be any.
-                let near = |distance: i64| {
-                    let at = at.checked_add_signed((distance / 8) as isize)?;
-                    words.get(at).filter(|_| distance % 8 == 0).map(word)
-                };
-                let are_live = |references: &References| references.are_live(|at| near(at).ok_or(())).unwrap_or(true);
-                may_be_type && references.iter().any(are_live)
-            })
-        })
-    }
-
-    /// The frames among `frames` in which the type of a live object could stand, as far as the dump holds them.
-    fn frames(&self, memory: &PhysicalMemory, frames: &[Range<PhysAddr>]) -> Vec<Range<PhysAddr>> {
-        let mut pieces: Vec<Range<u64>> = Vec::new();
-        for run in frames {
-            let first = memory.ranges().partition_point(|range| range.end <= run.start);
-            // What a space maps and the dump does not hold may be without end.
-            for range in memory.ranges().iter().skip(first).take_while(|range| range.start < run.end) {
-                let (start, end) = (range.start.max(run.start).frame().0, range.end.min(run.end).0);
-                let starts = (start..end).step_by(PIECE as usize);
-                pieces.extend(starts.map(|start| start..end.min(start.saturating_add(PIECE))));
-            }
-        }
-        let in_piece = |piece: Range<u64>| {
-            let starts = piece.step_by(FRAME_SIZE as usize).map(PhysAddr);
-            // A frame that the dump holds in part is for the sweep to sort out.
-            let may_stand_in =
-                |frame: &PhysAddr| memory.bytes(*frame, FRAME_SIZE).is_none_or(|bytes| self.may_stand_in(bytes));
-            let kept = starts.filter(may_stand_in);
-            joined(kept.map(|frame| frame..PhysAddr(frame.0.saturating_add(FRAME_SIZE))))
+    values: &PointerSet,
+    backend: Backend,
+) -> (Vec<FrameSlots>, Vec<(PhysAddr, u64)>) {
+    let after_count = references.as_ref().is_some_and(|references| references.iter().all(References::is_word_before));
+    let (slots, hits) = type_slots(memory, frames, &TypeSlot::new(types, after_count), values, backend);
+    let Some(references) = references.filter(|_| !after_count) else { return (slots, hits) };
+    let of_live = |slots: &FrameSlots| {
+        // A frame that the dump holds in part is for the sweep to sort out.
+        let Some(words) = memory.bytes(slots.frame, FRAME_SIZE).map(|bytes| bytes.as_chunks().0) else {
+            return Some(slots.clone());
         };
-        let kept: Vec<Vec<Range<PhysAddr>>> = pieces.into_par_iter().map(in_piece).collect();
-        joined(kept.into_iter().flatten())
-    }
-}
-
-/// The first of a range of addresses, and how far the last is above it.
-fn ends(range: RangeInclusive<VirtAddr>) -> (u64, u64) {
-    let (first, last) = (range.start().0, range.end().0);
-    (first, last.saturating_sub(first))
-}
-
-/// Sorted ranges, those that touch made one.
-fn joined(ranges: impl Iterator<Item = Range<PhysAddr>>) -> Vec<Range<PhysAddr>> {
-    let mut joined: Vec<Range<PhysAddr>> = Vec::new();
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if range.start <= last.end => last.end = range.end,
-            _ => joined.push(range),
-        }
-    }
-    joined
+        let live = slots.filtered(|position| {
+            let word = |distance: i64| {
+                let at = position.checked_add_signed((distance / 8) as isize).filter(|_| distance % 8 == 0);
+                at.and_then(|at| words.get(at)).map(|word| u64::from_le_bytes(*word)).ok_or(())
+            };
+            // A count that lies in another frame could be any.
+            references.iter().any(|references| references.are_live(word).unwrap_or(true))
+        });
+        (!live.is_empty()).then_some(live)
+    };
+    (slots.par_iter().filter_map(of_live).collect(), hits)
 }
 
 #[cfg(test)]
@@ -234,47 +191,32 @@ mod tests {
     use crate::addr::FileOffset;
     use crate::dump::MemoryRange;
 
-    /// A frame with these words at these places, and weights elsewhere.
-    fn frame(words: &[(usize, u64)]) -> Vec<u8> {
-        let mut values = [0x3c23_d70a_bc23_d70au64; 512];
-        words.iter().for_each(|(at, word)| values[*at] = *word);
-        values.iter().flat_map(|value| value.to_le_bytes()).collect()
-    }
-
     #[test]
-    fn only_frames_that_could_hold_an_object_are_kept() {
-        let (low, high) = (0x40_0000, 0x7fff_ffff_f000);
-        let headers = Headers { references: Some(BTreeSet::from([References::One(-8)])), types: (low, high - low) };
-        let holds = |words: &[(usize, u64)]| headers.may_stand_in(&frame(words));
-        assert!(!holds(&[]));
-        for at in [2, 31, 32, 33, 300, 511] {
-            for address in [low, 0x55_5555_5550, high] {
-                assert!(holds(&[(at - 1, 7), (at, address)]), "{at}");
-                // Flags above the count, as 3.14 has them.
-                assert!(holds(&[(at - 1, 0x8000_0000_0000_0001), (at, address)]));
-                assert!(!holds(&[(at - 1, 0x55_5555_5550), (at, address)]), "no count");
-                assert!(!holds(&[(at - 1, 7), (at, address + 4)]), "not aligned");
-            }
-            assert!(!holds(&[(at - 1, 7), (at, low - 8)]) && !holds(&[(at - 1, 7), (at, high + 8)]));
-        }
-        assert!(holds(&[(0, low)]), "the count is in the frame before");
-        assert!(!holds(&[(0, 0), (1, 0), (511, 0)]));
-        let unknown = Headers { references: None, types: (low, high - low) };
-        assert!(unknown.may_stand_in(&frame(&[])));
-    }
-
-    #[test]
-    fn frames_are_cut_where_the_dump_ends_and_listed_once() {
-        let range =
-            |start, end, offset| MemoryRange { start: PhysAddr(start), end: PhysAddr(end), offset: FileOffset(offset) };
-        // Two ranges share a frame that neither holds whole; the first frame is zeros, the second holds an object.
-        let mut bytes = vec![0; 0x2000];
-        bytes.extend(frame(&[(8, 1), (9, 0x1000)]));
-        bytes.extend(vec![0; 0x1000]);
-        let ranges = vec![range(0x1000, 0x4800, 0x1000), range(0x4900, 0x5000, 0)];
-        let memory = PhysicalMemory::owned([bytes, vec![0; 0x4000]].concat(), ranges).unwrap();
-        let headers = Headers { references: Some(BTreeSet::from([References::One(-8)])), types: (0x1000, 0x1000) };
-        let kept = headers.frames(&memory, &[PhysAddr(0x1000)..PhysAddr(1 << 50)]);
-        assert_eq!(kept, [PhysAddr(0x2000)..PhysAddr(0x3000), PhysAddr(0x4000)..PhysAddr(0x5000)]);
+    fn slots_without_a_live_object_are_left_out() {
+        let address = 0x7f12_3456_7000u64;
+        let mut words = vec![0u64; 1024];
+        // Free-threaded: the count of the owner in the upper half of a word, that of the others in the next.
+        words[4..7].copy_from_slice(&[7 << 32 | 0x0102, 0, address]);
+        words[14..17].copy_from_slice(&[0, 0, address]);
+        // One count in one word.
+        words[24..26].copy_from_slice(&[3, address]);
+        words[34..36].copy_from_slice(&[0, address]);
+        // Counts that may lie in the frame before.
+        words[512..514].copy_from_slice(&[0, address]);
+        let bytes = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let range = MemoryRange { start: PhysAddr(0), end: PhysAddr(0x2000), offset: FileOffset(0) };
+        let memory = PhysicalMemory::owned(bytes, vec![range]).unwrap();
+        let slots = |references: Option<&[References]>| -> Vec<u64> {
+            let references = references.map(|all| all.iter().copied().collect());
+            let (frames, types) = ([PhysAddr(0)..PhysAddr(0x2000)], VirtAddr(0x1000)..=VirtAddr(1 << 47));
+            let nothing = PointerSet::default();
+            let (slots, _) = slots_of_live(&memory, &frames, types, references, &nothing, Backend::Scalar);
+            slots.iter().flat_map(|slots| slots.values(&memory)).map(|(slot, _)| slot.0 / 8).collect()
+        };
+        let split = References::Split { local: -12, shared: -8, flags: 2 };
+        assert_eq!(slots(Some(&[References::One(-8)])), [25]);
+        assert_eq!(slots(Some(&[split])), [6, 513]);
+        assert_eq!(slots(Some(&[References::One(-8), split])), [6, 25, 513]);
+        assert_eq!(slots(None), [6, 16, 25, 35, 513]);
     }
 }

@@ -30,6 +30,12 @@ impl<'a> View<'a> {
         PhysAddr(self.start.0 + self.bytes.len() as u64)
     }
 
+    /// The whole frames in it; empty, at its end, if there is none.
+    pub(super) fn whole_frames(self) -> View<'a> {
+        let first = self.start.0.checked_next_multiple_of(FRAME_SIZE).unwrap_or(u64::MAX).min(self.end().0);
+        self.part(PhysAddr(first)..self.end().frame().max(PhysAddr(first)))
+    }
+
     /// The view frame by frame; the first and the last may be parts of a frame.
     pub(super) fn frames(self) -> impl Iterator<Item = View<'a>> {
         let mut rest = self;

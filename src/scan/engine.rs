@@ -8,6 +8,7 @@ use super::pointer_set::PointerSet;
 use super::sample::Sample;
 use super::sieve::{Entry, Shape, Sieve};
 use super::structures;
+use super::type_slots::{FrameSlots, TypeSlot};
 use crate::addr::PhysAddr;
 use crate::dump::PhysicalMemory;
 use crate::signature::{Leaf, Mmu, Needle, Signatures, Structure};
@@ -209,4 +210,16 @@ pub(super) trait Engine: Sync {
     /// Adds every 8-byte slot whose value is in the set, in the order of addresses.
     /// `slots` begins at a multiple of eight; its length is one.
     fn sweep(&self, values: &PointerSet, slots: View<'_>, found: &mut Vec<(PhysAddr, u64)>);
+
+    /// Adds the slots of whole frames that look like `slot`, frame by frame; frames without any are left out.
+    fn type_slots(&self, slot: &TypeSlot, frames: View<'_>, found: &mut Vec<FrameSlots>);
+
+    /// Adds the slots that hold one of `values`, by ascending address.
+    fn sweep_slots(
+        &self,
+        memory: &PhysicalMemory,
+        slots: &[FrameSlots],
+        values: &PointerSet,
+        hits: &mut Vec<(PhysAddr, u64)>,
+    );
 }

@@ -31,6 +31,11 @@ impl Span {
         let low = min.rotate_right(rotate);
         Self { rotate, low, span: (max >> rotate).saturating_sub(low) }
     }
+
+    /// Whether a value is one of them.
+    pub(super) fn contains(self, value: u64) -> bool {
+        value.rotate_right(self.rotate).wrapping_sub(self.low) <= self.span
+    }
 }
 
 /// With fewer bits than this a masked test lets more through than a range of pointers would.

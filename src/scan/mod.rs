@@ -32,6 +32,7 @@ mod simd;
 mod slot_set;
 mod structures;
 mod sweep;
+mod type_slots;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
 
@@ -50,6 +51,7 @@ pub use pointer_set::PointerSet;
 pub use read::{read, sum_words};
 pub use structures::Rejection;
 pub use sweep::sweep;
+pub use type_slots::{FrameSlots, TypeSlot, sweep_slots, type_slots};
 
 use needles::Needles;
 

@@ -52,6 +52,7 @@ impl PointerSet {
     }
 
     /// The same, quicker where the answer is mostly no.
+    #[inline]
     pub(crate) fn contains_quick(&self, value: u64) -> bool {
         let (word, bit) = self.hash(value);
         self.bitmap.get(word).is_some_and(|w| w & bit != 0) && self.contains(value)

@@ -7,7 +7,9 @@ use super::frames::{ABSENT_FRAME, ZERO_FRAME};
 use super::pointer_set::PointerSet;
 use super::sieve::Shape;
 use super::structures;
+use super::type_slots::{FrameSlots, TypeSlot, sweep_ahead};
 use crate::addr::{FRAME_SIZE, PhysAddr};
+use crate::dump::PhysicalMemory;
 use crate::signature::{Leaf, Mmu, Structure};
 
 /// Runs anywhere.
@@ -32,6 +34,33 @@ impl Engine for Scalar {
                 found.push((PhysAddr(slot), value));
             }
         }
+    }
+
+    fn type_slots(&self, slot: &TypeSlot, frames: View<'_>, found: &mut Vec<FrameSlots>) {
+        for frame in frames.frames() {
+            let mut slots = FrameSlots { frame: frame.start, bits: Default::default() };
+            let mut before = None;
+            for (bits, words) in slots.bits.iter_mut().zip(frame.bytes.as_chunks::<8>().0.chunks(64)) {
+                for (word, position) in words.iter().zip(0..) {
+                    let value = u64::from_le_bytes(*word);
+                    *bits |= u64::from(slot.accepts(value, before)) << position;
+                    before = Some(value);
+                }
+            }
+            if !slots.is_empty() {
+                found.push(slots);
+            }
+        }
+    }
+
+    fn sweep_slots(
+        &self,
+        memory: &PhysicalMemory,
+        slots: &[FrameSlots],
+        values: &PointerSet,
+        hits: &mut Vec<(PhysAddr, u64)>,
+    ) {
+        sweep_ahead(memory, slots, values, |_| (), hits);
     }
 }
 

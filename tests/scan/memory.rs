@@ -60,7 +60,7 @@ impl Random {
         let mut builder = Builder::new(&ranges);
         for range in ranges {
             for frame in (range.start / FRAME)..range.end.div_ceil(FRAME) {
-                let kind = self.below(8);
+                let kind = self.below(9);
                 let words: Vec<u64> = (0..512).map(|slot| self.word(kind, frame * FRAME + slot * 8)).collect();
                 builder.words(frame * FRAME, &words);
             }
@@ -84,6 +84,13 @@ impl Random {
             // Pointers to their own page offset, or beside it.
             5 => 0x7f00_0000_0000 | self.below(1 << 20) << 12 | (own.wrapping_sub(self.below(3) * 8) & 0xfff),
             6 => [0, 1, 40, 0x4242, 0xffff_8880_0000_1000, u64::MAX, 0x9594a0, 40 << 24][self.below(8) as usize],
+            // Objects: counts, some with flags above them, and pointers.
+            7 => match self.below(6) {
+                0 => self.below(4),
+                1 => self.below(2) << 63 | self.below(9) << 30,
+                2..=4 => 0x7f00_0000_0000 + (self.below(1 << 14) & !(self.below(2) * 7)),
+                _ => self.next(),
+            },
             _ => u64::from_le_bytes(*b"xdebugpy").rotate_left(8 * self.below(8) as u32),
         }
     }

@@ -4,15 +4,20 @@ mod frames;
 mod select;
 mod slot_tests;
 mod sweep;
+mod type_slots;
 
 use super::Hit;
 use super::chunk::View;
 use super::engine::{Engine, Plan};
 use super::pointer_set::PointerSet;
 use super::sieve::Shape;
+use super::type_slots::{FrameSlots, TypeSlot, sweep_ahead};
+use super::vector::Vector;
 use crate::addr::PhysAddr;
+use crate::dump::PhysicalMemory;
 use frames::scan_frames;
 use sweep::sweep;
+use type_slots::type_slots;
 
 /// An engine of the algorithm above for one instruction set.
 macro_rules! engine {
@@ -70,6 +75,28 @@ macro_rules! engine {
                 }
                 // SAFETY: `detect`, the only constructor, has found the feature.
                 unsafe { compiled(values, slots, found) }
+            }
+
+            fn type_slots(&self, slot: &TypeSlot, frames: View<'_>, found: &mut Vec<FrameSlots>) {
+                #[target_feature(enable = $feature)]
+                fn compiled(slot: &TypeSlot, frames: View<'_>, found: &mut Vec<FrameSlots>) {
+                    // SAFETY: this function is only called where the feature is there.
+                    unsafe { type_slots::<$vector>(slot, frames, found) }
+                }
+                // SAFETY: `detect`, the only constructor, has found the feature.
+                unsafe { compiled(slot, frames, found) }
+            }
+
+            fn sweep_slots(
+                &self,
+                memory: &PhysicalMemory,
+                slots: &[FrameSlots],
+                values: &PointerSet,
+                hits: &mut Vec<(PhysAddr, u64)>,
+            ) {
+                // SAFETY: `detect`, the only constructor, has found the feature.
+                let prefetch = |line: &[u8; 8]| unsafe { <$vector as Vector>::prefetch(line.as_ptr()) };
+                sweep_ahead(memory, slots, values, prefetch, hits);
             }
         }
     };
