@@ -12,6 +12,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,8 @@ const MAX_COUNTED: usize = 1 << 12;
 /// One wrong pointer in this many entries is forgiven: a machine that is captured while it runs
 /// frees tables and reuses their frames between the capture of a pointer and of its target.
 const TOLERATED: u64 = 8;
+/// Bit of no level.
+const JUDGED: u8 = 0x80;
 /// Numbers of levels that a root may have.
 const DEPTHS: [u8; 2] = [4, 5];
 
@@ -178,7 +181,7 @@ pub fn discover(memory: &PhysicalMemory, mmu: &Mmu, classes: &FrameClasses) -> D
 ///
 /// Gaps of up to `gap` bytes are closed.
 pub(super) fn kernel_memory(memory: &PhysicalMemory, mmu: &Mmu, space: &Space, gap: u64) -> Vec<Range<u64>> {
-    let tables = Tables { memory, mmu, by_level: HashMap::new(), hidden: HashMap::new(), frames: 0 };
+    let tables = Tables { memory, mmu, by_level: HashMap::new(), hidden: Vec::new(), frames: 0 };
     let mut pages: Vec<Range<u64>> = Vec::new();
     let mut budget = (memory.size() / FRAME_SIZE) as usize;
     tables.kernel_pages(space.root, space.levels, &mut budget, |page| pages.push(page));
@@ -199,8 +202,9 @@ struct Tables<'a> {
     mmu: &'a Mmu,
     /// Per level, from level 2 on.
     by_level: HashMap<u8, HashSet<PhysAddr>>,
-    /// Frames without present entries that are tables all the same: their entries name pages. With the levels.
-    hidden: HashMap<PhysAddr, u8>,
+    /// For each frame by its position: the levels of which a frame without present entries could be a table all the same,
+    /// because its entries name pages, and [`JUDGED`]; 0 until that is asked. Few such frames are.
+    hidden: Vec<AtomicU8>,
     /// Frames in the dump.
     frames: usize,
 }
@@ -217,13 +221,8 @@ enum Target {
 
 impl<'a> Tables<'a> {
     fn fixed_point(memory: &'a PhysicalMemory, mmu: &'a Mmu, classes: &FrameClasses) -> Self {
-        let absent: Vec<PhysAddr> = classes.with(ABSENT_FRAME).map(|(frame, _)| frame).collect();
-        let hidden = absent.into_par_iter().filter_map(|frame| {
-            let levels = hidden_levels(memory, mmu, memory.bytes(frame, FRAME_SIZE)?);
-            (levels != 0).then_some((frame, levels))
-        });
-        let mut tables =
-            Self { memory, mmu, by_level: HashMap::new(), hidden: hidden.collect(), frames: classes.len() };
+        let hidden = (0..classes.len()).map(|_| AtomicU8::new(0)).collect();
+        let mut tables = Self { memory, mmu, by_level: HashMap::new(), hidden, frames: classes.len() };
         let top = DEPTHS.into_iter().max().unwrap_or_default();
         for level in 2..=top {
             let frames: Vec<PhysAddr> = classes.with(1 << (level - 1)).map(|(frame, _)| frame).collect();
@@ -266,7 +265,7 @@ impl<'a> Tables<'a> {
             Some(tables) => tables.contains(&frame),
             None => class & (1 << (level - 1)) != 0,
         };
-        let is_hidden = || self.hidden.get(&frame).is_some_and(|levels| levels & (1 << (level - 1)) != 0);
+        let is_hidden = || self.hidden_levels(classes, frame) & (1 << (level - 1)) != 0;
         if stayed || class & ABSENT_FRAME != 0 && is_hidden() {
             Target::Table
         } else if class & (ZERO_FRAME | ABSENT_FRAME) != 0 {
@@ -274,6 +273,19 @@ impl<'a> Tables<'a> {
         } else {
             Target::Other
         }
+    }
+
+    /// The levels of which a frame without present entries could be a table.
+    fn hidden_levels(&self, classes: &FrameClasses, frame: PhysAddr) -> u8 {
+        let Some(judged) = classes.position(frame).and_then(|position| self.hidden.get(position)) else { return 0 };
+        let known = judged.load(Ordering::Relaxed);
+        if known != 0 {
+            return known;
+        }
+        let levels =
+            self.memory.bytes(frame, FRAME_SIZE).map_or(0, |bytes| hidden_levels(self.memory, self.mmu, bytes));
+        judged.store(levels | JUDGED, Ordering::Relaxed);
+        levels
     }
 
     /// Where the pointers in the tables of these spaces lead. What a freed root leads to and is no table is left out.

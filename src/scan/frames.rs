@@ -20,16 +20,20 @@ pub struct FrameClasses {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ClassRange {
     first: PhysAddr,
+    /// Frames in the ranges before it.
+    before: usize,
     classes: Vec<u8>,
 }
 
 impl FrameClasses {
     /// Class 0 for every whole frame of `memory`.
     pub(super) fn unclassified(memory: &PhysicalMemory) -> Self {
+        let mut before = 0;
         let class_range = |range: &MemoryRange| {
             let frames = PhysicalMemory::frames(range);
-            let count = (frames.end.0 - frames.start.0) / FRAME_SIZE;
-            ClassRange { first: frames.start, classes: vec![0; count as usize] }
+            let count = ((frames.end.0 - frames.start.0) / FRAME_SIZE) as usize;
+            before += count;
+            ClassRange { first: frames.start, before: before - count, classes: vec![0; count] }
         };
         Self { ranges: memory.ranges().iter().map(class_range).collect() }
     }
@@ -41,9 +45,21 @@ impl FrameClasses {
 
     /// The class of the frame that holds `pa`, if the dump holds that frame wholly.
     pub fn get(&self, pa: PhysAddr) -> Option<u8> {
+        let (range, position) = self.locate(pa)?;
+        range.classes.get(position).copied()
+    }
+
+    /// Position of the frame that holds `pa` among all frames that have a class, in the order of their addresses.
+    pub fn position(&self, pa: PhysAddr) -> Option<usize> {
+        let (range, position) = self.locate(pa)?;
+        (position < range.classes.len()).then_some(range.before + position)
+    }
+
+    /// The range that could hold the frame, and the frame's position in it.
+    fn locate(&self, pa: PhysAddr) -> Option<(&ClassRange, usize)> {
         let after = self.ranges.partition_point(|range| range.first <= pa);
         let range = self.ranges.get(after.checked_sub(1)?)?;
-        range.classes.get(((pa.0 - range.first.0) / FRAME_SIZE) as usize).copied()
+        Some((range, ((pa.0 - range.first.0) / FRAME_SIZE) as usize))
     }
 
     /// All frames that could be a page table of one of the levels in `mask` (bit `L - 1` for level
@@ -88,6 +104,9 @@ mod tests {
         assert_eq!(frames.get(PhysAddr(0x4000)), None);
         assert_eq!(frames.get(PhysAddr(0x11000)), Some(0));
         assert_eq!(frames.get(PhysAddr(0x12000)), None);
+        let positions =
+            [0x1fff, 0x2fff, 0x3000, 0x4000, 0x10fff, 0x11000, 0x12000].map(|pa| frames.position(PhysAddr(pa)));
+        assert_eq!(positions, [None, Some(0), Some(1), None, Some(2), Some(3), None]);
         let tables: Vec<_> = frames.with(0x7f).collect();
         assert_eq!(tables, [(PhysAddr(0x2000), 1), (PhysAddr(0x10000), 8)]);
     }
