@@ -1,4 +1,5 @@
-//! Time and memory of `scan` and `recover` by the size of the dump, as a Markdown table.
+//! Time and memory of the commands by the size of the dump, as Markdown tables: of `scan` and `recover`, and with `--verbs`
+//! of all commands that ask a question, with and without an index.
 //!
 //! `cargo bench --bench scaling -- 0.25 1 4 16` takes sizes in GB (10^9 bytes). Each dump is the shipped one, a machine
 //! of 256 MB, with more memory added above 4 GiB: dense, or sparse with holes in the file for fifteen parts
@@ -28,7 +29,20 @@ const ABOVE: u64 = 4 << 30;
 /// One tile in this many is in a sparse file.
 const SPARSE: usize = 16;
 
+/// The commands that ask a question, and their arguments beside the dump.
+const VERBS: [&[&str]; 8] = [
+    &["recover", "--overwrite", "--no-hash", "-o", "OUT"],
+    &["ps"],
+    &["ps", "--python"],
+    &["maps", "--pid", "188"],
+    &["core", "--overwrite", "--pid", "188", "-o", "OUT"],
+    &["stack"],
+    &["gc"],
+    &["objects"],
+];
+
 fn main() {
+    let asks_verbs = std::env::args().any(|argument| argument == "--verbs");
     let sizes: Vec<f64> = std::env::args().skip(1).filter_map(|size| size.parse().ok()).collect();
     let sizes = if sizes.is_empty() { vec![0.25, 1.0] } else { sizes };
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -40,6 +54,15 @@ fn main() {
     let tile = tile.bytes();
     let path = dir.path().join("dump.lime");
     let mut hits = None;
+    if asks_verbs {
+        for size in sizes {
+            let tiles = ((size * 1e9) as usize).saturating_sub(shipped.len()) / TILE;
+            write(&path, &shipped, tile, tiles, false);
+            io::copy(&mut File::open(&path).unwrap(), &mut io::sink()).unwrap();
+            compare_verbs(size, path.to_str().unwrap(), dir.path());
+        }
+        return;
+    }
     println!("| dump | on disk | scan | GB/s | memory | recover | memory |\n|---|---|---|---|---|---|---|");
     for size in sizes {
         for is_sparse in [false, true] {
@@ -70,6 +93,48 @@ fn main() {
                 recover.memory / 1000,
             );
         }
+    }
+}
+
+/// All commands on one dump, in turns: each without an index, and with the one that the first command made.
+fn compare_verbs(size: f64, dump: &str, dir: &Path) {
+    let (out, index) = (dir.join("verb-out"), dir.join("index"));
+    let scan = ["scan", dump, "--format", "jsonl"];
+    let arguments = |verb: &[&'static str], index: &[&str]| -> Vec<String> {
+        let own = verb.iter().skip(1).map(|word| if *word == "OUT" { out.join(verb[0]) } else { word.into() });
+        let own = own.map(|word| word.to_str().unwrap().to_owned());
+        [verb[0], dump].iter().chain(index).map(ToString::to_string).chain(own).collect()
+    };
+    fs::create_dir_all(&out).unwrap();
+    let indexed = ["--index", index.to_str().unwrap()];
+    let commands: Vec<[Vec<String>; 2]> =
+        VERBS.iter().map(|verb| [arguments(verb, &["--no-index"]), arguments(verb, &indexed)]).collect();
+    let mut fastest = vec![[Duration::MAX; 2]; VERBS.len()];
+    let (mut memory, mut fastest_scan) = (vec![0; VERBS.len()], Duration::MAX);
+    for _ in 0..=RUNS {
+        fastest_scan = fastest_scan.min(run(&scan).time);
+        for ((commands, fastest), memory) in commands.iter().zip(&mut fastest).zip(&mut memory) {
+            for (command, fastest) in commands.iter().zip(fastest) {
+                let measured = run(&command.iter().map(String::as_str).collect::<Vec<_>>());
+                *fastest = measured.time.min(*fastest);
+                *memory = measured.memory.max(*memory);
+            }
+        }
+    }
+    let seconds = |time: Duration| time.as_secs_f64();
+    println!("{size} GB, scan {:.2} s\n", seconds(fastest_scan));
+    println!("| command | without an index | of the scan | with one | memory |\n|---|---|---|---|---|");
+    for ((verb, [without, with]), memory) in VERBS.iter().zip(fastest).zip(memory) {
+        let words: Vec<&str> =
+            verb.iter().copied().filter(|word| !["--overwrite", "-o", "OUT"].contains(word)).collect();
+        println!(
+            "| `{}` | {:.2} s | {:.2} | {:.3} s | {} MB |",
+            words.join(" "),
+            seconds(without),
+            seconds(without) / seconds(fastest_scan),
+            seconds(with),
+            memory / 1000,
+        );
     }
 }
 
