@@ -186,7 +186,11 @@ fn find_text(
             let bytes = space.bytes_at(at).unwrap_or_default();
             left = left.checked_sub(1 + bytes.len() as u64 / FRAME_SIZE)?;
             if bytes.is_empty() {
-                done += FRAME_SIZE;
+                // A mapping can be far larger than the dump: go on at the next frame that the dump holds.
+                let next = mapping.pa.checked_add(done + FRAME_SIZE)?;
+                let ranges = space.memory().ranges();
+                let range = ranges.get(ranges.partition_point(|range| range.end <= next));
+                done = range.map_or(mapping.len, |range| range.start.max(next).frame().0 - mapping.pa.0);
                 continue;
             }
             let bytes = bytes.get(..usize::try_from(mapping.len - done).ok()?).unwrap_or(bytes);

@@ -203,6 +203,11 @@ impl AddressSpace {
         Fault::NotInImage { va, why: self.memory.absence(PhysAddr(va.0)) }
     }
 
+    /// The memory that it is a view of.
+    pub(crate) fn memory(&self) -> &PhysicalMemory {
+        &self.memory
+    }
+
     /// The memory that the dump holds, where page tables lead into it.
     pub(super) fn translated(&self) -> Option<&PhysicalMemory> {
         match self.translator {
