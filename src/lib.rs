@@ -47,6 +47,7 @@
 //! ```
 //! use tensorcarve::Case;
 //!
+//! # let (mut layers, mut is_in_pdb) = (0, false);
 //! let case = Case::open("tests/data/cifar10-pdb.lime.zst")?;
 //! for process in case.processes()? {
 //!     for model in process.models()? {
@@ -60,11 +61,21 @@
 //!         # assert!(out.join("models/m0/model.safetensors").exists());
 //!     }
 //!     for python in process.interpreters()? {
-//!         for layer in python.types("torch.nn.modules.linear.Linear") {
-//!             println!("{:?}", python.objects().mro(layer)?);
+//!         for object in python.instances("torch.nn.modules.linear.Linear")? {
+//!             let attributes = object.attributes()?;
+//!             println!("{attributes:?}");
+//!             # assert!(attributes.iter().any(|attribute| attribute.name == "in_features"));
+//!             # layers += 1;
+//!         }
+//!         for thread in python.threads()? {
+//!             for frame in thread.frames() {
+//!                 println!("{frame}");
+//!                 # is_in_pdb |= frame.to_string().ends_with("in Bdb.dispatch_line");
+//!             }
 //!         }
 //!     }
 //! }
+//! # assert!(layers > 0 && is_in_pdb);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

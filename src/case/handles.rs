@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Case, CaseError, Pythons};
-use crate::addr::{PhysAddr, VirtAddr};
-use crate::cpython::{Interpreter, Objects};
+use super::{Case, CaseError};
+use crate::addr::PhysAddr;
 use crate::model::{self, NamedTensor, Status};
 use crate::paging::AddressSpace;
 use crate::recover::{self, Recovery};
@@ -30,13 +29,6 @@ pub struct Model {
 #[derive(Clone)]
 pub struct Tensor {
     model: Model,
-    place: usize,
-}
-
-/// A Python interpreter in a process.
-#[derive(Clone)]
-pub struct Python {
-    pythons: Arc<Pythons>,
     place: usize,
 }
 
@@ -68,6 +60,11 @@ impl Case {
 }
 
 impl Process {
+    /// The case that it belongs to.
+    pub fn case(&self) -> &Case {
+        &self.case
+    }
+
     /// Its address space.
     pub fn space(&self) -> &AddressSpace {
         &self.space
@@ -88,17 +85,6 @@ impl Process {
         let places = here.flat_map(|(index, process)| (0..process.models.len()).map(move |model| (index, model)));
         let model = |place| Model { case: self.case.clone(), recovery: Arc::clone(&recovery), place };
         Ok(places.map(model).collect())
-    }
-
-    /// The Python interpreters that run in it.
-    ///
-    /// # Errors
-    /// As for [`Case::spaces`].
-    pub fn interpreters(&self) -> Result<Vec<Python>, CaseError> {
-        let pythons = self.case.pythons()?;
-        let all = pythons.interpreters.iter().enumerate();
-        let here = all.filter(|(_, interpreter)| interpreter.space().root() == self.root());
-        Ok(here.map(|(place, _)| Python { pythons: Arc::clone(&pythons), place }).collect())
     }
 }
 
@@ -202,26 +188,5 @@ impl Tensor {
         let data = self.data();
         let reason = data.problem.clone().unwrap_or(reason);
         BytesError::NotComplete { name: data.name.clone(), reason }
-    }
-}
-
-impl Python {
-    /// The interpreter: its types, its layout, and a reader of its objects.
-    pub fn data(&self) -> &Interpreter {
-        #[expect(clippy::indexing_slicing, reason = "the place is from this list, which does not change")]
-        &self.pythons.interpreters[self.place]
-    }
-
-    /// A reader of its objects.
-    pub fn objects(&self) -> Objects<'_> {
-        self.data().objects()
-    }
-
-    /// The type of that full name (`module.qualname`), which a class statement made.
-    pub fn types(&self, name: &str) -> Vec<VirtAddr> {
-        // A qualified name may have dots as well: each of them could end the module's.
-        let splits = name.match_indices('.').map(|(dot, _)| (name.get(..dot), name.get(dot + 1..)));
-        let names = splits.filter_map(|(module, qualname)| Some((module?, qualname?)));
-        names.flat_map(|(module, qualname)| self.data().heap_type(module, qualname)).collect()
     }
 }

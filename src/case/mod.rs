@@ -8,6 +8,7 @@
 mod facts;
 mod handles;
 mod index;
+mod python;
 mod pythons;
 mod spaces;
 mod stage;
@@ -17,7 +18,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::addr::{PhysAddr, VirtAddr};
-use crate::cpython::{self, Interpreter};
+use crate::cpython::{self, Interpreter, RunningInterpreters, RuntimeLayout};
 use crate::dump::{self, Dump, DumpError};
 use crate::linux::{self, Machine, NoMachine};
 use crate::progress::{Observer, Phase, Silent};
@@ -27,9 +28,10 @@ use crate::signature::{SignatureError, Signatures};
 use crate::tensor;
 
 pub use facts::{InterpreterFacts, PythonFacts};
-pub use handles::{BytesError, Model, Process, Python, Tensor};
+pub use handles::{BytesError, Model, Process, Tensor};
 pub use index::Index;
 use index::{Identity, Kept};
+pub use python::{Object, Python};
 pub use pythons::Pythons;
 pub use spaces::Spaces;
 use stage::Stage;
@@ -50,6 +52,7 @@ struct Inner {
     spaces: Stage<Spaces>,
     linux: Stage<Result<Machine, NoMachine>>,
     pythons: Stage<Pythons>,
+    all_objects: Stage<RunningInterpreters>,
     python_facts: Stage<PythonFacts>,
     recovery: Stage<Recovery>,
 }
@@ -83,7 +86,7 @@ impl Case {
 
     /// A case of an opened dump.
     pub fn new(dump: Dump, signatures: Signatures, options: Options) -> Self {
-        let (identity, notes, choice, spaces, linux, pythons, python_facts, recovery) = Default::default();
+        let (identity, notes, choice, spaces, linux, pythons, all_objects, python_facts, recovery) = Default::default();
         Self(Arc::new(Inner {
             dump,
             signatures,
@@ -94,6 +97,7 @@ impl Case {
             spaces,
             linux,
             pythons,
+            all_objects,
             python_facts,
             recovery,
         }))
@@ -209,18 +213,30 @@ impl Case {
         })
     }
 
-    /// The interpreters with the instances of the types that `wanted` picks, instead of those that models are made of. They
-    /// are not kept.
+    /// The interpreters with their running states and the instances of the types that `wanted` picks, and warnings for the
+    /// analyst. They are not kept. `wanted` is also given the layouts of running states.
     ///
     /// # Errors
     /// As for [`Case::spaces`].
-    pub fn pythons_with(
+    pub fn running_interpreters(
         &self,
-        wanted: impl Fn(&Interpreter) -> BTreeSet<VirtAddr> + Sync,
-    ) -> Result<Pythons, CaseError> {
+        wanted: impl Fn(&Interpreter, &[RuntimeLayout]) -> BTreeSet<VirtAddr> + Sync,
+    ) -> Result<(RunningInterpreters, Vec<String>), CaseError> {
         let Inner { signatures, options, .. } = &*self.0;
         let (spaces, backend) = (self.spaces()?, self.backend()?.backend);
-        Pythons::find(&spaces, signatures, backend, wanted, &*options.observer)
+        let tables = cpython::runtime_layouts(signatures)?;
+        let wanted = |interpreter: &Interpreter| wanted(interpreter, &tables);
+        let Pythons { interpreters, sweeper, warnings, .. } =
+            Pythons::find(&spaces, signatures, backend, wanted, &*options.observer)?;
+        let running = RunningInterpreters::find(interpreters, &sweeper, tables);
+        spaces.memory.check()?;
+        Ok((running, warnings))
+    }
+
+    /// The interpreters with their running states and the instances of all types.
+    pub(crate) fn all_objects(&self) -> Result<Arc<RunningInterpreters>, CaseError> {
+        let running = || self.running_interpreters(|interpreter, _| cpython::all_types(interpreter));
+        self.0.all_objects.get(|| Ok(running()?.0))
     }
 
     /// Which Python runs in each process, with which frameworks and how many models. The bytes of tensors are not read.

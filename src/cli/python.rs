@@ -7,7 +7,6 @@ use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 use tensorcarve::addr::{PhysAddr, VirtAddr};
-use tensorcarve::case::Pythons;
 use tensorcarve::cpython::{self, Interpreter, Runtime, RuntimeLayout};
 use tensorcarve::report::printable;
 
@@ -80,14 +79,11 @@ pub(in crate::cli) fn look<T: Send>(
     let (case, progress) = args.case.open()?;
     let dump = case.dump();
     let is_image = dump.addresses.process().is_some();
-    let tables = cpython::runtime_layouts(case.signatures()).map_err(Failure::new)?;
     let (mut found, mut warnings, choice) = in_pool(work.threads, || -> Result<_, Failure> {
         let (spaces, linux) = (case.spaces()?, case.linux()?);
-        let Pythons { interpreters, sweeper, warnings, .. } =
-            case.pythons_with(|interpreter| wanted(interpreter, &tables))?;
+        let (running, warnings) = case.running_interpreters(&wanted)?;
         let mut warnings = [spaces.warnings.clone(), spaces.discovery.warnings.clone(), warnings].concat();
-        let runtimes = Runtime::find(&interpreters, &sweeper, &tables);
-        let described = runtimes.par_iter().map(|runtime| {
+        let described = running.runtimes().into_par_iter().map(|runtime| {
             let interpreter = runtime.interpreter();
             let root = interpreter.space().root();
             let of_kernel = linux.as_ref().as_ref().ok().and_then(|machine| machine.process_of(root?));
@@ -101,7 +97,7 @@ pub(in crate::cli) fn look<T: Send>(
             let is_pid = |pid: u32| key.pid.map_or_else(|| runtime.has_thread(pid.into()), |known| known == pid);
             let is_asked_for = which.pid.is_none_or(is_pid) && which.root.is_none_or(|root| key.root == Some(root));
             is_asked_for.then(|| {
-                let (document, more) = describe(key, runtime);
+                let (document, more) = describe(key, &runtime);
                 (document, [runtime.warnings(), more].concat())
             })
         });

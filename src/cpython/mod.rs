@@ -34,8 +34,8 @@ pub use object::{ObjectError, Objects};
 pub use process::{Instances, Interpreter, interpreters};
 pub use runtime::{
     BrokenLink, Census, Collector, Frame, Generation, GeneratorState, HeldObject, ImportedModule, ObjectDetails,
-    ObjectRow, Repr, Runtime, RuntimeLayout, Suspended, SuspendedKind, Thread, TypeCount, TypeNames, Unlisted,
-    all_types, collected_types, runtime_layouts, wanted_types,
+    ObjectRow, Repr, RunningInterpreters, Runtime, RuntimeLayout, Suspended, SuspendedKind, Thread, TypeCount,
+    TypeNames, Unlisted, all_types, collected_types, runtime_layouts, wanted_types,
 };
 pub use sweeper::Sweeper;
 pub(crate) use text::bounded;

@@ -43,8 +43,10 @@ pub use folder::{Cleanup, OutputFolder};
 pub use lines::{print_csv, print_jsonl};
 pub use manifest::Run;
 pub use others::FILE as OTHERS;
-pub use table::{columns, human_bytes, models_table, printable, process_name};
+pub use table::{columns, human_bytes, models_table, process_name};
 pub use time::rfc3339;
+
+pub use crate::words::printable;
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 //! The running state of an interpreter: threads with their frames, suspended generators, the collector's lists, all objects.
 //!
-//! [`Runtime::find`] finds the interpreter states of several interpreters at once, without symbols.
+//! [`RunningInterpreters::find`] finds the interpreter states of several interpreters at once, without symbols.
 
 mod census;
 mod code;
@@ -11,6 +11,7 @@ mod kind;
 mod layout;
 mod names;
 mod repr;
+mod running;
 mod stack;
 mod state;
 mod text;
@@ -19,14 +20,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use rayon::prelude::*;
-
 use self::code::Code;
 use self::frame::{Frames, KnownTypes};
 use self::kind::Kinds;
 use self::stack::SUSPENDED;
 use self::state::{State, pointer};
-use super::{Interpreter, Modules, Objects, Sweeper, field};
+use super::{Interpreter, Modules, Objects, field};
 use crate::addr::VirtAddr;
 
 pub use census::{Census, TypeCount, all_types};
@@ -35,6 +34,7 @@ pub use gc::{BrokenLink, Collector, Generation, Unlisted, collected_types};
 pub use layout::{RuntimeLayout, runtime_layouts};
 pub use names::TypeNames;
 pub use repr::Repr;
+pub use running::RunningInterpreters;
 pub use stack::{Frame, GeneratorState, Suspended, SuspendedKind, Thread};
 
 /// Maximum length of the text of all variables of an interpreter, in bytes.
@@ -73,15 +73,6 @@ pub struct Runtime<'i> {
 }
 
 impl<'i> Runtime<'i> {
-    /// Finds the states of interpreters; `tables` are the layouts of all versions.
-    pub fn find(interpreters: &'i [Interpreter], sweeper: &Sweeper, tables: &[RuntimeLayout]) -> Vec<Self> {
-        let own = interpreters.iter().map(|interpreter| own_layout(interpreter, tables));
-        let Some(layouts) = own.collect::<Option<Vec<RuntimeLayout>>>() else { return Vec::new() };
-        let states = state::find(interpreters, sweeper, &layouts);
-        let runtimes = interpreters.par_iter().zip(layouts).zip(states);
-        runtimes.map(|((interpreter, layout), states)| Self::new(interpreter, layout, states, tables)).collect()
-    }
-
     fn new(interpreter: &'i Interpreter, layout: RuntimeLayout, states: Vec<State>, tables: &[RuntimeLayout]) -> Self {
         let objects = interpreter.objects();
         let modules = interpreter.modules(&interpreter.module_types());
