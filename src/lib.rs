@@ -12,8 +12,8 @@
 //!                    frame classes    reverse map                      and holes     tensors
 //! ```
 //!
-//! A room (module) only uses the rooms to its left, and two more: [`signature`], which says what to search for, as
-//! data, and [`addr`], physical and virtual addresses as types. [`recover`] runs all rooms in order. The command line
+//! A room (module) only uses the rooms to its left, and three more: [`signature`], which says what to search for, as
+//! data, [`addr`], physical and virtual addresses as types, and [`diagnostic`], warnings as data. [`recover`] runs all rooms in order. The command line
 //! is a separate crate that only calls this library.
 //!
 //! [`dump`] detects the format of a file by content, unpacks it if necessary, and maps it: sorted ranges of physical
@@ -92,6 +92,7 @@ extern crate self as tensorcarve; // what tests/ and the tests here share names 
 pub mod addr;
 pub mod case;
 pub mod cpython;
+pub mod diagnostic;
 mod digest;
 pub mod dump;
 pub mod linux;

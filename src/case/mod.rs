@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{self, Interpreter, RunningInterpreters, RuntimeLayout};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::{self, Dump, DumpError};
 use crate::linux::{self, Machine, NoMachine};
 use crate::progress::{Observer, Phase, Silent};
@@ -47,7 +48,7 @@ struct Inner {
     /// By what the index knows the dump.
     identity: OnceLock<Identity>,
     /// What the index could not do.
-    notes: Mutex<Vec<String>>,
+    notes: Mutex<Vec<Diagnostic>>,
     choice: Stage<SelectedBackend>,
     spaces: Stage<Spaces>,
     linux: Stage<Result<Machine, NoMachine>>,
@@ -103,12 +104,13 @@ impl Case {
         }))
     }
 
-    /// What a user should know of the index, in words: results do not depend on it.
-    pub fn notes(&self) -> Vec<String> {
+    /// What a user should know of the index: results do not depend on it.
+    pub fn notes(&self) -> Vec<Diagnostic> {
         self.0.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn note(&self, note: String) {
+    fn note(&self, message: String, hint: Option<String>) {
+        let note = Diagnostic { hint, ..Diagnostic::new(Code::IndexUnusable, None, message) };
         self.0.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
     }
 
@@ -156,7 +158,7 @@ impl Case {
     fn load<T: Kept>(&self) -> Option<T> {
         let (index, identity) = self.index()?;
         index.load(identity).unwrap_or_else(|note| {
-            self.note(note);
+            self.note(note, None);
             None
         })
     }
@@ -166,7 +168,7 @@ impl Case {
         if let Some((index, identity)) = self.index()
             && let Err(error) = index.store(identity, output)
         {
-            self.note(format!("the index could not be written ({error}); see --index"));
+            self.note(format!("the index could not be written ({error})"), Some("see --index".to_owned()));
         }
     }
 
@@ -221,7 +223,7 @@ impl Case {
     pub fn running_interpreters(
         &self,
         wanted: impl Fn(&Interpreter, &[RuntimeLayout]) -> BTreeSet<VirtAddr> + Sync,
-    ) -> Result<(RunningInterpreters, Vec<String>), CaseError> {
+    ) -> Result<(RunningInterpreters, Vec<Diagnostic>), CaseError> {
         let Inner { signatures, options, .. } = &*self.0;
         let (spaces, backend) = (self.spaces()?, self.backend()?.backend);
         let tables = cpython::runtime_layouts(signatures)?;

@@ -6,6 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use tensorcarve::addr::VirtAddr;
 use tensorcarve::cpython::{self, Collector};
+use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::report::{columns, printable};
 
 use super::args::LineFormat;
@@ -44,8 +45,10 @@ pub(super) fn run(args: &GcArgs) -> Result<Outcome, Failure> {
         cpython::collected_types,
         |process, runtime| {
             let collector = runtime.collector();
-            let warning = (collector.objects == 0)
-                .then(|| format!("{process}: the lists of the garbage collector were not found"));
+            let warning = (collector.objects == 0).then(|| {
+                let message = format!("{process}: the lists of the garbage collector were not found");
+                Diagnostic::new(Code::NoCollectorLists, None, message)
+            });
             (Document { process, collector }, warning.into_iter().collect())
         },
         |documents| print(args.python.format, documents),

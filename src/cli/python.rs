@@ -8,11 +8,12 @@ use rayon::prelude::*;
 use serde::Serialize;
 use tensorcarve::addr::{PhysAddr, VirtAddr};
 use tensorcarve::cpython::{self, Interpreter, Runtime, RuntimeLayout};
+use tensorcarve::diagnostic::Diagnostic;
 use tensorcarve::report::printable;
 
 use super::args::{CaseArgs, LineFormat, ProcessArgs};
 use super::progress::print_work;
-use super::stderr::{print_message, print_warnings};
+use super::stderr::{print_diagnostics, print_message};
 use super::work::{gpu_warning, in_pool};
 use super::{Failure, Outcome};
 
@@ -72,7 +73,7 @@ impl<T> Documents<T> {
 pub(in crate::cli) fn look<T: Send>(
     args: &PythonArgs,
     wanted: impl Fn(&Interpreter, &[RuntimeLayout]) -> BTreeSet<VirtAddr> + Sync + Send,
-    describe: impl Fn(ProcessKey, &Runtime<'_>) -> (T, Vec<String>) + Sync,
+    describe: impl Fn(ProcessKey, &Runtime<'_>) -> (T, Vec<Diagnostic>) + Sync,
     print: impl FnOnce(&Documents<T>) -> Result<(), Failure>,
 ) -> Result<Outcome, Failure> {
     let (CaseArgs { work, verbosity, .. }, which) = (&args.case, &args.which);
@@ -101,8 +102,8 @@ pub(in crate::cli) fn look<T: Send>(
                 (document, [runtime.warnings(), more].concat())
             })
         });
-        let described: Vec<Option<(T, Vec<String>)>> = described.collect();
-        let (found, more): (Vec<T>, Vec<Vec<String>>) = described.into_iter().flatten().unzip();
+        let described: Vec<Option<(T, Vec<Diagnostic>)>> = described.collect();
+        let (found, more): (Vec<T>, Vec<Vec<Diagnostic>>) = described.into_iter().flatten().unzip();
         warnings.extend(more.into_iter().flatten());
         spaces.memory.check()?;
         Ok((found, warnings, case.backend()?))
@@ -112,7 +113,7 @@ pub(in crate::cli) fn look<T: Send>(
     let times = progress.finish();
     warnings.splice(0..0, dump.warnings.iter().cloned());
     warnings.extend(case.notes());
-    print_warnings(warnings.iter().map(String::as_str).chain(gpu_warning().as_deref()), verbosity);
+    print_diagnostics(warnings.iter().chain(&gpu_warning()), verbosity);
     if verbosity.verbose {
         print_work(Some(&choice), &*case.spaces()?, &times);
     }

@@ -15,6 +15,7 @@ use super::elf::MAGIC;
 use super::mapped::{FileMapping, ImageKind, MAX_NAME, Mappings, Segment, sort_files};
 use super::{Contents, DumpErrorKind, MAX_RANGES, MemoryRange, ProcessImage};
 use crate::addr::{FileOffset, PhysAddr};
+use crate::diagnostic::{Code, Diagnostic};
 
 /// First address of the kernel's half, where `[vsyscall]` lies.
 const KERNEL_HALF: u64 = 1 << 63;
@@ -181,9 +182,8 @@ pub(super) fn parse(copy: &[u8], maps: &str) -> Result<Contents, DumpErrorKind> 
     };
     let [usual, ..] = COPIED;
     if selection.copied.0 != usual.0 {
-        contents
-            .warnings
-            .push(format!("judging by its size, the copy of /proc/PID/mem holds {selection} and nothing else"));
+        let message = format!("judging by its size, the copy of /proc/PID/mem holds {selection} and nothing else");
+        contents.warnings.push(Diagnostic::new(Code::PartialCopy, None, message));
     }
     for (offset, mapping) in selection.place(&mappings) {
         let Range { start, end } = mapping.addresses();

@@ -54,6 +54,7 @@ use plan::{Planned, WeightFile};
 use weights::Place;
 
 use crate::case;
+use crate::diagnostic::Diagnostic;
 use crate::dump::Dump;
 use crate::model::{Model, Status};
 use crate::paging::{AddressSpace, VirtualMemory};
@@ -171,8 +172,8 @@ fn model_folder(id: &str) -> String {
     format!("{}/{id}", earlier::MODELS)
 }
 
-/// All that an analyst should know, in words.
-pub fn warnings<'a>(dump: &'a Dump, recovery: &'a Recovery) -> impl Iterator<Item = &'a str> {
+/// All that an analyst should know.
+pub fn warnings<'a>(dump: &'a Dump, recovery: &'a Recovery) -> impl Iterator<Item = &'a Diagnostic> {
     let all = [&dump.warnings, &recovery.discovery.warnings, &recovery.warnings];
-    all.into_iter().flatten().map(String::as_str)
+    all.into_iter().flatten()
 }

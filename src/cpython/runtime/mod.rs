@@ -27,6 +27,7 @@ use self::stack::SUSPENDED;
 use self::state::{State, pointer};
 use super::{Interpreter, Modules, Objects, field};
 use crate::addr::VirtAddr;
+use crate::diagnostic::{self, Diagnostic};
 
 pub use census::{Census, TypeCount, all_types};
 pub use details::{HeldObject, ImportedModule, ObjectDetails, ObjectRow};
@@ -113,27 +114,26 @@ impl<'i> Runtime<'i> {
     }
 
     /// Warnings for the analyst about what could not be read.
-    pub fn warnings(&self) -> Vec<String> {
-        let place = self.interpreter.type_object;
+    pub fn warnings(&self) -> Vec<Diagnostic> {
+        let at = self.interpreter.type_object;
+        let warning = |code: diagnostic::Code, what: &str| {
+            Diagnostic::new(code, Some(at.into()), format!("the CPython whose `type` is at {at}: {what}"))
+        };
         let mut warnings = Vec::new();
         if self.states.is_empty() {
-            warnings.push(format!(
-                "the CPython whose `type` is at {place}: the interpreter state was not found, so the threads are not known"
-            ));
+            let what = "the interpreter state was not found, so the threads are not known";
+            warnings.push(warning(diagnostic::Code::NoInterpreterState, what));
         } else if self.types.is_none() {
-            warnings.push(format!(
-                "the CPython whose `type` is at {place}: the type of code objects was not found, so the frames can't be read"
-            ));
+            let what = "the type of code objects was not found, so the frames can't be read";
+            warnings.push(warning(diagnostic::Code::NoCodeType, what));
         }
         if self.states.iter().any(|state| !state.is_whole) {
-            warnings.push(format!(
-                "the CPython whose `type` is at {place}: the list of threads has a broken link, so threads may be missing"
-            ));
+            let what = "the list of threads has a broken link, so threads may be missing";
+            warnings.push(warning(diagnostic::Code::BrokenThreadList, what));
         }
         if self.room.load(Ordering::Relaxed) == 0 {
-            warnings.push(format!(
-                "the CPython whose `type` is at {place}: the variables of the last frames are not listed, because there are too many"
-            ));
+            let what = "the variables of the last frames are not listed, because there are too many";
+            warnings.push(warning(diagnostic::Code::VariablesLeftOut, what));
         }
         warnings
     }
