@@ -21,15 +21,15 @@ pub struct Process {
 pub struct Model {
     case: Case,
     recovery: Arc<Recovery>,
-    /// Its place in the recovery: of the process, and in that.
-    place: (usize, usize),
+    /// The index of its process, and its own within that process.
+    indices: (usize, usize),
 }
 
 /// A tensor of a network.
 #[derive(Clone)]
 pub struct Tensor {
     model: Model,
-    place: usize,
+    index: usize,
 }
 
 /// Why the bytes of a tensor can't be had.
@@ -82,9 +82,9 @@ impl Process {
     pub fn models(&self) -> Result<Vec<Model>, CaseError> {
         let recovery = self.case.recovery()?;
         let here = recovery.processes.iter().enumerate().filter(|(_, process)| process.root == self.root());
-        let places = here.flat_map(|(index, process)| (0..process.models.len()).map(move |model| (index, model)));
-        let model = |place| Model { case: self.case.clone(), recovery: Arc::clone(&recovery), place };
-        Ok(places.map(model).collect())
+        let indices = here.flat_map(|(index, process)| (0..process.models.len()).map(move |model| (index, model)));
+        let model = |indices| Model { case: self.case.clone(), recovery: Arc::clone(&recovery), indices };
+        Ok(indices.map(model).collect())
     }
 }
 
@@ -101,14 +101,14 @@ impl Model {
 
     /// The process that it was found in first.
     pub fn process(&self) -> &recover::Process {
-        #[expect(clippy::indexing_slicing, reason = "the place is from this list, which does not change")]
-        &self.recovery.processes[self.place.0]
+        #[expect(clippy::indexing_slicing, reason = "the index is from this list, which does not change")]
+        &self.recovery.processes[self.indices.0]
     }
 
     /// All that is known of it.
     pub fn data(&self) -> &model::Model {
-        #[expect(clippy::indexing_slicing, reason = "the place is from this list, which does not change")]
-        &self.process().models[self.place.1]
+        #[expect(clippy::indexing_slicing, reason = "the index is from this list, which does not change")]
+        &self.process().models[self.indices.1]
     }
 
     /// `m0`, `m1`, … as in the output folder.
@@ -123,15 +123,15 @@ impl Model {
 
     /// The tensors of its modules, in the order of `state_dict()`.
     pub fn tensors(&self) -> impl Iterator<Item = Tensor> {
-        (0..self.data().tensors.len()).map(|place| Tensor { model: self.clone(), place })
+        (0..self.data().tensors.len()).map(|index| Tensor { model: self.clone(), index })
     }
 }
 
 impl Tensor {
     /// All that is known of it.
     pub fn data(&self) -> &NamedTensor {
-        #[expect(clippy::indexing_slicing, reason = "the place is from this list, which does not change")]
-        &self.model.data().tensors[self.place]
+        #[expect(clippy::indexing_slicing, reason = "the index is from this list, which does not change")]
+        &self.model.data().tensors[self.index]
     }
 
     /// Its name in `state_dict()`.

@@ -49,7 +49,7 @@ struct Inner {
     identity: OnceLock<Identity>,
     /// What the index could not do.
     notes: Mutex<Vec<Diagnostic>>,
-    choice: Stage<SelectedBackend>,
+    backend: Stage<SelectedBackend>,
     spaces: Stage<Spaces>,
     linux: Stage<Result<Machine, NoMachine>>,
     pythons: Stage<Pythons>,
@@ -87,14 +87,15 @@ impl Case {
 
     /// A case of an opened dump.
     pub fn new(dump: Dump, signatures: Signatures, options: Options) -> Self {
-        let (identity, notes, choice, spaces, linux, pythons, all_objects, python_facts, recovery) = Default::default();
+        let (identity, notes, backend, spaces, linux, pythons, all_objects, python_facts, recovery) =
+            Default::default();
         Self(Arc::new(Inner {
             dump,
             signatures,
             options,
             identity,
             notes,
-            choice,
+            backend,
             spaces,
             linux,
             pythons,
@@ -130,7 +131,7 @@ impl Case {
     /// This computer lacks what was asked for.
     pub fn backend(&self) -> Result<Arc<SelectedBackend>, CaseError> {
         let Inner { dump, signatures, options, .. } = &*self.0;
-        self.0.choice.get(|| Ok(scan::select_backend(&dump.memory, signatures, options.backend)?))
+        self.0.backend.get(|| Ok(scan::select_backend(&dump.memory, signatures, options.backend)?))
     }
 
     /// The address spaces, found in one pass over the dump.

@@ -194,7 +194,7 @@ fn of_machine(dump: &Dump, mmu: &Mmu, signatures: &Signatures, backend: Backend,
     let (mut found, mut discovery) = look(&memory);
     // What lies above a hole that ends at 4 GiB has bit 32 set, which looks like encryption: the better reading counts.
     if dump.format == Format::Raw && (discovery.encryption_bit.is_some() || !discovery.is_convincing()) {
-        match paging::place(&memory, signatures, backend, &discovery) {
+        match paging::infer_ranges(&memory, signatures, backend, &discovery) {
             Placement::AsItIs => {}
             Placement::Ranges(ranges) => {
                 if let Ok(placed) = memory.with_ranges(ranges) {

@@ -10,8 +10,8 @@ use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::report::{columns, printable};
 
 use super::args::LineFormat;
-use super::python::{Documents, ProcessKey, PythonArgs, look};
-use super::{Failure, Outcome, stdout};
+use super::python::{Documents, ProcessKey, PythonArgs};
+use super::{Failure, Outcome, python, stdout};
 
 pub(super) const AFTER: &str = "\
 Examples:
@@ -40,7 +40,7 @@ struct Document {
 }
 
 pub(super) fn run(args: &GcArgs) -> Result<Outcome, Failure> {
-    look(
+    python::run(
         &args.python,
         cpython::collected_types,
         |process, runtime| {

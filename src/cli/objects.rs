@@ -10,8 +10,8 @@ use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::report::{columns, printable};
 
 use super::args::{LineFormat, parse_number};
-use super::python::{Documents, ProcessKey, PythonArgs, look};
-use super::{Failure, Outcome, stdout};
+use super::python::{Documents, ProcessKey, PythonArgs};
+use super::{Failure, Outcome, python, stdout};
 
 pub(super) const AFTER: &str = "\
 Examples:
@@ -87,7 +87,7 @@ impl Found {
 }
 
 pub(super) fn run(args: &ObjectsArgs) -> Result<Outcome, Failure> {
-    look(
+    python::run(
         &args.python,
         |interpreter, _| match args.what.modules || args.what.address.is_some() {
             true => cpython::wanted_types(interpreter),

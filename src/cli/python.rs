@@ -70,7 +70,7 @@ impl<T> Documents<T> {
 /// Finds the interpreters of a dump, calls `describe` for each requested process, and prints the results with `print`.
 ///
 /// `wanted` chooses the types whose instances are needed.
-pub(in crate::cli) fn look<T: Send>(
+pub(in crate::cli) fn run<T: Send>(
     args: &PythonArgs,
     wanted: impl Fn(&Interpreter, &[RuntimeLayout]) -> BTreeSet<VirtAddr> + Sync + Send,
     describe: impl Fn(ProcessKey, &Runtime<'_>) -> (T, Vec<Diagnostic>) + Sync,

@@ -8,8 +8,8 @@ use tensorcarve::cpython::{self, Frame, GeneratorState, Suspended, SuspendedKind
 use tensorcarve::report::printable;
 
 use super::args::LineFormat;
-use super::python::{Documents, ProcessKey, PythonArgs, look};
-use super::{Failure, Outcome, stdout};
+use super::python::{Documents, ProcessKey, PythonArgs};
+use super::{Failure, Outcome, python, stdout};
 
 pub(super) const AFTER: &str = "\
 Examples:
@@ -40,7 +40,7 @@ struct Document {
 }
 
 pub(super) fn run(args: &StackArgs) -> Result<Outcome, Failure> {
-    look(
+    python::run(
         &args.python,
         |interpreter, _| cpython::wanted_types(interpreter),
         |process, runtime| {

@@ -98,8 +98,8 @@ fn write_all(
 ) -> Result<(), OutputError> {
     let models =
         || recovery.processes.iter().flat_map(|process| process.models.iter().map(move |model| (process, model)));
-    let others = others::plan(recovery);
-    let of_models = models().map(|(_, model)| weights::size(&plan::plan(model)));
+    let others = others::planned(recovery);
+    let of_models = models().map(|(_, model)| weights::size(&plan::plan_model(model)));
     let total = of_models.fold(weights::size(&others), u64::saturating_add);
     observer.begin(Phase::Write, total);
     folder.reserve(total)?;
@@ -127,7 +127,7 @@ fn write_model(
     observer: &dyn Observer,
 ) -> Result<(), OutputError> {
     let space = process.space(&recovery.memory, &recovery.mmu);
-    let planned = plan::plan(model);
+    let planned = plan::plan_model(model);
     let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> = planned.iter().map(|planned| (planned, &space as _)).collect();
     weights::write(folder, &Place::Model(&model.id), &WeightFile::OF_MODEL, &here, observer)?;
     let held = others::held_by(recovery, model);
@@ -158,7 +158,7 @@ pub fn is_whole(recovery: &Recovery) -> bool {
 
 /// Whether `load.py` of a model can load all weights without `--partial`.
 pub fn is_loadable(model: &Model) -> bool {
-    let planned = plan::plan(model);
+    let planned = plan::plan_model(model);
     let mut tensors = planned.iter().take(model.tensors.len());
     model.problems.is_empty() && tensors.all(|planned| planned.status() == Status::Complete)
 }

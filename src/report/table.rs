@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::plan::plan;
+use super::plan::plan_model;
 use super::rows::{Totals, is_whole};
 use crate::model::{Model, Status};
 use crate::recover::{Process, Recovery};
@@ -85,7 +85,7 @@ fn empty_row(process: &Process) -> Vec<String> {
 /// The state of a model in a few words.
 fn status(model: &Model) -> String {
     let words = [(Status::Partial, "partial"), (Status::Missing, "missing"), (Status::Device, "on a device")];
-    let planned = plan(model);
+    let planned = plan_model(model);
     let of_modules = || planned.iter().take(model.tensors.len());
     let mut parts: Vec<String> = words
         .into_iter()

@@ -80,7 +80,7 @@ impl<'i> Runtime<'i> {
         let names = TypeNames::new(interpreter, &modules);
         let code = names.find("code").or_else(|| code_type(&objects, &layout, &modules, &names));
         let types = code.map(|code| KnownTypes { code, cell: names.find("cell") });
-        let layout = types.map_or(layout.clone(), |types| choose(objects, types, &states, layout, tables));
+        let layout = types.map_or(layout.clone(), |types| select_layout(objects, types, &states, layout, tables));
         let repr = Repr::new(interpreter, &modules, &layout);
         let qualnames = match layout.code_qualname {
             Some(_) => HashMap::new(),
@@ -171,14 +171,14 @@ impl<'i> Runtime<'i> {
 fn own_layout(interpreter: &Interpreter, tables: &[RuntimeLayout]) -> Option<RuntimeLayout> {
     let own = tables.iter().find(|table| table.version == interpreter.layout.version);
     let mut layout = own.or(tables.last())?.clone();
-    for (number, value) in interpreter.told.iter().flat_map(|told| told.numbers()) {
+    for (number, value) in interpreter.debug_offsets.iter().flat_map(|offsets| offsets.numbers()) {
         layout.set(number, Some(*value));
     }
     Some(layout)
 }
 
 /// The layout that reads frames: its own or, if that reads none, the layout of the version that reads most.
-fn choose(
+fn select_layout(
     objects: Objects<'_>,
     types: KnownTypes,
     states: &[State],
