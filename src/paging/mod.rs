@@ -1,7 +1,7 @@
 //! Address spaces, reconstructed from the page tables that lie in the dump, or the one that a process image is.
 //!
 //! [`discover`] finds the roots without any knowledge of the operating system, [`AddressSpace`]
-//! reads through one of them, [`ReverseMap`] goes the other way. [`place`] helps where a file lacks the addresses.
+//! reads through one of them, [`ReverseMap`] goes the other way. [`infer_ranges`] helps where a file lacks the addresses.
 
 mod absent;
 mod cached;
