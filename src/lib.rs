@@ -12,8 +12,8 @@
 //!                    frame classes    reverse map                      and holes     tensors
 //! ```
 //!
-//! A room (module) only uses the rooms to its left, and two more: [`signature`], which says what to search for, as
-//! data, and [`addr`], physical and virtual addresses as types. [`recover`] runs all rooms in order. The command line
+//! A room (module) only uses the rooms to its left, and three more: [`signature`], which says what to search for, as
+//! data, [`addr`], physical and virtual addresses as types, and [`diagnostic`], warnings as data. [`recover`] runs all rooms in order. The command line
 //! is a separate crate that only calls this library.
 //!
 //! [`dump`] detects the format of a file by content, unpacks it if necessary, and maps it: sorted ranges of physical
@@ -47,6 +47,7 @@
 //! ```
 //! use tensorcarve::Case;
 //!
+//! # let (mut layers, mut is_in_pdb) = (0, false);
 //! let case = Case::open("tests/data/cifar10-pdb.lime.zst")?;
 //! for process in case.processes()? {
 //!     for model in process.models()? {
@@ -60,11 +61,21 @@
 //!         # assert!(out.join("models/m0/model.safetensors").exists());
 //!     }
 //!     for python in process.interpreters()? {
-//!         for layer in python.types("torch.nn.modules.linear.Linear") {
-//!             println!("{:?}", python.objects().mro(layer)?);
+//!         for object in python.instances("torch.nn.modules.linear.Linear")? {
+//!             let attributes = object.attributes()?;
+//!             println!("{attributes:?}");
+//!             # assert!(attributes.iter().any(|attribute| attribute.name == "in_features"));
+//!             # layers += 1;
+//!         }
+//!         for thread in python.threads()? {
+//!             for frame in thread.frames() {
+//!                 println!("{frame}");
+//!                 # is_in_pdb |= frame.to_string().ends_with("in Bdb.dispatch_line");
+//!             }
 //!         }
 //!     }
 //! }
+//! # assert!(layers > 0 && is_in_pdb);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -81,6 +92,7 @@ extern crate self as tensorcarve; // what tests/ and the tests here share names 
 pub mod addr;
 pub mod case;
 pub mod cpython;
+pub mod diagnostic;
 mod digest;
 pub mod dump;
 pub mod linux;

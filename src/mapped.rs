@@ -4,29 +4,30 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::addr::PhysAddr;
+use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::{Absence, FileMapping, FilledFile, PhysicalMemory};
 use crate::model::NamedTensor;
 use crate::recover::Process;
 use crate::words;
 
-/// Maximum number of files per model that get a sentence of their own.
+/// Maximum number of files per model that get a warning of their own.
 const MAX_FILES: usize = 8;
 
-/// Sentences about the tensors of each model, and about tensors outside any model, one per mapped file.
-pub(crate) fn sentences(memory: &PhysicalMemory, processes: &[Process]) -> Vec<String> {
+/// Warnings about the tensors of each model, and about tensors outside any model, one per mapped file.
+pub(crate) fn warnings(memory: &PhysicalMemory, processes: &[Process]) -> Vec<Diagnostic> {
     // A machine has none; what its processes had mapped is in the page cache.
     if memory.mappings().files().is_empty() {
         return Vec::new();
     }
-    let mut sentences = Vec::new();
+    let mut warnings = Vec::new();
     for process in processes {
         for model in &process.models {
-            sentences.extend(of_tensors(memory, &model.id, "tensor", "tensors", model.all_tensors()));
+            warnings.extend(of_tensors(memory, &model.id, "tensor", "tensors", model.all_tensors()));
         }
         let others = process.others.found.iter().map(|other| &other.tensor);
-        sentences.extend(of_tensors(memory, "outside any model", "tensor or array", "tensors or arrays", others));
+        warnings.extend(of_tensors(memory, "outside any model", "tensor or array", "tensors or arrays", others));
     }
-    sentences
+    warnings
 }
 
 fn of_tensors<'t>(
@@ -35,7 +36,7 @@ fn of_tensors<'t>(
     one: &str,
     many: &str,
     tensors: impl Iterator<Item = &'t NamedTensor>,
-) -> Vec<String> {
+) -> Vec<Diagnostic> {
     let counted = |count: usize| format!("{whose}: {}", words::counted(count, one, many));
     let mut missing: BTreeMap<&Path, (usize, u64, &FileMapping)> = BTreeMap::new();
     let mut filled: BTreeMap<&str, usize> = BTreeMap::new();
@@ -67,7 +68,7 @@ fn of_tensors<'t>(
         all_filled += usize::from(!files.is_empty());
         files.into_iter().for_each(|file| *filled.entry(file).or_default() += 1);
     }
-    let mut sentences: Vec<String> = Vec::new();
+    let mut warnings: Vec<Diagnostic> = Vec::new();
     let lie = |count: usize| format!("{} {}", counted(count), if count == 1 { "lies" } else { "lie" });
     let were = |count: usize| format!("{} {}", counted(count), if count == 1 { "was" } else { "were" });
     let files = missing.len();
@@ -77,30 +78,31 @@ fn of_tensors<'t>(
         if let Some((_, first, mapping)) = missing.next() {
             let what = lie(all_missing);
             let what = format!("{what} in {files} mapped files (the reason of each hole names its file); the first");
-            sentences.push(memory.mappings().advise(&format!("{what} lies"), mapping, first));
+            warnings.push(memory.mappings().missing_bytes(&format!("{what} lies"), mapping, first));
         }
     } else {
-        let own = missing.map(|(count, first, mapping)| memory.mappings().advise(&lie(count), mapping, first));
-        sentences.extend(own);
+        let own = missing.map(|(count, first, mapping)| memory.mappings().missing_bytes(&lie(count), mapping, first));
+        warnings.extend(own);
     }
     if filled.len() > MAX_FILES {
         let files = filled.len();
-        sentences.push(format!(
+        let message = format!(
             "{} filled from {files} files that were given for mapped files: recovery.json lists their hashes and how \
              many bytes of each could be checked",
             were(all_filled)
-        ));
-        return sentences;
+        );
+        warnings.push(Diagnostic::new(Code::BytesFromFile, None, message));
+        return warnings;
     }
     for (recorded, count) in filled {
         let given = memory.files().iter().find(|file| file.recorded.to_string_lossy() == recorded);
-        sentences.extend(given.map(|file| from_file(&were(count), recorded, file)));
+        warnings.extend(given.map(|file| from_file(&were(count), recorded, file)));
     }
-    sentences
+    warnings
 }
 
-/// The sentence about tensors whose bytes are not from the dump.
-fn from_file(what: &str, recorded: &str, file: &FilledFile) -> String {
+/// The note about tensors whose bytes are not from the dump.
+fn from_file(what: &str, recorded: &str, file: &FilledFile) -> Diagnostic {
     let FilledFile { local, size, sha256, agreed, unmapped, .. } = file;
     let check = match agreed {
         0 => "the process image has nothing to check it against, so it may have changed since the capture".to_owned(),
@@ -111,7 +113,8 @@ fn from_file(what: &str, recorded: &str, file: &FilledFile) -> String {
         more => format!("{check}; it is {more} bytes longer than the process had mapped"),
     };
     let local = local.display();
-    format!(
+    let message = format!(
         "{what} filled from {local} ({size} bytes, SHA-256 {sha256}), given for the mapped file {recorded}: {check}"
-    )
+    );
+    Diagnostic::new(Code::BytesFromFile, None, message)
 }

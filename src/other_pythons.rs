@@ -6,6 +6,7 @@ use memchr::memmem::Finder;
 
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::cpython::{Candidate, field};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::paging::{AddressSpace, Mapping, VirtualMemory};
 use crate::scan::Hit;
 use crate::signature::{Layout, Signatures};
@@ -62,25 +63,33 @@ impl fmt::Display for OtherPython {
 
 impl OtherPython {
     /// The warning that it was found, and why it can't be read.
-    pub(crate) fn warning(&self) -> String {
+    pub(crate) fn warning(&self) -> Diagnostic {
         let place = self.root.map_or("the process".to_owned(), |root| format!("the address space {root}"));
         let at = self.evidence;
-        match self.kind {
-            OtherPythonKind::Python2 => {
+        let (code, message) = match self.kind {
+            OtherPythonKind::Python2 => (
+                Code::UnsupportedPython,
                 format!(
                     "{self} runs in {place} (its `type` is at {at}): CPython 2 is not supported, so nothing of it is \
                      read"
-                )
-            }
-            OtherPythonKind::Pypy => format!(
-                "{self} runs in {place} (its module name `__pypy__` is at {at}): PyPy is not supported, so nothing of \
+                ),
+            ),
+            OtherPythonKind::Pypy => (
+                Code::UnsupportedPython,
+                format!(
+                    "{self} runs in {place} (its module name `__pypy__` is at {at}): PyPy is not supported, so nothing of \
                  it is read"
+                ),
             ),
-            OtherPythonKind::UnreadableCpython => format!(
-                "{self} runs in {place} (its `type` is at {at}): either no layout file fits and none could be \
+            OtherPythonKind::UnreadableCpython => (
+                Code::UnreadablePython,
+                format!(
+                    "{self} runs in {place} (its `type` is at {at}): either no layout file fits and none could be \
                  inferred, or too much of its memory is not in the dump; its models are not recovered"
+                ),
             ),
-        }
+        };
+        Diagnostic::new(code, Some(at.into()), message)
     }
 
     /// An interpreter whose classes no layout can read.

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::case::{CaseError, Pythons, Spaces};
 use crate::cpython::{self, Builtins, Holders, Interpreter, LayoutScore, LayoutSource, Modules, Objects};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, PhysicalMemory, ProcessImage};
 use crate::linux::Machine;
@@ -50,7 +51,7 @@ pub struct Recovery {
     /// Pythons that run but can't be read.
     pub other_pythons: Vec<OtherPython>,
     /// Warnings for the analyst.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Diagnostic>,
 }
 
 /// A Python process.
@@ -143,7 +144,7 @@ pub(crate) fn models(
     observer: &dyn Observer,
 ) -> Result<Recovery, CaseError> {
     let memory: &PhysicalMemory = &spaces.memory;
-    let mut warnings: Vec<String> = spaces.warnings.iter().chain(&pythons.warnings).cloned().collect();
+    let mut warnings: Vec<Diagnostic> = spaces.warnings.iter().chain(&pythons.warnings).cloned().collect();
     let mut processes = self::processes(signatures, pythons)?;
     if let Addresses::Virtual(ProcessImage { pid, comm }) = &dump.addresses {
         for process in &mut processes {
@@ -175,7 +176,7 @@ pub(crate) fn models(
     join_sightings(&mut processes);
     join_others(&mut processes);
     warnings.extend(processes.iter_mut().flat_map(|process| std::mem::take(&mut process.others.warnings)));
-    warnings.extend(mapped::sentences(memory, &processes));
+    warnings.extend(mapped::warnings(memory, &processes));
     Ok(Recovery {
         memory: Arc::clone(&spaces.memory),
         mmu: Arc::clone(&spaces.mmu),
@@ -316,51 +317,57 @@ fn frameworks(objects: &Objects<'_>, modules: &Modules) -> Vec<Framework> {
 }
 
 /// A warning if no layout file reads the tensors of a process, or if several do and disagree.
-fn without_table(process: &Process) -> Option<String> {
+fn without_table(process: &Process) -> Option<Diagnostic> {
     let place = process.type_object.0;
+    let warning = |code, message| Diagnostic::new(code, Some(place.into()), message);
     let Some((score, _)) = &process.torch_layout else {
         let tensors: usize = process.models.iter().map(|model| model.tensors.len()).sum();
         return (tensors > 0).then(|| {
-            format!(
+            let message = format!(
                 "no layout file fits the PyTorch of the process with `type` at {place}, and none could be inferred \
                  from its {tensors} tensors"
-            )
+            );
+            warning(Code::NoTensorLayout, message)
         });
     };
     let TensorScore { readable, tried, others, version, inferred, changes, rivals, .. } = score;
     if *inferred {
-        return Some(format!(
+        let message = format!(
             "no layout file fits the PyTorch of the process with `type` at {place}: a layout inferred from the one \
              for {version} ({} changed) reads {readable} of {tried} tensors; recovery.json lists the changes",
             counted(changes.len(), "number", "numbers")
-        ));
+        );
+        return Some(warning(Code::InferredTensorLayout, message));
     }
     if !rivals.is_empty() {
-        return Some(format!(
+        let message = format!(
             "the layouts for PyTorch {version} and {} fit the tensors of the process with `type` at {place} equally \
              well: what they read differently is left out",
             rivals.join(" and ")
-        ));
+        );
+        return Some(warning(Code::UndecidedLayout, message));
     }
     (*readable + *others == 0 && *tried > 0).then(|| {
-        format!(
+        let message = format!(
             "no layout file reads any of the {tried} tensors of the process with `type` at {place}, and they are too \
              few or too damaged to infer a layout; each tensor's problem is stated according to the layout for \
              {version}, the nearest to its PyTorch version"
-        )
+        );
+        warning(Code::NoTensorLayout, message)
     })
 }
 
 /// Says so if the layout of an interpreter is no known one.
-fn inferred_python(process: &Process) -> Option<String> {
+fn inferred_python(process: &Process) -> Option<Diagnostic> {
     let LayoutScore { version, source, changes, readable, sampled, .. } = &process.python_layout.0;
     (*source == LayoutSource::Inferred).then(|| {
-        format!(
+        let message = format!(
             "no layout file fits the CPython with `type` at {}: a layout inferred from the one for {version} ({} \
              changed) reads {readable} of {sampled} classes; recovery.json lists the changes",
             process.type_object.0,
             counted(changes.len(), "number", "numbers")
-        )
+        );
+        Diagnostic::new(Code::InferredPythonLayout, Some(process.type_object.0.into()), message)
     })
 }
 

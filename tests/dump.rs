@@ -7,6 +7,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use tensorcarve::addr::PhysAddr;
+use tensorcarve::diagnostic::Code;
 use tensorcarve::dump::{
     self, Addresses, Compression, Dump, DumpError, DumpErrorKind, Format, OpenOptions, ProcessImage,
 };
@@ -140,7 +141,7 @@ fn anything_without_a_mark_is_raw() {
         assert_eq!(dump.memory.bytes(PhysAddr(0), 8192), Some(&bytes[..]));
     }
     let odd = open_bytes(&[0; 5000]).unwrap();
-    assert!(odd.warnings[0].contains("904 bytes into a 4096-byte page"), "{:?}", odd.warnings);
+    assert!(odd.warnings[0].message.contains("904 bytes into a 4096-byte page"), "{:?}", odd.warnings);
 }
 
 #[test]
@@ -231,10 +232,14 @@ fn parts_of_a_split_file_are_said_to_be_parts() {
     }
     let first = open(&parts[0]).unwrap();
     assert_eq!((first.format, first.damaged), (Format::Lime, true));
-    assert!(first.warnings.iter().any(|said| said.contains("the first part")), "{:?}", first.warnings);
+    assert!(first.warnings.iter().any(|said| said.message.contains("the first part")), "{:?}", first.warnings);
     let second = open(&parts[1]).unwrap();
     assert_eq!(second.format, Format::Raw);
-    assert!(second.warnings.iter().any(|said| said.contains("memory.lime.001 is next to it")), "{:?}", second.warnings);
+    assert!(
+        second.warnings.iter().any(|said| said.message.contains("memory.lime.001 is next to it")),
+        "{:?}",
+        second.warnings
+    );
     fs::write(&parts[0], &whole).unwrap();
     assert!(open(&parts[0]).unwrap().warnings.is_empty());
 }
@@ -245,8 +250,9 @@ fn a_lime_dump_cut_in_a_range_is_used_as_far_as_it_goes() {
     let dump = open_bytes(&whole[..whole.len() - 1000]).unwrap();
     assert!(dump.damaged);
     assert_eq!(dump.memory.size(), 16384 - 1000);
-    assert!(dump.warnings[0].contains("1000 bytes too short"), "{:?}", dump.warnings);
-    assert!(dump.warnings[0].contains("0x101c18"), "{:?}", dump.warnings);
+    assert!(dump.warnings[0].message.contains("1000 bytes too short"), "{:?}", dump.warnings);
+    let cut = (dump.warnings[0].code, dump.warnings[0].address);
+    assert_eq!(cut, (Code::CutOff, Some(PhysAddr(0x101c18).into())));
 }
 
 #[test]
@@ -257,7 +263,7 @@ fn a_lime_range_that_ends_before_it_starts_costs_what_follows() {
     assert!(dump.damaged);
     assert_eq!((dump.memory.size(), dump.memory.bytes(PhysAddr(0x1000), 8192)), (8192, lime().get(32..32 + 8192)));
     for word in ["8224 bytes", "0x2020", "0x100000", "0xf0000"] {
-        assert!(dump.warnings[0].contains(word), "no {word} in {:?}", dump.warnings);
+        assert!(dump.warnings[0].message.contains(word), "no {word} in {:?}", dump.warnings);
     }
     // As the first, there is nothing to use.
     let reason = refused(&file[8224..], &["offset 0x0", "0x100000", "0xf0000"]);

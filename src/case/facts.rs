@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::index::Kept;
 use crate::addr::PhysAddr;
+use crate::diagnostic::Diagnostic;
 use crate::other_pythons::OtherPython;
 use crate::recover::{Framework, Process};
 
@@ -13,7 +14,7 @@ pub struct PythonFacts {
     /// One for each interpreter.
     pub interpreters: Vec<InterpreterFacts>,
     /// Warnings for the analyst.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Diagnostic>,
 }
 
 /// What is known of one interpreter.
@@ -31,11 +32,11 @@ pub struct InterpreterFacts {
 
 impl Kept for PythonFacts {
     const NAME: &'static str = "pythons";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }
 
 impl PythonFacts {
-    pub(super) fn new(processes: &[Process], others: &[OtherPython], warnings: &[String]) -> Self {
+    pub(super) fn new(processes: &[Process], others: &[OtherPython], warnings: &[Diagnostic]) -> Self {
         let readable = processes.iter().map(|process| InterpreterFacts {
             root: process.root,
             version: process.python_version.clone(),

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Case, CaseError, Pythons};
-use crate::addr::{PhysAddr, VirtAddr};
-use crate::cpython::{Interpreter, Objects};
+use super::{Case, CaseError};
+use crate::addr::PhysAddr;
 use crate::model::{self, NamedTensor, Status};
 use crate::paging::AddressSpace;
 use crate::recover::{self, Recovery};
@@ -22,22 +21,15 @@ pub struct Process {
 pub struct Model {
     case: Case,
     recovery: Arc<Recovery>,
-    /// Its place in the recovery: of the process, and in that.
-    place: (usize, usize),
+    /// The index of its process, and its own within that process.
+    indices: (usize, usize),
 }
 
 /// A tensor of a network.
 #[derive(Clone)]
 pub struct Tensor {
     model: Model,
-    place: usize,
-}
-
-/// A Python interpreter in a process.
-#[derive(Clone)]
-pub struct Python {
-    pythons: Arc<Pythons>,
-    place: usize,
+    index: usize,
 }
 
 /// Why the bytes of a tensor can't be had.
@@ -68,6 +60,11 @@ impl Case {
 }
 
 impl Process {
+    /// The case that it belongs to.
+    pub fn case(&self) -> &Case {
+        &self.case
+    }
+
     /// Its address space.
     pub fn space(&self) -> &AddressSpace {
         &self.space
@@ -85,20 +82,9 @@ impl Process {
     pub fn models(&self) -> Result<Vec<Model>, CaseError> {
         let recovery = self.case.recovery()?;
         let here = recovery.processes.iter().enumerate().filter(|(_, process)| process.root == self.root());
-        let places = here.flat_map(|(index, process)| (0..process.models.len()).map(move |model| (index, model)));
-        let model = |place| Model { case: self.case.clone(), recovery: Arc::clone(&recovery), place };
-        Ok(places.map(model).collect())
-    }
-
-    /// The Python interpreters that run in it.
-    ///
-    /// # Errors
-    /// As for [`Case::spaces`].
-    pub fn interpreters(&self) -> Result<Vec<Python>, CaseError> {
-        let pythons = self.case.pythons()?;
-        let all = pythons.interpreters.iter().enumerate();
-        let here = all.filter(|(_, interpreter)| interpreter.space().root() == self.root());
-        Ok(here.map(|(place, _)| Python { pythons: Arc::clone(&pythons), place }).collect())
+        let indices = here.flat_map(|(index, process)| (0..process.models.len()).map(move |model| (index, model)));
+        let model = |indices| Model { case: self.case.clone(), recovery: Arc::clone(&recovery), indices };
+        Ok(indices.map(model).collect())
     }
 }
 
@@ -115,14 +101,14 @@ impl Model {
 
     /// The process that it was found in first.
     pub fn process(&self) -> &recover::Process {
-        #[expect(clippy::indexing_slicing, reason = "the place is from this list, which does not change")]
-        &self.recovery.processes[self.place.0]
+        #[expect(clippy::indexing_slicing, reason = "the index is from this list, which does not change")]
+        &self.recovery.processes[self.indices.0]
     }
 
     /// All that is known of it.
     pub fn data(&self) -> &model::Model {
-        #[expect(clippy::indexing_slicing, reason = "the place is from this list, which does not change")]
-        &self.process().models[self.place.1]
+        #[expect(clippy::indexing_slicing, reason = "the index is from this list, which does not change")]
+        &self.process().models[self.indices.1]
     }
 
     /// `m0`, `m1`, … as in the output folder.
@@ -137,15 +123,15 @@ impl Model {
 
     /// The tensors of its modules, in the order of `state_dict()`.
     pub fn tensors(&self) -> impl Iterator<Item = Tensor> {
-        (0..self.data().tensors.len()).map(|place| Tensor { model: self.clone(), place })
+        (0..self.data().tensors.len()).map(|index| Tensor { model: self.clone(), index })
     }
 }
 
 impl Tensor {
     /// All that is known of it.
     pub fn data(&self) -> &NamedTensor {
-        #[expect(clippy::indexing_slicing, reason = "the place is from this list, which does not change")]
-        &self.model.data().tensors[self.place]
+        #[expect(clippy::indexing_slicing, reason = "the index is from this list, which does not change")]
+        &self.model.data().tensors[self.index]
     }
 
     /// Its name in `state_dict()`.
@@ -202,26 +188,5 @@ impl Tensor {
         let data = self.data();
         let reason = data.problem.clone().unwrap_or(reason);
         BytesError::NotComplete { name: data.name.clone(), reason }
-    }
-}
-
-impl Python {
-    /// The interpreter: its types, its layout, and a reader of its objects.
-    pub fn data(&self) -> &Interpreter {
-        #[expect(clippy::indexing_slicing, reason = "the place is from this list, which does not change")]
-        &self.pythons.interpreters[self.place]
-    }
-
-    /// A reader of its objects.
-    pub fn objects(&self) -> Objects<'_> {
-        self.data().objects()
-    }
-
-    /// The type of that full name (`module.qualname`), which a class statement made.
-    pub fn types(&self, name: &str) -> Vec<VirtAddr> {
-        // A qualified name may have dots as well: each of them could end the module's.
-        let splits = name.match_indices('.').map(|(dot, _)| (name.get(..dot), name.get(dot + 1..)));
-        let names = splits.filter_map(|(module, qualname)| Some((module?, qualname?)));
-        names.flat_map(|(module, qualname)| self.data().heap_type(module, qualname)).collect()
     }
 }

@@ -8,6 +8,7 @@
 mod facts;
 mod handles;
 mod index;
+mod python;
 mod pythons;
 mod spaces;
 mod stage;
@@ -17,7 +18,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::addr::{PhysAddr, VirtAddr};
-use crate::cpython::{self, Interpreter};
+use crate::cpython::{self, Interpreter, RunningInterpreters, RuntimeLayout};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::{self, Dump, DumpError};
 use crate::linux::{self, Machine, NoMachine};
 use crate::progress::{Observer, Phase, Silent};
@@ -27,9 +29,10 @@ use crate::signature::{SignatureError, Signatures};
 use crate::tensor;
 
 pub use facts::{InterpreterFacts, PythonFacts};
-pub use handles::{BytesError, Model, Process, Python, Tensor};
+pub use handles::{BytesError, Model, Process, Tensor};
 pub use index::Index;
 use index::{Identity, Kept};
+pub use python::{Object, Python};
 pub use pythons::Pythons;
 pub use spaces::Spaces;
 use stage::Stage;
@@ -45,11 +48,12 @@ struct Inner {
     /// By what the index knows the dump.
     identity: OnceLock<Identity>,
     /// What the index could not do.
-    notes: Mutex<Vec<String>>,
-    choice: Stage<SelectedBackend>,
+    notes: Mutex<Vec<Diagnostic>>,
+    backend: Stage<SelectedBackend>,
     spaces: Stage<Spaces>,
     linux: Stage<Result<Machine, NoMachine>>,
     pythons: Stage<Pythons>,
+    all_objects: Stage<RunningInterpreters>,
     python_facts: Stage<PythonFacts>,
     recovery: Stage<Recovery>,
 }
@@ -83,28 +87,31 @@ impl Case {
 
     /// A case of an opened dump.
     pub fn new(dump: Dump, signatures: Signatures, options: Options) -> Self {
-        let (identity, notes, choice, spaces, linux, pythons, python_facts, recovery) = Default::default();
+        let (identity, notes, backend, spaces, linux, pythons, all_objects, python_facts, recovery) =
+            Default::default();
         Self(Arc::new(Inner {
             dump,
             signatures,
             options,
             identity,
             notes,
-            choice,
+            backend,
             spaces,
             linux,
             pythons,
+            all_objects,
             python_facts,
             recovery,
         }))
     }
 
-    /// What a user should know of the index, in words: results do not depend on it.
-    pub fn notes(&self) -> Vec<String> {
+    /// What a user should know of the index: results do not depend on it.
+    pub fn notes(&self) -> Vec<Diagnostic> {
         self.0.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn note(&self, note: String) {
+    fn note(&self, message: String, hint: Option<String>) {
+        let note = Diagnostic { hint, ..Diagnostic::new(Code::IndexUnusable, None, message) };
         self.0.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
     }
 
@@ -124,7 +131,7 @@ impl Case {
     /// This computer lacks what was asked for.
     pub fn backend(&self) -> Result<Arc<SelectedBackend>, CaseError> {
         let Inner { dump, signatures, options, .. } = &*self.0;
-        self.0.choice.get(|| Ok(scan::select_backend(&dump.memory, signatures, options.backend)?))
+        self.0.backend.get(|| Ok(scan::select_backend(&dump.memory, signatures, options.backend)?))
     }
 
     /// The address spaces, found in one pass over the dump.
@@ -152,7 +159,7 @@ impl Case {
     fn load<T: Kept>(&self) -> Option<T> {
         let (index, identity) = self.index()?;
         index.load(identity).unwrap_or_else(|note| {
-            self.note(note);
+            self.note(note, None);
             None
         })
     }
@@ -162,7 +169,7 @@ impl Case {
         if let Some((index, identity)) = self.index()
             && let Err(error) = index.store(identity, output)
         {
-            self.note(format!("the index could not be written ({error}); see --index"));
+            self.note(format!("the index could not be written ({error})"), Some("see --index".to_owned()));
         }
     }
 
@@ -209,18 +216,30 @@ impl Case {
         })
     }
 
-    /// The interpreters with the instances of the types that `wanted` picks, instead of those that models are made of. They
-    /// are not kept.
+    /// The interpreters with their running states and the instances of the types that `wanted` picks, and warnings for the
+    /// analyst. They are not kept. `wanted` is also given the layouts of running states.
     ///
     /// # Errors
     /// As for [`Case::spaces`].
-    pub fn pythons_with(
+    pub fn running_interpreters(
         &self,
-        wanted: impl Fn(&Interpreter) -> BTreeSet<VirtAddr> + Sync,
-    ) -> Result<Pythons, CaseError> {
+        wanted: impl Fn(&Interpreter, &[RuntimeLayout]) -> BTreeSet<VirtAddr> + Sync,
+    ) -> Result<(RunningInterpreters, Vec<Diagnostic>), CaseError> {
         let Inner { signatures, options, .. } = &*self.0;
         let (spaces, backend) = (self.spaces()?, self.backend()?.backend);
-        Pythons::find(&spaces, signatures, backend, wanted, &*options.observer)
+        let tables = cpython::runtime_layouts(signatures)?;
+        let wanted = |interpreter: &Interpreter| wanted(interpreter, &tables);
+        let Pythons { interpreters, sweeper, warnings, .. } =
+            Pythons::find(&spaces, signatures, backend, wanted, &*options.observer)?;
+        let running = RunningInterpreters::find(interpreters, &sweeper, tables);
+        spaces.memory.check()?;
+        Ok((running, warnings))
+    }
+
+    /// The interpreters with their running states and the instances of all types.
+    pub(crate) fn all_objects(&self) -> Result<Arc<RunningInterpreters>, CaseError> {
+        let running = || self.running_interpreters(|interpreter, _| cpython::all_types(interpreter));
+        self.0.all_objects.get(|| Ok(running()?.0))
     }
 
     /// Which Python runs in each process, with which frameworks and how many models. The bytes of tensors are not read.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::{CaseError, Spaces};
 use crate::addr::{FRAME_SIZE, VirtAddr};
 use crate::cpython::{self, Candidate, Interpreter, Layout, Sweeper, UnsoundOffset};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::PhysicalMemory;
 use crate::other_pythons::{self, OtherPython};
 use crate::progress::{Observer, Phase};
@@ -33,7 +34,7 @@ pub struct Pythons {
     /// The layouts of all known versions.
     pub layouts: Vec<Layout>,
     /// Warnings for the analyst.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Diagnostic>,
 }
 
 impl Pythons {
@@ -57,9 +58,10 @@ impl Pythons {
         let types: Vec<Hit> = spaces.hits_of(signatures, |name| name.starts_with(TYPE_SIGNATURE)).collect();
         let (distinct, copies) = spaces.distinct();
         if copies > 0 {
-            warnings.push(format!(
+            let message = format!(
                 "{copies} page-table roots show the same user memory as another: each such memory is searched once"
-            ));
+            );
+            warnings.push(Diagnostic::new(Code::CopiedRoots, None, message));
         }
         let mut candidates = cpython::candidates(memory, &types, &distinct, &layouts);
         let frames: u64 = memory.ranges().iter().map(|range| range.len() / FRAME_SIZE).sum();
@@ -70,13 +72,14 @@ impl Pythons {
         let (sweeper, left_out) = Sweeper::new(memory.searchable(), backend, &candidates, limit);
         let mut left_out = left_out.into_iter().filter_map(|index| candidates.get(index)?.space.root());
         for root in left_out.by_ref().take(MAX_ROOTS_NAMED) {
-            warnings.push(format!("the page tables under {root} map more than the dump can hold: left out"));
+            let message = format!("the page tables under {root} map more than the dump can hold: left out");
+            warnings.push(Diagnostic::new(Code::HostilePageTables, Some(root.into()), message));
         }
         let further = left_out.count();
         if further > 0 {
-            warnings.push(format!(
-                "the page tables under {further} further roots map more than the dump can hold: left out"
-            ));
+            let message =
+                format!("the page tables under {further} further roots map more than the dump can hold: left out");
+            warnings.push(Diagnostic::new(Code::HostilePageTables, None, message));
         }
         let cookies = spaces.hits_of(signatures, |name| name == DEBUG_OFFSETS);
         let unsound = cpython::read_debug_offsets(&mut candidates, cookies, &sweeper, signatures);
@@ -95,10 +98,11 @@ impl Pythons {
 }
 
 /// A warning that an interpreter's own offsets are inconsistent.
-fn unsound_offsets(candidate: &Candidate, (address, reason): &(VirtAddr, UnsoundOffset)) -> String {
-    format!(
+fn unsound_offsets(candidate: &Candidate, (address, reason): &(VirtAddr, UnsoundOffset)) -> Diagnostic {
+    let message = format!(
         "the CPython with `type` at {} is read without its own _Py_DebugOffsets at {address}, which are unsound: \
          {reason}",
         candidate.type_object
-    )
+    );
+    Diagnostic::new(Code::UnsoundDebugOffsets, Some((*address).into()), message)
 }

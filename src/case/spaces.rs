@@ -8,16 +8,17 @@ use serde::{Deserialize, Serialize};
 use super::CaseError;
 use super::index::Kept;
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::{Dump, Format, MemoryRange, PhysicalMemory};
 use crate::paging::{self, AddressSpace, Discovery, Placement, SpaceKind};
 use crate::progress::{Observer, Phase};
 use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
 use crate::signature::{Mmu, Signatures};
 
-/// The warning for a file without headers that can't be placed.
+/// The warning for a file without headers that can't be placed, and its hint.
 const UNPLACED: &str = "more than half of the page tables' targets are outside the file: it was cut off, or written \
-                        without the holes between memory ranges; take the dump in LiME or ELF format, or with the \
-                        holes as zeros";
+                        without the holes between memory ranges";
+const UNPLACED_HINT: &str = "take the dump in LiME or ELF format, or with the holes as zeros";
 
 /// The most hits that are kept in an index: a real dump has some thousands.
 const MAX_KEPT_HITS: usize = 1 << 20;
@@ -38,7 +39,7 @@ pub struct Spaces {
     /// The address spaces of a machine, and how they were found.
     pub discovery: Discovery,
     /// Warnings for the analyst.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Diagnostic>,
     /// Whether they are from the index, so that memory was not searched again.
     pub from_index: bool,
     /// Whether the dump is a process image.
@@ -70,11 +71,12 @@ impl Spaces {
         };
         let Found { memory, found, discovery, mut warnings } = found;
         if found.left_out > 0 {
-            warnings.push(format!(
+            let message = format!(
                 "{} signature matches are left out: a frame holds more than {MAX_HITS_PER_FRAME} of one \
                  signature",
                 found.left_out
-            ));
+            );
+            warnings.push(Diagnostic::new(Code::MatchesLeftOut, None, message));
         }
         memory.check()?;
         let mmu = Arc::new(discovery.rules(mmu));
@@ -161,12 +163,12 @@ pub(super) struct KeptSpaces {
     ranges: Vec<(PhysAddr, PhysAddr, FileOffset)>,
     hits: Vec<Hit>,
     discovery: Discovery,
-    warnings: Vec<String>,
+    warnings: Vec<Diagnostic>,
 }
 
 impl Kept for KeptSpaces {
     const NAME: &'static str = "spaces";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }
 
 /// What was found, while the addresses may still change.
@@ -174,7 +176,7 @@ struct Found {
     memory: PhysicalMemory,
     found: ScanResult,
     discovery: Discovery,
-    warnings: Vec<String>,
+    warnings: Vec<Diagnostic>,
 }
 
 /// Examines the dump of a machine. For a file without headers, the addresses are determined first.
@@ -192,7 +194,7 @@ fn of_machine(dump: &Dump, mmu: &Mmu, signatures: &Signatures, backend: Backend,
     let (mut found, mut discovery) = look(&memory);
     // What lies above a hole that ends at 4 GiB has bit 32 set, which looks like encryption: the better reading counts.
     if dump.format == Format::Raw && (discovery.encryption_bit.is_some() || !discovery.is_convincing()) {
-        match paging::place(&memory, signatures, backend, &discovery) {
+        match paging::infer_ranges(&memory, signatures, backend, &discovery) {
             Placement::AsItIs => {}
             Placement::Ranges(ranges) => {
                 if let Ok(placed) = memory.with_ranges(ranges) {
@@ -203,7 +205,8 @@ fn of_machine(dump: &Dump, mmu: &Mmu, signatures: &Signatures, backend: Backend,
             }
             Placement::Unknown => {
                 discovery.is_unplaced = true;
-                warnings.push(UNPLACED.to_owned());
+                let unplaced = Diagnostic::new(Code::UnknownAddresses, None, UNPLACED.to_owned());
+                warnings.push(Diagnostic { hint: Some(UNPLACED_HINT.to_owned()), ..unplaced });
             }
         }
     }
@@ -212,15 +215,16 @@ fn of_machine(dump: &Dump, mmu: &Mmu, signatures: &Signatures, backend: Backend,
 }
 
 /// The warning with the ranges of a file without headers.
-fn placed_file(memory: &PhysicalMemory) -> String {
+fn placed_file(memory: &PhysicalMemory) -> Diagnostic {
     let ranges = memory.ranges().iter();
     let ranges: Vec<String> =
         ranges.map(|range| format!("{} to {} from file offset {} on", range.start, range.end, range.offset)).collect();
-    format!(
+    let message = format!(
         "file offsets are not physical addresses, because the dump was written without the holes between memory \
          ranges; by its page tables the file holds {}; the rest is left out",
         ranges.join(", and ")
-    )
+    );
+    Diagnostic::new(Code::InferredAddresses, None, message)
 }
 
 /// The one pass over memory.
@@ -230,7 +234,7 @@ fn one_pass(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend, 
 }
 
 /// A warning if most of the dump is one run of zeros, as after a capture that gave up.
-fn zeros(memory: &PhysicalMemory, frames: &FrameClasses) -> Option<String> {
+fn zeros(memory: &PhysicalMemory, frames: &FrameClasses) -> Option<Diagnostic> {
     let mut longest = PhysAddr(0)..PhysAddr(0);
     let mut run = longest.clone();
     for (frame, _) in frames.with(ZERO_FRAME) {
@@ -244,13 +248,14 @@ fn zeros(memory: &PhysicalMemory, frames: &FrameClasses) -> Option<String> {
     }
     let len = longest.end.0 - longest.start.0;
     (len > memory.size() / 2).then(|| {
-        format!(
+        let message = format!(
             "{} to {} ({} of {} MiB) holds only zeros: either this memory was free, or the capture gave up (LiME \
              writes zeros when a page takes longer than its `timeout`; with `timeout=0` it waits)",
             longest.start,
             longest.end,
             len >> 20,
             memory.size() >> 20
-        )
+        );
+        Diagnostic::new(Code::ZeroMemory, Some(longest.start.into()), message)
     })
 }

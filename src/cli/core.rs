@@ -60,7 +60,7 @@ pub(super) fn run(args: &CoreArgs) -> Result<Outcome, Failure> {
             print_message(&summary(&args.output, &core));
         }
         let outcome = if core.is_whole() { Outcome::Found } else { Outcome::Partly };
-        Ok((outcome, [core.problems, core.notices].concat()))
+        Ok((outcome, core.warnings))
     })
 }
 

@@ -6,11 +6,12 @@ use clap::Args;
 use serde::Serialize;
 use tensorcarve::addr::VirtAddr;
 use tensorcarve::cpython::{self, Collector};
+use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::report::{columns, printable};
 
 use super::args::LineFormat;
-use super::python::{Documents, ProcessKey, PythonArgs, look};
-use super::{Failure, Outcome, stdout};
+use super::python::{Documents, ProcessKey, PythonArgs};
+use super::{Failure, Outcome, python, stdout};
 
 pub(super) const AFTER: &str = "\
 Examples:
@@ -39,13 +40,15 @@ struct Document {
 }
 
 pub(super) fn run(args: &GcArgs) -> Result<Outcome, Failure> {
-    look(
+    python::run(
         &args.python,
         cpython::collected_types,
         |process, runtime| {
             let collector = runtime.collector();
-            let warning = (collector.objects == 0)
-                .then(|| format!("{process}: the lists of the garbage collector were not found"));
+            let warning = (collector.objects == 0).then(|| {
+                let message = format!("{process}: the lists of the garbage collector were not found");
+                Diagnostic::new(Code::NoCollectorLists, None, message)
+            });
             (Document { process, collector }, warning.into_iter().collect())
         },
         |documents| print(args.python.format, documents),

@@ -2,12 +2,13 @@
 
 use clap::Args;
 use serde::Serialize;
+use tensorcarve::diagnostic::Diagnostic;
 use tensorcarve::dump::{Compression, Format, MemoryRange};
 use tensorcarve::report::{columns, human_bytes, printable};
 
 use super::args::{InputArgs, PlainFormat, VerbosityArgs};
 use super::progress::{Progress, print_times};
-use super::stderr::print_warnings;
+use super::stderr::print_diagnostics;
 use super::work::open;
 use super::{Failure, Outcome, stdout};
 
@@ -44,7 +45,7 @@ struct Document<'a> {
     memory: u64,
     damaged: bool,
     ranges: &'a [MemoryRange],
-    warnings: &'a [String],
+    warnings: Vec<String>,
 }
 
 pub(super) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
@@ -64,10 +65,10 @@ pub(super) fn run(args: &InfoArgs) -> Result<Outcome, Failure> {
         memory: dump.memory.size(),
         damaged: dump.damaged,
         ranges: dump.memory.ranges(),
-        warnings: &dump.warnings,
+        warnings: dump.warnings.iter().map(Diagnostic::to_string).collect(),
     };
     stdout::print_document(args.format, &document, table)?;
-    print_warnings(dump.warnings.iter().map(String::as_str), &args.verbosity);
+    print_diagnostics(&dump.warnings, &args.verbosity);
     if args.verbosity.verbose {
         print_times(&times);
     }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use tensorcarve::addr::PhysAddr;
 use tensorcarve::case::{Case, PythonFacts};
+use tensorcarve::diagnostic::Diagnostic;
 use tensorcarve::linux::{Machine, NoMachine, Process};
 
 use super::args::{CaseArgs, ProcessArgs};
 use super::progress::{Progress, print_work};
-use super::stderr::print_warnings;
+use super::stderr::print_diagnostics;
 use super::work::{gpu_warning, in_pool};
 use super::{Failure, Outcome};
 
@@ -27,7 +28,7 @@ pub(super) struct Evidence {
 pub(super) fn run(
     args: &CaseArgs,
     with_python: bool,
-    work: impl FnOnce(&Evidence) -> Result<(Outcome, Vec<String>), Failure> + Send,
+    work: impl FnOnce(&Evidence) -> Result<(Outcome, Vec<Diagnostic>), Failure> + Send,
 ) -> Result<Outcome, Failure> {
     let verbosity = &args.verbosity;
     let (case, progress) = args.open()?;
@@ -51,7 +52,7 @@ pub(super) fn run(
     warnings.splice(0..0, dump.warnings.iter().cloned());
     warnings.extend(gpu_warning());
     warnings.extend(case.notes());
-    print_warnings(warnings.iter().map(String::as_str), verbosity);
+    print_diagnostics(&warnings, verbosity);
     if verbosity.verbose && !is_image {
         let spaces = case.spaces()?;
         let choice = if spaces.from_index { None } else { Some(case.backend()?) };

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use clap::Args;
 use serde::Serialize;
 use tensorcarve::addr::VirtAddr;
+use tensorcarve::diagnostic::Diagnostic;
 use tensorcarve::linux::{self as machine, Mapping, MappingSource, MemoryMap};
 use tensorcarve::report::{columns, human_bytes, printable};
 
@@ -37,7 +38,7 @@ struct Document<'a> {
     pid: Option<u32>,
     comm: Option<&'a str>,
     mappings: Vec<Row<'a>>,
-    problems: &'a [String],
+    problems: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -77,7 +78,12 @@ pub(super) fn run(args: &MapsArgs) -> Result<Outcome, Failure> {
             }
         };
         let MemoryMap { mappings, problems } = &map;
-        let document = Document { pid, comm: comm.as_deref(), mappings: mappings.iter().map(row).collect(), problems };
+        let document = Document {
+            pid,
+            comm: comm.as_deref(),
+            mappings: mappings.iter().map(row).collect(),
+            problems: problems.iter().map(Diagnostic::to_string).collect(),
+        };
         stdout::print(|out| match args.format {
             LineFormat::Table => out.write_all(table(&document.mappings).as_bytes()),
             LineFormat::Json => stdout::write_json(out, &document),

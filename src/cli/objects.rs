@@ -6,11 +6,12 @@ use clap::Args;
 use serde::Serialize;
 use tensorcarve::addr::VirtAddr;
 use tensorcarve::cpython::{self, ImportedModule, ObjectDetails, ObjectRow, Runtime, TypeCount};
+use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::report::{columns, printable};
 
 use super::args::{LineFormat, parse_number};
-use super::python::{Documents, ProcessKey, PythonArgs, look};
-use super::{Failure, Outcome, stdout};
+use super::python::{Documents, ProcessKey, PythonArgs};
+use super::{Failure, Outcome, python, stdout};
 
 pub(super) const AFTER: &str = "\
 Examples:
@@ -86,7 +87,7 @@ impl Found {
 }
 
 pub(super) fn run(args: &ObjectsArgs) -> Result<Outcome, Failure> {
-    look(
+    python::run(
         &args.python,
         |interpreter, _| match args.what.modules || args.what.address.is_some() {
             true => cpython::wanted_types(interpreter),
@@ -95,8 +96,11 @@ pub(super) fn run(args: &ObjectsArgs) -> Result<Outcome, Failure> {
         |process, runtime| {
             let found = find(args, runtime);
             let is_cut = found.count() == args.limit;
-            let warning =
-                is_cut.then(|| format!("{process}: only the first {} rows are listed (see --limit)", args.limit));
+            let warning = is_cut.then(|| {
+                let message = format!("{process}: only the first {} rows are listed", args.limit);
+                let warning = Diagnostic::new(Code::RowsLeftOut, None, message);
+                Diagnostic { hint: Some("see --limit".to_owned()), ..warning }
+            });
             (Document { process, found }, warning.into_iter().collect())
         },
         |documents| print(args.python.format, documents),

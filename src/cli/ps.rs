@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tensorcarve::addr::{PhysAddr, VirtAddr};
 use tensorcarve::case::PythonFacts;
+use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::dump::ProcessImage;
 use tensorcarve::linux::{Fact, LayoutSource, Machine, Process, Task};
 use tensorcarve::paging::SpaceKind;
@@ -113,11 +114,12 @@ pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
             Some(Ok(machine)) => {
                 document.layout = Some(machine.layout().source);
                 document.direct_map = Some(machine.kernel().direct_map());
-                warnings.extend(machine_warnings(machine));
+                warnings.extend(machine.warnings());
                 rows(machine, args)
             }
             Some(Err(reason)) => {
-                warnings.push(format!("{reason}; what is listed are the address spaces of processes"));
+                let message = format!("{reason}; what is listed are the address spaces of processes");
+                warnings.push(Diagnostic::new(Code::NoLinux, None, message));
                 let spaces = case.spaces()?;
                 let of_processes = spaces.discovery.spaces.iter().filter(|space| space.kind == SpaceKind::Process);
                 let wanted = of_processes.filter(|space| args.which.wants_ids(None, Some(space.root)));
@@ -144,23 +146,6 @@ pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
         })?;
         Ok((if rows.is_empty() { Outcome::Nothing } else { Outcome::Found }, warnings))
     })
-}
-
-/// Warnings about the list of processes.
-fn machine_warnings(machine: &Machine) -> Vec<String> {
-    let broken = machine.broken_links().iter();
-    let mut warnings: Vec<String> = broken
-        .map(|link| format!("the kernel's list of tasks has a broken link at {}: {}", link.address, link.reason))
-        .collect();
-    if machine.layout().source == LayoutSource::Voting {
-        warnings.push("the kernel's BTF is not in the dump: the offsets are inferred from the tasks".to_owned());
-    }
-    let hidden = machine.processes().iter().filter(|process| !process.is_listed && process.exited() != Some(true));
-    warnings.extend(hidden.map(|process| {
-        let (pid, task) = (process.pid(), process.leader.address);
-        format!("process {pid} (task at {task}) is not in the kernel's list of processes: the process was hidden, or the list was changing")
-    }));
-    warnings
 }
 
 fn rows(machine: &Machine, args: &PsArgs) -> Vec<Row> {
@@ -283,8 +268,8 @@ impl Row {
 }
 
 /// Adds what is known of the Pythons; says of those whose address space no process has.
-fn add_python(rows: &mut Vec<Row>, facts: &PythonFacts, args: &PsArgs) -> Vec<String> {
-    let mut homeless = Vec::new();
+fn add_python(rows: &mut Vec<Row>, facts: &PythonFacts, args: &PsArgs) -> Vec<Diagnostic> {
+    let mut without_process = Vec::new();
     for found in &facts.interpreters {
         let mut here = rows.iter_mut().filter(|row| row.root == found.root).peekable();
         if let (None, Some(root)) = (here.peek(), found.root)
@@ -292,7 +277,8 @@ fn add_python(rows: &mut Vec<Row>, facts: &PythonFacts, args: &PsArgs) -> Vec<St
             && args.which.root.is_none_or(|wanted| wanted == root)
         {
             let version = found.version.as_deref().unwrap_or("of an unknown version");
-            homeless.push(format!("a Python {version} is in the address space {root}, which belongs to no process"));
+            let message = format!("a Python {version} is in the address space {root}, which belongs to no process");
+            without_process.push(Diagnostic::new(Code::PythonWithoutProcess, Some(root.into()), message));
         }
         // Processes that share their memory share its Python.
         for row in here {
@@ -308,7 +294,7 @@ fn add_python(rows: &mut Vec<Row>, facts: &PythonFacts, args: &PsArgs) -> Vec<St
         }
     }
     rows.retain(|row| row.has_python || !args.python);
-    homeless
+    without_process
 }
 
 fn or_unknown<T: ToString>(value: Option<T>) -> String {

@@ -7,13 +7,13 @@ use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 use tensorcarve::addr::{PhysAddr, VirtAddr};
-use tensorcarve::case::Pythons;
 use tensorcarve::cpython::{self, Interpreter, Runtime, RuntimeLayout};
+use tensorcarve::diagnostic::Diagnostic;
 use tensorcarve::report::printable;
 
 use super::args::{CaseArgs, LineFormat, ProcessArgs};
 use super::progress::print_work;
-use super::stderr::{print_message, print_warnings};
+use super::stderr::{print_diagnostics, print_message};
 use super::work::{gpu_warning, in_pool};
 use super::{Failure, Outcome};
 
@@ -70,24 +70,21 @@ impl<T> Documents<T> {
 /// Finds the interpreters of a dump, calls `describe` for each requested process, and prints the results with `print`.
 ///
 /// `wanted` chooses the types whose instances are needed.
-pub(in crate::cli) fn look<T: Send>(
+pub(in crate::cli) fn run<T: Send>(
     args: &PythonArgs,
     wanted: impl Fn(&Interpreter, &[RuntimeLayout]) -> BTreeSet<VirtAddr> + Sync + Send,
-    describe: impl Fn(ProcessKey, &Runtime<'_>) -> (T, Vec<String>) + Sync,
+    describe: impl Fn(ProcessKey, &Runtime<'_>) -> (T, Vec<Diagnostic>) + Sync,
     print: impl FnOnce(&Documents<T>) -> Result<(), Failure>,
 ) -> Result<Outcome, Failure> {
     let (CaseArgs { work, verbosity, .. }, which) = (&args.case, &args.which);
     let (case, progress) = args.case.open()?;
     let dump = case.dump();
     let is_image = dump.addresses.process().is_some();
-    let tables = cpython::runtime_layouts(case.signatures()).map_err(Failure::new)?;
     let (mut found, mut warnings, choice) = in_pool(work.threads, || -> Result<_, Failure> {
         let (spaces, linux) = (case.spaces()?, case.linux()?);
-        let Pythons { interpreters, sweeper, warnings, .. } =
-            case.pythons_with(|interpreter| wanted(interpreter, &tables))?;
+        let (running, warnings) = case.running_interpreters(&wanted)?;
         let mut warnings = [spaces.warnings.clone(), spaces.discovery.warnings.clone(), warnings].concat();
-        let runtimes = Runtime::find(&interpreters, &sweeper, &tables);
-        let described = runtimes.par_iter().map(|runtime| {
+        let described = running.runtimes().into_par_iter().map(|runtime| {
             let interpreter = runtime.interpreter();
             let root = interpreter.space().root();
             let of_kernel = linux.as_ref().as_ref().ok().and_then(|machine| machine.process_of(root?));
@@ -101,12 +98,12 @@ pub(in crate::cli) fn look<T: Send>(
             let is_pid = |pid: u32| key.pid.map_or_else(|| runtime.has_thread(pid.into()), |known| known == pid);
             let is_asked_for = which.pid.is_none_or(is_pid) && which.root.is_none_or(|root| key.root == Some(root));
             is_asked_for.then(|| {
-                let (document, more) = describe(key, runtime);
+                let (document, more) = describe(key, &runtime);
                 (document, [runtime.warnings(), more].concat())
             })
         });
-        let described: Vec<Option<(T, Vec<String>)>> = described.collect();
-        let (found, more): (Vec<T>, Vec<Vec<String>>) = described.into_iter().flatten().unzip();
+        let described: Vec<Option<(T, Vec<Diagnostic>)>> = described.collect();
+        let (found, more): (Vec<T>, Vec<Vec<Diagnostic>>) = described.into_iter().flatten().unzip();
         warnings.extend(more.into_iter().flatten());
         spaces.memory.check()?;
         Ok((found, warnings, case.backend()?))
@@ -116,7 +113,7 @@ pub(in crate::cli) fn look<T: Send>(
     let times = progress.finish();
     warnings.splice(0..0, dump.warnings.iter().cloned());
     warnings.extend(case.notes());
-    print_warnings(warnings.iter().map(String::as_str).chain(gpu_warning().as_deref()), verbosity);
+    print_diagnostics(warnings.iter().chain(&gpu_warning()), verbosity);
     if verbosity.verbose {
         print_work(Some(&choice), &*case.spaces()?, &times);
     }

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use clap::Args;
 use tensorcarve::case::{Case, Spaces};
 use tensorcarve::cpython::Change;
+use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::dump::{Dump, Format, Source};
 use tensorcarve::other_pythons::{OtherPython, OtherPythonKind};
 use tensorcarve::paging::SpaceKind;
@@ -20,7 +21,7 @@ use tensorcarve::words::counted;
 use super::args::{IndexArgs, InputArgs, LineFormat, MappedArgs, VerbosityArgs, WorkArgs};
 use super::input_hash::{Hashed, InputHash};
 use super::progress::{PhaseTime, Progress, print_work, rate};
-use super::stderr::{print_message, print_warnings};
+use super::stderr::{print_diagnostics, print_message};
 use super::work::{case_options, gpu_warning, in_pool, open_source};
 use super::{Failure, Outcome, interrupt, stdout};
 
@@ -88,7 +89,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let source = Source::open(&args.input.dump)?;
     let hash = (!args.no_hash).then(|| InputHash::start(source.file()));
     let mut dump = open_source(source, &args.input, &progress)?;
-    let (mut times, mut hashed) = (Vec::new(), None);
+    let (mut times, mut hashed, mut unhashed) = (Vec::new(), None, None);
     let (case, recovery, choice) = in_pool(args.work.threads, || -> Result<_, Failure> {
         dump.fill(&args.mapped.files())?;
         let case = Case::new(dump, signatures, case_options(&args.work, &args.index, &progress));
@@ -98,7 +99,8 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
             hashed = hash.and_then(|hash| match hash.finish(case.dump().file_size, &progress) {
                 Ok(hash) => Some(hash),
                 Err(error) => {
-                    print_message(&format!("warning: the SHA-256 of the dump file could not be computed ({error})"));
+                    let message = format!("the SHA-256 of the dump file could not be computed ({error})");
+                    unhashed = Some(Diagnostic::new(Code::NoFileHash, None, message));
                     None
                 }
             });
@@ -107,7 +109,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
                 arguments: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
                 backend: choice.backend.to_string(),
                 backend_reason: choice.reason.clone(),
-                warnings: gpu_warning().into_iter().collect(),
+                warnings: gpu_warning().into_iter().chain(unhashed.clone()).collect(),
                 threads,
                 input: args.input.dump.clone(),
                 sha256: hashed.as_ref().map(|hashed| hashed.sha256.clone()),
@@ -128,7 +130,13 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
             dump,
             &recovery,
             &output_dir,
-            &Work { times, hashed, choice, spaces: case.spaces()?, notes: case.notes() },
+            &Work {
+                times,
+                hashed,
+                choice,
+                spaces: case.spaces()?,
+                notes: [case.notes(), unhashed.into_iter().collect()].concat(),
+            },
         );
     }
     let outcome = outcome(dump, &recovery);
@@ -160,14 +168,14 @@ struct Work {
     hashed: Option<Hashed>,
     choice: Arc<SelectedBackend>,
     spaces: Arc<Spaces>,
-    /// What the index could not do.
-    notes: Vec<String>,
+    /// What the index and the hash could not do.
+    notes: Vec<Diagnostic>,
 }
 
 /// What the user should know beside the data, and what to do next.
 fn print_summary(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_dir: &Path, work: &Work) {
-    let notes = work.notes.iter().map(String::as_str);
-    print_warnings(report::warnings(dump, recovery).chain(gpu_warning().as_deref()).chain(notes), &args.verbosity);
+    let warnings = report::warnings(dump, recovery);
+    print_diagnostics(warnings.chain(&gpu_warning()).chain(&work.notes), &args.verbosity);
     if args.verbosity.verbose {
         print_work(Some(&work.choice), &work.spaces, &work.times);
         if let Some(Hashed { bytes, time, .. }) = &work.hashed {

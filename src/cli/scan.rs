@@ -15,7 +15,7 @@ use tensorcarve::signature::{Signature, Signatures, Structure};
 
 use super::args::{InputArgs, LineFormat, VerbosityArgs, WorkArgs, parse_range};
 use super::progress::{Progress, print_times};
-use super::stderr::{print_message, print_warnings};
+use super::stderr::{print_diagnostics, print_message};
 use super::work::{gpu_warning, in_pool, open};
 use super::{Failure, Outcome, stdout};
 
@@ -148,7 +148,7 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
         LineFormat::Jsonl => rows().try_for_each(|row| stdout::write_line(out, &row)),
         LineFormat::Csv => print_csv(out, rows()),
     })?;
-    print_warnings(dump.warnings.iter().map(String::as_str).chain(gpu_warning().as_deref()), &args.verbosity);
+    print_diagnostics(dump.warnings.iter().chain(&gpu_warning()), &args.verbosity);
     if args.verbosity.verbose {
         print_times(&times);
         print_counts(&found.hits, &signatures);

@@ -2,12 +2,13 @@
 
 use clap::Args;
 use serde::Serialize;
+use tensorcarve::diagnostic::Diagnostic;
 use tensorcarve::paging::{Attempt, Discovery, Space, SpaceKind};
 use tensorcarve::report::columns;
 
 use super::args::{CaseArgs, PlainFormat};
 use super::progress::print_work;
-use super::stderr::{print_message, print_warnings};
+use super::stderr::{print_diagnostics, print_message};
 use super::work::{gpu_warning, in_pool};
 use super::{Failure, Outcome, stdout};
 
@@ -32,7 +33,7 @@ struct Document<'a> {
     tried: &'a [Attempt],
     /// The bit that page-table entries of encrypted memory have set; it is not part of an address.
     encryption_bit: Option<u32>,
-    warnings: &'a [String],
+    warnings: Vec<String>,
 }
 
 pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
@@ -51,10 +52,8 @@ pub(super) fn run(args: &SpacesArgs) -> Result<Outcome, Failure> {
     let times = progress.finish();
     let (dump, discovery) = (case.dump(), &spaces.discovery);
     stdout::print_document(args.format, &document(discovery), |_| table(discovery))?;
-    let warnings = dump.warnings.iter().chain(&spaces.warnings).chain(&discovery.warnings).map(String::as_str);
-    let notes = case.notes();
-    let notes = notes.iter().map(String::as_str);
-    print_warnings(warnings.chain(gpu_warning().as_deref()).chain(notes), verbosity);
+    let warnings = dump.warnings.iter().chain(&spaces.warnings).chain(&discovery.warnings);
+    print_diagnostics(warnings.chain(&gpu_warning()).chain(&case.notes()), verbosity);
     if verbosity.verbose {
         print_work(choice.as_deref(), &spaces, &times);
     }
@@ -73,7 +72,7 @@ fn document(discovery: &Discovery) -> Document<'_> {
         spaces: &discovery.spaces,
         tried: &discovery.tried,
         encryption_bit: discovery.encryption_bit,
-        warnings: &discovery.warnings,
+        warnings: discovery.warnings.iter().map(Diagnostic::to_string).collect(),
     }
 }
 

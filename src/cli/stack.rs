@@ -8,8 +8,8 @@ use tensorcarve::cpython::{self, Frame, GeneratorState, Suspended, SuspendedKind
 use tensorcarve::report::printable;
 
 use super::args::LineFormat;
-use super::python::{Documents, ProcessKey, PythonArgs, look};
-use super::{Failure, Outcome, stdout};
+use super::python::{Documents, ProcessKey, PythonArgs};
+use super::{Failure, Outcome, python, stdout};
 
 pub(super) const AFTER: &str = "\
 Examples:
@@ -40,7 +40,7 @@ struct Document {
 }
 
 pub(super) fn run(args: &StackArgs) -> Result<Outcome, Failure> {
-    look(
+    python::run(
         &args.python,
         |interpreter, _| cpython::wanted_types(interpreter),
         |process, runtime| {
@@ -67,7 +67,7 @@ fn write_text(out: &mut dyn Write, document: &Document) -> std::io::Result<()> {
         let tid = thread.tid.map_or("?".to_owned(), |tid| tid.to_string());
         let name = thread.name.as_deref().map_or(String::new(), |name| format!(" {}", printable(name)));
         writeln!(out, "\nthread {tid}{name}")?;
-        thread.frames.iter().try_for_each(|frame| write_frame(out, frame))?;
+        thread.frames().iter().try_for_each(|frame| write_frame(out, frame))?;
         if let Some(problem) = &thread.problem {
             writeln!(out, "  … {}", printable(problem))?;
         }
@@ -92,10 +92,7 @@ fn kind(kind: SuspendedKind) -> &'static str {
 }
 
 fn write_frame(out: &mut dyn Write, frame: &Frame) -> std::io::Result<()> {
-    let text = |text: &Option<String>| text.as_deref().map_or("?".to_owned(), printable);
-    let line = frame.line.map_or("?".to_owned(), |line| line.to_string());
-    let name = frame.qualname.as_ref().or(frame.function.as_ref()).map_or("?".to_owned(), |name| printable(name));
-    writeln!(out, "  File \"{}\", line {line}, in {name}", text(&frame.file))?;
+    writeln!(out, "  {frame}")?;
     for (name, value) in frame.locals.iter().flatten() {
         writeln!(out, "      {} = {}", printable(name), printable(value))?;
     }
@@ -137,7 +134,7 @@ fn write_csv(out: &mut dyn Write, documents: &[Document]) -> std::io::Result<()>
         for thread in &document.threads {
             let tid = thread.tid.map(|tid| tid.to_string()).unwrap_or_default();
             let stack = ["thread".to_owned(), tid, thread.name.clone().unwrap_or_default()];
-            for (depth, frame) in thread.frames.iter().enumerate() {
+            for (depth, frame) in thread.frames().iter().enumerate() {
                 write(stack.clone(), depth, frame)?;
             }
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rayon::ThreadPoolBuilder;
 use tensorcarve::case::{Case, Options};
+use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::dump::{self, Source};
 use tensorcarve::progress::{Observer, Phase};
 use tensorcarve::scan;
@@ -53,8 +54,9 @@ pub(super) fn case_options(work: &WorkArgs, index: &IndexArgs, progress: &Arc<Pr
 }
 
 /// That the GPU failed on the way, if it did.
-pub(super) fn gpu_warning() -> Option<String> {
-    scan::gpu::given_up().map(|reason| format!("{reason}; the CPU did the rest"))
+pub(super) fn gpu_warning() -> Option<Diagnostic> {
+    let reason = scan::gpu::given_up()?;
+    Some(Diagnostic::new(Code::GpuFailed, None, format!("{reason}; the CPU did the rest")))
 }
 
 /// Runs `work` on as many threads as the user wants.

@@ -30,7 +30,7 @@ pub struct Candidate {
     /// The layouts that read it: those of the tables, or else what was made of them.
     pub layouts: Vec<Layout>,
     /// What the interpreter tells of itself.
-    pub(super) told: Option<DebugOffsets>,
+    pub(super) debug_offsets: Option<DebugOffsets>,
 }
 
 /// What a hit of a signature of `type` leads to.
@@ -64,7 +64,7 @@ pub fn candidates(memory: &PhysicalMemory, hits: &[Hit], spaces: &[AddressSpace]
 fn of_space(places: &[Place], tables: &[Layout]) -> Vec<Candidate> {
     let candidate = |place: &Place, layouts: Vec<Layout>| {
         let Place { space, type_object, .. } = place.clone();
-        (!layouts.is_empty()).then_some(Candidate { space, type_object, layouts, told: None })
+        (!layouts.is_empty()).then_some(Candidate { space, type_object, layouts, debug_offsets: None })
     };
     let reads = |place: &Place| {
         let reading = |layout: &&Layout| is_type_type(&Objects::new(&place.space, layout), place.type_object);

@@ -52,23 +52,25 @@ pub fn read_debug_offsets(
 ) -> BTreeMap<usize, (VirtAddr, UnsoundOffset)> {
     let mut unsound = BTreeMap::new();
     for (index, address) in hits.take(MAX_COOKIES).flat_map(|hit| sweeper.addresses(hit.anchor)) {
-        let Some(candidate) = candidates.get_mut(index).filter(|candidate| candidate.told.is_none()) else { continue };
-        let told = match DebugOffsets::read(&candidate.space, address, known) {
-            Ok(Some(told)) => told,
+        let Some(candidate) = candidates.get_mut(index).filter(|candidate| candidate.debug_offsets.is_none()) else {
+            continue;
+        };
+        let offsets = match DebugOffsets::read(&candidate.space, address, known) {
+            Ok(Some(offsets)) => offsets,
             Ok(None) => continue,
             Err(reason) => {
                 unsound.entry(index).or_insert((address, reason));
                 continue;
             }
         };
-        let layouts: Vec<Layout> = candidate.layouts.iter().map(|layout| told.over(layout)).collect();
+        let layouts: Vec<Layout> = candidate.layouts.iter().map(|layout| offsets.over(layout)).collect();
         let belong = |layout: &Layout| {
             let objects = Objects::new(&candidate.space, layout);
-            is_type_type(&objects, candidate.type_object) && told.belong_to(&objects, address, candidate.type_object)
+            is_type_type(&objects, candidate.type_object) && offsets.belong_to(&objects, address, candidate.type_object)
         };
         let layouts: Vec<Layout> = layouts.into_iter().filter(belong).collect();
         if !layouts.is_empty() {
-            (candidate.layouts, candidate.told) = (layouts, Some(told));
+            (candidate.layouts, candidate.debug_offsets) = (layouts, Some(offsets));
             unsound.remove(&index);
         }
     }

@@ -5,7 +5,6 @@
 //! reads them best or makes one, and finds all objects of the types that matter. [`Objects`] reads single objects.
 
 mod candidate;
-mod choice;
 mod debug_offsets;
 mod dict;
 mod holders;
@@ -16,13 +15,13 @@ mod object;
 mod process;
 mod references;
 mod runtime;
+mod selection;
 mod sweeper;
 mod text;
 mod types;
 mod value;
 
 pub use candidate::{Candidate, candidates};
-pub use choice::{Change, LayoutScore, LayoutSource};
 pub use debug_offsets::{UnsoundOffset, read_debug_offsets};
 pub use dict::{Attributes, UNREADABLE};
 pub(crate) use holders::{Holders, Shape, Step};
@@ -34,9 +33,10 @@ pub use object::{ObjectError, Objects};
 pub use process::{Instances, Interpreter, interpreters};
 pub use runtime::{
     BrokenLink, Census, Collector, Frame, Generation, GeneratorState, HeldObject, ImportedModule, ObjectDetails,
-    ObjectRow, Repr, Runtime, RuntimeLayout, Suspended, SuspendedKind, Thread, TypeCount, TypeNames, Unlisted,
-    all_types, collected_types, runtime_layouts, wanted_types,
+    ObjectRow, Repr, RunningInterpreters, Runtime, RuntimeLayout, Suspended, SuspendedKind, Thread, TypeCount,
+    TypeNames, Unlisted, all_types, collected_types, runtime_layouts, wanted_types,
 };
+pub use selection::{Change, LayoutScore, LayoutSource};
 pub use sweeper::Sweeper;
 pub(crate) use text::bounded;
 pub use types::{TypeInfo, Types};

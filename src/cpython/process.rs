@@ -7,11 +7,11 @@ use rayon::iter::Either;
 use rayon::prelude::*;
 
 use super::candidate::Candidate;
-use super::choice::{LayoutScore, LayoutSource, changes, choose};
 use super::debug_offsets::DebugOffsets;
 use super::infer;
 use super::layout::Layout;
 use super::object::{Objects, field};
+use super::selection::{LayoutScore, LayoutSource, changes, select_layout};
 use super::sweeper::Sweeper;
 use super::types::{Types, read_types, unread_classes};
 use crate::addr::VirtAddr;
@@ -45,7 +45,7 @@ pub struct Interpreter {
     /// The instances of those that were wanted.
     pub instances: Instances,
     /// What it tells of itself.
-    pub(super) told: Option<DebugOffsets>,
+    pub(super) debug_offsets: Option<DebugOffsets>,
     /// The types whose instances were swept for.
     swept_for: BTreeSet<VirtAddr>,
     /// Types by the hash of `__qualname__`: they are asked for by name again and again.
@@ -109,10 +109,10 @@ pub fn interpreters(
     let (mut interpreters, unread): (Vec<Interpreter>, Vec<Option<usize>>) =
         with_slots.partition_map(|(index, (candidate, slots))| {
             let memory = Cached::new(candidate.space.clone());
-            let Some((layout, scores, types)) = choose(candidate, &memory, &slots, tables) else {
+            let Some((layout, scores, types)) = select_layout(candidate, &memory, &slots, tables) else {
                 return Either::Right((slots.len() >= MIN_CLASSES).then_some(index));
             };
-            let (type_object, told) = (candidate.type_object, candidate.told.clone());
+            let (type_object, debug_offsets) = (candidate.type_object, candidate.debug_offsets.clone());
             let swept_for = BTreeSet::from([type_object]);
             let (known, instances, by_name) = (Types::new(), Instances::new(), HashMap::new());
             let mut interpreter = Interpreter {
@@ -124,7 +124,7 @@ pub fn interpreters(
                 types: known,
                 unread_classes: BTreeSet::new(),
                 instances,
-                told,
+                debug_offsets,
                 swept_for,
                 by_name,
             };
@@ -135,13 +135,13 @@ pub fn interpreters(
     // whose instances are wanted.
     for _ in 0..MAX_ROUNDS {
         let mut new = vec![BTreeSet::new(); candidates.len()];
-        let asked = interpreters.par_iter_mut().map(|interpreter| {
+        let requested = interpreters.par_iter_mut().map(|interpreter| {
             let mut types = interpreter.metaclasses();
             types.extend(wanted(interpreter));
             types.retain(|found| interpreter.swept_for.insert(*found));
             (interpreter.index, types)
         });
-        for (index, types) in asked.collect::<Vec<(usize, BTreeSet<VirtAddr>)>>() {
+        for (index, types) in requested.collect::<Vec<(usize, BTreeSet<VirtAddr>)>>() {
             if let Some(new) = new.get_mut(index) {
                 *new = types;
             }
@@ -152,7 +152,7 @@ pub fn interpreters(
         let slots = sweeper.sweep(&new);
         interpreters
             .par_iter_mut()
-            .for_each(|interpreter| interpreter.learn(slots.get(interpreter.index).map_or(&[], Vec::as_slice)));
+            .for_each(|interpreter| interpreter.add_objects(slots.get(interpreter.index).map_or(&[], Vec::as_slice)));
     }
     let is_inferred = |interpreter: &&mut Interpreter| interpreter.scores.0.source == LayoutSource::Inferred;
     interpreters.par_iter_mut().filter(is_inferred).for_each(|interpreter| {
@@ -182,7 +182,7 @@ impl Interpreter {
     }
 
     /// Adds the objects whose types stand in the slots: to the types those of a metaclass, to the instances the others.
-    fn learn(&mut self, slots: &[(VirtAddr, VirtAddr)]) {
+    fn add_objects(&mut self, slots: &[(VirtAddr, VirtAddr)]) {
         let metaclasses = self.metaclasses();
         let (of_types, of_others): (Vec<_>, Vec<_>) =
             slots.iter().copied().partition(|(_, found)| metaclasses.contains(found));

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use super::MemoryRange;
 use crate::addr::{FileOffset, PhysAddr};
+use crate::diagnostic::{Code, Diagnostic};
 
 /// Addresses that are already spoken for.
 #[derive(Default)]
@@ -45,13 +46,14 @@ impl Coverage {
         self.covered.insert(merged.0, merged.1);
     }
 
-    /// What was trimmed, in a sentence, or `None` where nothing was.
-    pub(super) fn warning(&self) -> Option<String> {
+    /// What was trimmed, or `None` where nothing was.
+    pub(super) fn warning(&self) -> Option<Diagnostic> {
         let (at, bytes) = self.overlap?;
-        Some(format!(
+        let message = format!(
             "ranges overlap by {bytes} bytes in all, first at address {at}: the copy that comes first in the file is \
              used"
-        ))
+        );
+        Some(Diagnostic::new(Code::OverlappingRanges, Some(at.into()), message))
     }
 }
 

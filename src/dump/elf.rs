@@ -14,6 +14,7 @@ use object::read::elf::{FileHeader, ProgramHeader};
 use super::coverage::Coverage;
 use super::{Contents, DumpErrorKind, Format, MAX_RANGES, MemoryRange, foreign, process_core};
 use crate::addr::{FileOffset, PhysAddr};
+use crate::diagnostic::{Code, Diagnostic};
 
 /// The first four bytes of each ELF file.
 pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
@@ -73,10 +74,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
         }
     };
     if counted.is_none() {
-        contents.warn(format!(
-            "the file ends before the extended segment count: only the first {} segments are used",
-            headers.len()
-        ));
+        let count = headers.len();
+        let message =
+            format!("the file ends before the extended segment count: only the first {count} segments are used");
+        contents.damage(Diagnostic::new(Code::SegmentsLeftOut, None, message));
     }
     Ok(contents)
 }
@@ -204,19 +205,22 @@ fn read_segments(
         }
     }
     if let Some((at, missing)) = cut {
-        contents
-            .warn(format!("the file is {missing} bytes shorter than its segments: the memory from {at} on is missing"));
+        let message =
+            format!("the file is {missing} bytes shorter than its segments: the memory from {at} on is missing");
+        contents.damage(Diagnostic::new(Code::CutOff, Some(at.into()), message));
     }
     if left_out > 0 {
-        contents.warn(format!(
+        let message = format!(
             "segments show the same bytes of the file at many addresses: {left_out} bytes of them are left out, because \
              those before make {placed} bytes of memory of a file of {size}"
-        ));
+        );
+        contents.damage(Diagnostic::new(Code::SegmentsLeftOut, None, message));
     }
     if unplaced > 0 {
-        contents.warnings.push(format!(
+        let message = format!(
             "{unplaced} bytes in segments without a physical address are not used (the kernel's virtual mappings)"
-        ));
+        );
+        contents.warnings.push(Diagnostic::new(Code::VirtualSegments, None, message));
     }
     contents.warnings.extend(coverage.warning());
     if contents.ranges.is_empty() {

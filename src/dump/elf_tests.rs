@@ -76,8 +76,8 @@ fn kcore_lists_ram_vmalloc_and_text() {
             ranges(&contents),
             [(0x1008, 0x100c), (0, 16), (0x1000, 0x1008), (0x100c, 0x1010), (0x4000, 0x4010)]
         );
-        assert!(contents.warnings[0].contains("64 bytes"), "{:?}", contents.warnings);
-        assert!(contents.warnings[1].contains("0x1008"), "{:?}", contents.warnings);
+        assert!(contents.warnings[0].message.contains("64 bytes"), "{:?}", contents.warnings);
+        assert!(contents.warnings[1].message.contains("0x1008"), "{:?}", contents.warnings);
         assert!(!contents.damaged);
     }
 }
@@ -121,7 +121,11 @@ fn segments_that_all_show_the_same_bytes_are_not_all_memory() {
     // What lies at one address is one memory, however often it is listed.
     assert_eq!(ranges(&contents)[0], (0x1000, 0x1_1000));
     let left_out = 1001 * 0x1_0000 - memory;
-    assert!(contents.damaged && contents.warnings[0].contains(&format!("{left_out} bytes")), "{:?}", contents.warnings);
+    assert!(
+        contents.damaged && contents.warnings[0].message.contains(&format!("{left_out} bytes")),
+        "{:?}",
+        contents.warnings
+    );
     // The same segments at one address are no memory more: nothing is left out.
     for i in 0..1000 {
         let address = 64 + 56 * i + 24;
@@ -138,8 +142,8 @@ fn a_truncated_core_keeps_what_is_there() {
     let contents = parse(&file[..file.len() - 20]).unwrap();
     assert_eq!(ranges(&contents), [(0x1000, 0x1020), (0x8000, 0x8014)]);
     assert!(contents.damaged);
-    assert!(contents.warnings[0].contains("20 bytes short"), "{:?}", contents.warnings);
-    assert!(contents.warnings[0].contains("0x8014"), "{:?}", contents.warnings);
+    assert!(contents.warnings[0].message.contains("20 bytes short"), "{:?}", contents.warnings);
+    assert!(contents.warnings[0].message.contains("0x8014"), "{:?}", contents.warnings);
 }
 
 /// Notes of a process: its registers, who it was, its auxiliary vector.
@@ -215,7 +219,7 @@ fn a_truncated_process_core_keeps_what_is_there() {
     assert_eq!(contents.image, Some(ProcessImage::default()));
     assert_eq!(ranges(&contents), [(0x40_0000, 0x40_0020), (0x7f00_0000_0000, 0x7f00_0000_0008)]);
     assert!(contents.damaged);
-    assert!(contents.warnings[0].contains("24 bytes short"), "{:?}", contents.warnings);
+    assert!(contents.warnings[0].message.contains("24 bytes short"), "{:?}", contents.warnings);
 }
 
 #[test]
@@ -300,7 +304,7 @@ fn more_headers_than_the_header_can_count() {
     // Where the file ends before the section, the table ends where the memory begins.
     let cut = parse(&file[..file.len() - 64]).unwrap();
     assert_eq!((cut.ranges.len(), cut.damaged), (count as usize, true));
-    assert!(cut.warnings[0].contains("first 70000 segments"), "{:?}", cut.warnings);
+    assert!(cut.warnings[0].message.contains("first 70000 segments"), "{:?}", cut.warnings);
     // Nothing in the file but headers: the table is cut as well.
     file.truncate(64 + 56 * 9 + 5);
     assert!(matches!(parse(&file), Err(DumpErrorKind::NoMemory { .. })));

@@ -22,6 +22,7 @@ use super::{
     Addresses, Dump, DumpError, DumpErrorKind, MappedFile, MemoryRange, PhysicalMemory, RangeError, Source, sysroot,
 };
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::words::counted;
 
 /// Maximum number of paths in a message.
@@ -225,11 +226,12 @@ impl Dump {
         }
         if !absent.is_empty() {
             let (count, list) = (absent.len(), listed(absent.into_iter()));
-            self.warnings.push(format!(
+            let message = format!(
                 "missing or unreadable under {}: {}: {list}",
                 root.display(),
                 counted(count, "mapped file", "mapped files")
-            ));
+            );
+            self.warnings.push(Diagnostic::new(Code::MappedFilesMissing, None, message));
         }
         Ok(())
     }
@@ -355,7 +357,7 @@ fn open(path: &Path) -> Result<MappedFile, DumpErrorKind> {
 struct Checked {
     file: FilledFile,
     parts: Vec<(Range<PhysAddr>, u64)>,
-    complaint: Option<String>,
+    complaint: Option<Diagnostic>,
 }
 
 /// Compares a file with the image; `mappings` are the mappings of this file.
@@ -376,10 +378,11 @@ fn check(
         mappings.iter().try_fold(0u64, |agreed, mapping| Ok(agreed.saturating_add(compare(memory, mapping, &map)?)));
     match agreed {
         Err(Differs { offset }) => {
-            complaint = Some(format!(
+            let message = format!(
                 "{names} is not used: it differs from the process image, first at file offset {offset:#x}; it has \
                  changed since the capture, or is another file"
-            ));
+            );
+            complaint = Some(Diagnostic::new(Code::FileNotUsed, None, message));
         }
         Ok(_) => {
             for (mapping, gap) in
@@ -392,15 +395,17 @@ fn check(
                 }
             }
             if parts.is_empty() {
-                complaint = Some(format!("{names} is not used: the process image has no hole that it could fill"));
+                let message = format!("{names} is not used: the process image has no hole that it could fill");
+                complaint = Some(Diagnostic::new(Code::FileNotUsed, None, message));
             } else if let Some(end) =
                 end.filter(|end| end.saturating_sub(size) >= FRAME_SIZE && !map.starts_with(&MAGIC))
             {
                 // The last page of a mapping may reach past the end of its file; a library's loader maps more than it has.
-                complaint = Some(format!(
+                let message = format!(
                     "{names} has {size} bytes, but the process had mapped it up to offset {end:#x}: the rest stays \
                      missing"
-                ));
+                );
+                complaint = Some(Diagnostic::new(Code::FileTooShort, None, message));
             }
         }
     }

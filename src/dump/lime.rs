@@ -6,6 +6,7 @@
 use super::coverage::Coverage;
 use super::{Contents, DumpErrorKind, Format, MAX_RANGES, MemoryRange};
 use crate::addr::{FileOffset, PhysAddr};
+use crate::diagnostic::{Code, Diagnostic};
 
 /// The first four bytes of each header.
 pub(super) const MAGIC: [u8; 4] = *b"EMiL";
@@ -28,8 +29,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
             Err(reason) => {
                 let lost = size - offset;
                 let offset = FileOffset(offset);
-                contents
-                    .warn(format!("the last {lost} bytes of the file, from offset {offset} on, are lost: {reason}"));
+                let message = format!("the last {lost} bytes of the file, from offset {offset} on, are lost: {reason}");
+                contents.damage(Diagnostic::new(Code::DamagedHeader, Some(offset.into()), message));
                 break;
             }
         };
@@ -43,11 +44,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
         let there = claimed.min(size - data);
         let range = MemoryRange { start, end: PhysAddr(start.0 + there), offset: FileOffset(data) };
         if there < claimed {
-            contents.warn(format!(
-                "the file is {} bytes too short: the memory from {} to {end} is missing",
-                claimed - there,
-                range.end
-            ));
+            let (missing, at) = (claimed - there, range.end);
+            let message = format!("the file is {missing} bytes too short: the memory from {at} to {end} is missing");
+            contents.damage(Diagnostic::new(Code::CutOff, Some(at.into()), message));
         }
         coverage.claim(range, &mut contents.ranges);
         offset = data + there;
@@ -87,8 +86,8 @@ fn read_header(bytes: &[u8], at: u64) -> Result<(PhysAddr, PhysAddr), DumpErrorK
 
 impl Contents {
     /// Notes that something announced is missing.
-    pub(super) fn warn(&mut self, warning: String) {
-        self.warnings.push(warning);
+    pub(super) fn damage(&mut self, diagnostic: Diagnostic) {
+        self.warnings.push(diagnostic);
         self.damaged = true;
     }
 }
@@ -128,8 +127,9 @@ mod tests {
         let contents = parse(&file[..file.len() - 4]).unwrap();
         assert_eq!(contents.ranges[1].end, PhysAddr(0x800c));
         assert!(contents.damaged);
-        assert!(contents.warnings[0].contains("4 bytes too short"), "{:?}", contents.warnings);
-        assert!(contents.warnings[0].contains("0x800c"), "{:?}", contents.warnings);
+        let [cut] = &contents.warnings[..] else { panic!("{:?}", contents.warnings) };
+        assert_eq!((cut.code, cut.address), (Code::CutOff, Some(PhysAddr(0x800c).into())), "{cut}");
+        assert!(cut.message.contains("4 bytes too short"), "{cut}");
     }
 
     #[test]
@@ -146,7 +146,7 @@ mod tests {
             let contents = parse(&[&range(0x1000, 0x20), tail].concat()).unwrap();
             assert_eq!((contents.ranges.len(), contents.damaged), (1, true));
             let lost = format!("the last {} bytes of the file, from offset 0x40 on, are lost", tail.len());
-            let warning = &contents.warnings[0];
+            let warning = contents.warnings[0].to_string();
             assert!(warning.contains(&lost) && warning.contains(why), "{warning}");
             assert!(!warning.contains("take the dump"), "{warning}");
         }

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::addr::PhysAddr;
+use crate::diagnostic::{Code, Diagnostic};
 
 /// The suffix that the kernel adds to the path of a deleted file (`d_path`).
 const DELETED: &[u8] = b" (deleted)";
@@ -252,12 +253,13 @@ impl Mappings {
         }
     }
 
-    /// The advice for objects, such as `m0: 6 tensors`, whose bytes are in a mapped file from an offset on.
-    pub(crate) fn advise(&self, what: &str, file: &FileMapping, from: u64) -> String {
+    /// The warning about objects, such as `m0: 6 tensors`, whose bytes are in a mapped file from an offset on.
+    pub(crate) fn missing_bytes(&self, what: &str, file: &FileMapping, from: u64) -> Diagnostic {
         let kind = FileKind::of(&file.path);
         let place = format!("{what} in the {kind} {} from offset {from:#x} on", file.path.display());
         if kind == FileKind::Device {
-            return format!("{place}, whose memory is never in a process image");
+            let message = format!("{place}, whose memory is never in a process image");
+            return Diagnostic::new(Code::BytesInMappedFile, None, message);
         }
         let (by, remedy) = (self.kind.leaves_out(), self.kind.remedy());
         let copy = match kind {
@@ -267,7 +269,8 @@ impl Mappings {
                 "copy it from /proc/PID/map_files while the process runs and pass the copy with `--file RECORDED=COPY`"
             }
         };
-        format!("{place}, which {by}; {remedy}, or {copy}")
+        let warning = Diagnostic::new(Code::BytesInMappedFile, None, format!("{place}, which {by}"));
+        Diagnostic { hint: Some(format!("{remedy}, or {copy}")), ..warning }
     }
 }
 

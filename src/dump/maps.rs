@@ -15,6 +15,7 @@ use super::elf::MAGIC;
 use super::mapped::{FileMapping, ImageKind, MAX_NAME, Mappings, Segment, sort_files};
 use super::{Contents, DumpErrorKind, MAX_RANGES, MemoryRange, ProcessImage};
 use crate::addr::{FileOffset, PhysAddr};
+use crate::diagnostic::{Code, Diagnostic};
 
 /// First address of the kernel's half, where `[vsyscall]` lies.
 const KERNEL_HALF: u64 = 1 << 63;
@@ -108,7 +109,7 @@ impl Selection {
     }
 
     /// The mappings, each with its place in the copy.
-    fn place<'m, 'a>(self, mappings: &'m [Mapping<'a>]) -> impl Iterator<Item = (u64, &'m Mapping<'a>)> {
+    fn with_offsets<'m, 'a>(self, mappings: &'m [Mapping<'a>]) -> impl Iterator<Item = (u64, &'m Mapping<'a>)> {
         let mut offset = 0u64;
         mappings.iter().filter(move |mapping| self.copied.1(mapping) && !self.left_out.1(mapping)).map(move |mapping| {
             let at = offset;
@@ -119,7 +120,7 @@ impl Selection {
 
     /// Bytes of a copy.
     fn size(self, mappings: &[Mapping<'_>]) -> u64 {
-        self.place(mappings).map(|(_, mapping)| mapping.len()).fold(0, u64::saturating_add)
+        self.with_offsets(mappings).map(|(_, mapping)| mapping.len()).fold(0, u64::saturating_add)
     }
 
     /// Where in the copy programs and libraries begin, and whether they do.
@@ -128,7 +129,7 @@ impl Selection {
         let is_program = |mapping: &Mapping<'_>| mapping.is_file() && programs.contains(mapping.path);
         let first =
             |(_, mapping): &(u64, &Mapping<'_>)| mapping.file_offset == 0 && (is_program(mapping) || mapping.is_vdso());
-        let firsts = self.place(mappings).filter(first);
+        let firsts = self.with_offsets(mappings).filter(first);
         let begins =
             |at: u64| usize::try_from(at).ok().and_then(|at| copy.get(at..)).is_some_and(|it| it.starts_with(&MAGIC));
         firsts.map(|(at, mapping)| (at, mapping.path, begins(at))).collect()
@@ -181,11 +182,10 @@ pub(super) fn parse(copy: &[u8], maps: &str) -> Result<Contents, DumpErrorKind> 
     };
     let [usual, ..] = COPIED;
     if selection.copied.0 != usual.0 {
-        contents
-            .warnings
-            .push(format!("judging by its size, the copy of /proc/PID/mem holds {selection} and nothing else"));
+        let message = format!("judging by its size, the copy of /proc/PID/mem holds {selection} and nothing else");
+        contents.warnings.push(Diagnostic::new(Code::PartialCopy, None, message));
     }
-    for (offset, mapping) in selection.place(&mappings) {
+    for (offset, mapping) in selection.with_offsets(&mappings) {
         let Range { start, end } = mapping.addresses();
         contents.ranges.push(MemoryRange { start, end, offset: FileOffset(offset) });
         if mapping.executable && !mapping.writable {

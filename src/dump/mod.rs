@@ -37,6 +37,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
+use crate::diagnostic::{Code, Diagnostic};
 pub use error::{DumpError, DumpErrorKind};
 pub use fault::catch_unreadable_pages;
 pub use fill::{FillError, FilledFile, MappedFiles};
@@ -159,8 +160,8 @@ pub struct Dump {
     pub file_size: u64,
     /// Bytes in the container: as `file_size`, or what the file unpacks to.
     pub size: u64,
-    /// What the user should know, one sentence each.
-    pub warnings: Vec<String>,
+    /// What the user should know.
+    pub warnings: Vec<Diagnostic>,
     /// Whether memory that the container announces is missing from it.
     pub damaged: bool,
 }
@@ -176,7 +177,7 @@ struct Contents {
     mappings: Mappings,
     /// Those of an image's ranges that the process could execute and not write.
     code: Vec<Range<PhysAddr>>,
-    warnings: Vec<String>,
+    warnings: Vec<Diagnostic>,
     damaged: bool,
 }
 
@@ -229,10 +230,9 @@ fn open_inner(
     let given = match MappedFile::new(source) {
         Err((error, source)) if source::is_unmappable(&error) => {
             let dir = spool_dir();
-            copied = Some(format!(
-                "the dump's file system cannot map files, so the dump was first copied to {}",
-                dir.display()
-            ));
+            let message =
+                format!("the dump's file system cannot map files, so the dump was first copied to {}", dir.display());
+            copied = Some(Diagnostic::new(Code::CopiedDump, None, message));
             let copy = spool::copy(source.file(), &dir, progress)?;
             MappedFile::spooled(copy, dir, Some(source))?
         }
@@ -341,11 +341,11 @@ fn raw(map: &[u8]) -> Contents {
     let size = map.len() as u64;
     let range = MemoryRange { start: PhysAddr(0), end: PhysAddr(size), offset: FileOffset(0) };
     let odd = size % FRAME_SIZE;
-    let warnings = match odd {
-        0 => Vec::new(),
-        _ => vec![format!("the raw dump ends {odd} bytes into a 4096-byte page: it may have been cut off")],
-    };
-    Contents { ranges: vec![range], warnings, ..Contents::default() }
+    let warning = (odd != 0).then(|| {
+        let message = format!("the raw dump ends {odd} bytes into a 4096-byte page: it may have been cut off");
+        Diagnostic::new(Code::PartialPage, Some(FileOffset(size).into()), message)
+    });
+    Contents { ranges: vec![range], warnings: warning.into_iter().collect(), ..Contents::default() }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use crate::diagnostic::{Code, Diagnostic};
+
 /// Maximum number of digits at the end of a part's name.
 const MAX_DIGITS: usize = 4;
 
@@ -48,7 +50,7 @@ impl<'a> Numbered<'a> {
 
 /// A warning if a file looks like one of several parts: its name has a number, a file with the next or previous number
 /// is in the same folder, and no part is larger than the one before.
-pub(super) fn warning(path: &Path) -> Option<String> {
+pub(super) fn warning(path: &Path) -> Option<Diagnostic> {
     let name = path.file_name()?.to_str()?;
     let numbered = Numbered::new(name)?;
     let size =
@@ -61,10 +63,11 @@ pub(super) fn warning(path: &Path) -> Option<String> {
     let which = if before.is_some() { "a later part" } else { "the first part" };
     let neighbour = before.or(after)?;
     let stem = numbered.stem;
-    Some(format!(
+    let message = format!(
         "judging by its name, this is {which} of a split file ({neighbour} is next to it): join all parts in order, \
          for example with `cat {stem}* > whole`, and pass the result"
-    ))
+    );
+    Some(Diagnostic::new(Code::SplitFile, None, message))
 }
 
 #[cfg(test)]
@@ -88,7 +91,7 @@ mod tests {
     fn a_part_has_others_beside_it() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, len: usize| std::fs::write(dir.path().join(name), vec![0; len]).unwrap();
-        let said = |name: &str| warning(&dir.path().join(name)).unwrap_or_default();
+        let said = |name: &str| warning(&dir.path().join(name)).map_or(String::new(), |said| said.to_string());
         write("memory.001", 4096);
         assert_eq!(said("memory.001"), "");
         write("memory.002", 4096);

@@ -21,6 +21,7 @@ use super::mapped::{FileMapping, MAX_NAME, Mappings, Segment, sort_files};
 use super::memory::joined;
 use super::{MAX_RANGES, ProcessImage};
 use crate::addr::PhysAddr;
+use crate::diagnostic::{Code, Diagnostic};
 use crate::words::counted;
 
 /// `pr_pid` in x86-64's `struct elf_prstatus` (linux/elfcore.h).
@@ -52,7 +53,7 @@ struct Notes<'a> {
 pub(super) struct Process {
     pub(super) image: ProcessImage,
     pub(super) mappings: Mappings,
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Diagnostic>,
 }
 
 /// The process that a core is of, or `None` for a machine's.
@@ -68,10 +69,11 @@ pub(super) fn process(bytes: &[u8], headers: &[ProgramHeader64<LE>]) -> Option<P
         let dropped = sort_files(&mut files);
         if dropped > 0 {
             let dropped = counted(dropped, "entry", "entries");
-            warnings.push(format!(
+            let message = format!(
                 "not used of the core's list of mapped files (NT_FILE): {dropped} that overlap others or have no \
                  addresses"
-            ));
+            );
+            warnings.push(Diagnostic::new(Code::BrokenFileList, None, message));
         }
         let mappings = absences(bytes.len() as u64, headers, files);
         Process { image, mappings, warnings }
@@ -140,9 +142,10 @@ fn whole_mappings(segments: Vec<(Segment, bool)>, files: &[FileMapping]) -> Vec<
 }
 
 /// The mapped files that a note lists, and what is wrong with the note. The readable part of a broken note is used.
-fn read_files(desc: &[u8]) -> (Vec<FileMapping>, Vec<String>) {
+fn read_files(desc: &[u8]) -> (Vec<FileMapping>, Vec<Diagnostic>) {
     let broken = |files: Vec<FileMapping>, what: String| {
-        (files, vec![format!("the core's list of mapped files (NT_FILE) is broken: {what}")])
+        let message = format!("the core's list of mapped files (NT_FILE) is broken: {what}");
+        (files, vec![Diagnostic::new(Code::BrokenFileList, None, message)])
     };
     let word = |at: usize| desc.get(at..)?.first_chunk().map(|word| u64::from_le_bytes(*word));
     let (Some(count), Some(unit)) = (word(0), word(WORD)) else {
@@ -270,7 +273,7 @@ mod tests {
         ];
         for (unit, offsets) in [(0x1000, [0, 0x2000, 0x3000]), (1, [0, 2, 3])] {
             let (read, warnings) = read_files(&note(3, unit, &files));
-            assert_eq!(warnings, Vec::<String>::new());
+            assert_eq!(warnings, Vec::new());
             for (file, ((start, end, _, name), offset)) in read.iter().zip(files.iter().zip(offsets)) {
                 assert_eq!((file.addresses.clone(), file.offset), (PhysAddr(*start)..PhysAddr(*end), offset));
                 assert_eq!(file.path.as_os_str().as_bytes(), *name);

@@ -26,6 +26,7 @@ mod vote;
 use std::sync::Arc;
 
 use crate::addr::{PhysAddr, VirtAddr};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::PhysicalMemory;
 use crate::paging::Discovery;
 use crate::scan::Backend;
@@ -153,6 +154,28 @@ impl Machine {
     /// Broken links of the kernel's lists.
     pub fn broken_links(&self) -> &[BrokenLink] {
         &self.broken
+    }
+
+    /// Warnings about the list of processes.
+    pub fn warnings(&self) -> Vec<Diagnostic> {
+        let broken = self.broken.iter().map(|BrokenLink { address, reason }| {
+            let message = format!("the kernel's list of tasks has a broken link at {address}: {reason}");
+            Diagnostic::new(Code::BrokenKernelList, Some((*address).into()), message)
+        });
+        let inferred = (self.layout().source == LayoutSource::Voting).then(|| {
+            let message = "the kernel's BTF is not in the dump: the offsets are inferred from the tasks";
+            Diagnostic::new(Code::InferredKernelLayout, None, message.to_owned())
+        });
+        let hidden = self.processes().iter().filter(|process| !process.is_listed && process.exited() != Some(true));
+        let hidden = hidden.map(|process| {
+            let (pid, task) = (process.pid(), process.leader.address);
+            let message = format!(
+                "process {pid} (task at {task}) is not in the kernel's list of processes: the process was hidden, or the \
+                 list was changing"
+            );
+            Diagnostic::new(Code::UnlistedProcess, Some(task.into()), message)
+        });
+        broken.chain(inferred).chain(hidden).collect()
     }
 
     /// The arguments of a process, from its own memory; empty for a kernel thread, `None` if they can't be read.

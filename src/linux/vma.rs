@@ -8,6 +8,7 @@ use super::maple;
 use super::path::Paths;
 use super::process::Memory;
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::{PhysicalMemory, Segment};
 use crate::paging::Residency;
 
@@ -66,7 +67,7 @@ pub struct MemoryMap {
     /// The mappings, sorted by address, without overlap.
     pub mappings: Vec<Mapping>,
     /// What could not be read.
-    pub problems: Vec<String>,
+    pub problems: Vec<Diagnostic>,
 }
 
 /// A mapping in the kernel's records.
@@ -102,13 +103,13 @@ impl Memory<'_> {
     }
 
     /// The records of the mappings, sorted, without overlap.
-    fn records(&self, problems: &mut Vec<String>) -> Vec<Record> {
+    fn records(&self, problems: &mut Vec<Diagnostic>) -> Vec<Record> {
         let found = if let Some(offset) = self.layout.mm.root {
             self.in_tree(offset, problems)
         } else if let Some(offset) = self.layout.mm.mmap {
             self.in_list(offset, problems)
         } else {
-            problems.push("the kernel's records of the mappings can't be found".to_owned());
+            problems.push(self.problem("the kernel's records of the mappings can't be found".to_owned()));
             Vec::new()
         };
         let mut records: Vec<Record> = Vec::new();
@@ -117,15 +118,15 @@ impl Memory<'_> {
             if records.last().is_some_and(|last| record.start < last.end) { wrong += 1 } else { records.push(record) }
         }
         if wrong > 0 {
-            problems.push(format!("{wrong} records of mappings overlap others and are left out"));
+            problems.push(self.problem(format!("{wrong} records of mappings overlap others and are left out")));
         }
         records
     }
 
-    fn in_tree(&self, offset: u64, problems: &mut Vec<String>) -> Vec<Record> {
+    fn in_tree(&self, offset: u64, problems: &mut Vec<Diagnostic>) -> Vec<Record> {
         let root = self.kernel.u64(self.mm, offset);
         let Some(tree) = root.and_then(|root| maple::walk(self.kernel, self.layout, root)) else {
-            problems.push("the tree of the mappings can't be read".to_owned());
+            problems.push(self.problem("the tree of the mappings can't be read".to_owned()));
             return Vec::new();
         };
         let mut unreadable = tree.unreadable;
@@ -138,13 +139,14 @@ impl Memory<'_> {
             }
         }
         if unreadable > 0 {
-            problems
-                .push(format!("{unreadable} parts of the tree of the mappings can't be read, or contradict the tree"));
+            let message =
+                format!("{unreadable} parts of the tree of the mappings can't be read, or contradict the tree");
+            problems.push(self.problem(message));
         }
         records
     }
 
-    fn in_list(&self, offset: u64, problems: &mut Vec<String>) -> Vec<Record> {
+    fn in_list(&self, offset: u64, problems: &mut Vec<Diagnostic>) -> Vec<Record> {
         let mut records = Vec::new();
         let mut seen = HashSet::new();
         let Some(next) = self.layout.vma.next else { return records };
@@ -160,8 +162,14 @@ impl Memory<'_> {
                 _ => break,
             }
         }
-        problems.push(format!("the list of the mappings can't be followed beyond number {}", records.len()));
+        let message = format!("the list of the mappings can't be followed beyond number {}", records.len());
+        problems.push(self.problem(message));
         records
+    }
+
+    /// A problem with the records of the mappings.
+    fn problem(&self, message: String) -> Diagnostic {
+        Diagnostic::new(Code::BrokenMemoryMap, Some(self.mm.into()), message)
     }
 
     /// The record at an address, if it can be one of this process.

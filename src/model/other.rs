@@ -8,6 +8,7 @@ use super::referrers::{self, Referrer};
 use super::{Model, NamedTensor, Reading, Sighting, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{self, Builtins, Holders, Interpreter, Modules};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::tensor::{self, ArrayInfo, ArrayLayout, ArrayReader, ArrayScore, Elements, Form};
 use crate::words::counted;
 
@@ -58,8 +59,8 @@ pub struct Others {
     pub found: Vec<Other>,
     /// How well the layout of NumPy's arrays reads them.
     pub array_layout: Option<ArrayScore>,
-    /// What was left out, in words.
-    pub warnings: Vec<String>,
+    /// What was left out.
+    pub warnings: Vec<Diagnostic>,
 }
 
 /// The types whose instances are arrays.
@@ -151,9 +152,8 @@ pub(crate) fn others<'a>(
     }
     let referrers::Found { mut referrers, is_whole } = referrers::search(objects, holders, wanted, graph, modules);
     if !is_whole {
-        all.warnings.push(
-            "the search for references to tensors and arrays stopped early: there are too many values".to_owned(),
-        );
+        let message = "the search for references to tensors and arrays stopped early: there are too many values";
+        all.warnings.push(Diagnostic::new(Code::ReferencesLeftOut, None, message.to_owned()));
     }
     all.found.extend(unreadable.into_iter().filter(|other| referrers.contains_key(&other.tensor.object)));
     for other in &mut all.found {
@@ -207,10 +207,11 @@ fn add_arrays(
     }
     if undecided_count > 0 {
         let (undecided, place) = (counted(undecided_count, "array", "arrays"), interpreter.type_object);
-        all.warnings.push(format!(
+        let message = format!(
             "listed without type and bytes: {undecided} of the process with `type` at {place}; the layouts for NumPy \
              {versions} fit its arrays equally well, and no NumPy version that decides between them could be read"
-        ));
+        );
+        all.warnings.push(Diagnostic::new(Code::UndecidedLayout, Some(place.into()), message));
     }
     all.array_layout = Some(reader.score.clone());
 }
@@ -227,7 +228,7 @@ fn instances(
     interpreter: &Interpreter,
     types: &BTreeSet<VirtAddr>,
     what: &str,
-    warnings: &mut Vec<String>,
+    warnings: &mut Vec<Diagnostic>,
 ) -> Vec<(VirtAddr, Option<String>)> {
     let objects = interpreter.objects();
     let mut all = BTreeMap::new();
@@ -240,7 +241,8 @@ fn instances(
         all.extend(instances.iter().take(room).map(|object| (*object, class.clone())));
     }
     if left_out > 0 {
-        warnings.push(format!("{left_out} {what} outside any model are left out: at most {MAX_OBJECTS} are read"));
+        let message = format!("{left_out} {what} outside any model are left out: at most {MAX_OBJECTS} are read");
+        warnings.push(Diagnostic::new(Code::TensorsLeftOut, None, message));
     }
     all.into_iter().collect()
 }

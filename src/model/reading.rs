@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Model, NamedTensor, Other, fair};
 use crate::addr::VirtAddr;
+use crate::diagnostic::{Code, Diagnostic};
 use crate::tensor::{Elements, Form, Stored};
 use crate::words::counted;
 
@@ -123,7 +124,7 @@ fn read_storage(tensor: &mut NamedTensor) {
 
 /// Leaves out bytes beyond `limit` in total. Tensors whose elements share their bytes come last. Says how many are left
 /// out.
-pub fn limit<'o>(others: impl Iterator<Item = &'o mut Other>, limit: u64) -> Option<String> {
+pub fn limit<'o>(others: impl Iterator<Item = &'o mut Other>, limit: u64) -> Option<Diagnostic> {
     let mut all: Vec<(Elements, &mut Other)> = others
         .filter_map(|other| {
             let elements = other.elements()?;
@@ -157,8 +158,9 @@ pub fn limit<'o>(others: impl Iterator<Item = &'o mut Other>, limit: u64) -> Opt
     }
     (left_out > 0).then(|| {
         let left_out = counted(left_out, "tensor or array", "tensors and arrays");
-        format!(
+        let message = format!(
             "listed without bytes: {left_out} outside any model, because all together have more bytes than the dump"
-        )
+        );
+        Diagnostic::new(Code::TensorsLeftOut, None, message)
     })
 }

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::roots::{Discovery, FIRST_ENCRYPTION_BIT, Pointers, discover};
 use super::tables::table_entries;
 use crate::addr::{FRAME_SIZE, PhysAddr};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::PhysicalMemory;
 use crate::scan::{Backend, FrameClasses, scan};
 use crate::signature::{Mmu, Signatures};
@@ -45,10 +46,11 @@ pub fn find_spaces(
         let classes = scan(memory, &signatures.mmu_only().with_mmu(rules.clone()), backend, &|_| ()).frames;
         let mut found = discover(memory, &rules, &classes);
         found.encryption_bit = Some(bit);
-        found.warnings.push(format!(
+        let message = format!(
             "page-table entries have bit {bit} set, which is not part of an address: the machine encrypts its memory \
              (AMD SME or SEV), so this bit is ignored"
-        ));
+        );
+        found.warnings.push(Diagnostic::new(Code::EncryptedMemory, None, message));
         (rank(&found), classes, found)
     };
     let is_marked = |found: &Discovery| {

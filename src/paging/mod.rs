@@ -1,13 +1,13 @@
 //! Address spaces, reconstructed from the page tables that lie in the dump, or the one that a process image is.
 //!
 //! [`discover`] finds the roots without any knowledge of the operating system, [`AddressSpace`]
-//! reads through one of them, [`ReverseMap`] goes the other way. [`place`] helps where a file lacks the addresses.
+//! reads through one of them, [`ReverseMap`] goes the other way. [`infer_ranges`] helps where a file lacks the addresses.
 
 mod absent;
 mod cached;
 mod encryption;
 mod pages;
-mod place;
+mod placement;
 mod release;
 mod reverse;
 mod roots;
@@ -18,7 +18,7 @@ pub use absent::Gone;
 pub use cached::Cached;
 pub use encryption::find_spaces;
 pub use pages::Residency;
-pub use place::{Placement, place};
+pub use placement::{Placement, infer_ranges};
 pub use reverse::ReverseMap;
 pub use roots::{Attempt, Discovery, Pointers, Space, SpaceKind, discover};
 pub use space::{AddressSpace, Fault, Mapping, Translation, VirtualMemory};

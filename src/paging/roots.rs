@@ -22,6 +22,7 @@ use super::tables::{
     ENTRIES, PageTables, PresentEntries, UserTables, is_leaf, page_address, present_entries, table_entries,
 };
 use crate::addr::{FRAME_SIZE, PhysAddr};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::PhysicalMemory;
 use crate::scan::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
 use crate::signature::Mmu;
@@ -88,7 +89,7 @@ pub struct Discovery {
     /// The targets of pointers to tables.
     pub pointers: Pointers,
     /// What an analyst should know about the result.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Diagnostic>,
 }
 
 impl Discovery {
@@ -154,12 +155,13 @@ pub fn discover(memory: &PhysicalMemory, mmu: &Mmu, classes: &FrameClasses) -> D
         let Some(mut largest) = clusters.into_iter().max_by_key(|cluster| cluster.roots.len()) else {
             return discovery;
         };
-        discovery.warnings.push(format!(
+        let message = format!(
             "no page-table root maps itself (part of memory may be missing): the {} roots with {} levels that share a \
              kernel half are used",
             largest.roots.len(),
             largest.levels
-        ));
+        );
+        discovery.warnings.push(Diagnostic::new(Code::NoSelfMap, None, message));
         largest.self_mapped = largest.roots.iter().map(|root| (*root, 0)).collect();
         clusters = vec![largest];
     }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::rows::{self, FileRow, ProcessRow, RangesLeftOut};
 use super::{SCHEMA_VERSION, TOOL, json};
 use crate::addr::{PhysAddr, VirtAddr};
+use crate::diagnostic::Diagnostic;
 use crate::dump::{Dump, Format, MemoryRange};
 use crate::other_pythons::{OtherPython, OtherPythonKind};
 use crate::paging::Space;
@@ -24,7 +25,7 @@ pub(super) struct Document<'a> {
     spaces: &'a [Space],
     processes: Vec<ProcessRow<'a>>,
     other_pythons: Vec<OtherPythonRow<'a>>,
-    warnings: Vec<&'a str>,
+    warnings: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -70,7 +71,7 @@ impl<'a> Document<'a> {
             spaces: &recovery.discovery.spaces,
             processes: recovery.processes.iter().map(ProcessRow::new).collect(),
             other_pythons: recovery.other_pythons.iter().map(OtherPythonRow::new).collect(),
-            warnings: super::warnings(dump, recovery).collect(),
+            warnings: super::warnings(dump, recovery).map(Diagnostic::to_string).collect(),
         }
     }
 }

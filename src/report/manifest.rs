@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 use super::SCHEMA_VERSION;
 use super::rows::{self, FileRow, RangesLeftOut};
 use super::time::rfc3339;
+use crate::diagnostic::Diagnostic;
 use crate::dump::{Compression, Dump, Format, MemoryRange};
 use crate::recover::Recovery;
 
@@ -23,7 +24,7 @@ pub struct Run {
     /// Why that one.
     pub backend_reason: String,
     /// What went otherwise than asked for, and changed nothing in what was found.
-    pub warnings: Vec<String>,
+    pub warnings: Vec<Diagnostic>,
     /// Threads that worked.
     pub threads: usize,
     /// The dump as it was named.
@@ -51,7 +52,7 @@ pub(super) struct Manifest<'a> {
     finished: String,
     seconds: Seconds<'a>,
     input: Input<'a>,
-    warnings: Vec<&'a str>,
+    warnings: Vec<String>,
     /// The files of the output beside this one, with their sizes in bytes: what a later run may overwrite.
     output: BTreeMap<String, u64>,
 }
@@ -131,7 +132,7 @@ impl<'a> Manifest<'a> {
                 ranges_left_out,
                 files: FileRow::all(&recovery.memory, true),
             },
-            warnings: super::warnings(dump, recovery).chain(run.warnings.iter().map(String::as_str)).collect(),
+            warnings: super::warnings(dump, recovery).chain(&run.warnings).map(Diagnostic::to_string).collect(),
             output,
         }
     }

@@ -43,8 +43,10 @@ pub use folder::{Cleanup, OutputFolder};
 pub use lines::{print_csv, print_jsonl};
 pub use manifest::Run;
 pub use others::FILE as OTHERS;
-pub use table::{columns, human_bytes, models_table, printable, process_name};
+pub use table::{columns, human_bytes, models_table, process_name};
 pub use time::rfc3339;
+
+pub use crate::words::printable;
 
 use std::path::Path;
 
@@ -52,6 +54,7 @@ use plan::{Planned, WeightFile};
 use weights::Place;
 
 use crate::case;
+use crate::diagnostic::Diagnostic;
 use crate::dump::Dump;
 use crate::model::{Model, Status};
 use crate::paging::{AddressSpace, VirtualMemory};
@@ -95,8 +98,8 @@ fn write_all(
 ) -> Result<(), OutputError> {
     let models =
         || recovery.processes.iter().flat_map(|process| process.models.iter().map(move |model| (process, model)));
-    let others = others::plan(recovery);
-    let of_models = models().map(|(_, model)| weights::size(&plan::plan(model)));
+    let others = others::planned(recovery);
+    let of_models = models().map(|(_, model)| weights::size(&plan::plan_model(model)));
     let total = of_models.fold(weights::size(&others), u64::saturating_add);
     observer.begin(Phase::Write, total);
     folder.reserve(total)?;
@@ -124,7 +127,7 @@ fn write_model(
     observer: &dyn Observer,
 ) -> Result<(), OutputError> {
     let space = process.space(&recovery.memory, &recovery.mmu);
-    let planned = plan::plan(model);
+    let planned = plan::plan_model(model);
     let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> = planned.iter().map(|planned| (planned, &space as _)).collect();
     weights::write(folder, &Place::Model(&model.id), &WeightFile::OF_MODEL, &here, observer)?;
     let held = others::held_by(recovery, model);
@@ -155,7 +158,7 @@ pub fn is_whole(recovery: &Recovery) -> bool {
 
 /// Whether `load.py` of a model can load all weights without `--partial`.
 pub fn is_loadable(model: &Model) -> bool {
-    let planned = plan::plan(model);
+    let planned = plan::plan_model(model);
     let mut tensors = planned.iter().take(model.tensors.len());
     model.problems.is_empty() && tensors.all(|planned| planned.status() == Status::Complete)
 }
@@ -169,8 +172,8 @@ fn model_folder(id: &str) -> String {
     format!("{}/{id}", earlier::MODELS)
 }
 
-/// All that an analyst should know, in words.
-pub fn warnings<'a>(dump: &'a Dump, recovery: &'a Recovery) -> impl Iterator<Item = &'a str> {
+/// All that an analyst should know.
+pub fn warnings<'a>(dump: &'a Dump, recovery: &'a Recovery) -> impl Iterator<Item = &'a Diagnostic> {
     let all = [&dump.warnings, &recovery.discovery.warnings, &recovery.warnings];
-    all.into_iter().flatten().map(String::as_str)
+    all.into_iter().flatten()
 }

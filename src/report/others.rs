@@ -23,7 +23,7 @@ pub(super) fn all(recovery: &Recovery) -> impl Iterator<Item = (&Process, &Other
 }
 
 /// What is written of each, in the same order.
-pub(super) fn plan(recovery: &Recovery) -> Vec<Planned<'_>> {
+pub(super) fn planned(recovery: &Recovery) -> Vec<Planned<'_>> {
     plan_others(all(recovery).map(|(_, other)| other))
 }
 

@@ -167,7 +167,7 @@ impl Planned<'_> {
 }
 
 /// All tensors of a model, in their order, and what is written of each.
-pub(super) fn plan(model: &Model) -> Vec<Planned<'_>> {
+pub(super) fn plan_model(model: &Model) -> Vec<Planned<'_>> {
     finished(model.all_tensors().map(|tensor| planned(tensor, None, tensor.elements())).collect())
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
-use super::plan::{Planned, plan};
+use super::plan::{Planned, plan_model};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{Change, LayoutScore, LayoutSource};
 use crate::dump::{FilledFile, MemoryRange, PhysicalMemory};
@@ -256,7 +256,7 @@ impl<'a> TensorRow<'a> {
 
     /// Those of the modules, and those that training left.
     pub(super) fn all(model: &'a Model) -> (Vec<Self>, Vec<Self>) {
-        let mut rows: Vec<Self> = plan(model).iter().map(Self::new).collect();
+        let mut rows: Vec<Self> = plan_model(model).iter().map(Self::new).collect();
         let training = rows.split_off(model.tensors.len());
         (rows, training)
     }
@@ -288,7 +288,7 @@ impl Totals {
             optimizer_tensors: of(TensorKind::Optimizer),
             ..Self::default()
         };
-        for planned in plan(model).iter().take(model.tensors.len()) {
+        for planned in plan_model(model).iter().take(model.tensors.len()) {
             let tensor = planned.tensor;
             totals.complete += usize::from(planned.status() == Status::Complete);
             totals.inferred += usize::from(tensor.inferred);
@@ -308,7 +308,7 @@ impl Totals {
 pub(super) fn is_whole(model: &Model) -> bool {
     model.problems.is_empty()
         && model.optimizers.iter().all(|optimizer| optimizer.problems.is_empty())
-        && plan(model).iter().all(|planned| {
+        && plan_model(model).iter().all(|planned| {
             let mut inner = planned.tensor.inner.iter();
             planned.status() == Status::Complete && inner.all(|inner| inner.tensor.status == Status::Complete)
         })

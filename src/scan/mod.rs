@@ -9,7 +9,6 @@
 //! checked through the page tables. Needles are matched within a range, across frame borders.
 
 mod backend;
-mod choice;
 mod chunk;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod engine;
@@ -24,6 +23,7 @@ mod pointer_set;
 mod read;
 mod sample;
 mod scalar;
+mod selection;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod sieve;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -44,11 +44,11 @@ use crate::dump::PhysicalMemory;
 use crate::signature::Signatures;
 
 pub use backend::{Backend, BackendChoice, BackendError};
-pub use choice::{SelectedBackend, select_backend};
 pub use explain::{Explanation, RejectedCandidate, explain};
 pub use frames::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
 pub use pointer_set::PointerSet;
 pub use read::{read, sum_words};
+pub use selection::{SelectedBackend, select_backend};
 pub use structures::Rejection;
 pub use sweep::sweep;
 pub use type_slots::{FrameSlots, TypeSlot, sweep_slots, type_slots};

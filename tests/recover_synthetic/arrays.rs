@@ -61,7 +61,7 @@ fn arrays_of_every_python_and_numpy() {
 
         let recovery = recover(&dump(&python.process));
         let [process] = recovery.processes.as_slice() else { panic!() };
-        assert_eq!(recovery.warnings, Vec::<String>::new());
+        assert_eq!(recovery.warnings, []);
         let score = process.others.array_layout.as_ref().unwrap();
         assert_eq!((score.version.as_str(), score.readable), (version, 10), "{cpython}");
         assert_eq!(process.others.found.len(), 10, "{cpython} {version}");
@@ -174,7 +174,10 @@ fn a_tie_between_layouts_is_decided_by_the_version_or_said() {
                 assert_eq!((found.tensor.status, &found.tensor.sha256), (Status::Missing, &None));
                 assert!(found.tensor.problem.as_ref().unwrap().contains("equally well"));
                 assert!(
-                    recovery.warnings.iter().any(|warning| warning.contains("without type and bytes: 1 array of")),
+                    recovery
+                        .warnings
+                        .iter()
+                        .any(|warning| warning.message.contains("without type and bytes: 1 array of")),
                     "{recovery:?}",
                     recovery = recovery.warnings
                 );

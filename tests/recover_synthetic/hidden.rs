@@ -169,6 +169,6 @@ fn a_file_without_the_hole_below_4_gib_is_placed() {
         let ranges: Vec<_> = recovery.memory.ranges().iter().map(|range| (range.start.0, range.offset.0)).collect();
         assert_eq!(ranges, [(0, 0), (start + len, start)], "{:?}", recovery.warnings);
         assert_whole(&torch, &only_model(&recovery).tensors[0], &weight);
-        assert!(recovery.warnings.iter().any(|warning| warning.contains("without the holes")));
+        assert!(recovery.warnings.iter().any(|warning| warning.message.contains("without the holes")));
     }
 }

@@ -156,10 +156,10 @@ fn weights_in_a_mapped_file_are_named_and_can_be_filled() {
     let [hole] = &tensors[0].holes[..] else { panic!("{:?}", tensors[0].holes) };
     let reason = "it lies in the mapped file /models/net.safetensors at offset 0x3800, which cores leave out";
     assert_eq!((hole.start, hole.end, hole.reason.as_str()), (0, 0x1400, reason));
-    let warning = recovery.warnings.iter().find(|text| text.contains("/models/net.safetensors")).unwrap();
+    let warning = recovery.warnings.iter().find(|said| said.message.contains("/models/net.safetensors")).unwrap();
     let advice = "m0: 3 tensors lie in the mapped file /models/net.safetensors from offset 0x3800 on, which cores leave out; \
                   set coredump_filter to 0x7f before the capture, copy /proc/PID/mem instead, or pass the file with `--file PATH`";
-    assert_eq!(warning, advice);
+    assert_eq!(warning.to_string(), advice);
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("net.safetensors");
@@ -178,8 +178,12 @@ fn weights_in_a_mapped_file_are_named_and_can_be_filled() {
     assert_eq!(places(1), [(None, None, 0x6000, 0x80)]);
     assert_eq!(places(2), [(Some(0x1000), Some(0x1400), 0x8000, 0x400)]);
     assert!(tensors.iter().flat_map(|tensor| &tensor.sources).all(|it| it.sha256 == sha256(&file)));
-    let warning = recovery.warnings.iter().find(|text| text.contains("m0: 3 tensors were filled from")).unwrap();
-    assert!(warning.contains(&sha256(&file)) && warning.contains("nothing to check it against"), "{warning}");
+    let warning =
+        recovery.warnings.iter().find(|said| said.message.contains("m0: 3 tensors were filled from")).unwrap();
+    assert!(
+        warning.message.contains(&sha256(&file)) && warning.message.contains("nothing to check it against"),
+        "{warning}"
+    );
 }
 
 #[test]

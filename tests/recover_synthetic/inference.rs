@@ -1,6 +1,7 @@
 //! Interpreters that no layout file describes, and what interpreters tell of themselves.
 
 use tensorcarve::cpython::{Change, LayoutScore, LayoutSource};
+use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::recover::Recovery;
 use tensorcarve::signature::{Layout, Signatures};
 
@@ -248,16 +249,20 @@ fn debug_offsets_of_no_running_interpreter_are_not_believed() {
         runtime(&torch.python, "3.14", &wrong, is_running);
         let (root, truth) = model(&torch);
         let mut recovery = recover(&dump(&torch.python.process));
-        let said: Vec<String> = recovery.warnings.extract_if(.., |said| said.contains("_Py_DebugOffsets")).collect();
+        let unsound_offsets = |said: &mut Diagnostic| said.code == Code::UnsoundDebugOffsets;
+        let said: Vec<Diagnostic> = recovery.warnings.extract_if(.., unsound_offsets).collect();
         assert_model(&torch, root, &truth, &recovery);
         let (score, _) = &recovery.processes[0].python_layout;
         assert_eq!((score.source, changes(score)), (LayoutSource::Table, vec![]));
         match unsound {
             Some((field, offset)) => {
                 let most = 0x800 - if field == "int.ob_digit" { 4 } else { 8 };
-                assert!(said[0].contains(&format!("{field} = {offset} is not between 0 and {most}")), "{said:?}");
+                assert!(
+                    said[0].message.contains(&format!("{field} = {offset} is not between 0 and {most}")),
+                    "{said:?}"
+                );
             }
-            None => assert_eq!(said, Vec::<String>::new()),
+            None => assert_eq!(said, []),
         }
     }
     // The last place at which a field of four bytes fits.
@@ -267,7 +272,7 @@ fn debug_offsets_of_no_running_interpreter_are_not_believed() {
     runtime(&torch.python, "3.14", &wrong, true);
     model(&torch);
     let recovery = recover(&dump(&torch.python.process));
-    assert!(recovery.warnings.iter().all(|said| !said.contains("_Py_DebugOffsets")), "{:?}", recovery.warnings);
+    assert!(recovery.warnings.iter().all(|said| said.code != Code::UnsoundDebugOffsets), "{:?}", recovery.warnings);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! PyTorch whose structures no table has: the tensors tell the layout, and the report says so.
 
 use tensorcarve::cpython::LayoutSource;
+use tensorcarve::diagnostic::Code;
 use tensorcarve::recover::Recovery;
 
 use super::inference::padded;
@@ -69,8 +70,8 @@ fn assert_inferred(torch: &Torch, recovery: &Recovery, placed: &[Placed], change
         model.training.iter().map(|grad| (grad.status, grad.info.as_ref().unwrap().shape.clone())).collect();
     let learned = placed.iter().filter(|placed| placed.spec.requires_grad);
     assert_eq!(grads.len(), learned.count(), "{grads:?}");
-    let warning = recovery.warnings.iter().find(|warning| warning.contains("PyTorch of the process")).unwrap();
-    assert!(warning.contains(&format!("{} of {} tensors", placed.len(), placed.len())), "{warning}");
+    let warning = recovery.warnings.iter().find(|warning| warning.code == Code::InferredTensorLayout).unwrap();
+    assert!(warning.message.contains(&format!("{} of {} tensors", placed.len(), placed.len())), "{warning}");
 }
 
 /// The dispatch keys have a vote of their own, after the layout is chosen.
@@ -117,7 +118,10 @@ fn a_padded_python_with_shifted_tensors() {
             assert_inferred(&torch, &recovery, &placed, &SHIFTED);
             let (python, _) = &recovery.processes[0].python_layout;
             assert_eq!(python.source, LayoutSource::Inferred, "{version} {bytes}: {python:?}");
-            let inferred = recovery.warnings.iter().filter(|warning| warning.contains("a layout inferred from"));
+            let inferred = recovery
+                .warnings
+                .iter()
+                .filter(|warning| [Code::InferredPythonLayout, Code::InferredTensorLayout].contains(&warning.code));
             assert_eq!(inferred.count(), 2, "{version} {bytes}: {:?}", recovery.warnings);
         }
     }

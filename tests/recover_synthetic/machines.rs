@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use tensorcarve::diagnostic::Diagnostic;
 use tensorcarve::model::Status;
 use tensorcarve::paging::SpaceKind;
 use tensorcarve::recover::Recovery;
@@ -216,6 +217,6 @@ fn copies_of_a_root_are_one_process() {
     assert_eq!(recovery.processes.len(), 1);
     assert_eq!(only_model(&recovery).object.0, root);
     assert_whole(&torch, &only_model(&recovery).tensors[0], &weight);
-    let is_said = |warning: &String| warning.contains("5 page-table roots show the same user memory");
+    let is_said = |warning: &Diagnostic| warning.message.contains("5 page-table roots show the same user memory");
     assert!(recovery.warnings.iter().any(is_said), "{:?}", recovery.warnings);
 }

@@ -1,6 +1,7 @@
 //! Pythons that run and are not read: CPython 2 and PyPy.
 
 use tensorcarve::addr::VirtAddr;
+use tensorcarve::diagnostic::Code;
 use tensorcarve::other_pythons::{OtherPython, OtherPythonKind};
 use tensorcarve::paging::SpaceKind;
 use tensorcarve::recover::Recovery;
@@ -54,7 +55,8 @@ fn a_cpython_2_is_named_beside_one_that_is_read() {
     };
     assert_eq!(recovery.other_pythons, [expected]);
     let [said] = &recovery.warnings[..] else { panic!("{:?}", recovery.warnings) };
-    assert!(said.contains("CPython 2.7.18 runs in") && said.contains("not supported"), "{said}");
+    assert_eq!((said.code, said.address), (Code::UnsupportedPython, Some(VirtAddr(old.builtin.type_).into())));
+    assert!(said.message.contains("CPython 2.7.18 runs in") && said.message.contains("not supported"), "{said}");
     assert_model(&torch, root, &truth, &Recovery { warnings: Vec::new(), ..recovery });
 }
 
@@ -85,7 +87,11 @@ fn a_pypy_is_named_by_what_it_has_mapped() {
         evidence: VirtAddr(name),
     };
     assert_eq!(recovery.other_pythons, [pypy(root, "7.3.11")]);
-    assert!(recovery.warnings.iter().any(|said| said.contains("PyPy 7.3.11 runs in")), "{:?}", recovery.warnings);
+    assert!(
+        recovery.warnings.iter().any(|said| said.message.contains("PyPy 7.3.11 runs in")),
+        "{:?}",
+        recovery.warnings
+    );
     assert_eq!(recover(&core(&process, 6)).other_pythons, [pypy(None, "7.3.11")]);
 }
 

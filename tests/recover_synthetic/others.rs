@@ -63,7 +63,7 @@ fn whatever_refers_to_them_is_said() {
         python.module("__main__", &names);
         let recovery = recover(&dump(&python.process));
         only_model(&recovery);
-        assert_eq!(recovery.warnings, Vec::<String>::new());
+        assert_eq!(recovery.warnings, []);
         assert_eq!(others(&recovery).len(), 7, "{cpython} {pytorch}");
         let attribute = |path: &str| Referrer::Module { object: VirtAddr(module), path: path.to_owned() };
         assert_other(&torch, &recovery, &orphan, &[]);
@@ -158,7 +158,7 @@ fn tensors_that_repeat_themselves_are_read_once() {
     let claims: Vec<Placed> =
         (1..=8).map(|i| torch.view(&Tensor::f32(&[1000 * i, 1000]).strided(&[0, 1]), &one)).collect();
     let recovery = recover(&dump(&torch.python.process));
-    assert_eq!(recovery.warnings, Vec::<String>::new());
+    assert_eq!(recovery.warnings, []);
     assert_whole(&torch, &find(&recovery, &one).tensor, &one);
     for claim in &claims {
         let found = &find(&recovery, claim).tensor;
@@ -190,5 +190,5 @@ fn tensors_of_no_model_are_not_written_without_end() {
         assert!(found.tensor.problem.as_ref().unwrap().contains("left out"));
     }
     let warning = format!("{} tensors and arrays", left_out.len());
-    assert!(recovery.warnings.iter().any(|text| text.contains(&warning)), "{:?}", recovery.warnings);
+    assert!(recovery.warnings.iter().any(|said| said.message.contains(&warning)), "{:?}", recovery.warnings);
 }

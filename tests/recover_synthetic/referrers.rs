@@ -69,7 +69,7 @@ fn ways_lead_through_objects_of_all_kinds() {
         ];
         python.module("__main__", &names);
         let recovery = recover(&dump(&python.process));
-        assert_eq!(recovery.warnings, Vec::<String>::new());
+        assert_eq!(recovery.warnings, []);
         let of_module = |path: &str| Referrer::Module { object: VirtAddr(module), path: path.to_owned() };
         let found = |tensor: &Placed| referrers(&recovery, tensor);
         assert_eq!(found(&kept), [of_module("_hf_hook.weights_map[\"0.weight\"]")], "{cpython}");

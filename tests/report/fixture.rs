@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use sha2::{Digest, Sha256};
 use tensorcarve::addr::{FileOffset, PhysAddr, VirtAddr};
 use tensorcarve::cpython::{Change, LayoutScore, LayoutSource, Value};
+use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::dump::{Addresses, Dump, Format, MemoryRange, PhysicalMemory};
 use tensorcarve::model::{Model, Module, NamedTensor, Others, Reading, Sighting, Status, TensorKind};
 use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
@@ -229,7 +230,7 @@ impl Victim {
             compression: None,
             file_size: size,
             size,
-            warnings: vec!["made by hand".to_owned()],
+            warnings: vec![warning("made by hand")],
             damaged: false,
         };
         let recovery = recovery(dump.memory.clone(), vec![self.model]);
@@ -308,8 +309,12 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
         discovery,
         processes: vec![process],
         other_pythons: Vec::new(),
-        warnings: vec!["a \"warning\"\n".to_owned()],
+        warnings: vec![warning("a \"warning\"\n")],
     }
+}
+
+fn warning(message: &str) -> Diagnostic {
+    Diagnostic::new(Code::CutOff, None, message.to_owned())
 }
 
 pub fn run() -> Run {
@@ -317,7 +322,7 @@ pub fn run() -> Run {
         arguments: vec!["tensorcarve".to_owned(), "recover".to_owned()],
         backend: "scalar".to_owned(),
         backend_reason: "asked for".to_owned(),
-        warnings: vec!["the GPU failed".to_owned()],
+        warnings: vec![warning("the GPU failed")],
         threads: 2,
         input: "memory.raw".into(),
         sha256: None,

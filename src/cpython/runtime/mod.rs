@@ -1,6 +1,6 @@
 //! The running state of an interpreter: threads with their frames, suspended generators, the collector's lists, all objects.
 //!
-//! [`Runtime::find`] finds the interpreter states of several interpreters at once, without symbols.
+//! [`RunningInterpreters::find`] finds the interpreter states of several interpreters at once, without symbols.
 
 mod census;
 mod code;
@@ -11,6 +11,7 @@ mod kind;
 mod layout;
 mod names;
 mod repr;
+mod running;
 mod stack;
 mod state;
 mod text;
@@ -19,15 +20,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use rayon::prelude::*;
-
 use self::code::Code;
 use self::frame::{Frames, KnownTypes};
 use self::kind::Kinds;
 use self::stack::SUSPENDED;
 use self::state::{State, pointer};
-use super::{Interpreter, Modules, Objects, Sweeper, field};
+use super::{Interpreter, Modules, Objects, field};
 use crate::addr::VirtAddr;
+use crate::diagnostic::{self, Diagnostic};
 
 pub use census::{Census, TypeCount, all_types};
 pub use details::{HeldObject, ImportedModule, ObjectDetails, ObjectRow};
@@ -35,6 +35,7 @@ pub use gc::{BrokenLink, Collector, Generation, Unlisted, collected_types};
 pub use layout::{RuntimeLayout, runtime_layouts};
 pub use names::TypeNames;
 pub use repr::Repr;
+pub use running::RunningInterpreters;
 pub use stack::{Frame, GeneratorState, Suspended, SuspendedKind, Thread};
 
 /// Maximum length of the text of all variables of an interpreter, in bytes.
@@ -73,22 +74,13 @@ pub struct Runtime<'i> {
 }
 
 impl<'i> Runtime<'i> {
-    /// Finds the states of interpreters; `tables` are the layouts of all versions.
-    pub fn find(interpreters: &'i [Interpreter], sweeper: &Sweeper, tables: &[RuntimeLayout]) -> Vec<Self> {
-        let own = interpreters.iter().map(|interpreter| own_layout(interpreter, tables));
-        let Some(layouts) = own.collect::<Option<Vec<RuntimeLayout>>>() else { return Vec::new() };
-        let states = state::find(interpreters, sweeper, &layouts);
-        let runtimes = interpreters.par_iter().zip(layouts).zip(states);
-        runtimes.map(|((interpreter, layout), states)| Self::new(interpreter, layout, states, tables)).collect()
-    }
-
     fn new(interpreter: &'i Interpreter, layout: RuntimeLayout, states: Vec<State>, tables: &[RuntimeLayout]) -> Self {
         let objects = interpreter.objects();
         let modules = interpreter.modules(&interpreter.module_types());
         let names = TypeNames::new(interpreter, &modules);
         let code = names.find("code").or_else(|| code_type(&objects, &layout, &modules, &names));
         let types = code.map(|code| KnownTypes { code, cell: names.find("cell") });
-        let layout = types.map_or(layout.clone(), |types| choose(objects, types, &states, layout, tables));
+        let layout = types.map_or(layout.clone(), |types| select_layout(objects, types, &states, layout, tables));
         let repr = Repr::new(interpreter, &modules, &layout);
         let qualnames = match layout.code_qualname {
             Some(_) => HashMap::new(),
@@ -122,27 +114,26 @@ impl<'i> Runtime<'i> {
     }
 
     /// Warnings for the analyst about what could not be read.
-    pub fn warnings(&self) -> Vec<String> {
-        let place = self.interpreter.type_object;
+    pub fn warnings(&self) -> Vec<Diagnostic> {
+        let at = self.interpreter.type_object;
+        let warning = |code: diagnostic::Code, what: &str| {
+            Diagnostic::new(code, Some(at.into()), format!("the CPython whose `type` is at {at}: {what}"))
+        };
         let mut warnings = Vec::new();
         if self.states.is_empty() {
-            warnings.push(format!(
-                "the CPython whose `type` is at {place}: the interpreter state was not found, so the threads are not known"
-            ));
+            let what = "the interpreter state was not found, so the threads are not known";
+            warnings.push(warning(diagnostic::Code::NoInterpreterState, what));
         } else if self.types.is_none() {
-            warnings.push(format!(
-                "the CPython whose `type` is at {place}: the type of code objects was not found, so the frames can't be read"
-            ));
+            let what = "the type of code objects was not found, so the frames can't be read";
+            warnings.push(warning(diagnostic::Code::NoCodeType, what));
         }
         if self.states.iter().any(|state| !state.is_whole) {
-            warnings.push(format!(
-                "the CPython whose `type` is at {place}: the list of threads has a broken link, so threads may be missing"
-            ));
+            let what = "the list of threads has a broken link, so threads may be missing";
+            warnings.push(warning(diagnostic::Code::BrokenThreadList, what));
         }
         if self.room.load(Ordering::Relaxed) == 0 {
-            warnings.push(format!(
-                "the CPython whose `type` is at {place}: the variables of the last frames are not listed, because there are too many"
-            ));
+            let what = "the variables of the last frames are not listed, because there are too many";
+            warnings.push(warning(diagnostic::Code::VariablesLeftOut, what));
         }
         warnings
     }
@@ -180,14 +171,14 @@ impl<'i> Runtime<'i> {
 fn own_layout(interpreter: &Interpreter, tables: &[RuntimeLayout]) -> Option<RuntimeLayout> {
     let own = tables.iter().find(|table| table.version == interpreter.layout.version);
     let mut layout = own.or(tables.last())?.clone();
-    for (number, value) in interpreter.told.iter().flat_map(|told| told.numbers()) {
+    for (number, value) in interpreter.debug_offsets.iter().flat_map(|offsets| offsets.numbers()) {
         layout.set(number, Some(*value));
     }
     Some(layout)
 }
 
 /// The layout that reads frames: its own or, if that reads none, the layout of the version that reads most.
-fn choose(
+fn select_layout(
     objects: Objects<'_>,
     types: KnownTypes,
     states: &[State],

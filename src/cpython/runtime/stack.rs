@@ -1,6 +1,7 @@
 //! Stacks: the threads of an interpreter with their frames, and the frames of generators that do not run.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -12,6 +13,7 @@ use super::frame::{Chain, RawFrame};
 use super::state::{self, pointer};
 use crate::addr::VirtAddr;
 use crate::cpython::{bounded, field};
+use crate::words::printable;
 
 /// Maximum number of frames of one thread, and of all threads of an interpreter.
 const MAX_FRAMES: usize = 1 << 16;
@@ -31,12 +33,19 @@ pub struct Thread {
     /// The address of its thread state.
     pub address: VirtAddr,
     /// Its frames, innermost first.
-    pub frames: Vec<Frame>,
+    frames: Vec<Frame>,
     /// The reason if the chain of frames ends early.
     pub problem: Option<String>,
 }
 
-/// A frame of Python code.
+impl Thread {
+    /// Its frames, innermost first.
+    pub fn frames(&self) -> &[Frame] {
+        &self.frames
+    }
+}
+
+/// A frame of Python code. It prints as in a traceback.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Frame {
     /// `co_name`.
@@ -52,6 +61,15 @@ pub struct Frame {
     /// The variables that are set, with short representations; `None` if they were not requested, or are too many.
     #[serde(serialize_with = "as_map")]
     pub locals: Option<Vec<(String, String)>>,
+}
+
+impl fmt::Display for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |text: Option<&String>| text.map_or("?".to_owned(), |text| printable(text));
+        let line = self.line.map_or("?".to_owned(), |line| line.to_string());
+        let name = text(self.qualname.as_ref().or(self.function.as_ref()));
+        write!(f, "File \"{}\", line {line}, in {name}", text(self.file.as_ref()))
+    }
 }
 
 /// Pairs as a JSON object.

@@ -32,19 +32,19 @@ pub(super) struct State {
 
 /// The interpreter states of each interpreter, read with its layout.
 pub(super) fn find(interpreters: &[Interpreter], sweeper: &Sweeper, layouts: &[RuntimeLayout]) -> Vec<Vec<State>> {
-    let told: Vec<Vec<State>> = interpreters.iter().zip(layouts).map(|(of, layout)| by_runtime(of, layout)).collect();
+    let listed: Vec<Vec<State>> = interpreters.iter().zip(layouts).map(|(of, layout)| by_runtime(of, layout)).collect();
     let spaces = interpreters.iter().map(|interpreter| interpreter.index + 1).max().unwrap_or_default();
     let mut wanted = vec![BTreeSet::new(); spaces];
-    for (interpreter, _) in interpreters.iter().zip(&told).filter(|(_, told)| told.is_empty()) {
+    for (interpreter, _) in interpreters.iter().zip(&listed).filter(|(_, listed)| listed.is_empty()) {
         if let Some(wanted) = wanted.get_mut(interpreter.index) {
             wanted.extend(module_tables(interpreter));
         }
     }
     let places = if wanted.iter().all(BTreeSet::is_empty) { Vec::new() } else { sweeper.sweep_all(&wanted) };
-    let with_places = interpreters.iter().zip(layouts).zip(told);
-    let states = with_places.map(|((interpreter, layout), told)| match told.is_empty() {
+    let with_places = interpreters.iter().zip(layouts).zip(listed);
+    let states = with_places.map(|((interpreter, layout), listed)| match listed.is_empty() {
         true => by_places(interpreter, layout, places.get(interpreter.index).map_or(&[], Vec::as_slice)),
-        false => told,
+        false => listed,
     });
     states.collect()
 }
@@ -66,11 +66,11 @@ fn module_tables(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
 /// The states that `_PyRuntime` lists.
 fn by_runtime(interpreter: &Interpreter, layout: &RuntimeLayout) -> Vec<State> {
     let objects = interpreter.objects();
-    let Some(told) = &interpreter.told else { return Vec::new() };
+    let Some(offsets) = &interpreter.debug_offsets else { return Vec::new() };
     let Some((head, next)) = layout.interpreters_head.zip(layout.next_interpreter) else { return Vec::new() };
     let mut states = Vec::new();
     let mut seen = HashSet::new();
-    let mut at = objects.pointer(told.runtime, head).unwrap_or(VirtAddr(0));
+    let mut at = objects.pointer(offsets.runtime, head).unwrap_or(VirtAddr(0));
     while at.0 != 0 && seen.insert(at) && states.len() < MAX_INTERPRETERS {
         states.extend(layout.threads_head.and_then(|offset| read(&objects, layout, at, offset, layout.interpreter?)));
         at = objects.pointer(at, next).unwrap_or(VirtAddr(0));

@@ -214,8 +214,7 @@ mod tests {
             swapped: 0,
             missing: 0,
             threads: 0,
-            problems: Vec::new(),
-            notices: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 

@@ -22,6 +22,7 @@ use super::task::Task;
 use super::vma::{MemoryMap, budget};
 use super::{Kernel, Machine};
 use crate::addr::PhysAddr;
+use crate::diagnostic::{Code, Diagnostic, Level};
 use crate::paging::AddressSpace;
 use crate::words::counted;
 
@@ -43,10 +44,8 @@ pub struct Core {
     pub missing: u64,
     /// Threads whose registers are in the core.
     pub threads: usize,
-    /// What is not as the process had it, in words.
-    pub problems: Vec<String>,
-    /// What to know about the core, in words.
-    pub notices: Vec<String>,
+    /// What is not as the process had it, and what to know about the core.
+    pub warnings: Vec<Diagnostic>,
 }
 
 impl Machine {
@@ -65,7 +64,7 @@ impl Machine {
         let arguments = self.command_line(process);
         let vector = self.auxiliary_vector(process);
         if vector.is_none() {
-            core.problems.push("its auxiliary vector can't be read, so the core has none (NT_AUXV)".to_owned());
+            core.warn("its auxiliary vector can't be read, so the core has none (NT_AUXV)");
         }
         let mut notes = Notes::default();
         // Readers take the first thread for the one that the core was written for.
@@ -86,8 +85,7 @@ impl Machine {
     /// An address space without a task, by its page tables alone: a core without threads.
     pub fn core_of_root(&self, root: PhysAddr) -> Core {
         let mut core = Core::new(&self.kernel, root, &self.map_of_root(root));
-        core.problems
-            .push("no task has these page tables, so the core has memory alone: no threads, no files".to_owned());
+        core.warn("no task has these page tables, so the core has memory alone: no threads, no files");
         core
     }
 }
@@ -97,8 +95,8 @@ impl Core {
         let space = kernel.user_space(root);
         let mut segments = Segments::new(budget(kernel), kernel.memory().size());
         map.mappings.iter().for_each(|mapping| segments.add(&space, mapping));
-        let mut problems = map.problems.clone();
-        problems.extend(segments.problem());
+        let mut warnings = map.problems.clone();
+        warnings.extend(segments.warning());
         let known = || map.mappings.iter().filter_map(|mapping| mapping.residency);
         let sum = |bytes: u64, more: u64| bytes.saturating_add(more);
         let (swapped, missing) = (
@@ -106,7 +104,8 @@ impl Core {
             known().map(|residency| residency.missing).fold(0, sum),
         );
         if map.mappings.iter().any(|mapping| mapping.residency.is_none()) {
-            problems.push("its page tables are too many to count what is swapped out or missing".to_owned());
+            let message = "its page tables are too many to count what is swapped out or missing";
+            warnings.push(Diagnostic::new(Code::IncompleteCore, None, message.to_owned()));
         }
         let segments = segments.into_all();
         Self {
@@ -118,41 +117,44 @@ impl Core {
             swapped,
             missing,
             threads: 0,
-            problems,
-            notices: Vec::new(),
+            warnings,
         }
+    }
+
+    fn warn(&mut self, message: impl Into<String>) {
+        self.warnings.push(Diagnostic::new(Code::IncompleteCore, None, message.into()));
     }
 
     fn describe_threads(&mut self, process: &Process, known: &[(&Task, Registers)], unknown: &[&Task]) {
         self.threads = known.len();
         if process.threads.is_none() {
-            self.problems.push("its list of threads can't be read, so the core has at most the first".to_owned());
+            self.warn("its list of threads can't be read, so the core has at most the first");
         }
         if !unknown.is_empty() {
-            self.problems.push(format!("no registers were found of {}, which the core leaves out", threads(unknown)));
+            self.warn(format!("no registers were found of {}, which the core leaves out", threads(unknown)));
         }
         let of = |is: &dyn Fn(&Registers) -> bool| -> Vec<&Task> {
             known.iter().filter(|(_, registers)| is(registers)).map(|(task, _)| *task).collect()
         };
         let running = of(&|registers| registers.may_be_old);
         if !running.is_empty() {
-            self.notices.push(format!(
+            let message = format!(
                 "the registers of {} are those of the last entry into the kernel: a processor may have run on in user mode \
                  since",
                 threads(&running)
-            ));
+            );
+            self.warnings.push(Diagnostic::new(Code::OldRegisters, None, message));
         }
         let without_base = of(&|registers| registers.fs_base.is_none());
         if !without_base.is_empty() {
-            self.problems
-                .push(format!("the base of FS is not known of {}: it is 0 in the core", threads(&without_base)));
+            self.warn(format!("the base of FS is not known of {}: it is 0 in the core", threads(&without_base)));
         }
     }
 
     fn list_files(&mut self, notes: &mut Notes, map: &MemoryMap) {
         let left_out = notes.files(&map.mappings);
         if left_out > 0 {
-            self.problems.push(format!(
+            self.warn(format!(
                 "{} not in the core's list of files (NT_FILE), which would be too long",
                 counted(left_out, "mapping is", "mappings are")
             ));
@@ -166,7 +168,7 @@ impl Core {
 
     /// Whether nothing of the process that was there is absent.
     pub fn is_whole(&self) -> bool {
-        self.problems.is_empty() && self.swapped == 0 && self.missing == 0
+        self.warnings.iter().all(|warning| warning.level() == Level::Note) && self.swapped == 0 && self.missing == 0
     }
 
     /// Writes the core. `out` is at its beginning, and empty: pages of zeros are skipped. `advance` hears of the bytes that are

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::addr::{FRAME_SIZE, VirtAddr};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::linux::vma::Mapping;
 use crate::paging::AddressSpace;
 
@@ -81,11 +82,11 @@ impl Segments {
         }
     }
 
-    /// What the bounds left out, in words.
-    pub(super) fn problem(&self) -> Option<String> {
+    /// The warning about what the bounds left out.
+    pub(super) fn warning(&self) -> Option<Diagnostic> {
         let what =
             "its page tables map more than a process can have, or in too many pieces: the core does not have all of it";
-        self.is_cut.then(|| what.to_owned())
+        self.is_cut.then(|| Diagnostic::new(Code::IncompleteCore, None, what.to_owned()))
     }
 
     pub(super) fn into_all(self) -> Vec<Segment> {
@@ -108,7 +109,7 @@ mod tests {
         let address = |range: &Range<u64>| VirtAddr(range.start)..VirtAddr(range.end);
         let runs: Vec<_> = runs.iter().map(address).collect();
         segments.split(address(&range), &runs, [true, false, false]);
-        assert_eq!(segments.problem(), None);
+        assert_eq!(segments.warning(), None);
         segments.into_all().iter().map(|segment| (segment.start.0, segment.in_file, segment.in_memory)).collect()
     }
 
@@ -141,16 +142,16 @@ mod tests {
         let mut segments = Segments::new(0, 0x1000);
         let whole = VirtAddr(0)..VirtAddr(1 << 47);
         segments.split(whole.clone(), &[whole], [true; 3]);
-        assert!(segments.problem().is_some());
+        assert!(segments.warning().is_some());
         assert_eq!(segments.into_all()[0].in_file, 0x8000);
 
         let mut segments = Segments::new(0, 1 << 40);
         let pages: Vec<_> =
             (0..MAX_SEGMENTS as u64).map(|page| VirtAddr(page << 13)..VirtAddr(page << 13 | 1 << 12)).collect();
         segments.split(VirtAddr(0)..VirtAddr(1 << 40), &pages, [true; 3]);
-        assert!(segments.problem().is_none());
+        assert!(segments.warning().is_none());
         segments.split(VirtAddr(1 << 40)..VirtAddr(1 << 41), &[], [true; 3]);
-        assert!(segments.problem().is_some());
+        assert!(segments.warning().is_some());
         assert_eq!(segments.into_all().len(), MAX_SEGMENTS);
     }
 

@@ -14,7 +14,7 @@ use crate::paging::VirtualMemory;
 
 /// Heap types that are read to score a layout, and those that are read to make one.
 const SAMPLE: usize = 256;
-const SAMPLE_TO_LEARN: usize = 24;
+const SAMPLE_TO_INFER: usize = 24;
 /// Tables that are changed to fit, at most.
 const MAX_STARTS: usize = 4;
 
@@ -79,7 +79,7 @@ struct Reading {
 /// `memory` is that of its address space.
 ///
 /// `None` where no layout reads the name of any class.
-pub(super) fn choose(
+pub(super) fn select_layout(
     candidate: &Candidate,
     memory: &dyn VirtualMemory,
     slots: &[(VirtAddr, VirtAddr)],
@@ -104,8 +104,8 @@ pub(super) fn choose(
         let is_new = |layout: &Layout| candidate.layouts.iter().all(|known| known.numbers() != layout.numbers());
         let new: Vec<Layout> = headers.into_iter().filter(is_new).collect();
         if !add(&mut readings, &new) {
-            let learned = learn(candidate.type_object, memory, &readings, tables);
-            add(&mut readings, learned.as_slice());
+            let inferred = infer_layout(candidate.type_object, memory, &readings, tables);
+            add(&mut readings, inferred.as_slice());
         }
     }
     let best = readings.pop().filter(|best| best.score.readable > 0)?;
@@ -139,9 +139,10 @@ fn read(
     let readable = sample.iter().filter(is_readable).count();
     let size = objects.word(candidate.type_object, layout.tp_basicsize);
     let changes = changes(&layout, tables);
-    let is_told = |change: &Change| candidate.told.as_ref().is_some_and(|told| told.get(change.number) == change.to);
-    let source = match &candidate.told {
-        _ if !changes.iter().all(is_told) => LayoutSource::Inferred,
+    let published = candidate.debug_offsets.as_ref();
+    let is_published = |change: &Change| published.is_some_and(|offsets| offsets.get(change.number) == change.to);
+    let source = match published {
+        _ if !changes.iter().all(is_published) => LayoutSource::Inferred,
         Some(_) => LayoutSource::DebugOffsets,
         None => LayoutSource::Table,
     };
@@ -174,19 +175,24 @@ pub(super) fn changes(layout: &Layout, tables: &[Layout]) -> Vec<Change> {
 }
 
 /// The layout that is made of those which read `type`, from the names of some types.
-fn learn(type_object: VirtAddr, memory: &dyn VirtualMemory, readings: &[Reading], tables: &[Layout]) -> Option<Layout> {
+fn infer_layout(
+    type_object: VirtAddr,
+    memory: &dyn VirtualMemory,
+    readings: &[Reading],
+    tables: &[Layout],
+) -> Option<Layout> {
     // What reads most already is nearest, then what has a type object of about that size.
     let nearness = |reading: &Reading| {
         let layout = &reading.layout;
-        let types = heap_types(layout, &reading.types, SAMPLE_TO_LEARN);
+        let types = heap_types(layout, &reading.types, SAMPLE_TO_INFER);
         let size = Objects::new(memory, layout).word(type_object, layout.tp_basicsize);
         let distance = size.map_or(u64::MAX, |size| size.abs_diff(layout.heap_type_size.cast_unsigned()));
         (Reverse(infer::evidence_of_names(memory, layout, &types)), distance)
     };
     let mut starts: Vec<&Reading> = readings.iter().collect();
     starts.sort_by_cached_key(|reading| nearness(reading));
-    let learned = starts.into_iter().take(MAX_STARTS).map(|start| {
-        let types = heap_types(&start.layout, &start.types, SAMPLE_TO_LEARN);
+    let inferred = starts.into_iter().take(MAX_STARTS).map(|start| {
+        let types = heap_types(&start.layout, &start.types, SAMPLE_TO_INFER);
         let (found, layout) = infer::from_names(memory, type_object, &types, start.layout.clone(), tables);
         (found, Reverse(changes(&layout, tables).len()), layout)
     });
@@ -194,5 +200,5 @@ fn learn(type_object: VirtAddr, memory: &dyn VirtualMemory, readings: &[Reading]
     let better = |a: (usize, Reverse<usize>, Layout), b: (usize, Reverse<usize>, Layout)| {
         if (b.0, b.1) > (a.0, a.1) { b } else { a }
     };
-    learned.reduce(better).map(|(.., layout)| layout)
+    inferred.reduce(better).map(|(.., layout)| layout)
 }

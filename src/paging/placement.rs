@@ -61,7 +61,12 @@ pub enum Placement {
 /// Finds the addresses of a file that holds memory without headers and without holes.
 ///
 /// `memory` is the file as one range from address 0, `as_it_is` what was found in it with offsets as addresses.
-pub fn place(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend, as_it_is: &Discovery) -> Placement {
+pub fn infer_ranges(
+    memory: &PhysicalMemory,
+    signatures: &Signatures,
+    backend: Backend,
+    as_it_is: &Discovery,
+) -> Placement {
     let Some(mmu) = signatures.mmu() else { return Placement::AsItIs };
     let trial = Trial { memory, mmu, rules: signatures.mmu_only(), backend };
     let [file] = memory.ranges() else { return Placement::AsItIs };
@@ -115,7 +120,7 @@ impl Trial<'_> {
     }
 
     /// What is found with these ranges, and the memory that the kernel maps.
-    fn look(&self, ranges: Vec<MemoryRange>) -> Option<(Score, Vec<Range<u64>>)> {
+    fn score(&self, ranges: Vec<MemoryRange>) -> Option<(Score, Vec<Range<u64>>)> {
         let view = self.memory.with_ranges(ranges).ok()?;
         let found = discover(&view, self.mmu, &self.classes(&view));
         let lost = found.pointers.outside;
@@ -160,7 +165,7 @@ impl Guess {
     fn tried(self, trial: &Trial<'_>, file: &MemoryRange) -> Option<(Score, Vec<MemoryRange>)> {
         let Some(high) = self.high else {
             let range = moved(file, self.low)?;
-            let (score, kernel) = trial.look(vec![range])?;
+            let (score, kernel) = trial.score(vec![range])?;
             return Some((score, vec![clipped(range, &kernel)?]));
         };
         let halves = |begin: u64| {
@@ -172,7 +177,7 @@ impl Guess {
         for turn in 0.. {
             let Some(&begin) = begins.get(turn) else { break };
             let Some((low, rest)) = halves(begin) else { continue };
-            let Some((score, kernel)) = trial.look(vec![low, rest]) else { continue };
+            let Some((score, kernel)) = trial.score(vec![low, rest]) else { continue };
             if turn < 2 {
                 // Where the kernel's map goes on behind the hole, the file's second part begins.
                 let starts = kernel.iter().filter_map(|part| part.start.checked_sub(high.displacement));
