@@ -38,10 +38,8 @@ impl References {
         }
     }
 
-    /// Whether there is one count, in the word before the slot.
-    pub(super) fn is_word_before(&self) -> bool {
-        *self == Self::One(-8)
-    }
+    /// One count, in the word before the slot.
+    pub(super) const WORD_BEFORE: Self = Self::One(-8);
 
     /// Whether the counts are those of a live object; `word` reads the 64 bits at a distance in bytes from the slot.
     ///

@@ -62,7 +62,9 @@ impl Sweeper {
         }
         let reverse = ReverseMap::new(mapped);
         let layouts = candidates.iter().flat_map(|candidate| &candidate.layouts);
-        let references = layouts.map(References::of).collect();
+        let mut references: Option<BTreeSet<References>> = layouts.map(References::of).collect();
+        // A table can read `type` and still be wrong about the counts: those of free-threaded builds may be one count.
+        references.iter_mut().for_each(|known| _ = known.insert(References::WORD_BEFORE));
         let values = values(candidates.iter().map(|candidate| candidate.type_object));
         let (slots, classes) = slots_of_live(&memory, &reverse.frames(), types, references, &values, backend);
         (Self { memory, backend, reverse, slots, classes }, left_out)
@@ -164,7 +166,8 @@ fn slots_of_live(
     values: &PointerSet,
     backend: Backend,
 ) -> (Vec<FrameSlots>, Vec<(PhysAddr, u64)>) {
-    let after_count = references.as_ref().is_some_and(|references| references.iter().all(References::is_word_before));
+    let after_count =
+        references.as_ref().is_some_and(|references| references.iter().all(|known| *known == References::WORD_BEFORE));
     let (slots, hits) = type_slots(memory, frames, &TypeSlot::new(types, after_count), values, backend);
     let Some(references) = references.filter(|_| !after_count) else { return (slots, hits) };
     let of_live = |slots: &FrameSlots| {
