@@ -83,6 +83,7 @@ pub mod case;
 pub mod cpython;
 mod digest;
 pub mod dump;
+pub mod framework;
 pub mod linux;
 mod mapped;
 pub mod model;

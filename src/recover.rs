@@ -10,6 +10,8 @@ use crate::case::{CaseError, Pythons, Spaces};
 use crate::cpython::{self, Builtins, Holders, Interpreter, LayoutScore, LayoutSource, Modules, Objects};
 use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, PhysicalMemory, ProcessImage};
+use crate::framework::torch::TensorScore;
+use crate::framework::{numpy, torch};
 use crate::linux::Machine;
 use crate::mapped;
 use crate::model::{self, Model, Others, Sighting};
@@ -18,7 +20,6 @@ use crate::paging::{AddressSpace, Discovery};
 use crate::progress::Observer;
 use crate::scan::Backend;
 use crate::signature::{Mmu, Signatures};
-use crate::tensor::{self, TensorScore};
 use crate::words::counted;
 
 /// The modules by which machine-learning frameworks are imported, sorted.
@@ -191,9 +192,9 @@ pub(crate) fn models(
 /// # Errors
 /// The signatures lack required entries.
 pub(crate) fn processes(signatures: &Signatures, pythons: &Pythons) -> Result<Vec<Process>, CaseError> {
-    let torch_layouts = tensor::layouts(signatures)?;
-    let key_tables = tensor::key_tables(signatures)?;
-    let array_layouts = tensor::array_layouts(signatures)?;
+    let torch_layouts = torch::layouts(signatures)?;
+    let key_tables = torch::key_tables(signatures)?;
+    let array_layouts = numpy::array_layouts(signatures)?;
     let script_layouts = model::ScriptLayouts::new(signatures)?;
     let plain_header = pythons.layouts.iter().map(|layout| layout.object_size).min().unwrap_or_default();
     let interpreters = pythons.interpreters.par_iter().map(|interpreter| {
@@ -242,8 +243,8 @@ impl WantedTypes {
 /// What one interpreter holds; the bytes of tensors are not looked at yet.
 fn describe(
     interpreter: &Interpreter,
-    (torch_layouts, key_tables): (&[tensor::Layout], &[tensor::KeyTable]),
-    array_layouts: &[tensor::ArrayLayout],
+    (torch_layouts, key_tables): (&[torch::Layout], &[torch::KeyTable]),
+    array_layouts: &[numpy::ArrayLayout],
     script_layouts: &model::ScriptLayouts,
 ) -> Process {
     let objects = interpreter.objects();
@@ -265,8 +266,8 @@ fn describe(
     let others: Vec<VirtAddr> = others.into_iter().filter(|object| !known.contains(object)).collect();
     let release = torch_version.as_deref();
     let scripts = model::Scripts::find(interpreter, &types.scripts, script_layouts, &graph);
-    let sample = tensor::Sample { tensors: &tensors, others: &others, headers: scripts.headers(), version: release };
-    let chosen = tensor::choose(torch_layouts, &objects, &sample).map(|(layout, best, next)| {
+    let sample = torch::Sample { tensors: &tensors, others: &others, headers: scripts.headers(), version: release };
+    let chosen = torch::choose(torch_layouts, &objects, &sample).map(|(layout, best, next)| {
         (layout.into_owned().with_keys(key_tables, &objects, &tensors, release, best.inferred), best, next)
     });
     let layout = chosen.as_ref().map(|(layout, ..)| layout);

@@ -19,12 +19,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{self, Interpreter};
 use crate::dump::{self, Dump, DumpError};
+use crate::framework;
 use crate::linux::{self, Machine, NoMachine};
 use crate::progress::{Observer, Phase, Silent};
 use crate::recover::{self, Recovery};
 use crate::scan::{self, BackendChoice, BackendError, SelectedBackend};
 use crate::signature::{SignatureError, Signatures};
-use crate::tensor;
 
 pub use facts::{InterpreterFacts, PythonFacts};
 pub use handles::{BytesError, Model, Process, Python, Tensor};
@@ -284,7 +284,7 @@ pub enum CaseError {
     PythonLayout(#[from] cpython::MissingField),
     /// A PyTorch layout lacks a number or a table.
     #[error(transparent)]
-    TorchLayout(#[from] tensor::LayoutError),
+    TorchLayout(#[from] framework::LayoutError),
     /// The file of the dump changed, or a part of it could not be read.
     #[error(transparent)]
     Input(#[from] DumpError),

@@ -11,7 +11,9 @@ use super::described::{Described, Describer};
 use super::{Model, NamedTensor, Other, Reading, Status, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Builtins, Holders, Objects, Shape, Step};
-use crate::tensor::{ArrayInfo, ArrayReader, Elements, Form, Holes, Layout, TensorError, TensorInfo};
+use crate::framework::numpy::ArrayReader;
+use crate::framework::torch::{Layout, TensorError};
+use crate::tensor::{ArrayInfo, Elements, Form, Holes, TensorInfo};
 
 /// The device that has no memory.
 pub(super) const META: &str = "meta";

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{Model, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Builtins, Interpreter, ObjectError, Objects, Value};
-use crate::tensor;
+use crate::framework::torch;
 use crate::words::counted;
 
 /// Where the base class of all optimizers is defined, in every PyTorch.
@@ -59,7 +59,7 @@ pub fn attach_optimizers(
     models: &mut [Model],
     interpreter: &Interpreter,
     builtins: &Builtins,
-    layout: Option<&tensor::Layout>,
+    layout: Option<&torch::Layout>,
     types: &BTreeSet<VirtAddr>,
 ) {
     let objects = interpreter.objects();
@@ -139,7 +139,7 @@ fn attach(
     class: &str,
     objects: &Objects<'_>,
     builtins: &Builtins,
-    layout: Option<&tensor::Layout>,
+    layout: Option<&torch::Layout>,
 ) {
     let parameters = model.tensors.iter().filter(|tensor| tensor.kind == TensorKind::Parameter);
     let mut names: BTreeMap<VirtAddr, String> = BTreeMap::new();
@@ -209,7 +209,7 @@ fn attach(
 struct State<'a> {
     objects: &'a Objects<'a>,
     builtins: &'a Builtins,
-    layout: Option<&'a tensor::Layout>,
+    layout: Option<&'a torch::Layout>,
     tensors: Vec<NamedTensor>,
     plain: Vec<(String, String, Value)>,
     /// Values that may still be read.

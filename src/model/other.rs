@@ -8,7 +8,8 @@ use super::referrers::{self, Referrer};
 use super::{Model, NamedTensor, Reading, Sighting, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{self, Builtins, Holders, Interpreter, Modules};
-use crate::tensor::{self, ArrayInfo, ArrayLayout, ArrayReader, ArrayScore, Elements, Form};
+use crate::framework::numpy::{self, ArrayLayout, ArrayReader, ArrayScore};
+use crate::tensor::{ArrayInfo, Elements, Form, TensorInfo};
 use crate::words::counted;
 
 /// Where the class of all tensors is defined, in every PyTorch: its `__module__` is set by hand.
@@ -174,7 +175,7 @@ pub(crate) fn array_layout<'l>(
     let sample: BTreeSet<VirtAddr> = instances.copied().collect();
     let sample: Vec<VirtAddr> = sample.into_iter().take(SAMPLE).collect();
     let version = numpy_version(interpreter, modules);
-    tensor::choose_array_layout(layouts, &interpreter.objects(), &sample, version.as_deref())
+    numpy::choose_array_layout(layouts, &interpreter.objects(), &sample, version.as_deref())
 }
 
 fn add_arrays(
@@ -266,7 +267,7 @@ impl Known {
     }
 
     /// Notes a tensor and its parts; `false` if it is known.
-    fn add(&mut self, info: &tensor::TensorInfo) -> bool {
+    fn add(&mut self, info: &TensorInfo) -> bool {
         for (_, part) in info.form.parts() {
             self.impls.insert(part.tensor_impl);
         }

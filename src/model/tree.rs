@@ -10,7 +10,7 @@ use super::script::{Scripts, unread_model};
 use super::{Model, Module, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, UNREADABLE};
-use crate::tensor;
+use crate::framework::torch;
 use crate::words::counted;
 
 /// Places beside the first that modules and tensors of all models together may have, for each one that there is,
@@ -39,7 +39,7 @@ pub fn models(
     graph: &Graph,
     scripts: &Scripts<'_>,
     objects: &Objects<'_>,
-    layout: Option<&tensor::Layout>,
+    layout: Option<&torch::Layout>,
 ) -> Vec<Model> {
     // One tensor can have a million names.
     let items = graph.modules.len() + graph.tensors().len();
@@ -89,7 +89,7 @@ fn model(
     graph: &Graph,
     scripts: &Scripts<'_>,
     objects: &Objects<'_>,
-    layout: Option<&tensor::Layout>,
+    layout: Option<&torch::Layout>,
     root: VirtAddr,
     (places, names): (u64, usize),
 ) -> Option<Model> {
@@ -140,7 +140,7 @@ struct Walk<'a> {
     graph: &'a Graph,
     scripts: &'a Scripts<'a>,
     objects: &'a Objects<'a>,
-    layout: Option<&'a tensor::Layout>,
+    layout: Option<&'a torch::Layout>,
     modules: Vec<Module>,
     tensors: Vec<NamedTensor>,
     training: Vec<NamedTensor>,

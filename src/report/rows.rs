@@ -8,9 +8,10 @@ use super::plan::{Planned, plan};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{Change, LayoutScore, LayoutSource};
 use crate::dump::{FilledFile, MemoryRange, PhysicalMemory};
+use crate::framework::torch::TensorScore;
 use crate::model::{Elsewhere, Inner, Model, Named, NamedTensor, Reading, Sighting, Status, TensorKind};
 use crate::recover::Process;
-use crate::tensor::{ArrayInfo, Form, Hole, Holes, MissingPages, Quantizer, Source, Stored, TensorScore};
+use crate::tensor::{ArrayInfo, Form, Hole, Holes, MissingPages, Quantizer, Source, Stored};
 
 /// A tensor.
 #[derive(Serialize)]
@@ -241,7 +242,7 @@ impl<'a> TensorRow<'a> {
             object: tensor.object,
             class: tensor.class.as_deref(),
             form: FormRow::new(tensor),
-            keys: info.map_or(&[], |info| &info.keys.unusual),
+            keys: info.map_or(&[], |info| info.dispatch_keys.as_slice()),
             parts: PartRow::all(planned),
             attributes: Some(Named(&tensor.attributes)).filter(|named| !named.0.is_empty()),
             elsewhere: &tensor.elsewhere,

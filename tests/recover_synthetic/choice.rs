@@ -1,9 +1,9 @@
 //! Which layout reads a process: damage to a few headers, versions, and evidence that does not decide.
 
 use tensorcarve::addr::VirtAddr;
+use tensorcarve::framework::torch::TensorScore;
 use tensorcarve::model::Status;
 use tensorcarve::recover::Recovery;
-use tensorcarve::tensor::TensorScore;
 
 use super::synthetic::{ModuleSpec, Options, PYTORCHES, Placed, Tensor, Torch, dump, recover, release, sha256, torch};
 use super::{assert_whole, only_model};

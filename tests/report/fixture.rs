@@ -7,13 +7,14 @@ use sha2::{Digest, Sha256};
 use tensorcarve::addr::{FileOffset, PhysAddr, VirtAddr};
 use tensorcarve::cpython::{Change, LayoutScore, LayoutSource, Value};
 use tensorcarve::dump::{Addresses, Dump, Format, MemoryRange, PhysicalMemory};
+use tensorcarve::framework::torch::TensorScore;
 use tensorcarve::model::{Model, Module, NamedTensor, Others, Reading, Sighting, Status, TensorKind};
 use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
 use tensorcarve::progress::{Observer, Phase};
 use tensorcarve::recover::{Process, Recovery};
 use tensorcarve::report::Run;
 use tensorcarve::signature::Signatures;
-use tensorcarve::tensor::{Form, Holes, Keys, ScalarType, TensorInfo, TensorScore, TooLarge, gather};
+use tensorcarve::tensor::{Flips, Form, Holes, Raw, ScalarType, TensorInfo, TooLarge, gather};
 
 /// The top table; the three below it and the data follow it.
 pub const ROOT: PhysAddr = PhysAddr(0x1000);
@@ -40,14 +41,13 @@ pub struct Victim {
 
 /// A type that safetensors has not, with PyTorch's method that gives what it consists of.
 pub fn raw(name: &str, size: u64, method: &str, safetensors: &str) -> ScalarType {
-    let raw = serde_json::json!({"name": method, "safetensors": safetensors});
-    serde_json::from_value(serde_json::json!({"index": 0, "name": name, "size": size, "raw": raw})).unwrap()
+    let raw = Raw { name: method.to_owned(), safetensors: safetensors.to_owned() };
+    ScalarType { raw: Some(raw), ..scalar(name, size, None) }
 }
 
 /// A type of elements by its name in safetensors, as a layout file declares it.
 pub fn scalar(name: &str, size: u64, safetensors: Option<&str>) -> ScalarType {
-    let json = serde_json::json!({"index": 0, "name": name, "size": size, "safetensors": safetensors});
-    serde_json::from_value(json).unwrap()
+    ScalarType { name: name.to_owned(), size, safetensors: safetensors.map(str::to_owned), raw: None }
 }
 
 pub fn f32_bytes(values: &[f32]) -> Vec<u8> {
@@ -130,7 +130,9 @@ impl Victim {
             form: Form::Strided,
             inferred: false,
             jumps: Vec::new(),
-            keys: Keys::default(),
+            flips: Flips::default(),
+            dispatch_keys: Vec::new(),
+            doubt: None,
         };
         let tensors = match kind {
             TensorKind::Parameter | TensorKind::Buffer => &mut self.model.tensors,

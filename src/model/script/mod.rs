@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Graph, Model, Module, NamedTensor, TensorKind};
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Objects};
-use crate::tensor::Layout;
+use crate::framework::torch::Layout;
 use crate::words::counted;
 
 pub use layout::{MatrixNumbers, ObjectNumbers, ScriptLayouts};

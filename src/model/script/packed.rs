@@ -8,8 +8,9 @@ use super::layout::ScriptLayouts;
 use super::object::{Reader, SlotValue, is_pointer, words_at};
 use crate::addr::VirtAddr;
 use crate::cpython::{ObjectError, Objects};
+use crate::framework::torch::Layout;
 use crate::paging::Fault;
-use crate::tensor::{Form, Layout, Quantizer, TensorInfo};
+use crate::tensor::{Form, Quantizer, TensorInfo};
 
 /// The one attribute of a class that C++ code defines: the C++ object itself (torch/custom_class.h).
 const CAPSULE: &str = "capsule";

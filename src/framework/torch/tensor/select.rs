@@ -11,9 +11,10 @@ use std::collections::BTreeSet;
 
 use super::infer::Evidence;
 use super::layout::Layout;
-use super::read::{TensorError, TensorInfo};
+use super::read::TensorError;
 use crate::addr::VirtAddr;
 use crate::cpython::{Change, ObjectError, Objects};
+use crate::tensor::TensorInfo;
 
 /// Number of damaged words that must not decide which layout is right.
 const FEW: usize = 5;
@@ -302,7 +303,7 @@ fn changes(table: &Layout, found: &Layout) -> Vec<Change> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::layouts;
+    use super::super::layout::layouts;
     use super::nearest;
     use crate::signature::Signatures;
 
