@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::addr::{PhysAddr, VirtAddr};
-use crate::model::{Model, NamedTensor, Other, Status};
+use crate::model::{Model, NamedTensor, StandaloneTensor, Status};
 use crate::paging::AddressSpace;
 use crate::progress::{Observer, Phase};
 use crate::tensor::{self, Elements, Form, TooLarge};
@@ -36,9 +36,9 @@ impl<'t> Target<'t> {
     }
 
     /// The tensors and arrays of a process that are outside any model.
-    pub(crate) fn others(others: &'t mut [Other]) -> impl Iterator<Item = Self> {
-        let most_holes = holes_for(others.len());
-        others.iter_mut().map(move |other| Self { elements: other.elements(), tensor: &mut other.tensor, most_holes })
+    pub(crate) fn standalone(all: &'t mut [StandaloneTensor]) -> impl Iterator<Item = Self> {
+        let most_holes = holes_for(all.len());
+        all.iter_mut().map(move |found| Self { elements: found.elements(), tensor: &mut found.tensor, most_holes })
     }
 
     /// What is read: equal for all names of one object, and different for two objects, whatever their addresses.

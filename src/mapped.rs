@@ -23,8 +23,8 @@ pub(crate) fn sentences(memory: &PhysicalMemory, processes: &[Process]) -> Vec<S
         for model in &process.models {
             sentences.extend(of_tensors(memory, &model.id, "tensor", "tensors", model.all_tensors()));
         }
-        let others = process.others.found.iter().map(|other| &other.tensor);
-        sentences.extend(of_tensors(memory, "outside any model", "tensor or array", "tensors or arrays", others));
+        let standalone = process.standalone.found.iter().map(|found| &found.tensor);
+        sentences.extend(of_tensors(memory, "outside any model", "tensor or array", "tensors or arrays", standalone));
     }
     sentences
 }

@@ -101,7 +101,7 @@ fn damage(
 fn check(case: &str, recovery: &Recovery, truth: &[(String, String)], touched: &BTreeSet<usize>, counts: &mut Counts) {
     let found = tensors(&recovery.processes);
     counts.runs += 1;
-    let layouts = recovery.processes.iter().filter_map(|process| process.torch_layout.as_ref());
+    let layouts = recovery.processes.iter().filter_map(|process| process.facts.torch.as_ref()?.layout.as_ref());
     counts.inferred += usize::from(layouts.clone().any(|(layout, _)| layout.inferred));
     for (index, (name, sha256)) in truth.iter().enumerate() {
         let is_complete = found.get(name).is_some_and(|tensor| tensor.status == Status::Complete);
@@ -231,7 +231,7 @@ impl Real {
 
     fn headers(&self, process: &Process, tensor: &NamedTensor) -> Headers {
         let info = tensor.info.as_ref().unwrap();
-        let version = &process.torch_layout.as_ref().unwrap().0.version;
+        let version = &process.facts.torch.as_ref().unwrap().layout.as_ref().unwrap().0.version;
         let numbers = SIGNATURES.layouts("pytorch").find(|layout| layout.version == *version).unwrap();
         let space = process.space(&self.recovery.memory, &self.recovery.mmu);
         let at = numbers.get("tensor.autograd_meta").unwrap().cast_unsigned();

@@ -193,10 +193,10 @@ fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
         process.python_version.as_deref(),
         Some(format!("{}.7", release(&torch.python.layout.version)).as_str())
     );
-    assert!(process.has_torch);
+    assert!(process.facts.torch.is_some());
     let release = torch.numbers.0.version.split('-').next().unwrap();
-    assert_eq!(process.torch_version.as_deref(), Some(format!("{release}.0+cpu").as_str()));
-    let (layout, _) = process.torch_layout.as_ref().unwrap();
+    assert_eq!(process.facts.torch.as_ref().unwrap().version.as_deref(), Some(format!("{release}.0+cpu").as_str()));
+    let (layout, _) = process.facts.torch.as_ref().unwrap().layout.as_ref().unwrap();
     assert_eq!(layout.version, torch.numbers.0.version);
     assert_eq!((layout.readable, layout.tried), (truth.len(), truth.len()));
     let model = only_model(recovery);

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{self, Interpreter};
 use crate::dump::{self, Dump, DumpError};
-use crate::framework;
+use crate::framework::{Frameworks, LayoutError};
 use crate::linux::{self, Machine, NoMachine};
 use crate::progress::{Observer, Phase, Silent};
 use crate::recover::{self, Recovery};
@@ -205,7 +205,9 @@ impl Case {
         let Inner { signatures, options, .. } = &*self.0;
         self.0.pythons.get(|| {
             let backend = self.backend()?.backend;
-            Pythons::find(&*self.spaces()?, signatures, backend, recover::wanted_types, &*options.observer)
+            let frameworks = Frameworks::new(signatures)?;
+            let wanted = |interpreter: &Interpreter| frameworks.wanted_types(interpreter);
+            Pythons::find(&*self.spaces()?, signatures, backend, wanted, &*options.observer)
         })
     }
 
@@ -282,9 +284,9 @@ pub enum CaseError {
     /// A CPython layout lacks a number.
     #[error(transparent)]
     PythonLayout(#[from] cpython::MissingField),
-    /// A PyTorch layout lacks a number or a table.
+    /// The layout of a framework lacks a number or a table.
     #[error(transparent)]
-    TorchLayout(#[from] framework::LayoutError),
+    FrameworkLayout(#[from] LayoutError),
     /// The file of the dump changed, or a part of it could not be read.
     #[error(transparent)]
     Input(#[from] DumpError),

@@ -158,7 +158,7 @@ fn lists_that_share_empty_elements_count_for_each() {
     let recovery = recover(&dump(&python.process));
     assert_whole(&torch, &only_model(&recovery).tensors[0], &weight);
     assert!(recovery.warnings.iter().any(|warning| warning.contains("too many values")), "{:?}", recovery.warnings);
-    assert_eq!(recovery.processes[0].others.found.len(), 1);
+    assert_eq!(recovery.processes[0].standalone.found.len(), 1);
 }
 
 #[test]

@@ -172,7 +172,7 @@ fn what_is_no_model() {
     python.instance(torch.module_type("__main__", "Raw"), &[("training", python.bool(true))]);
     let recovery = recover(&dump(&python.process));
     assert_eq!(recovery.processes.len(), 1);
-    assert!(recovery.processes[0].has_torch);
+    assert!(recovery.processes[0].facts.torch.is_some());
     assert_eq!(models(&recovery), 0);
 }
 

@@ -7,8 +7,9 @@ use sha2::{Digest, Sha256};
 use tensorcarve::addr::{FileOffset, PhysAddr, VirtAddr};
 use tensorcarve::cpython::{Change, LayoutScore, LayoutSource, Value};
 use tensorcarve::dump::{Addresses, Dump, Format, MemoryRange, PhysicalMemory};
-use tensorcarve::framework::torch::TensorScore;
-use tensorcarve::model::{Model, Module, NamedTensor, Others, Reading, Sighting, Status, TensorKind};
+use tensorcarve::framework::Facts;
+use tensorcarve::framework::torch::{self, TensorScore};
+use tensorcarve::model::{Model, Module, NamedTensor, Reading, Sighting, StandaloneTensors, Status, TensorKind};
 use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
 use tensorcarve::progress::{Observer, Phase};
 use tensorcarve::recover::{Process, Recovery};
@@ -293,14 +294,14 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
         frameworks: Vec::new(),
         python_layout: (python.clone(), Some(LayoutScore { readable: 2, version: "3.12".to_owned(), ..python })),
         type_count: 1234,
-        torch_version: None,
-        has_torch: true,
-        torch_layout: Some((torch, None)),
-        torch_keys: None,
+        facts: Facts {
+            torch: Some(torch::Facts { layout: Some((torch, None)), ..Default::default() }),
+            ..Default::default()
+        },
         module_count: 7,
         models,
         shared_models: Vec::new(),
-        others: Others::default(),
+        standalone: StandaloneTensors::default(),
     };
     let space = Space { root: ROOT, levels: 4, kind: SpaceKind::Process, kpti_user_root: None };
     let discovery = Discovery { spaces: vec![space], ..Discovery::default() };

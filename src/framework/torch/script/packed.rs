@@ -8,7 +8,7 @@ use super::layout::ScriptLayouts;
 use super::object::{Reader, SlotValue, is_pointer, words_at};
 use crate::addr::VirtAddr;
 use crate::cpython::{ObjectError, Objects};
-use crate::framework::torch::Layout;
+use crate::framework::torch::tensor::Layout;
 use crate::paging::Fault;
 use crate::tensor::{Form, Quantizer, TensorInfo};
 

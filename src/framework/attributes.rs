@@ -1,22 +1,14 @@
 //! The attributes of tensor objects: the tensors inside them, and the values that describe these.
-//!
-//! A wrapper (`DTensor`, torchao, bitsandbytes) has a shape but no elements of its own: these are in tensors in its
-//! attributes, or in attributes of those. A placeholder is empty, and an attribute holds its elements.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
-use serde::Serialize;
-
-use super::described::{Described, Describer};
-use super::{Model, NamedTensor, Other, Reading, Status, TensorKind};
+use super::describe::Describer;
+use super::{Header, Reader};
 use crate::addr::VirtAddr;
 use crate::cpython::{Builtins, Holders, Objects, Shape, Step};
-use crate::framework::numpy::ArrayReader;
-use crate::framework::torch::{Layout, TensorError};
-use crate::tensor::{ArrayInfo, Elements, Form, Holes, TensorInfo};
+use crate::model::{Described, Elsewhere, Inner, Model, NamedTensor, StandaloneTensor, TensorKind, is_wrapper};
+use crate::tensor::{Form, TensorInfo};
 
-/// The device that has no memory.
-pub(super) const META: &str = "meta";
 /// How many objects may lie between a tensor and one inside it.
 const MAX_DEPTH: usize = 4;
 /// Tensors and arrays inside one tensor that are listed as its parts.
@@ -27,146 +19,6 @@ const MAX_ITEMS: usize = 256;
 const MAX_ALL_OBJECTS: usize = 1 << 18;
 /// The longest name of a part, in bytes.
 const MAX_NAME: usize = 1024;
-/// Maximum number of tensors that a sentence names.
-const MAX_SHOWN: usize = 3;
-
-/// A tensor or an array inside a tensor.
-#[derive(Clone, Debug)]
-pub struct Inner {
-    /// The path to it: `_local_tensor`, `quant_state.absmax`.
-    pub path: String,
-    /// Its bytes, and for a tensor its headers; its name is that of the tensor that it is inside, and the path.
-    pub tensor: NamedTensor,
-    /// The headers of an array.
-    pub array: Option<ArrayInfo>,
-}
-
-/// A tensor that is listed under a name of its own and has the elements of another one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Elsewhere {
-    /// Its name in `tensors.json`, or in a model.
-    pub name: String,
-    /// The path to it, from the tensor itself or from a module.
-    pub path: String,
-    /// Elements along each dimension.
-    pub shape: Vec<u64>,
-}
-
-/// Why the elements of a tensor are not in its own storage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shell {
-    /// It has a shape but a null data pointer.
-    Wrapper,
-    /// It has no elements; another object has them.
-    Placeholder,
-}
-
-impl Inner {
-    /// Where its elements lie.
-    pub(crate) fn elements(&self) -> Option<Elements> {
-        match (&self.array, &self.tensor.reading) {
-            (Some(array), Reading::Elements) => array.elements(),
-            _ => self.tensor.elements(),
-        }
-    }
-
-    /// Elements along each dimension, as far as they are known.
-    pub(crate) fn shape(&self) -> Option<&[u64]> {
-        let of_tensor = self.tensor.info.as_ref().map(|info| info.shape.as_slice());
-        self.array.as_ref().map(|array| array.shape.as_slice()).or(of_tensor)
-    }
-}
-
-impl NamedTensor {
-    fn shell(&self) -> Option<Shell> {
-        let info = self.info.as_ref()?;
-        if is_wrapper(info) {
-            return Some(Shell::Wrapper);
-        }
-        let has_elements = |shape: &[u64]| !shape.contains(&0);
-        let is_elsewhere = self.inner.iter().filter_map(Inner::shape).any(has_elements)
-            || self.elsewhere.iter().any(|other| has_elements(&other.shape));
-        // Freed ones, and nested ones whose values are in attributes.
-        if is_elsewhere && matches!(info.form, Form::Short | Form::Nested(None)) {
-            return Some(Shell::Wrapper);
-        }
-        (info.numel() == 0 && is_elsewhere).then_some(Shell::Placeholder)
-    }
-
-    /// Whether its elements, if there are any, are not in its own storage.
-    pub(super) fn is_shell(&self) -> bool {
-        self.shell().is_some()
-    }
-
-    /// For a tensor without elements of its own, says where they are and how many of them are there. Such a tensor is
-    /// never complete, because only the class's code says how it uses its tensors.
-    pub(crate) fn judge_shell(&mut self) {
-        let shell = self.shell();
-        let is_moved = self.info.as_ref().is_some_and(|info| info.device == META) && !self.elsewhere.is_empty();
-        if shell.is_none() && !is_moved {
-            return;
-        }
-        let mut places: Vec<String> =
-            self.inner.iter().filter(|inner| inner.tensor.info.is_some() || inner.array.is_some()).map(place).collect();
-        let listed = |other: &Elsewhere| format!("{} {:?} (listed as {})", other.path, other.shape, other.name);
-        places.extend(self.elsewhere.iter().map(listed));
-        let count = places.len();
-        let mut places = places.into_iter().take(MAX_SHOWN).collect::<Vec<_>>().join(", ");
-        if count > MAX_SHOWN {
-            places.push_str(&format!(" and {} more", count - MAX_SHOWN));
-        }
-        let class = self.class.as_deref().unwrap_or("it");
-        if count == 0 {
-            self.problem.get_or_insert_with(|| {
-                format!(
-                    "its data pointer is null, and none of its attributes holds a tensor: it is unknown where \
-                         {class} keeps its elements"
-                )
-            });
-            return;
-        }
-        let problem = match shell {
-            Some(Shell::Wrapper) => format!("{class} keeps its elements in {places}"),
-            Some(Shell::Placeholder) => format!("it is a placeholder without elements; they are in {places}"),
-            None => format!("it is on the meta device, so it has a shape but no data; the weights are in {places}"),
-        };
-        let has_bytes = |inner: &Inner| matches!(inner.tensor.status, Status::Complete | Status::Partial);
-        let is_device = |inner: &Inner| inner.tensor.status == Status::Device;
-        match shell {
-            None => {}
-            Some(_) if self.inner.iter().any(has_bytes) => self.status = Status::Partial,
-            Some(_) if self.inner.iter().any(is_device) => self.status = Status::Device,
-            Some(_) => self.status = Status::Missing,
-        }
-        self.problem = Some(problem);
-        self.holes = Holes::default();
-        self.sha256 = None;
-    }
-}
-
-/// Whether a tensor has a shape but no elements, because its storage has no address.
-pub(super) fn is_wrapper(info: &TensorInfo) -> bool {
-    let is_dense = matches!(info.form, Form::Strided | Form::Quantized(_));
-    is_dense && info.data.0 == 0 && info.numel() > 0 && info.device != META
-}
-
-fn place(inner: &Inner) -> String {
-    let shape = inner.shape().unwrap_or_default();
-    match inner.tensor.status {
-        Status::Complete | Status::Partial => format!("{} {shape:?} (written as {})", inner.path, inner.tensor.name),
-        Status::Missing => format!("{} {shape:?} (missing)", inner.path),
-        Status::Device => format!("{} {shape:?} (on a device)", inner.path),
-    }
-}
-
-/// What is needed to read tensors and arrays inside others.
-#[derive(Clone, Copy)]
-pub struct Types<'a> {
-    /// The types whose instances are tensors, and the layout that reads them.
-    pub tensors: (&'a BTreeSet<VirtAddr>, Option<&'a Layout>),
-    /// The same of arrays.
-    pub arrays: (&'a BTreeSet<VirtAddr>, Option<&'a ArrayReader<'a>>),
-}
 
 /// A tensor that is looked into.
 struct Owner {
@@ -190,7 +42,7 @@ struct Node {
 struct Walk<'h, 'a> {
     objects: Objects<'a>,
     holders: &'h mut Holders<'a>,
-    types: Types<'a>,
+    readers: &'h [Box<dyn Reader + 'a>],
     owners: Vec<Owner>,
     /// Objects that are tensors with a name of their own, and the `TensorImpl`s of all that are listed.
     named: BTreeMap<VirtAddr, String>,
@@ -209,15 +61,15 @@ struct Found {
 
 /// Gives each tensor of the models the tensors and arrays inside it, and a description of its attributes. A tensor
 /// inside several others is listed with the one with the shortest path.
-pub(crate) fn attach_attributes<'a>(
+pub(super) fn attach_to_models<'a>(
     models: &mut [Model],
     objects: Objects<'a>,
     builtins: &Builtins,
     holders: &mut Holders<'a>,
-    types: Types<'a>,
+    readers: &[Box<dyn Reader + 'a>],
 ) {
     let all: Vec<&NamedTensor> = models.iter().flat_map(Model::all_tensors).collect();
-    let mut found = look(&all, &all, objects, builtins, holders, types);
+    let mut found = look(&all, &all, objects, builtins, holders, readers);
     for tensor in models.iter_mut().flat_map(Model::all_tensors_mut) {
         if let Some(Found { inner, elsewhere, attributes }) = found.remove(&tensor.object) {
             (tensor.inner, tensor.elsewhere, tensor.attributes) = (inner, elsewhere, attributes);
@@ -240,21 +92,21 @@ pub(crate) fn attach_attributes<'a>(
 }
 
 /// Describes the attributes of tensors outside any model; the tensors inside them are listed separately.
-pub(super) fn attach_to_others<'a>(
-    others: &mut [Other],
+pub(super) fn attach_to_standalone<'a>(
+    standalone: &mut [StandaloneTensor],
     models: &[Model],
     objects: Objects<'a>,
     builtins: &Builtins,
     holders: &mut Holders<'a>,
-    types: Types<'a>,
+    readers: &[Box<dyn Reader + 'a>],
 ) {
-    let own: Vec<&NamedTensor> = others.iter().map(|other| &other.tensor).collect();
+    let own: Vec<&NamedTensor> = standalone.iter().map(|found| &found.tensor).collect();
     let of_models = models.iter().flat_map(Model::all_tensors);
     let listed =
         of_models.flat_map(|tensor| std::iter::once(tensor).chain(tensor.inner.iter().map(|inner| &inner.tensor)));
     let listed: Vec<&NamedTensor> = own.iter().copied().chain(listed).collect();
-    let mut found = look(&own, &listed, objects, builtins, holders, types);
-    for tensor in others.iter_mut().map(|other| &mut other.tensor) {
+    let mut found = look(&own, &listed, objects, builtins, holders, readers);
+    for tensor in standalone.iter_mut().map(|found| &mut found.tensor) {
         if let Some(Found { elsewhere, attributes, .. }) = found.remove(&tensor.object) {
             (tensor.elsewhere, tensor.attributes) = (elsewhere, attributes);
         }
@@ -268,7 +120,7 @@ fn look<'a>(
     objects: Objects<'a>,
     builtins: &Builtins,
     holders: &mut Holders<'a>,
-    types: Types<'a>,
+    readers: &[Box<dyn Reader + 'a>],
 ) -> BTreeMap<VirtAddr, Found> {
     let mut named: BTreeMap<VirtAddr, String> = BTreeMap::new();
     for tensor in listed.iter().filter(|tensor| tensor.object.0 != 0) {
@@ -291,13 +143,15 @@ fn look<'a>(
         parts.chain([info.tensor_impl]).collect::<Vec<_>>()
     });
     let impls = impls.collect();
-    let mut walk = Walk { objects, holders, types, owners, named, impls, seen: HashSet::new(), left: MAX_ALL_OBJECTS };
+    let mut walk =
+        Walk { objects, holders, readers, owners, named, impls, seen: HashSet::new(), left: MAX_ALL_OBJECTS };
     walk.run();
     let Walk { mut owners, mut named, holders, .. } = walk;
     for Owner { found, .. } in &owners {
         named.extend(found.inner.iter().map(|inner| (inner.tensor.object, inner.tensor.name.clone())));
     }
-    let mut describer = Describer::new(objects, builtins, holders, types.tensors.0, &named);
+    let tensor_types: BTreeSet<VirtAddr> = readers.iter().flat_map(|reader| reader.tensor_types()).copied().collect();
+    let mut describer = Describer::new(objects, builtins, holders, &tensor_types, &named);
     for Owner { object, found, .. } in &mut owners {
         found.attributes = describer.attributes(*object);
     }
@@ -340,10 +194,9 @@ impl Walk<'_, '_> {
     /// Records what an object holds; returns it if it should be visited.
     fn visit(&mut self, from: &Node, step: Step, object: VirtAddr) -> Option<Node> {
         let type_object = self.objects.type_of(object).ok()?;
-        let is_tensor = self.types.tensors.0.contains(&type_object);
-        let is_array = self.types.arrays.0.contains(&type_object);
+        let reader = self.readers.iter().find(|reader| reader.tensor_types().contains(&type_object));
         let holds = from.depth + 1 < MAX_DEPTH && self.holders.kind(object).is_some();
-        if !is_tensor && !is_array && !holds {
+        if reader.is_none() && !holds {
             return None;
         }
         let name = self.holders.name(step)?;
@@ -354,8 +207,7 @@ impl Walk<'_, '_> {
         }
         if let Some(name) = self.named.get(&object) {
             // It has a name of its own, and here it may be all that there is.
-            let layout = self.types.tensors.1?;
-            if let Ok(info) = layout.read(&self.objects, object)
+            if let Some(Ok(Header::Tensor(info))) = reader.and_then(|reader| reader.read_part(object))
                 && info.numel() > 0
                 && object != owner.object
                 && owner.info.as_ref().is_some_and(|own| is_wrapper(own) || own.numel() == 0)
@@ -368,34 +220,30 @@ impl Walk<'_, '_> {
         if !self.seen.insert(object) {
             return None;
         }
-        if is_tensor {
-            let layout = self.types.tensors.1?;
-            let read = layout.read(&self.objects, object);
-            let is_own = read.as_ref().is_ok_and(|info| {
+        let read = reader.filter(|_| owner.found.inner.len() < MAX_PARTS).and_then(|reader| reader.read_part(object));
+        let name = || format!("{}.{path}", owner.name);
+        match read {
+            Some(Ok(Header::Tensor(info))) => {
                 let own = owner.info.as_ref().filter(|own| own.numel() > 0 && own.data.0 != 0);
-                self.impls.contains(&info.tensor_impl) || own.is_some_and(|own| own.storage == info.storage)
-            });
-            // What has no elements of its own is looked into, and is no part.
-            let is_shell = match &read {
-                Ok(info) => is_wrapper(info) || info.numel() == 0 || info.form == Form::Short,
-                Err(error) => matches!(error, TensorError::Contradiction { .. }),
-            };
-            if !is_own && !is_shell && owner.found.inner.len() < MAX_PARTS {
-                if let Ok(info) = &read {
+                let is_own =
+                    self.impls.contains(&info.tensor_impl) || own.is_some_and(|own| own.storage == info.storage);
+                // What has no elements of its own is looked into, and is no part.
+                let is_shell = is_wrapper(&info) || info.numel() == 0 || info.form == Form::Short;
+                if !is_own && !is_shell {
                     self.impls.insert(info.tensor_impl);
+                    let tensor = NamedTensor::new(name(), owner.kind, object, Ok(info));
+                    owner.found.inner.extend(with_parts(&path, tensor));
                 }
-                let name = format!("{}.{path}", owner.name);
-                let read = read.map_err(|error| error.to_string());
-                owner.found.inner.extend(with_parts(&path, NamedTensor::new(name, owner.kind, object, read)));
             }
-        } else if is_array
-            && let Some(Ok(info)) = self.types.arrays.1.map(|layout| layout.read(&self.objects, object))
-            && info.elements().is_some()
-            && owner.found.inner.len() < MAX_PARTS
-        {
-            let name = format!("{}.{path}", owner.name);
-            let tensor = NamedTensor { kind: owner.kind, ..NamedTensor::array(name, object) };
-            owner.found.inner.push(Inner { path: path.clone(), tensor, array: Some(info) });
+            Some(Ok(Header::Array(array))) => {
+                let tensor = NamedTensor { kind: owner.kind, ..NamedTensor::array(name(), object) };
+                owner.found.inner.push(Inner { path: path.clone(), tensor, array: Some(array) });
+            }
+            Some(Err(problem)) => {
+                let tensor = NamedTensor::new(name(), owner.kind, object, Err(problem));
+                owner.found.inner.push(Inner { path: path.clone(), tensor, array: None });
+            }
+            None => {}
         }
         holds.then(|| Node { object, owner: from.owner, path, depth: from.depth + 1 })
     }

@@ -7,6 +7,7 @@ use super::object::{Slot, SlotKind, SlotValue};
 use super::packed::capsule;
 use crate::addr::VirtAddr;
 use crate::cpython::Value;
+use crate::framework::torch::NO_LAYOUT;
 use crate::model::{Module, NamedTensor, TensorKind};
 
 /// The deepest nesting of modules.
@@ -126,7 +127,7 @@ impl<'a> Walk<'a> {
     fn add(&mut self, name: String, tensor: VirtAddr, kind: TensorKind, persistent: bool) {
         let objects = self.scripts.objects;
         let Some(layout) = self.scripts.layout else {
-            let read = Err("no known layout reads the tensors of this PyTorch".to_owned());
+            let read = Err(NO_LAYOUT.to_owned());
             let unread = NamedTensor::new(name, kind, VirtAddr(0), read);
             self.held.tensors.push(NamedTensor { persistent, ..unread });
             return;

@@ -14,6 +14,7 @@ const MAX_QUALNAME: usize = 512;
 
 /// The attributes in which a module keeps what it consists of.
 const DICTIONARIES: [&str; 3] = ["_parameters", "_buffers", "_modules"];
+/// How many of them make a module for certain.
 const MOST_DICTIONARIES: usize = 2;
 
 /// Where PyTorch's own layers are defined.
@@ -22,7 +23,7 @@ const LAYERS: &str = "torch.nn.modules.";
 const MIN_HEIRS: usize = 3;
 
 /// The types whose instances are modules: `torch.nn.Module` and all that derive from it.
-pub fn module_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
+pub(super) fn module_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
     bases(interpreter).into_iter().flat_map(|base| interpreter.subtypes(base)).collect()
 }
 
@@ -122,6 +123,16 @@ pub struct ModuleObject {
     pub extra: Vec<Extra>,
 }
 
+impl ModuleObject {
+    /// Its attributes that may hold tensors: parameters, buffers, and objects beside the three dictionaries.
+    pub(super) fn holders(&self) -> Vec<(&str, VirtAddr)> {
+        let registered = self.parameters.iter().chain(&self.buffers);
+        let registered = registered.filter_map(|(name, tensor)| Some((name.as_str(), (*tensor)?)));
+        let others = self.objects.iter().filter(|(name, _)| !DICTIONARIES.contains(&name.as_str()));
+        registered.chain(others.map(|(name, value)| (name.as_str(), *value))).collect()
+    }
+}
+
 /// The modules of an interpreter.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
@@ -138,7 +149,7 @@ pub struct Graph {
 
 /// Reads all modules among the instances of `types`, which are those of [`module_types`], and of the classes that can't be
 /// read, among which there may be more.
-pub fn graph(interpreter: &Interpreter, builtins: &Builtins, types: &BTreeSet<VirtAddr>) -> Graph {
+pub(super) fn graph(interpreter: &Interpreter, builtins: &Builtins, types: &BTreeSet<VirtAddr>) -> Graph {
     let objects = interpreter.objects();
     let bases = bases(interpreter);
     let mut graph = Graph::default();

@@ -3,14 +3,14 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::NO_LAYOUT;
 use super::extra::Extra;
-use super::fair;
-use super::find::{Graph, ModuleObject};
+use super::module::{Graph, ModuleObject};
 use super::script::{Scripts, unread_model};
-use super::{Model, Module, NamedTensor, TensorKind};
+use super::tensor::Layout;
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, UNREADABLE};
-use crate::framework::torch;
+use crate::model::{self, Model, Module, NamedTensor, TensorKind};
 use crate::words::counted;
 
 /// Places beside the first that modules and tensors of all models together may have, for each one that there is,
@@ -35,11 +35,11 @@ const MAX_PROBLEMS: usize = 64;
 const MAX_DAMAGED: usize = 1 << 10;
 
 /// Every root module that has a tensor anywhere below it, with all names; bytes are not looked at yet.
-pub fn models(
+pub(super) fn models(
     graph: &Graph,
     scripts: &Scripts<'_>,
     objects: &Objects<'_>,
-    layout: Option<&torch::Layout>,
+    layout: Option<&Layout>,
 ) -> Vec<Model> {
     // One tensor can have a million names.
     let items = graph.modules.len() + graph.tensors().len();
@@ -47,7 +47,7 @@ pub fn models(
     let roots = graph.roots();
     let mut known = HashMap::new();
     let needs: Vec<u64> = roots.iter().map(|root| places(graph, *root, &mut known)).collect();
-    let most_places = fair::share(needs, all_places as u64);
+    let most_places = model::share(needs, all_places as u64);
     let names = (ALL_NAMES / roots.len().max(1)).clamp(MIN_NAMES, MAX_NAMES);
     let readable =
         roots.into_iter().filter_map(|root| model(graph, scripts, objects, layout, root, (most_places, names)));
@@ -89,7 +89,7 @@ fn model(
     graph: &Graph,
     scripts: &Scripts<'_>,
     objects: &Objects<'_>,
-    layout: Option<&torch::Layout>,
+    layout: Option<&Layout>,
     root: VirtAddr,
     (places, names): (u64, usize),
 ) -> Option<Model> {
@@ -140,7 +140,7 @@ struct Walk<'a> {
     graph: &'a Graph,
     scripts: &'a Scripts<'a>,
     objects: &'a Objects<'a>,
-    layout: Option<&'a torch::Layout>,
+    layout: Option<&'a Layout>,
     modules: Vec<Module>,
     tensors: Vec<NamedTensor>,
     training: Vec<NamedTensor>,
@@ -317,7 +317,7 @@ impl Walk<'_> {
         self.first_names.entry(object).or_insert_with(|| name.clone());
         let read = match self.layout {
             Some(layout) => layout.read_header(self.objects, object).map_err(|error| error.to_string()),
-            None => Err("no known layout reads the tensors of this PyTorch".to_owned()),
+            None => Err(NO_LAYOUT.to_owned()),
         };
         // A gradient is of the tensor, not of its names.
         if let (Some(layout), Ok(info), None) = (self.layout, &read, &same_as) {

@@ -10,10 +10,11 @@ mod packed;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Graph, Model, Module, NamedTensor, TensorKind};
+use super::module::Graph;
+use super::tensor::Layout;
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Objects};
-use crate::framework::torch::Layout;
+use crate::model::{Model, Module, NamedTensor, TensorKind};
 use crate::words::counted;
 
 pub use layout::{MatrixNumbers, ObjectNumbers, ScriptLayouts};

@@ -49,7 +49,7 @@ const MAY_HOLD_MORE: &str = "its state_dict() may hold more than its parameters 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Extra {
     /// `get_extra_state()`, with the class that defines it. It adds an entry, which is not recovered.
-    ExtraState(String),
+    GetExtraState(String),
     /// Another method.
     Method {
         /// The class that defines it; `None` if the module itself has it as an attribute.
@@ -70,7 +70,7 @@ impl Extra {
     pub(super) fn describe(&self, name: &str, others: usize) -> String {
         let module = if name.is_empty() { "the root module".to_owned() } else { format!("the module {name:?}") };
         let what = match self {
-            Self::ExtraState(class) => {
+            Self::GetExtraState(class) => {
                 let key = if name.is_empty() { "_extra_state".to_owned() } else { format!("{name}._extra_state") };
                 format!(
                     "state_dict() of {module} has an entry {key:?} from get_extra_state() of the class {class}, which \
@@ -131,7 +131,7 @@ pub(super) fn of_type(interpreter: &Interpreter, type_object: VirtAddr, bases: &
             }
             let class_name = objects.type_name(*class).unwrap_or_else(|_| class.to_string());
             found.push(if method == EXTRA_STATE {
-                Extra::ExtraState(class_name)
+                Extra::GetExtraState(class_name)
             } else {
                 let names = names_in(&objects, function, method);
                 Extra::Method { class: Some(class_name), method, names }

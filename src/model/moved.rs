@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::attributes::{Elsewhere, META};
-use super::referrers::Referrer;
-use super::{Model, NamedTensor, Other};
+use super::inner::META;
+use super::{Elsewhere, Model, NamedTensor, Referrer, StandaloneTensor};
 use crate::addr::VirtAddr;
 use crate::tensor::TensorInfo;
 
@@ -20,7 +19,7 @@ struct Kept<'o> {
 }
 
 /// Finds the values of tensors without values among the tensors outside any model, by name, type and shape.
-pub(crate) fn find_moved(models: &mut [Model], others: &[Other]) {
+pub(crate) fn find_moved(models: &mut [Model], others: &[StandaloneTensor]) {
     let mut by_key: BTreeMap<String, Vec<Kept<'_>>> = BTreeMap::new();
     for other in others {
         let Some(info) = other.tensor.info.as_ref().filter(|info| info.device != META && info.numel() > 0) else {
