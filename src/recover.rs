@@ -201,7 +201,7 @@ fn inferred_python(process: &Process) -> Option<String> {
     })
 }
 
-/// Lists a model that several processes hold in the same place with the same bytes, as after a
+/// Lists a model that several processes hold at the same address with the same bytes, as after a
 /// fork, once, and numbers the models.
 fn join_sightings(processes: &mut [Process]) {
     // Not the names of classes or modules: what counts is that it is the same object with the same data.
@@ -227,10 +227,10 @@ fn join_sightings(processes: &mut [Process]) {
     let mut number = 0;
     let mut ids = BTreeMap::new();
     for (index, process) in processes.iter_mut().enumerate() {
-        for (place, model) in process.models.iter_mut().enumerate() {
+        for (position, model) in process.models.iter_mut().enumerate() {
             model.id = format!("m{number}");
-            model.sightings = sightings.remove(&(index, place)).unwrap_or_default();
-            ids.insert((index, place), model.id.clone());
+            model.sightings = sightings.remove(&(index, position)).unwrap_or_default();
+            ids.insert((index, position), model.id.clone());
             number += 1;
         }
     }
@@ -241,15 +241,15 @@ fn join_sightings(processes: &mut [Process]) {
     }
 }
 
-/// Lists a tensor or an array that several processes hold in the same place with the same bytes once.
+/// Lists a tensor or an array that several processes hold at the same address with the same bytes once.
 fn join_standalone(processes: &mut [Process]) {
     type Key = (VirtAddr, Option<VirtAddr>, Vec<u64>, Option<String>);
     let mut known: BTreeMap<Key, Vec<Sighting>> = BTreeMap::new();
     let key = |found: &StandaloneTensor| -> Key {
         let info = found.tensor.info.as_ref();
         let shape = info.map(|info| &info.shape).or(found.array.as_ref().map(|array| &array.shape));
-        let tensor_impl = info.map(|info| info.tensor_impl);
-        (found.tensor.object, tensor_impl, shape.cloned().unwrap_or_default(), found.tensor.sha256.clone())
+        let header = info.map(|info| info.header);
+        (found.tensor.object, header, shape.cloned().unwrap_or_default(), found.tensor.sha256.clone())
     };
     for process in processes.iter_mut() {
         process.standalone.found.retain(|found| {

@@ -235,9 +235,9 @@ impl Real {
         let numbers = SIGNATURES.layouts("pytorch").find(|layout| layout.version == *version).unwrap();
         let space = process.space(&self.recovery.memory, &self.recovery.mmu);
         let at = numbers.get("tensor.autograd_meta").unwrap().cast_unsigned();
-        let meta = space.read_u64(VirtAddr(info.tensor_impl.0 + at)).unwrap();
+        let meta = space.read_u64(VirtAddr(info.header.0 + at)).unwrap();
         let mut headers =
-            vec![(info.object.0, OBJECT), (info.tensor_impl.0, IMPL), (info.storage.0, STORAGE), (meta, AUTOGRAD)];
+            vec![(info.object.0, OBJECT), (info.header.0, IMPL), (info.storage.0, STORAGE), (meta, AUTOGRAD)];
         headers.retain(|(start, _)| *start != 0);
         headers
     }

@@ -226,7 +226,7 @@ fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
         ]
     );
     let hyper = |index: usize| {
-        model.modules[index].hyper.iter().filter(|(name, _)| name != "training").cloned().collect::<Vec<_>>()
+        model.modules[index].hyperparameters.iter().filter(|(name, _)| name != "training").cloned().collect::<Vec<_>>()
     };
     let named = |name: &str, value: Value| (name.to_owned(), value);
     let int = Value::Int;
@@ -256,8 +256,8 @@ fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
     );
     assert_eq!(model.modules[2].unset, [("bias".to_owned(), TensorKind::Parameter)]);
     assert_eq!(model.modules[3].unset, [("absent".to_owned(), TensorKind::Buffer)]);
-    assert_eq!(model.modules[0].torch_class.as_deref(), Some("torch.nn.modules.module.Module"));
-    assert_eq!(model.modules[2].torch_class, None);
+    assert_eq!(model.modules[0].framework_class.as_deref(), Some("torch.nn.modules.module.Module"));
+    assert_eq!(model.modules[2].framework_class, None);
 }
 
 #[test]

@@ -76,17 +76,17 @@ pub(super) fn attach_to_models<'a>(
         }
     }
     // Other names of the same tensor refer to what the first one has.
-    let place = |inner: &Inner| {
+    let elsewhere = |inner: &Inner| {
         let shape = inner.shape()?.to_vec();
         Some(Elsewhere { name: inner.tensor.name.clone(), path: inner.path.clone(), shape })
     };
     let of_shells = models.iter().flat_map(Model::all_tensors).filter(|tensor| tensor.is_shell());
     let of_shells = of_shells.filter(|tensor| !tensor.inner.is_empty());
-    let places: BTreeMap<VirtAddr, Vec<Elsewhere>> =
-        of_shells.map(|tensor| (tensor.object, tensor.inner.iter().filter_map(place).collect())).collect();
+    let by_object: BTreeMap<VirtAddr, Vec<Elsewhere>> =
+        of_shells.map(|tensor| (tensor.object, tensor.inner.iter().filter_map(elsewhere).collect())).collect();
     for tensor in models.iter_mut().flat_map(Model::all_tensors_mut).filter(|tensor| tensor.inner.is_empty()) {
-        if let Some(places) = places.get(&tensor.object) {
-            tensor.elsewhere.clone_from(places);
+        if let Some(elsewhere) = by_object.get(&tensor.object) {
+            tensor.elsewhere.clone_from(elsewhere);
         }
     }
 }
@@ -139,8 +139,8 @@ fn look<'a>(
     let owners = first.map(owner).collect();
     let infos = listed.iter().filter_map(|tensor| tensor.info.as_ref());
     let impls = infos.flat_map(|info| {
-        let parts = info.form.parts().into_iter().map(|(_, part)| part.tensor_impl);
-        parts.chain([info.tensor_impl]).collect::<Vec<_>>()
+        let parts = info.form.parts().into_iter().map(|(_, part)| part.header);
+        parts.chain([info.header]).collect::<Vec<_>>()
     });
     let impls = impls.collect();
     let mut walk =
@@ -225,12 +225,11 @@ impl Walk<'_, '_> {
         match read {
             Some(Ok(Header::Tensor(info))) => {
                 let own = owner.info.as_ref().filter(|own| own.numel() > 0 && own.data.0 != 0);
-                let is_own =
-                    self.impls.contains(&info.tensor_impl) || own.is_some_and(|own| own.storage == info.storage);
+                let is_own = self.impls.contains(&info.header) || own.is_some_and(|own| own.storage == info.storage);
                 // What has no elements of its own is looked into, and is no part.
                 let is_shell = is_wrapper(&info) || info.numel() == 0 || info.form == Form::Short;
                 if !is_own && !is_shell {
-                    self.impls.insert(info.tensor_impl);
+                    self.impls.insert(info.header);
                     let tensor = NamedTensor::new(name(), owner.kind, object, Ok(info));
                     owner.found.inner.extend(with_parts(&path, tensor));
                 }

@@ -1,7 +1,8 @@
-//! Machine-learning frameworks in an interpreter: one folder each, behind the traits [`Framework`] and [`Reader`].
+//! Machine-learning frameworks in an interpreter: one folder each, behind two traits.
 //!
-//! A framework says which types it wants the instances of, and reads models and tensors from these. What they have in
-//! common is done here: attributes of tensors, tensors that belong to no model, and what refers to them.
+//! A `Framework` names the types whose instances it needs. Its `Reader` reads models and tensors from the instances in one
+//! interpreter. What all frameworks need is here: attributes of tensors, tensors that belong to no model, and what refers
+//! to them. Another framework is a folder, and one line in `Frameworks::new`.
 
 mod attributes;
 mod describe;

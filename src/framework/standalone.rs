@@ -45,9 +45,9 @@ impl Listed {
     /// Adds a tensor and its parts; `false` if it is listed already.
     pub(super) fn add(&mut self, info: &TensorInfo) -> bool {
         for (_, part) in info.form.parts() {
-            self.impls.insert(part.tensor_impl);
+            self.impls.insert(part.header);
         }
-        self.impls.insert(info.tensor_impl)
+        self.impls.insert(info.header)
     }
 }
 

@@ -87,14 +87,18 @@ impl NamedTensor {
         if shell.is_none() && !is_moved {
             return;
         }
-        let mut places: Vec<String> =
-            self.inner.iter().filter(|inner| inner.tensor.info.is_some() || inner.array.is_some()).map(place).collect();
+        let mut parts: Vec<String> = self
+            .inner
+            .iter()
+            .filter(|inner| inner.tensor.info.is_some() || inner.array.is_some())
+            .map(in_words)
+            .collect();
         let listed = |other: &Elsewhere| format!("{} {:?} (listed as {})", other.path, other.shape, other.name);
-        places.extend(self.elsewhere.iter().map(listed));
-        let count = places.len();
-        let mut places = places.into_iter().take(MAX_SHOWN).collect::<Vec<_>>().join(", ");
+        parts.extend(self.elsewhere.iter().map(listed));
+        let count = parts.len();
+        let mut parts = parts.into_iter().take(MAX_SHOWN).collect::<Vec<_>>().join(", ");
         if count > MAX_SHOWN {
-            places.push_str(&format!(" and {} more", count - MAX_SHOWN));
+            parts.push_str(&format!(" and {} more", count - MAX_SHOWN));
         }
         let class = self.class.as_deref().unwrap_or("it");
         if count == 0 {
@@ -107,9 +111,9 @@ impl NamedTensor {
             return;
         }
         let problem = match shell {
-            Some(Shell::Wrapper) => format!("{class} keeps its elements in {places}"),
-            Some(Shell::Placeholder) => format!("it is a placeholder without elements; they are in {places}"),
-            None => format!("it is on the meta device, so it has a shape but no data; the weights are in {places}"),
+            Some(Shell::Wrapper) => format!("{class} keeps its elements in {parts}"),
+            Some(Shell::Placeholder) => format!("it is a placeholder without elements; they are in {parts}"),
+            None => format!("it is on the meta device, so it has a shape but no data; the weights are in {parts}"),
         };
         let has_bytes = |inner: &Inner| matches!(inner.tensor.status, Status::Complete | Status::Partial);
         let is_device = |inner: &Inner| inner.tensor.status == Status::Device;
@@ -131,7 +135,8 @@ pub(crate) fn is_wrapper(info: &TensorInfo) -> bool {
     is_dense && info.data.0 == 0 && info.numel() > 0 && info.device != META
 }
 
-fn place(inner: &Inner) -> String {
+/// Where a part is, in words.
+fn in_words(inner: &Inner) -> String {
     let shape = inner.shape().unwrap_or_default();
     match inner.tensor.status {
         Status::Complete | Status::Partial => format!("{} {shape:?} (written as {})", inner.path, inner.tensor.name),

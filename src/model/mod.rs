@@ -78,12 +78,12 @@ pub struct Module {
     pub name: String,
     /// `__module__.__qualname__` of its class.
     pub class: String,
-    /// The nearest class above it that is part of PyTorch itself, if its own is not.
-    pub torch_class: Option<String>,
+    /// The nearest class above it that is part of the framework itself, if its own is not.
+    pub framework_class: Option<String>,
     /// Whether it was in training mode; `None` if it does not say.
     pub training: Option<bool>,
     /// Its plain attributes with public names, `training` among them.
-    pub hyper: Vec<(String, Value)>,
+    pub hyperparameters: Vec<(String, Value)>,
     /// Its plain attributes whose names begin with an underscore.
     pub private: Vec<(String, Value)>,
     /// Full names of its own parameters, the unset ones left out.

@@ -484,16 +484,16 @@ impl<'a> TorchRow<'a> {
 
 impl<'a> TorchLayout<'a> {
     fn new(score: &'a TensorScore) -> Self {
-        let TensorScore { readable, filled, same_abi, learned, contradicted, tried, others, inferred, .. } = *score;
+        let TensorScore { readable, same_abi, contradicted, tried, inferred, .. } = *score;
         Self {
             version: &score.version,
             readable,
-            filled,
+            filled: score.exact_storages,
             same_abi,
-            learned,
+            learned: score.requiring_grad,
             contradicted,
             tried,
-            others,
+            others: score.standalone,
             is_of_version: score.is_of_version,
             rivals: &score.rivals,
             inferred,

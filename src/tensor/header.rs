@@ -10,8 +10,8 @@ use crate::addr::VirtAddr;
 pub struct TensorInfo {
     /// The Python object; null for a tensor that Python has never seen, as a gradient may be.
     pub object: VirtAddr,
-    /// The C++ `TensorImpl`.
-    pub tensor_impl: VirtAddr,
+    /// The structure that these headers are read from: PyTorch's `TensorImpl`.
+    pub header: VirtAddr,
     /// Type of the elements.
     pub dtype: ScalarType,
     /// Elements along each dimension, outermost first; empty for a nested tensor, whose parts have them.
@@ -61,7 +61,7 @@ impl TensorInfo {
 
     /// Whether the other tensor has the same elements at the same place.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
-        let place = |info: &Self| (info.tensor_impl, info.storage, info.data, info.storage_offset, info.storage_bytes);
+        let place = |info: &Self| (info.header, info.storage, info.data, info.storage_offset, info.storage_bytes);
         (place(self), &self.shape, &self.stride) == (place(other), &other.shape, &other.stride)
             && (&self.dtype.name, &self.device, &self.form) == (&other.dtype.name, &other.device, &other.form)
     }
@@ -98,7 +98,7 @@ impl TensorInfo {
         stride.reverse();
         Self {
             object: VirtAddr(0),
-            tensor_impl: owner,
+            header: owner,
             dtype: dtype.clone(),
             shape: shape.to_vec(),
             stride,

@@ -205,7 +205,7 @@ fn modules_that_hold_each_other_come_to_an_end() {
         assert_eq!(model.tensors.len(), 3, "{:?}", model.tensors);
         assert_eq!(model.problems.len(), 1);
         assert!(model.problems[0].contains("contain each other"), "{:?}", model.problems);
-        assert_eq!(model.modules[0].hyper, [] as [(String, Value); 0]);
+        assert_eq!(model.modules[0].hyperparameters, [] as [(String, Value); 0]);
     }
 }
 

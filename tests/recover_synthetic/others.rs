@@ -96,7 +96,7 @@ fn tensors_of_a_process_without_modules() {
         assert!(recovery.processes[0].models.is_empty());
         let [first, second] = others(&recovery)[..] else { panic!("{:#?}", others(&recovery)) };
         assert_eq!(
-            (first.tensor.object, first.tensor.info.as_ref().unwrap().tensor_impl.0),
+            (first.tensor.object, first.tensor.info.as_ref().unwrap().header.0),
             (VirtAddr(0), gradient.tensor_impl)
         );
         assert_eq!(first.tensor.sha256.as_deref(), Some(sha256(&gradient.logical).as_str()));

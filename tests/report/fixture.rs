@@ -87,9 +87,9 @@ impl Victim {
         self.model.modules.push(Module {
             name: name.to_owned(),
             class: class.0.to_owned(),
-            torch_class: class.1.map(str::to_owned),
+            framework_class: class.1.map(str::to_owned),
             training: Some(false),
-            hyper: all,
+            hyperparameters: all,
             private: Vec::new(),
             parameters: Vec::new(),
             buffers: Vec::new(),
@@ -118,7 +118,7 @@ impl Victim {
         let number = self.model.all_tensors().count() as u64;
         let info = TensorInfo {
             object: VirtAddr(0x7f12_0000_0000 + 0x100 * number),
-            tensor_impl: VirtAddr(0x7f13_0000_0000 + 0x100 * number),
+            header: VirtAddr(0x7f13_0000_0000 + 0x100 * number),
             dtype,
             shape: dims.0.to_vec(),
             stride: dims.1.to_vec(),
@@ -272,12 +272,12 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
     };
     let torch = TensorScore {
         readable: 5,
-        filled: 5,
+        exact_storages: 5,
         contradicted: 0,
         same_abi: 5,
-        learned: 4,
+        requiring_grad: 4,
         tried: 5,
-        others: 0,
+        standalone: 0,
         version: "1.13".to_owned(),
         is_of_version: false,
         rivals: Vec::new(),

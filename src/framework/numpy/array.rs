@@ -110,7 +110,7 @@ pub struct ArrayReader<'a> {
 
 /// The layout that reads most of the arrays; `None` if no layout reads any. Among layouts that read equally many it is the one of
 /// `version`, NumPy's own (`2.1.3`), if that is known.
-pub fn choose_array_layout<'a>(
+pub fn select_layout<'a>(
     layouts: &'a [ArrayLayout],
     objects: &Objects<'_>,
     arrays: &[VirtAddr],

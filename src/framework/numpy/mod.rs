@@ -12,7 +12,7 @@ use crate::model::{NamedTensor, StandaloneTensor};
 use crate::signature::Signatures;
 use crate::words::counted;
 
-pub use array::{ArrayLayout, ArrayReader, ArrayScore, array_layouts, choose_array_layout};
+pub use array::{ArrayLayout, ArrayReader, ArrayScore, array_layouts, select_layout};
 
 const PACKAGE: &str = "numpy";
 /// The name of the class of arrays in the module that makes it public.
@@ -55,7 +55,7 @@ impl Framework for Numpy {
         let sample: BTreeSet<VirtAddr> = instances.copied().collect();
         let sample: Vec<VirtAddr> = sample.into_iter().take(SAMPLE).collect();
         let version = VERSIONS.into_iter().find_map(|version| context.module_str(version));
-        let reader = choose_array_layout(&self.layouts, &context.objects, &sample, version.as_deref());
+        let reader = select_layout(&self.layouts, &context.objects, &sample, version.as_deref());
         Box::new(Arrays { context, types, reader })
     }
 }

@@ -41,7 +41,7 @@ const CODE_WORDS: u64 = 32;
 /// Maximum number of constants or names in one function.
 const MAX_NAMES: u64 = 256;
 /// Maximum number of names in a message.
-const MAX_TOLD: usize = 8;
+const MAX_SHOWN: usize = 8;
 
 const MAY_HOLD_MORE: &str = "its state_dict() may hold more than its parameters and buffers";
 
@@ -82,8 +82,8 @@ impl Extra {
                     || format!("{module} has its own {method}()"),
                     |class| format!("the class {class} of {module} overrides {method}()"),
                 );
-                let told = names.iter().take(MAX_TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
-                let names = if told.is_empty() { String::new() } else { format!(" (its code uses {told})") };
+                let shown = names.iter().take(MAX_SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+                let names = if shown.is_empty() { String::new() } else { format!(" (its code uses {shown})") };
                 format!("{whose}{names}, so {MAY_HOLD_MORE}")
             }
             Self::Hooks(count) => {

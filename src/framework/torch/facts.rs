@@ -27,7 +27,7 @@ impl Facts {
                 )
             });
         };
-        let TensorScore { readable, tried, others, version, inferred, changes, rivals, .. } = score;
+        let TensorScore { readable, tried, standalone, version, inferred, changes, rivals, .. } = score;
         if *inferred {
             return Some(format!(
                 "no layout file fits the PyTorch of the process with `type` at {place}: a layout inferred from the one \
@@ -42,7 +42,7 @@ impl Facts {
                 rivals.join(" and ")
             ));
         }
-        (*readable + *others == 0 && *tried > 0).then(|| {
+        (*readable + *standalone == 0 && *tried > 0).then(|| {
             format!(
                 "no layout file reads any of the {tried} tensors of the process with `type` at {place}, and they are \
                  too few or too damaged to infer a layout; each tensor's problem is stated according to the layout for \

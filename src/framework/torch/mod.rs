@@ -27,8 +27,8 @@ use module::Graph;
 use script::Scripts;
 pub use script::{MatrixNumbers, ObjectNumbers, ScriptLayouts};
 pub use tensor::{
-    DtypeAt, KeyTable, Layout, Offsets, Sample, ShapeAt, SizesAndStrides, TensorError, TensorScore, choose, key_tables,
-    layouts,
+    DtypeAt, KeyTable, Layout, Offsets, Sample, ShapeAt, SizesAndStrides, TensorError, TensorScore, key_tables,
+    layouts, select_layout,
 };
 
 const PACKAGE: &str = "torch";
@@ -118,8 +118,8 @@ impl Framework for Torch {
         let graph = module::graph(interpreter, builtins, &types.modules);
         let version = context.module_str(VERSION);
         let scripts = Scripts::find(interpreter, &types.scripts, &self.script_layouts, &graph);
-        let chosen = self.select(&context, &types, &graph, scripts.headers(), version.as_deref());
-        let (layout, scores) = chosen.unzip();
+        let selected = self.select(&context, &types, &graph, scripts.headers(), version.as_deref());
+        let (layout, scores) = selected.unzip();
         let scripts = scripts.with_layout(layout.as_ref());
         let mut models = tree::models(&graph, &scripts, &objects, layout.as_ref());
         models.extend(scripts.models(&graph));
@@ -152,16 +152,16 @@ impl Torch {
         layouts.iter_mut().for_each(|layout| layout.offsets.impl_pointer += grown);
         let mut tensors: Vec<VirtAddr> = graph.tensors().into_iter().collect();
         let instances = types.tensors.iter().filter_map(|found| interpreter.instances.get(found)).flatten();
-        let others: Vec<VirtAddr> = instances.copied().take(SAMPLE).collect();
+        let standalone: Vec<VirtAddr> = instances.copied().take(SAMPLE).collect();
         if tensors.is_empty() {
             // Any pointer to the type looks like an instance; what no layout reads decides nothing.
             let is_tensor = |at: &&VirtAddr| layouts.iter().any(|layout| layout.read(&objects, **at).is_ok());
-            tensors.extend(others.iter().filter(is_tensor));
+            tensors.extend(standalone.iter().filter(is_tensor));
         }
         let known: BTreeSet<VirtAddr> = tensors.iter().copied().collect();
-        let others: Vec<VirtAddr> = others.into_iter().filter(|object| !known.contains(object)).collect();
-        let sample = Sample { tensors: &tensors, others: &others, headers, version };
-        let (layout, best, next) = choose(&layouts, &objects, &sample)?;
+        let standalone: Vec<VirtAddr> = standalone.into_iter().filter(|object| !known.contains(object)).collect();
+        let sample = Sample { tensors: &tensors, standalone: &standalone, headers, version };
+        let (layout, best, next) = select_layout(&layouts, &objects, &sample)?;
         let layout = layout.into_owned().with_keys(&self.key_tables, &objects, &tensors, version, best.inferred);
         Some((layout, (best, next)))
     }
@@ -224,7 +224,7 @@ impl Reader for Networks<'_> {
             if let Ok(Some(grad)) = layout.read_grad(&objects, of)
                 && listed.add(&grad)
             {
-                let address = if grad.object.0 == 0 { grad.tensor_impl } else { grad.object };
+                let address = if grad.object.0 == 0 { grad.header } else { grad.object };
                 let name = self.context.standalone_name(address);
                 let tensor = NamedTensor::new(name, TensorKind::Other, grad.object, Ok(grad));
                 let referrers = vec![Referrer::GradientOf { object: of.object }];

@@ -67,13 +67,13 @@ const SHARED_ENTRIES: usize = 1 << 22;
 const SHARED_TEXT: usize = 1 << 26;
 
 /// What may still be read of all modules together, beyond what each may have.
-struct Room {
+struct Budget {
     entries: usize,
     text: usize,
 }
 
-impl Room {
-    /// Limits the entries of a dictionary to the available room; returns how many are left out.
+impl Budget {
+    /// Limits the entries of a dictionary to the budget; returns how many are left out.
     fn cut<T>(&mut self, own: &mut usize, entries: &mut Vec<T>) -> usize {
         let of_own = entries.len().min(*own);
         *own -= of_own;
@@ -84,7 +84,7 @@ impl Room {
         left_out
     }
 
-    /// Reads a plain value with room for its long strings.
+    /// Reads a plain value with a budget for its long strings.
     fn value(&mut self, own: &mut usize, read: impl FnOnce(&mut usize) -> Option<Value>) -> Option<Value> {
         let before = self.text.saturating_add(*own);
         let mut left = before;
@@ -153,7 +153,7 @@ pub(super) fn graph(interpreter: &Interpreter, builtins: &Builtins, types: &BTre
     let objects = interpreter.objects();
     let bases = bases(interpreter);
     let mut graph = Graph::default();
-    let mut room = Room { entries: SHARED_ENTRIES, text: SHARED_TEXT };
+    let mut budget = Budget { entries: SHARED_ENTRIES, text: SHARED_TEXT };
     let unread = interpreter.unread_classes.difference(types);
     for (type_object, found) in
         types.iter().chain(unread).filter_map(|address| Some((address, interpreter.instances.get(address)?)))
@@ -165,7 +165,7 @@ pub(super) fn graph(interpreter: &Interpreter, builtins: &Builtins, types: &BTre
         let (class, torch_class) = class_names(interpreter, *type_object);
         let extra = extra::of_type(interpreter, *type_object, &bases);
         for &object in found {
-            match read_module(&objects, builtins, object, (&class, torch_class.as_ref()), &extra, &mut room) {
+            match read_module(&objects, builtins, object, (&class, torch_class.as_ref()), &extra, &mut budget) {
                 Ok(module) => {
                     graph.modules.insert(object, module);
                     graph.of_unread_class.extend(class_error.map(|error| (object, (*type_object, error))));
@@ -267,7 +267,7 @@ fn read_module(
     object: VirtAddr,
     (class, torch_class): (&str, Option<&String>),
     of_type: &[Extra],
-    room: &mut Room,
+    budget: &mut Budget,
 ) -> Result<ModuleObject, ObjectError> {
     let mut attributes = objects.attributes(object)?;
     let (mut own_entries, mut own_text) = (OWN_ENTRIES, OWN_TEXT);
@@ -277,7 +277,7 @@ fn read_module(
         let missing = ObjectError::WrongType { address: object, expected: "module with its dictionaries" };
         let dict = attribute(name).ok_or(missing)?;
         let mut items = objects.dict(dict)?;
-        left_out += room.cut(&mut own_entries, &mut items);
+        left_out += budget.cut(&mut own_entries, &mut items);
         let items: Attributes = objects.with_names(items);
         Ok(items
             .into_iter()
@@ -288,10 +288,10 @@ fn read_module(
     let children = registered("_modules")?;
     let non_persistent = attribute("_non_persistent_buffers_set").map(|set| objects.str_set(set)).transpose()?;
     let (mut plain, mut others) = (Vec::new(), Vec::new());
-    left_out += room.cut(&mut own_entries, &mut attributes);
+    left_out += budget.cut(&mut own_entries, &mut attributes);
     for (name, value) in &attributes {
-        let read = |room: &mut usize| Value::read_within(objects, builtins, *value, room);
-        match room.value(&mut own_text, read) {
+        let read = |left: &mut usize| Value::read_within(objects, builtins, *value, left);
+        match budget.value(&mut own_text, read) {
             Some(value) => plain.push((name.clone(), value)),
             None => others.push((name.clone(), *value)),
         }

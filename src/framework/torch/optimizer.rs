@@ -63,8 +63,8 @@ pub(super) fn attach_optimizers(
 struct Content {
     object: VirtAddr,
     groups: Vec<Group>,
-    /// The places of each parameter: its group, and its number in that.
-    places: HashMap<VirtAddr, Vec<(usize, usize)>>,
+    /// The positions of each parameter: its group, and its number in that.
+    positions: HashMap<VirtAddr, Vec<(usize, usize)>>,
     /// The state of each parameter, or why it can't be read.
     state: Result<Vec<(VirtAddr, VirtAddr)>, ObjectError>,
     /// Where that is among them.
@@ -91,20 +91,20 @@ impl Content {
         let groups = objects.list(attribute("param_groups")?)?;
         let groups: Vec<Group> = groups.into_iter().map(group).collect::<Result<_, _>>()?;
         let state = objects.dict(attribute("state")?);
-        let mut places: HashMap<VirtAddr, Vec<(usize, usize)>> = HashMap::new();
+        let mut positions: HashMap<VirtAddr, Vec<(usize, usize)>> = HashMap::new();
         for (index, group) in groups.iter().enumerate() {
             for (number, parameter) in group.parameters.iter().enumerate() {
-                places.entry(*parameter).or_default().push((index, number));
+                positions.entry(*parameter).or_default().push((index, number));
             }
         }
         let of_state = state.iter().flatten().enumerate();
         let state_of = of_state.map(|(index, (parameter, _))| (*parameter, index)).collect();
-        Ok(Self { object, groups, places, state, state_of })
+        Ok(Self { object, groups, positions, state, state_of })
     }
 
     fn holds_any_of(&self, model: &Model) -> bool {
         let mut parameters = model.tensors.iter().filter(|tensor| tensor.kind == TensorKind::Parameter);
-        parameters.any(|tensor| self.places.contains_key(&tensor.object))
+        parameters.any(|tensor| self.positions.contains_key(&tensor.object))
     }
 }
 
@@ -122,9 +122,9 @@ fn attach(
         names.entry(tensor.object).or_insert_with(|| tensor.name.clone());
     }
     let plain = |value: VirtAddr| Value::read(objects, builtins, value);
-    let held = names.iter().filter_map(|(object, name)| Some((content.places.get(object)?, name)));
+    let held = names.iter().filter_map(|(object, name)| Some((content.positions.get(object)?, name)));
     let mut held: Vec<((usize, usize), &String)> =
-        held.flat_map(|(places, name)| places.iter().map(move |place| (*place, name))).collect();
+        held.flat_map(|(positions, name)| positions.iter().map(move |position| (*position, name))).collect();
     held.sort_unstable();
     let groups: Vec<ParamGroup> = content
         .groups

@@ -41,7 +41,7 @@ impl Layout {
             let (scales, zero_points) = (Box::new(scales), Box::new(zero_points));
             is_sound.then_some(Quantizer::PerChannel { axis, scales, zero_points })
         };
-        self.derived_pointers(objects, of.tensor_impl).into_iter().find_map(read).unwrap_or(Quantizer::Unknown)
+        self.derived_pointers(objects, of.header).into_iter().find_map(read).unwrap_or(Quantizer::Unknown)
     }
 
     /// Completes the headers of a tensor that has no storage: a sparse one by the tensors in it, any other by
@@ -50,15 +50,15 @@ impl Layout {
     /// # Errors
     /// It is neither, as far as this layout tells.
     pub(super) fn without_storage(&self, objects: &Objects<'_>, head: TensorInfo) -> Result<TensorInfo, TensorError> {
-        let parts = self.derived_tensors(objects, head.tensor_impl);
+        let parts = self.derived_tensors(objects, head.header);
         if let Some((sparse, device)) = sparse(&head, &parts) {
             return Ok(TensorInfo { form: Form::Sparse(sparse), device, ..head });
         }
-        let contradiction = |reason: String| TensorError::Contradiction { object: head.tensor_impl, reason };
+        let contradiction = |reason: String| TensorError::Contradiction { object: head.header, reason };
         let (Some(device_type), Some(device_index)) = (self.offsets.device_type, self.offsets.device_index) else {
             return Err(contradiction("it has no storage: it is sparse, or on another device".to_owned()));
         };
-        let device = self.device(objects, head.tensor_impl, device_type, device_index)?;
+        let device = self.device(objects, head.header, device_type, device_index)?;
         Ok(TensorInfo { form: Form::Opaque, device, ..head })
     }
 
@@ -69,7 +69,7 @@ impl Layout {
         if keys.python {
             return TensorInfo { form: Form::Nested(None), ..head };
         }
-        let parts = self.derived_tensors(objects, head.tensor_impl);
+        let parts = self.derived_tensors(objects, head.header);
         let is_table = |part: &TensorInfo| part.dtype.label() == "I64";
         let [sizes, strides, rest @ ..] = parts.as_slice() else { return TensorInfo { form: Form::Opaque, ..head } };
         let &[count, _] = sizes.shape.as_slice() else { return TensorInfo { form: Form::Opaque, ..head } };
@@ -94,7 +94,7 @@ impl Layout {
             TensorInfo { storage_bytes: head.storage_bytes, ..one_dimension(&head, head.dtype.clone(), numel, base) };
         let is_offsets = |part: &&TensorInfo| is_table(part) && part.shape == [count];
         let offsets = rest.iter().find(is_offsets).cloned().or_else(|| {
-            let data = self.derived_vector(objects, head.tensor_impl, count, numel)?;
+            let data = self.derived_vector(objects, head.header, count, numel)?;
             Some(one_dimension(sizes, sizes.dtype.clone(), count, data))
         });
         let nested = Nested { values, sizes: sizes.clone(), strides: strides.clone(), offsets };

@@ -17,8 +17,8 @@ use crate::tensor::{Flips, Form, ScalarType, TensorInfo};
 const FAMILY: &str = "torch-keys";
 /// Maximum number of tensors that vote for a table.
 const MAX_VOTERS: usize = 1 << 10;
-/// Where the set is looked for in an inferred layout: bytes behind the type of the elements, the usual place first.
-const PLACES: [i64; 4] = [8, 16, 0, 24];
+/// Where the set is looked for in an inferred layout: bytes behind the type of the elements, the usual one first.
+const KEY_SET_OFFSETS: [i64; 4] = [8, 16, 0, 24];
 
 /// Types of safetensors in which the highest bit of a number is its sign, and nothing else.
 const REAL: [&str; 4] = ["F16", "BF16", "F32", "F64"];
@@ -183,11 +183,11 @@ impl Layout {
         let minor = release.map(|release| release.split('.').take(2).collect::<Vec<_>>().join("."));
         let of_release = |table: &KeyTable| minor.as_ref().is_some_and(|minor| table.releases.contains(minor));
         let word = self.dtype.offset() & !7;
-        let places: Vec<i64> = match self.offsets.key_set {
+        let offsets: Vec<i64> = match self.offsets.key_set {
             Some(at) if !is_inferred => vec![at],
-            _ => PLACES.iter().map(|place| word + place).collect(),
+            _ => KEY_SET_OFFSETS.iter().map(|offset| word + offset).collect(),
         };
-        let candidates = places.iter().enumerate().flat_map(|(order, at)| {
+        let candidates = offsets.iter().enumerate().flat_map(|(order, at)| {
             tables
                 .iter()
                 .enumerate()
@@ -197,7 +197,7 @@ impl Layout {
         let best = candidates.iter().max_by_key(|(votes, of_release, order, age, ..)| (votes, of_release, order, age));
         let known = best.filter(|(votes, of_release, ..)| *votes > 0 || (*of_release && !is_inferred));
         if let Some((votes, of_release, _, _, at, table)) = known {
-            let is_rival = |(of_other, _, _, _, place, _): &&_| !of_release && (of_other, place) == (votes, at);
+            let is_rival = |(of_other, _, _, _, offset, _): &&_| !of_release && (of_other, offset) == (votes, at);
             let rivals = candidates.iter().filter(is_rival).map(|(.., rival)| *rival);
             self.offsets.key_set = Some(*at);
             self.keys = Some(table.without_disagreement(rivals));

@@ -14,4 +14,4 @@ mod vote;
 pub use keys::{KeyTable, key_tables};
 pub use layout::{DtypeAt, Layout, Offsets, ShapeAt, layouts};
 pub use read::{SizesAndStrides, TensorError};
-pub use select::{Sample, TensorScore, choose};
+pub use select::{Sample, TensorScore, select_layout};

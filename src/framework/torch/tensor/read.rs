@@ -112,7 +112,7 @@ impl Layout {
     /// # Errors
     /// It has one, or may have, that can't be read.
     pub fn read_grad(&self, objects: &Objects<'_>, of: &TensorInfo) -> Result<Option<TensorInfo>, TensorError> {
-        let meta = objects.pointer(of.tensor_impl, self.offsets.autograd_meta)?;
+        let meta = objects.pointer(of.header, self.offsets.autograd_meta)?;
         if meta.0 == 0 {
             return Ok(None);
         }
@@ -215,7 +215,7 @@ impl Layout {
         let keys = self.read_keys(objects, tensor);
         let head = TensorInfo {
             object,
-            tensor_impl: tensor,
+            header: tensor,
             dtype: dtype.clone(),
             shape,
             stride: Vec::new(),
