@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::addr::{PhysAddr, VirtAddr};
-use crate::model::{Model, NamedTensor, Other, Status};
+use crate::model::{Model, NamedTensor, StandaloneTensor, Status};
 use crate::paging::AddressSpace;
 use crate::progress::{Observer, Phase};
 use crate::tensor::{self, Elements, Form, TooLarge};
@@ -36,16 +36,16 @@ impl<'t> Target<'t> {
     }
 
     /// The tensors and arrays of a process that are outside any model.
-    pub(crate) fn others(others: &'t mut [Other]) -> impl Iterator<Item = Self> {
-        let most_holes = holes_for(others.len());
-        others.iter_mut().map(move |other| Self { elements: other.elements(), tensor: &mut other.tensor, most_holes })
+    pub(crate) fn standalone(all: &'t mut [StandaloneTensor]) -> impl Iterator<Item = Self> {
+        let most_holes = holes_for(all.len());
+        all.iter_mut().map(move |found| Self { elements: found.elements(), tensor: &mut found.tensor, most_holes })
     }
 
     /// What is read: equal for all names of one object, and different for two objects, whatever their addresses.
     fn key(&self) -> Key {
         let info = self.tensor.info.as_ref();
         Key {
-            tensor_impl: info.map(|info| info.tensor_impl),
+            header: info.map(|info| info.header),
             object: info.map_or(self.tensor.object, |info| info.object),
             elements: self.elements.clone(),
         }
@@ -66,7 +66,7 @@ fn holes_for(tensors: usize) -> usize {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     /// Of a tensor whose headers were read.
-    tensor_impl: Option<VirtAddr>,
+    header: Option<VirtAddr>,
     object: VirtAddr,
     /// Where the bytes lie, if they are to be read.
     elements: Option<Elements>,
@@ -131,29 +131,29 @@ fn join<'t>(alike: Vec<SameElements<'t>>, limit: u64) -> Vec<SameElements<'t>> {
     let mut joined: Vec<(Option<Vec<PhysAddr>>, SameElements<'t>)> = Vec::new();
     for tensor in alike {
         let first = tensor.names.first();
-        let places = first.and_then(|first| places(first.elements.as_ref()?, &tensor.space, limit));
-        let same = joined.iter_mut().find(|(other_places, other)| {
+        let frames = first.and_then(|first| frames(first.elements.as_ref()?, &tensor.space, limit));
+        let same = joined.iter_mut().find(|(other_frames, other)| {
             let headers = |target: &Target<'t>| target.tensor.info.clone();
-            places.is_some() && *other_places == places && other.names.first().map(headers) == first.map(headers)
+            frames.is_some() && *other_frames == frames && other.names.first().map(headers) == first.map(headers)
         });
         match same {
             Some((_, same)) => same.names.extend(tensor.names),
-            None => joined.push((places, tensor)),
+            None => joined.push((frames, tensor)),
         }
     }
     joined.into_iter().map(|(_, tensor)| tensor).collect()
 }
 
 /// Where the pages of a tensor lie in physical memory; `None` if one of them is not there.
-fn places(elements: &Elements, space: &AddressSpace, limit: u64) -> Option<Vec<PhysAddr>> {
+fn frames(elements: &Elements, space: &AddressSpace, limit: u64) -> Option<Vec<PhysAddr>> {
     let (mut at, end) = elements.span().filter(|(start, end)| end.0 - start.0 <= limit)?;
-    let mut places = Vec::new();
+    let mut frames = Vec::new();
     while at < end {
         let found = space.translate(at).ok()?;
-        places.push(found.pa);
+        frames.push(found.pa);
         at = at.checked_add(found.page_size - at.0 % found.page_size)?;
     }
-    Some(places)
+    Some(frames)
 }
 
 /// Reads all bytes of a tensor and its parts once, for status, holes and hash. Reports bytes that are not the tensor's

@@ -4,17 +4,18 @@
 //! # Data flow
 //!
 //! ```text
-//!  file ──> dump ──> scan ──────────> paging ────────> cpython ──────> tensor ─────> model ─────> report
-//!  LiME,    physical one pass over    page-table roots interpreters,   TensorImpl,   module tree, safetensors,
-//!  ELF,     ranges   every 8-byte     found in the     types, objects; storage,      names,       JSON,
-//!  raw      + holes  slot: hits of    dump itself:     each validated  dtype, shape, tied and     load.py
-//!                    all signatures,  address spaces,  through paging  stride, bytes shared
-//!                    frame classes    reverse map                      and holes     tensors
+//!  file ──> dump ──> scan ──────────> paging ────────> cpython ──────> framework ──> model ─────> report
+//!  LiME,    physical one pass over    page-table roots interpreters,   PyTorch,      module tree, safetensors,
+//!  ELF,     ranges   every 8-byte     found in the     types, objects; NumPy:        names, tied  JSON,
+//!  raw      + holes  slot: hits of    dump itself:     each validated  modules, and  and shared   load.py
+//!                    all signatures,  address spaces,  through paging  the headers   tensors,
+//!                    frame classes    reverse map                      of tensors    their bytes
 //! ```
 //!
-//! A room (module) only uses the rooms to its left, and three more: [`signature`], which says what to search for, as
-//! data, [`addr`], physical and virtual addresses as types, and [`diagnostic`], warnings as data. [`recover`] runs all rooms in order. The command line
-//! is a separate crate that only calls this library.
+//! A room (module) only uses the rooms to its left, and rooms that hold data: [`signature`], which says what to search
+//! for, [`addr`], physical and virtual addresses as types, [`diagnostic`], warnings as data, [`tensor`], and [`model`],
+//! which [`framework`] fills. [`recover`] runs all rooms in order. The command line is a separate crate that only calls
+//! this library.
 //!
 //! [`dump`] detects the format of a file by content, unpacks it if necessary, and maps it: sorted ranges of physical
 //! memory with holes between them, read without a copy. A process image (such as a core) has virtual addresses. It is
@@ -34,11 +35,14 @@
 //! layouts of all Python versions, the one that reads them best is used. A second sweep finds all objects of the
 //! relevant types.
 //!
-//! [`tensor`] reads PyTorch's headers, whose layout is chosen in the same way, and gathers the bytes in logical order.
-//! Every byte is either from the dump or part of a listed hole; nothing is invented.
+//! [`framework`] has a folder for each framework. PyTorch's recognizes a module by its structure: its type derives from
+//! `torch.nn.Module`, and it has the three dictionaries of a module. Modules that no other module holds are models. It reads
+//! the headers of tensors, whose layout is selected in the same way as that of Python. NumPy's reads arrays.
 //!
-//! [`model`] recognizes a module by its structure: its type derives from `torch.nn.Module`, and it has the three
-//! dictionaries of a module. Modules that no other module holds are models.
+//! [`model`] is what was found, as data: modules, tensors under their names, optimizers, tensors of no model.
+//!
+//! [`tensor`] has type, shape and strides of a tensor, and gathers its bytes in logical order. Every byte is either
+//! from the dump or part of a listed hole; nothing is invented. Neither of the two knows a framework.
 //!
 //! [`report`] writes files that PyTorch can load, reports that people can read, and the origin of everything.
 //!
@@ -95,6 +99,7 @@ pub mod cpython;
 pub mod diagnostic;
 mod digest;
 pub mod dump;
+pub mod framework;
 pub mod linux;
 mod mapped;
 pub mod model;

@@ -24,8 +24,8 @@ pub(crate) fn warnings(memory: &PhysicalMemory, processes: &[Process]) -> Vec<Di
         for model in &process.models {
             warnings.extend(of_tensors(memory, &model.id, "tensor", "tensors", model.all_tensors()));
         }
-        let others = process.others.found.iter().map(|other| &other.tensor);
-        warnings.extend(of_tensors(memory, "outside any model", "tensor or array", "tensors or arrays", others));
+        let standalone = process.standalone.found.iter().map(|found| &found.tensor);
+        warnings.extend(of_tensors(memory, "outside any model", "tensor or array", "tensors or arrays", standalone));
     }
     warnings
 }

@@ -133,7 +133,7 @@ impl Whole {
             // whose headers are lost has no address.
             let is_it = |(holder, truth): &(&Process, &NamedTensor)| {
                 let is_same = match &tensor.info {
-                    Some(info) => truth.info.as_ref().is_some_and(|truth| truth.tensor_impl == info.tensor_impl),
+                    Some(info) => truth.info.as_ref().is_some_and(|truth| truth.header == info.header),
                     None => tensor.object.0 == 0 || truth.object == tensor.object,
                 };
                 // A name that can't be read is a question mark and an address; what training left of

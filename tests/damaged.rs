@@ -101,7 +101,7 @@ fn damage(
 fn check(case: &str, recovery: &Recovery, truth: &[(String, String)], touched: &BTreeSet<usize>, counts: &mut Counts) {
     let found = tensors(&recovery.processes);
     counts.runs += 1;
-    let layouts = recovery.processes.iter().filter_map(|process| process.torch_layout.as_ref());
+    let layouts = recovery.processes.iter().filter_map(|process| process.facts.torch.as_ref()?.layout.as_ref());
     counts.inferred += usize::from(layouts.clone().any(|(layout, _)| layout.inferred));
     for (index, (name, sha256)) in truth.iter().enumerate() {
         let is_complete = found.get(name).is_some_and(|tensor| tensor.status == Status::Complete);
@@ -231,13 +231,13 @@ impl Real {
 
     fn headers(&self, process: &Process, tensor: &NamedTensor) -> Headers {
         let info = tensor.info.as_ref().unwrap();
-        let version = &process.torch_layout.as_ref().unwrap().0.version;
+        let version = &process.facts.torch.as_ref().unwrap().layout.as_ref().unwrap().0.version;
         let numbers = SIGNATURES.layouts("pytorch").find(|layout| layout.version == *version).unwrap();
         let space = process.space(&self.recovery.memory, &self.recovery.mmu);
         let at = numbers.get("tensor.autograd_meta").unwrap().cast_unsigned();
-        let meta = space.read_u64(VirtAddr(info.tensor_impl.0 + at)).unwrap();
+        let meta = space.read_u64(VirtAddr(info.header.0 + at)).unwrap();
         let mut headers =
-            vec![(info.object.0, OBJECT), (info.tensor_impl.0, IMPL), (info.storage.0, STORAGE), (meta, AUTOGRAD)];
+            vec![(info.object.0, OBJECT), (info.header.0, IMPL), (info.storage.0, STORAGE), (meta, AUTOGRAD)];
         headers.retain(|(start, _)| *start != 0);
         headers
     }

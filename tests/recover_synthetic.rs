@@ -193,10 +193,10 @@ fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
         process.python_version.as_deref(),
         Some(format!("{}.7", release(&torch.python.layout.version)).as_str())
     );
-    assert!(process.has_torch);
+    assert!(process.facts.torch.is_some());
     let release = torch.numbers.0.version.split('-').next().unwrap();
-    assert_eq!(process.torch_version.as_deref(), Some(format!("{release}.0+cpu").as_str()));
-    let (layout, _) = process.torch_layout.as_ref().unwrap();
+    assert_eq!(process.facts.torch.as_ref().unwrap().version.as_deref(), Some(format!("{release}.0+cpu").as_str()));
+    let (layout, _) = process.facts.torch.as_ref().unwrap().layout.as_ref().unwrap();
     assert_eq!(layout.version, torch.numbers.0.version);
     assert_eq!((layout.readable, layout.tried), (truth.len(), truth.len()));
     let model = only_model(recovery);
@@ -226,7 +226,7 @@ fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
         ]
     );
     let hyper = |index: usize| {
-        model.modules[index].hyper.iter().filter(|(name, _)| name != "training").cloned().collect::<Vec<_>>()
+        model.modules[index].hyperparameters.iter().filter(|(name, _)| name != "training").cloned().collect::<Vec<_>>()
     };
     let named = |name: &str, value: Value| (name.to_owned(), value);
     let int = Value::Int;
@@ -256,8 +256,8 @@ fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
     );
     assert_eq!(model.modules[2].unset, [("bias".to_owned(), TensorKind::Parameter)]);
     assert_eq!(model.modules[3].unset, [("absent".to_owned(), TensorKind::Buffer)]);
-    assert_eq!(model.modules[0].torch_class.as_deref(), Some("torch.nn.modules.module.Module"));
-    assert_eq!(model.modules[2].torch_class, None);
+    assert_eq!(model.modules[0].framework_class.as_deref(), Some("torch.nn.modules.module.Module"));
+    assert_eq!(model.modules[2].framework_class, None);
 }
 
 #[test]

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::index::Kept;
 use crate::addr::PhysAddr;
 use crate::diagnostic::Diagnostic;
+use crate::framework::ImportedFramework;
 use crate::other_pythons::OtherPython;
-use crate::recover::{Framework, Process};
+use crate::recover::Process;
 
 /// The Pythons of a dump.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +26,7 @@ pub struct InterpreterFacts {
     /// The version that its `sys.version` says; `None` where that can't be read.
     pub version: Option<String>,
     /// The frameworks that it has imported, by name.
-    pub frameworks: Vec<Framework>,
+    pub frameworks: Vec<ImportedFramework>,
     /// Models that are alive in it, those that it shares with other processes included.
     pub models: usize,
 }

@@ -21,12 +21,12 @@ use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{self, Interpreter, RunningInterpreters, RuntimeLayout};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::{self, Dump, DumpError};
+use crate::framework::{Frameworks, LayoutError};
 use crate::linux::{self, Machine, NoMachine};
 use crate::progress::{Observer, Phase, Silent};
 use crate::recover::{self, Recovery};
 use crate::scan::{self, BackendChoice, BackendError, SelectedBackend};
 use crate::signature::{SignatureError, Signatures};
-use crate::tensor;
 
 pub use facts::{InterpreterFacts, PythonFacts};
 pub use handles::{BytesError, Model, Process, Tensor};
@@ -212,7 +212,9 @@ impl Case {
         let Inner { signatures, options, .. } = &*self.0;
         self.0.pythons.get(|| {
             let backend = self.backend()?.backend;
-            Pythons::find(&*self.spaces()?, signatures, backend, recover::wanted_types, &*options.observer)
+            let frameworks = Frameworks::new(signatures)?;
+            let wanted = |interpreter: &Interpreter| frameworks.wanted_types(interpreter);
+            Pythons::find(&*self.spaces()?, signatures, backend, wanted, &*options.observer)
         })
     }
 
@@ -301,9 +303,9 @@ pub enum CaseError {
     /// A CPython layout lacks a number.
     #[error(transparent)]
     PythonLayout(#[from] cpython::MissingField),
-    /// A PyTorch layout lacks a number or a table.
+    /// The layout of a framework lacks a number or a table.
     #[error(transparent)]
-    TorchLayout(#[from] tensor::LayoutError),
+    FrameworkLayout(#[from] LayoutError),
     /// The file of the dump changed, or a part of it could not be read.
     #[error(transparent)]
     Input(#[from] DumpError),

@@ -191,7 +191,7 @@ fn print_summary(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_di
                 .for_each(|problem| print_message(&format!("{}: {}", model.id, report::printable(problem))));
         }
     }
-    let others = recovery.processes.iter().flat_map(|process| &process.others.found);
+    let others = recovery.processes.iter().flat_map(|process| &process.standalone.found);
     let (arrays, tensors): (Vec<_>, Vec<_>) = others.partition(|other| other.array.is_some());
     if !(arrays.is_empty() && tensors.is_empty()) {
         let list = output_dir.join(report::OTHERS);
@@ -221,7 +221,8 @@ fn print_layouts(process: &tensorcarve::recover::Process) {
         best.readable,
         best.sampled
     ));
-    if let Some((best, next)) = &process.torch_layout {
+    let torch_layout = process.facts.torch.as_ref().and_then(|torch| torch.layout.as_ref());
+    if let Some((best, next)) = torch_layout {
         let next =
             next.as_ref().map_or(String::new(), |next| format!(" (next best: {}, {})", next.version, next.readable));
         print_message(&format!(
@@ -233,7 +234,7 @@ fn print_layouts(process: &tensorcarve::recover::Process) {
             best.tried
         ));
     }
-    let of_torch = process.torch_layout.iter().flat_map(|(best, _)| &best.changes);
+    let of_torch = torch_layout.iter().flat_map(|(best, _)| &best.changes);
     for Change { number, from, to } in best.changes.iter().chain(of_torch) {
         let in_words = |value: &Option<i64>| value.map_or_else(|| "absent".to_owned(), |value| value.to_string());
         let (from, to) = (in_words(from), in_words(to));
@@ -246,7 +247,7 @@ fn print_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
     let spaces = &recovery.discovery.spaces;
     let of_processes = spaces.iter().filter(|space| space.kind == SpaceKind::Process).count();
     let python = recovery.processes.len();
-    let torch = recovery.processes.iter().filter(|process| process.has_torch).count();
+    let torch = recovery.processes.iter().filter(|process| process.facts.torch.is_some()).count();
     let is_image = dump.addresses.process().is_some();
     let searched = match is_image {
         true => "the process image".to_owned(),
@@ -268,8 +269,8 @@ fn print_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
 fn why_nothing(dump: &Dump, recovery: &Recovery) -> String {
     let is_image = dump.addresses.process().is_some();
     let spaces = &recovery.discovery.spaces;
-    let has_torch = recovery.processes.iter().any(|process| process.has_torch);
-    let has_others = recovery.processes.iter().any(|process| !process.others.found.is_empty());
+    let has_torch = recovery.processes.iter().any(|process| process.facts.torch.is_some());
+    let has_others = recovery.processes.iter().any(|process| !process.standalone.found.is_empty());
     let hint = if has_torch && has_others {
         "PyTorch was imported, but no module was found that holds its tensors: they are listed in tensors.json"
     } else if has_torch {

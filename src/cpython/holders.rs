@@ -92,11 +92,6 @@ impl<'a> Holders<'a> {
         Self { objects, known, kinds: HashMap::new() }
     }
 
-    /// The objects that are read.
-    pub(crate) fn objects(&self) -> Objects<'a> {
-        self.objects
-    }
-
     /// How the object holds others; `None` if it can't.
     pub(crate) fn kind(&mut self, object: VirtAddr) -> Option<Rc<Kind>> {
         let type_object = self.objects.type_of(object).ok()?;

@@ -1,21 +1,14 @@
-//! Neural networks: the tree of modules, their parameters and buffers under their names.
-//!
-//! A module is recognised by what it is: an instance of a type that derives from
-//! `torch.nn.modules.module.Module` and has the three dictionaries that such a module has. A model
-//! is a module that no other module holds, with at least one tensor somewhere in it.
+//! Neural networks as data, whatever framework they are of: modules, parameters and buffers under their names, what
+//! training left, and the tensors that belong to no model.
 
-mod attributes;
 mod described;
-mod elsewhere;
-mod extra;
 mod fair;
-mod find;
+mod inner;
+mod moved;
 mod optimizer;
-mod other;
 mod reading;
-mod referrers;
-mod script;
-mod tree;
+mod referrer;
+mod standalone;
 
 use serde::Serialize;
 
@@ -23,19 +16,15 @@ use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::Value;
 use crate::tensor::{Elements, Holes, Source, TensorInfo};
 
-pub(crate) use attributes::attach_attributes;
-pub use attributes::{Elsewhere, Inner, Types};
 pub use described::{Described, Named};
-pub(crate) use elsewhere::find_moved;
-pub use extra::Extra;
-pub use find::{Graph, ModuleObject, graph, module_types};
-pub use optimizer::{Optimizer, ParamGroup, attach_optimizers, optimizer_types};
-pub use other::{ArrayTypes, Other, Others, array_types, tensor_types};
-pub(crate) use other::{array_layout, others};
+pub(crate) use fair::share;
+pub(crate) use inner::is_wrapper;
+pub use inner::{Elsewhere, Inner};
+pub(crate) use moved::find_moved;
+pub use optimizer::{Optimizer, ParamGroup};
 pub use reading::{Reading, limit, limit_models};
-pub use referrers::Referrer;
-pub use script::{MatrixNumbers, ObjectNumbers, ScriptLayouts, Scripts, script_types};
-pub use tree::models;
+pub use referrer::Referrer;
+pub use standalone::{StandaloneTensor, StandaloneTensors};
 
 /// A neural network.
 #[derive(Clone, Debug)]
@@ -89,12 +78,12 @@ pub struct Module {
     pub name: String,
     /// `__module__.__qualname__` of its class.
     pub class: String,
-    /// The nearest class above it that is part of PyTorch itself, if its own is not.
-    pub torch_class: Option<String>,
+    /// The nearest class above it that is part of the framework itself, if its own is not.
+    pub framework_class: Option<String>,
     /// Whether it was in training mode; `None` if it does not say.
     pub training: Option<bool>,
     /// Its plain attributes with public names, `training` among them.
-    pub hyper: Vec<(String, Value)>,
+    pub hyperparameters: Vec<(String, Value)>,
     /// Its plain attributes whose names begin with an underscore.
     pub private: Vec<(String, Value)>,
     /// Full names of its own parameters, the unset ones left out.
@@ -183,7 +172,7 @@ pub struct NamedTensor {
 
 impl NamedTensor {
     /// A tensor of which the headers at most are known; `read` is what came of reading them.
-    fn new(name: String, kind: TensorKind, object: VirtAddr, read: Result<TensorInfo, String>) -> Self {
+    pub(crate) fn new(name: String, kind: TensorKind, object: VirtAddr, read: Result<TensorInfo, String>) -> Self {
         let (info, problem) = match read {
             Ok(info) => (Some(info), None),
             Err(problem) => (None, Some(problem)),
@@ -218,7 +207,7 @@ impl NamedTensor {
     }
 
     /// An array, whose headers are kept beside it.
-    fn array(name: String, object: VirtAddr) -> Self {
+    pub(crate) fn array(name: String, object: VirtAddr) -> Self {
         Self { problem: None, ..Self::new(name, TensorKind::Array, object, Err(String::new())) }
     }
 

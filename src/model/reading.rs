@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Model, NamedTensor, Other, fair};
+use super::{Model, NamedTensor, StandaloneTensor, fair};
 use crate::addr::VirtAddr;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::tensor::{Elements, Form, Stored};
@@ -124,8 +124,8 @@ fn read_storage(tensor: &mut NamedTensor) {
 
 /// Leaves out bytes beyond `limit` in total. Tensors whose elements share their bytes come last. Says how many are left
 /// out.
-pub fn limit<'o>(others: impl Iterator<Item = &'o mut Other>, limit: u64) -> Option<Diagnostic> {
-    let mut all: Vec<(Elements, &mut Other)> = others
+pub fn limit<'o>(others: impl Iterator<Item = &'o mut StandaloneTensor>, limit: u64) -> Option<Diagnostic> {
+    let mut all: Vec<(Elements, &mut StandaloneTensor)> = others
         .filter_map(|other| {
             let elements = other.elements()?;
             if elements.byte_len() > MAX_REPEATED && elements.overlap() && is_strided(&other.tensor) {

@@ -8,7 +8,7 @@ use super::plan::{Planned, plan_others};
 use super::rows::TensorRow;
 use super::{SCHEMA_VERSION, TOOL};
 use crate::addr::{PhysAddr, VirtAddr};
-use crate::model::{Model, Other, Referrer, Sighting};
+use crate::model::{Model, Referrer, Sighting, StandaloneTensor};
 use crate::recover::{Process, Recovery};
 use crate::tensor::ArrayField;
 
@@ -18,8 +18,8 @@ pub const FILE: &str = "tensors.json";
 pub(super) const DEPTH: usize = 2;
 
 /// All tensors and arrays of no model, with the process that each is listed with.
-pub(super) fn all(recovery: &Recovery) -> impl Iterator<Item = (&Process, &Other)> {
-    recovery.processes.iter().flat_map(|process| process.others.found.iter().map(move |other| (process, other)))
+pub(super) fn all(recovery: &Recovery) -> impl Iterator<Item = (&Process, &StandaloneTensor)> {
+    recovery.processes.iter().flat_map(|process| process.standalone.found.iter().map(move |other| (process, other)))
 }
 
 /// What is written of each, in the same order.

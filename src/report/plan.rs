@@ -9,7 +9,7 @@ use serde::de::value::{Error, StrDeserializer};
 
 use super::keys;
 use crate::addr::VirtAddr;
-use crate::model::{Model, NamedTensor, Other, Reading, Status, TensorKind};
+use crate::model::{Model, NamedTensor, Reading, StandaloneTensor, Status, TensorKind};
 use crate::tensor::{Elements, ScalarType};
 
 /// The longest header that the safetensors library reads, minus room for the part that every header has.
@@ -172,7 +172,7 @@ pub(super) fn plan_model(model: &Model) -> Vec<Planned<'_>> {
 }
 
 /// All tensors and arrays of no model, likewise.
-pub(super) fn plan_others<'a>(others: impl Iterator<Item = &'a Other>) -> Vec<Planned<'a>> {
+pub(super) fn plan_others<'a>(others: impl Iterator<Item = &'a StandaloneTensor>) -> Vec<Planned<'a>> {
     let planned = others.map(|other| {
         let dtype = other.array.as_ref().map(|array| &array.dtype);
         planned(&other.tensor, dtype, other.elements())

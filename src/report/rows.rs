@@ -8,9 +8,10 @@ use super::plan::{Planned, plan_model};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{Change, LayoutScore, LayoutSource};
 use crate::dump::{FilledFile, MemoryRange, PhysicalMemory};
+use crate::framework::torch::{self, TensorScore};
 use crate::model::{Elsewhere, Inner, Model, Named, NamedTensor, Reading, Sighting, Status, TensorKind};
 use crate::recover::Process;
-use crate::tensor::{ArrayInfo, Form, Hole, Holes, MissingPages, Quantizer, Source, Stored, TensorScore};
+use crate::tensor::{ArrayInfo, Form, Hole, Holes, MissingPages, Quantizer, Source, Stored};
 
 /// A tensor.
 #[derive(Serialize)]
@@ -241,7 +242,7 @@ impl<'a> TensorRow<'a> {
             object: tensor.object,
             class: tensor.class.as_deref(),
             form: FormRow::new(tensor),
-            keys: info.map_or(&[], |info| &info.keys.unusual),
+            keys: info.map_or(&[], |info| info.dispatch_keys.as_slice()),
             parts: PartRow::all(planned),
             attributes: Some(Named(&tensor.attributes)).filter(|named| !named.0.is_empty()),
             elsewhere: &tensor.elsewhere,
@@ -471,18 +472,28 @@ impl<'a> PythonLayout<'a> {
     }
 }
 
+impl<'a> TorchRow<'a> {
+    fn new(facts: &'a torch::Facts) -> Self {
+        let layout = facts.layout.as_ref().map(|(best, next)| {
+            let runner_up = next.as_ref().map(TorchLayout::new).map(Box::new);
+            TorchLayout { runner_up: Some(runner_up), ..TorchLayout::new(best) }
+        });
+        Self { version: facts.version.as_deref(), layout, dispatch_keys: facts.dispatch_keys.as_deref() }
+    }
+}
+
 impl<'a> TorchLayout<'a> {
     fn new(score: &'a TensorScore) -> Self {
-        let TensorScore { readable, filled, same_abi, learned, contradicted, tried, others, inferred, .. } = *score;
+        let TensorScore { readable, same_abi, contradicted, tried, inferred, .. } = *score;
         Self {
             version: &score.version,
             readable,
-            filled,
+            filled: score.exact_storages,
             same_abi,
-            learned,
+            learned: score.requiring_grad,
             contradicted,
             tried,
-            others,
+            others: score.standalone,
             is_of_version: score.is_of_version,
             rivals: &score.rivals,
             inferred,
@@ -497,11 +508,7 @@ impl<'a> ProcessRow<'a> {
         let (best, next) = &process.python_layout;
         let runner_up = next.as_ref().map(PythonLayout::new).map(Box::new);
         let python_layout = PythonLayout { runner_up: Some(runner_up), ..PythonLayout::new(best) };
-        let torch_layout = process.torch_layout.as_ref().map(|(best, next)| {
-            let runner_up = next.as_ref().map(TorchLayout::new).map(Box::new);
-            TorchLayout { runner_up: Some(runner_up), ..TorchLayout::new(best) }
-        });
-        let arrays = process.others.found.iter().filter(|other| other.array.is_some()).count();
+        let arrays = process.standalone.found.iter().filter(|other| other.array.is_some()).count();
         Self {
             root: process.root,
             levels: process.levels,
@@ -514,15 +521,11 @@ impl<'a> ProcessRow<'a> {
                 types: process.type_count,
                 layout: python_layout,
             },
-            torch: process.has_torch.then_some(TorchRow {
-                version: process.torch_version.as_deref(),
-                layout: torch_layout,
-                dispatch_keys: process.torch_keys.as_deref(),
-            }),
+            torch: process.facts.torch.as_ref().map(TorchRow::new),
             modules: process.module_count,
             models: process.models.iter().map(ModelRow::new).collect(),
             shared_models: &process.shared_models,
-            other_tensors: process.others.found.len() - arrays,
+            other_tensors: process.standalone.found.len() - arrays,
             arrays,
         }
     }

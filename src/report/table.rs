@@ -41,7 +41,7 @@ pub fn models_table(recovery: &Recovery) -> String {
 
 fn process_cells(process: &Process) -> Vec<String> {
     let version = |text: Option<&String>| text.map_or("?".to_owned(), |text| short(text));
-    let torch = if process.has_torch { version(process.torch_version.as_ref()) } else { "-".to_owned() };
+    let torch = process.facts.torch.as_ref().map_or_else(|| "-".to_owned(), |torch| version(torch.version.as_ref()));
     vec![process_name(process), version(process.python_version.as_ref()), torch]
 }
 
@@ -73,7 +73,7 @@ fn model_row(process: &Process, model: &Model) -> Vec<String> {
 fn empty_row(process: &Process) -> Vec<String> {
     let mut row = process_cells(process);
     let shared = process.shared_models.join(", ");
-    let (model, status) = match (process.shared_models.is_empty(), process.has_torch) {
+    let (model, status) = match (process.shared_models.is_empty(), process.facts.torch.is_some()) {
         (false, _) => (shared, "shared, see above"),
         (true, true) => ("-".to_owned(), "no model"),
         (true, false) => ("-".to_owned(), "no PyTorch"),

@@ -113,7 +113,7 @@ struct ModuleRow<'a> {
 impl<'a> ModuleRow<'a> {
     fn new(module: &'a Module, held: &'a HashMap<VirtAddr, Vec<HeldRow<'a>>>) -> Self {
         let mut python_types = Vec::new();
-        for (section, values) in [("hyper", &module.hyper), ("private", &module.private)] {
+        for (section, values) in [("hyper", &module.hyperparameters), ("private", &module.private)] {
             for (name, value) in values {
                 note_types(value, &mut vec![Step::Name(section), Step::Name(name)], &mut python_types);
             }
@@ -121,10 +121,10 @@ impl<'a> ModuleRow<'a> {
         Self {
             name: &module.name,
             class: &module.class,
-            torch_class: module.torch_class.as_deref(),
+            torch_class: module.framework_class.as_deref(),
             training: module.training,
-            extra_repr: extra_repr(&module.hyper),
-            hyper: Pairs(&module.hyper),
+            extra_repr: extra_repr(&module.hyperparameters),
+            hyper: Pairs(&module.hyperparameters),
             private: Pairs(&module.private),
             python_types,
             parameters: &module.parameters,

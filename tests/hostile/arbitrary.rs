@@ -4,8 +4,9 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use tensorcarve::addr::VirtAddr;
 use tensorcarve::cpython::{self, Builtins, Objects, Value, attribute_str};
+use tensorcarve::framework::{numpy, torch};
 use tensorcarve::paging::{Fault, Gone, VirtualMemory};
-use tensorcarve::tensor::{self, Elements, TooLarge, gather};
+use tensorcarve::tensor::{Elements, TooLarge, gather};
 
 use super::alone;
 use super::synthetic::SIGNATURES;
@@ -71,8 +72,8 @@ proptest! {
     ) {
         let _alone = alone();
         let layouts = cpython::layouts(&SIGNATURES).unwrap();
-        let torch_layouts = tensor::layouts(&SIGNATURES).unwrap();
-        let array_layouts = tensor::array_layouts(&SIGNATURES).unwrap();
+        let torch_layouts = torch::layouts(&SIGNATURES).unwrap();
+        let array_layouts = numpy::array_layouts(&SIGNATURES).unwrap();
         for layout in &layouts {
             let objects = Objects::new(&memory, layout);
             let anywhere = places.iter().copied().map(VirtAddr);
@@ -103,15 +104,15 @@ proptest! {
         let tensors: Vec<VirtAddr> = places.iter().copied().map(VirtAddr).collect();
         // Python's layout makes little difference to tensors: one for each case is enough.
         let objects = Objects::new(&memory, pick.get(&layouts));
-        let sample = tensor::Sample { tensors: &tensors, ..Default::default() };
-        if let Some((chosen, best, _)) = tensor::choose(&torch_layouts, &objects, &sample) {
+        let sample = torch::Sample { tensors: &tensors, ..Default::default() };
+        if let Some((chosen, best, _)) = torch::select_layout(&torch_layouts, &objects, &sample) {
             prop_assert!(best.readable > 0 && best.readable <= best.tried);
             let read = tensors.iter().filter_map(|at| chosen.read(&objects, *at).ok());
             for elements in read.filter_map(|info| info.elements()) {
                 check_elements(&memory, &elements)?;
             }
         }
-        if let Some(chosen) = tensor::choose_array_layout(&array_layouts, &objects, &tensors, None) {
+        if let Some(chosen) = numpy::select_layout(&array_layouts, &objects, &tensors, None) {
             prop_assert!(chosen.score.readable > 0 && chosen.score.readable <= chosen.score.tried);
             let read = tensors.iter().filter_map(|at| chosen.read(&objects, *at).ok());
             for elements in read.filter_map(|info| info.elements()) {

@@ -188,7 +188,7 @@ fn values_that_contain_themselves() {
         let dump = dump(&python.process);
         let recovery = bounded("values in themselves", || recover(&dump));
         assert_true(tensors(&recovery).next(), &weight, "values in themselves");
-        let hyper = &recovery.processes[0].models[0].modules[0].hyper;
+        let hyper = &recovery.processes[0].models[0].modules[0].hyperparameters;
         assert!(hyper.contains(&("int".to_owned(), Value::Int(5))), "{hyper:?}");
     }
 }

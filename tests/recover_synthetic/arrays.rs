@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use tensorcarve::addr::VirtAddr;
-use tensorcarve::model::{Other, Referrer, Status};
+use tensorcarve::model::{Referrer, StandaloneTensor, Status};
 use tensorcarve::recover::Recovery;
 
 use super::synthetic::{Array, CPYTHONS, Keeping, Machine, Numpy, Options, Process, Python, dump, recover, sha256};
@@ -18,8 +18,8 @@ fn python(machine: &Rc<RefCell<Machine>>, cpython: &str) -> Python {
     python
 }
 
-fn array(recovery: &Recovery, object: u64) -> &Other {
-    let mut arrays = recovery.processes.iter().flat_map(|process| &process.others.found);
+fn array(recovery: &Recovery, object: u64) -> &StandaloneTensor {
+    let mut arrays = recovery.processes.iter().flat_map(|process| &process.standalone.found);
     arrays.find(|other| other.tensor.object == VirtAddr(object)).unwrap_or_else(|| panic!("no {object:#x}"))
 }
 
@@ -62,10 +62,10 @@ fn arrays_of_every_python_and_numpy() {
         let recovery = recover(&dump(&python.process));
         let [process] = recovery.processes.as_slice() else { panic!() };
         assert_eq!(recovery.warnings, []);
-        let score = process.others.array_layout.as_ref().unwrap();
+        let score = process.facts.numpy.as_ref().unwrap();
         assert_eq!((score.version.as_str(), score.readable), (version, 10), "{cpython}");
-        assert_eq!(process.others.found.len(), 10, "{cpython} {version}");
-        let names: Vec<VirtAddr> = process.others.found.iter().map(|other| other.tensor.object).collect();
+        assert_eq!(process.standalone.found.len(), 10, "{cpython} {version}");
+        let names: Vec<VirtAddr> = process.standalone.found.iter().map(|other| other.tensor.object).collect();
         assert!(!names.contains(&VirtAddr(wrong)) && !names.contains(&VirtAddr(unknown)));
 
         let rows = |row: usize| at(row * 120, 120).to_vec();
@@ -137,7 +137,7 @@ fn an_element_of_a_number_has_a_size() {
             .collect();
         scalars.iter().for_each(|object| numpy.clear_other_sizes(&python, *object));
         let recovery = recover(&dump(&python.process));
-        let score = recovery.processes[0].others.array_layout.as_ref().unwrap();
+        let score = recovery.processes[0].facts.numpy.as_ref().unwrap();
         assert_eq!((score.version.as_str(), score.readable, score.rivals.len()), (version, 3, 0));
         for (i, object) in (0..).zip(scalars) {
             let found = array(&recovery, object);
@@ -164,7 +164,7 @@ fn a_tie_between_layouts_is_decided_by_the_version_or_said() {
             numpy.clear_other_sizes(&python, text);
             let recovery = recover(&dump(&python.process));
             let found = array(&recovery, text);
-            let score = recovery.processes[0].others.array_layout.as_ref().unwrap();
+            let score = recovery.processes[0].facts.numpy.as_ref().unwrap();
             if release.is_some() {
                 assert_eq!((score.version.as_str(), score.rivals.len()), (version, 0));
                 assert_eq!(found.tensor.status, Status::Complete);

@@ -73,7 +73,7 @@ fn a_wrapper_is_its_inner_tensors_and_never_complete() {
         let spec = &described["_spec"]["attributes"];
         assert_eq!(spec["placements"][0], serde_json::json!({"class": "lab.Shard", "attributes": {"dim": 0}}));
         assert_eq!(spec["mesh"]["attributes"]["device_type"], "cpu");
-        assert!(recovery.processes[0].others.found.is_empty(), "parts are no tensors of their own");
+        assert!(recovery.processes[0].standalone.found.is_empty(), "parts are no tensors of their own");
     }
 }
 

@@ -81,7 +81,12 @@ fn long_names_and_texts_are_cut_and_their_length_is_said() {
     let text = |text: &str| Value::Str(text.to_owned());
     let of_note = format!("{}…[100000 characters]", "x".repeat(256));
     let find = |module: usize, name: &str| {
-        model.modules[module].hyper.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()).unwrap()
+        model.modules[module]
+            .hyperparameters
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.clone())
+            .unwrap()
     };
     assert_eq!(find(0, "many"), Value::Tuple(vec![text(&of_note), text(&"y".repeat(5000)), text(&of_note)]));
     assert_eq!((find(1, "note"), find(1, "short")), (text(&of_note), text(&"y".repeat(5000))));
@@ -162,7 +167,7 @@ fn lists_that_share_empty_elements_count_for_each() {
         "{:?}",
         recovery.warnings
     );
-    assert_eq!(recovery.processes[0].others.found.len(), 1);
+    assert_eq!(recovery.processes[0].standalone.found.len(), 1);
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use tensorcarve::addr::VirtAddr;
 use tensorcarve::diagnostic::Code;
+use tensorcarve::framework::torch::TensorScore;
 use tensorcarve::model::Status;
 use tensorcarve::recover::Recovery;
-use tensorcarve::tensor::TensorScore;
 
 use super::synthetic::{ModuleSpec, Options, PYTORCHES, Placed, Tensor, Torch, dump, recover, release, sha256, torch};
 use super::{assert_whole, only_model};
@@ -19,7 +19,7 @@ fn hold(torch: &Torch, tensors: &[&Placed]) {
 }
 
 fn layout(recovery: &Recovery) -> &TensorScore {
-    &recovery.processes[0].torch_layout.as_ref().unwrap().0
+    &recovery.processes[0].facts.torch.as_ref().unwrap().layout.as_ref().unwrap().0
 }
 
 /// PyTorch gives another version of itself: of two modules of one name the one with more in it counts.
@@ -99,7 +99,7 @@ fn without_autograd_data_the_version_decides() {
         let plain = torch.tensor(&Tensor::f32(&[2, 3]));
         hold(&torch, &[&plain]);
         let recovery = recover(&dump(&torch.python.process));
-        assert_eq!(recovery.processes[0].torch_version.as_deref(), Some(version));
+        assert_eq!(recovery.processes[0].facts.torch.as_ref().unwrap().version.as_deref(), Some(version));
         assert_eq!(layout(&recovery).version, pytorch);
         assert_whole(&torch, &only_model(&recovery).tensors[0], &plain);
     }
@@ -114,7 +114,7 @@ fn a_version_that_is_not_true_forces_nothing() {
         let all: Vec<Placed> = (1..8).map(|n| torch.parameter(&[n, 2])).collect();
         hold(&torch, &all.iter().collect::<Vec<_>>());
         let recovery = recover(&dump(&torch.python.process));
-        assert_eq!(recovery.processes[0].torch_version.as_deref(), Some(claimed));
+        assert_eq!(recovery.processes[0].facts.torch.as_ref().unwrap().version.as_deref(), Some(claimed));
         assert_eq!(release(&layout(&recovery).version), pytorch, "{claimed}");
         for (found, truth) in only_model(&recovery).tensors.iter().zip(&all) {
             assert_whole(&torch, found, truth);

@@ -109,7 +109,7 @@ fn sparse_tensors_are_their_indices_and_values() {
         assert_eq!((found.status, found.parts.len()), (Status::Missing, 0));
         assert!(found.problem.is_some());
         // Parts are no tensors of their own.
-        let others: Vec<_> = recovery.processes[0].others.found.iter().map(|other| other.tensor.object.0).collect();
+        let others: Vec<_> = recovery.processes[0].standalone.found.iter().map(|other| other.tensor.object.0).collect();
         assert!(![&indices, &values, &rows, &columns, &entries].iter().any(|part| others.contains(&part.object)));
     }
 }
@@ -195,18 +195,21 @@ fn lazy_conjugate_and_negative_views_have_their_logical_values() {
         ];
         hold(&torch, &tensors.iter().map(|(name, truth, _)| (*name, truth)).collect::<Vec<_>>());
         let recovery = recover(&dump(&torch.python.process));
-        assert_eq!(recovery.processes[0].torch_keys, Some(torch.numbers.keys().version), "{pytorch}");
+        assert_eq!(
+            recovery.processes[0].facts.torch.as_ref().unwrap().dispatch_keys,
+            Some(torch.numbers.keys().version),
+            "{pytorch}"
+        );
         let model = only_model(&recovery);
         for (name, truth, signs) in &tensors {
             let found = tensor(model, name);
             let expected = sha256(&flipped(truth, signs));
             assert_eq!((found.status, &found.problem), (Status::Complete, &None), "{pytorch}: {name}");
             assert_eq!(found.sha256.as_ref(), Some(&expected), "{pytorch}: {name}");
-            let keys = &found.info.as_ref().unwrap().keys;
-            assert!(keys.conjugate || keys.negative);
+            assert!(!found.info.as_ref().unwrap().dispatch_keys.is_empty());
         }
-        assert_eq!(tensor(model, "both").info.as_ref().unwrap().keys.unusual, ["Conjugate", "Negative"]);
-        assert!(tensor(model, "weight").info.as_ref().unwrap().keys.unusual.is_empty());
+        assert_eq!(tensor(model, "both").info.as_ref().unwrap().dispatch_keys, ["Conjugate", "Negative"]);
+        assert!(tensor(model, "weight").info.as_ref().unwrap().dispatch_keys.is_empty());
     }
 }
 

@@ -50,7 +50,7 @@ fn place(torch: &Torch) -> Vec<Placed> {
 /// Asserts that all came out as it was written, by inference, and that the numbers that were found are those that were made up.
 fn assert_inferred(torch: &Torch, recovery: &Recovery, placed: &[Placed], changes: &[(&str, i64)]) {
     let process = &recovery.processes[0];
-    let (layout, _) = process.torch_layout.as_ref().unwrap();
+    let (layout, _) = process.facts.torch.as_ref().unwrap().layout.as_ref().unwrap();
     assert!(layout.inferred, "{layout:?}");
     assert_eq!((layout.readable, layout.tried), (placed.len(), placed.len()), "{layout:?}");
     let table = SIGNATURES.layouts("pytorch").find(|table| table.version == layout.version).unwrap();
@@ -179,7 +179,7 @@ fn autograd_data_that_moved_alone_leave_the_rest_to_the_table() {
     let torch = patched("2.6", &moved);
     let placed = place(&torch);
     let recovery = recover(&dump(&torch.python.process));
-    let (layout, _) = recovery.processes[0].torch_layout.as_ref().unwrap();
+    let (layout, _) = recovery.processes[0].facts.torch.as_ref().unwrap().layout.as_ref().unwrap();
     assert!(
         layout.inferred && layout.changes.iter().all(|change| change.number.starts_with("autograd.")),
         "{layout:?}"
@@ -208,7 +208,7 @@ fn a_table_that_fits_stays_although_nothing_is_learned() {
     let parameters = ["a", "b", "c"].into_iter().zip(frozen.iter().map(Some)).collect();
     torch.module(torch.module_type("__main__", "Net"), &ModuleSpec { parameters, ..ModuleSpec::default() });
     let recovery = recover(&dump(&torch.python.process));
-    let (layout, _) = recovery.processes[0].torch_layout.as_ref().unwrap();
+    let (layout, _) = recovery.processes[0].facts.torch.as_ref().unwrap().layout.as_ref().unwrap();
     assert_eq!((layout.inferred, layout.version.as_str()), (false, "2.6"), "{layout:?}");
     assert!(only_model(&recovery).tensors.iter().all(|tensor| !tensor.info.as_ref().unwrap().requires_grad));
 }

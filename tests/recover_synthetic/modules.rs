@@ -172,7 +172,7 @@ fn what_is_no_model() {
     python.instance(torch.module_type("__main__", "Raw"), &[("training", python.bool(true))]);
     let recovery = recover(&dump(&python.process));
     assert_eq!(recovery.processes.len(), 1);
-    assert!(recovery.processes[0].has_torch);
+    assert!(recovery.processes[0].facts.torch.is_some());
     assert_eq!(models(&recovery), 0);
 }
 
@@ -205,7 +205,7 @@ fn modules_that_hold_each_other_come_to_an_end() {
         assert_eq!(model.tensors.len(), 3, "{:?}", model.tensors);
         assert_eq!(model.problems.len(), 1);
         assert!(model.problems[0].contains("contain each other"), "{:?}", model.problems);
-        assert_eq!(model.modules[0].hyper, [] as [(String, Value); 0]);
+        assert_eq!(model.modules[0].hyperparameters, [] as [(String, Value); 0]);
     }
 }
 

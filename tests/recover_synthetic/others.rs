@@ -1,17 +1,17 @@
 //! Tensors that belong to no model, and what refers to them.
 
 use tensorcarve::addr::VirtAddr;
-use tensorcarve::model::{Other, Reading, Referrer, Status, TensorKind};
+use tensorcarve::model::{Reading, Referrer, StandaloneTensor, Status, TensorKind};
 use tensorcarve::recover::Recovery;
 
 use super::synthetic::{CPYTHONS, ModuleSpec, Options, PYTORCHES, Placed, Tensor, Torch, dump, recover, sha256, torch};
 use super::{assert_whole, only_model};
 
-fn others(recovery: &Recovery) -> Vec<&Other> {
-    recovery.processes.iter().flat_map(|process| &process.others.found).collect()
+fn others(recovery: &Recovery) -> Vec<&StandaloneTensor> {
+    recovery.processes.iter().flat_map(|process| &process.standalone.found).collect()
 }
 
-fn find<'a>(recovery: &'a Recovery, truth: &Placed) -> &'a Other {
+fn find<'a>(recovery: &'a Recovery, truth: &Placed) -> &'a StandaloneTensor {
     let mut found = others(recovery).into_iter().filter(|other| other.tensor.object == VirtAddr(truth.object));
     let first = found.next().unwrap_or_else(|| panic!("{:#x} is not listed", truth.object));
     assert!(found.next().is_none(), "{:#x} is listed twice", truth.object);
@@ -91,12 +91,12 @@ fn tensors_of_a_process_without_modules() {
         python.process.put(gradient.tensor_impl + torch.numbers.at("tensor.pyobj"), 0);
         torch.set_grad(&tagged, gradient.tensor_impl);
         let recovery = recover(&dump(&python.process));
-        let (layout, next) = recovery.processes[0].torch_layout.as_ref().unwrap();
+        let (layout, next) = recovery.processes[0].facts.torch.as_ref().unwrap().layout.as_ref().unwrap();
         assert_eq!(layout.version, pytorch, "{layout:?}, {next:?}");
         assert!(recovery.processes[0].models.is_empty());
         let [first, second] = others(&recovery)[..] else { panic!("{:#?}", others(&recovery)) };
         assert_eq!(
-            (first.tensor.object, first.tensor.info.as_ref().unwrap().tensor_impl.0),
+            (first.tensor.object, first.tensor.info.as_ref().unwrap().header.0),
             (VirtAddr(0), gradient.tensor_impl)
         );
         assert_eq!(first.tensor.sha256.as_deref(), Some(sha256(&gradient.logical).as_str()));

@@ -8,7 +8,7 @@ use super::synthetic::{CPYTHONS, Keeping, Makers, ModuleSpec, Options, Placed, T
 
 /// What refers to a tensor.
 fn referrers<'a>(recovery: &'a Recovery, tensor: &Placed) -> &'a [Referrer] {
-    let others = recovery.processes.iter().flat_map(|process| &process.others.found);
+    let others = recovery.processes.iter().flat_map(|process| &process.standalone.found);
     let mut found = others.filter(|other| other.tensor.object == VirtAddr(tensor.object));
     &found.next().unwrap_or_else(|| panic!("{:#x} is not listed", tensor.object)).referrers
 }

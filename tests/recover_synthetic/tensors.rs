@@ -75,7 +75,7 @@ fn types_shapes_strides_and_views() {
         hold(&torch, &placed.iter().collect::<Vec<_>>());
         let recovery = recover(&dump(&torch.python.process));
         let model = only_model(&recovery);
-        assert_eq!(recovery.processes[0].torch_layout.as_ref().unwrap().0.version, pytorch);
+        assert_eq!(recovery.processes[0].facts.torch.as_ref().unwrap().layout.as_ref().unwrap().0.version, pytorch);
         assert_eq!(model.tensors.len(), placed.len());
         for (found, truth) in model.tensors.iter().zip(&placed) {
             assert_whole(&torch, found, truth);

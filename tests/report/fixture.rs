@@ -8,13 +8,15 @@ use tensorcarve::addr::{FileOffset, PhysAddr, VirtAddr};
 use tensorcarve::cpython::{Change, LayoutScore, LayoutSource, Value};
 use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::dump::{Addresses, Dump, Format, MemoryRange, PhysicalMemory};
-use tensorcarve::model::{Model, Module, NamedTensor, Others, Reading, Sighting, Status, TensorKind};
+use tensorcarve::framework::Facts;
+use tensorcarve::framework::torch::{self, TensorScore};
+use tensorcarve::model::{Model, Module, NamedTensor, Reading, Sighting, StandaloneTensors, Status, TensorKind};
 use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
 use tensorcarve::progress::{Observer, Phase};
 use tensorcarve::recover::{Process, Recovery};
 use tensorcarve::report::Run;
 use tensorcarve::signature::Signatures;
-use tensorcarve::tensor::{Form, Holes, Keys, ScalarType, TensorInfo, TensorScore, TooLarge, gather};
+use tensorcarve::tensor::{Flips, Form, Holes, Raw, ScalarType, TensorInfo, TooLarge, gather};
 
 /// The top table; the three below it and the data follow it.
 pub const ROOT: PhysAddr = PhysAddr(0x1000);
@@ -41,14 +43,13 @@ pub struct Victim {
 
 /// A type that safetensors has not, with PyTorch's method that gives what it consists of.
 pub fn raw(name: &str, size: u64, method: &str, safetensors: &str) -> ScalarType {
-    let raw = serde_json::json!({"name": method, "safetensors": safetensors});
-    serde_json::from_value(serde_json::json!({"index": 0, "name": name, "size": size, "raw": raw})).unwrap()
+    let raw = Raw { name: method.to_owned(), safetensors: safetensors.to_owned() };
+    ScalarType { raw: Some(raw), ..scalar(name, size, None) }
 }
 
 /// A type of elements by its name in safetensors, as a layout file declares it.
 pub fn scalar(name: &str, size: u64, safetensors: Option<&str>) -> ScalarType {
-    let json = serde_json::json!({"index": 0, "name": name, "size": size, "safetensors": safetensors});
-    serde_json::from_value(json).unwrap()
+    ScalarType { name: name.to_owned(), size, safetensors: safetensors.map(str::to_owned), raw: None }
 }
 
 pub fn f32_bytes(values: &[f32]) -> Vec<u8> {
@@ -87,9 +88,9 @@ impl Victim {
         self.model.modules.push(Module {
             name: name.to_owned(),
             class: class.0.to_owned(),
-            torch_class: class.1.map(str::to_owned),
+            framework_class: class.1.map(str::to_owned),
             training: Some(false),
-            hyper: all,
+            hyperparameters: all,
             private: Vec::new(),
             parameters: Vec::new(),
             buffers: Vec::new(),
@@ -118,7 +119,7 @@ impl Victim {
         let number = self.model.all_tensors().count() as u64;
         let info = TensorInfo {
             object: VirtAddr(0x7f12_0000_0000 + 0x100 * number),
-            tensor_impl: VirtAddr(0x7f13_0000_0000 + 0x100 * number),
+            header: VirtAddr(0x7f13_0000_0000 + 0x100 * number),
             dtype,
             shape: dims.0.to_vec(),
             stride: dims.1.to_vec(),
@@ -131,7 +132,9 @@ impl Victim {
             form: Form::Strided,
             inferred: false,
             jumps: Vec::new(),
-            keys: Keys::default(),
+            flips: Flips::default(),
+            dispatch_keys: Vec::new(),
+            doubt: None,
         };
         let tensors = match kind {
             TensorKind::Parameter | TensorKind::Buffer => &mut self.model.tensors,
@@ -270,12 +273,12 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
     };
     let torch = TensorScore {
         readable: 5,
-        filled: 5,
+        exact_storages: 5,
         contradicted: 0,
         same_abi: 5,
-        learned: 4,
+        requiring_grad: 4,
         tried: 5,
-        others: 0,
+        standalone: 0,
         version: "1.13".to_owned(),
         is_of_version: false,
         rivals: Vec::new(),
@@ -292,14 +295,14 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
         frameworks: Vec::new(),
         python_layout: (python.clone(), Some(LayoutScore { readable: 2, version: "3.12".to_owned(), ..python })),
         type_count: 1234,
-        torch_version: None,
-        has_torch: true,
-        torch_layout: Some((torch, None)),
-        torch_keys: None,
+        facts: Facts {
+            torch: Some(torch::Facts { layout: Some((torch, None)), ..Default::default() }),
+            ..Default::default()
+        },
         module_count: 7,
         models,
         shared_models: Vec::new(),
-        others: Others::default(),
+        standalone: StandaloneTensors::default(),
     };
     let space = Space { root: ROOT, levels: 4, kind: SpaceKind::Process, kpti_user_root: None };
     let discovery = Discovery { spaces: vec![space], ..Discovery::default() };

@@ -18,7 +18,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value as Json, json};
 use tensorcarve::cpython::Value;
 use tensorcarve::dump::Dump;
-use tensorcarve::model::{Model, NamedTensor, Other, Referrer, Sighting, Status, TensorKind};
+use tensorcarve::model::{Model, NamedTensor, Referrer, Sighting, StandaloneTensor, Status, TensorKind};
 use tensorcarve::recover::Recovery;
 use tensorcarve::report::{self, OutputError, OutputFolder};
 use tensorcarve::tensor::ArrayInfo;
@@ -146,14 +146,14 @@ fn others(victim: Victim, referrers: &[Referrer]) -> (Dump, Recovery) {
     let (dump, mut recovery) = victim.finish();
     let process = &mut recovery.processes[0];
     let taken = std::mem::take(&mut process.models[0].training);
-    let other = |tensor: NamedTensor| Other {
+    let other = |tensor: NamedTensor| StandaloneTensor {
         sightings: vec![Sighting { root: process.root, object: tensor.object }],
         tensor: NamedTensor { kind: TensorKind::Other, name: format!("0x1000.{}", tensor.object), ..tensor },
         array: None,
         referrers: referrers.to_vec(),
         is_left_out: false,
     };
-    process.others.found = taken.into_iter().map(other).collect();
+    process.standalone.found = taken.into_iter().map(other).collect();
     (dump, recovery)
 }
 
@@ -177,13 +177,13 @@ fn tensors_of_no_model_stand_beside_the_models() {
         dtype: scalar(">f4", 4, None),
         shape: vec![2],
         strides: vec![-4],
-        data: found.1.processes[0].others.found[0].tensor.info.as_ref().unwrap().data.checked_add(4).unwrap(),
+        data: found.1.processes[0].standalone.found[0].tensor.info.as_ref().unwrap().data.checked_add(4).unwrap(),
         base: None,
         fields: Vec::new(),
         holds_objects: false,
         is_undecided: false,
     };
-    let first = found.1.processes[0].others.found[0].clone();
+    let first = found.1.processes[0].standalone.found[0].clone();
     let tensor = NamedTensor {
         kind: TensorKind::Array,
         name: "0x1000.0x99".to_owned(),
@@ -191,7 +191,7 @@ fn tensors_of_no_model_stand_beside_the_models() {
         sha256: None,
         ..first.tensor.clone()
     };
-    found.1.processes[0].others.found.push(Other { tensor, array: Some(array), ..first });
+    found.1.processes[0].standalone.found.push(StandaloneTensor { tensor, array: Some(array), ..first });
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), false, &found).unwrap();
     let document = json(dir.path().join("tensors.json"));

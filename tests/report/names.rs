@@ -3,7 +3,7 @@
 use safetensors::SafeTensors;
 use serde_json::{Value as Json, json};
 use tensorcarve::addr::VirtAddr;
-use tensorcarve::model::{NamedTensor, Other, Reading, Status, TensorKind};
+use tensorcarve::model::{NamedTensor, Reading, StandaloneTensor, Status, TensorKind};
 use tensorcarve::report;
 use tensorcarve::tensor::ArrayInfo;
 
@@ -87,13 +87,13 @@ fn sizes_that_the_format_cannot_count_are_listed_and_the_rest_is_written() {
             holds_objects: false,
             is_undecided: false,
         };
-        let first = &found.1.processes[0].others.found[0];
+        let first = &found.1.processes[0].standalone.found[0];
         let name = format!("0x1000.{address:#x}");
         let tensor = NamedTensor { kind: TensorKind::Array, name, info: None, sha256: None, ..first.tensor.clone() };
-        Other { tensor, array: Some(info), ..first.clone() }
+        StandaloneTensor { tensor, array: Some(info), ..first.clone() }
     };
     let arrays = [array(0x98, &[1 << 40, 1 << 40]), array(0x99, &[3, 3])];
-    found.1.processes[0].others.found.extend(arrays);
+    found.1.processes[0].standalone.found.extend(arrays);
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), false, &found).unwrap();
     let listed = document(dir.path().join("tensors.json"));

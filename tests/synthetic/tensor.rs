@@ -1,8 +1,8 @@
 //! Tensors: the Python object, `TensorImpl`, `StorageImpl` and data, by the numbers of a layout file.
 
 use sha2::{Digest, Sha256};
+use tensorcarve::framework::torch::{KeyTable, key_tables};
 use tensorcarve::signature::Layout;
-use tensorcarve::tensor::{KeyTable, key_tables};
 
 use super::SIGNATURES;
 use super::python::Python;

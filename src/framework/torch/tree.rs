@@ -3,20 +3,20 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::NO_LAYOUT;
 use super::extra::Extra;
-use super::fair;
-use super::find::{Graph, ModuleObject};
+use super::module::{Graph, ModuleObject};
 use super::script::{Scripts, unread_model};
-use super::{Model, Module, NamedTensor, TensorKind};
+use super::tensor::Layout;
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, UNREADABLE};
-use crate::tensor;
+use crate::model::{self, Model, Module, NamedTensor, TensorKind};
 use crate::words::counted;
 
-/// Places beside the first that modules and tensors of all models together may have, for each one that there is,
+/// Occurrences beside the first that modules and tensors of all models together may have, for each one that there is,
 /// and at least: modules that are shared on every level of a hostile tree would give 2^depth.
-const PLACES_PER_ITEM: usize = 16;
-const MIN_PLACES: usize = 1 << 16;
+const OCCURRENCES_PER_ITEM: usize = 16;
+const MIN_OCCURRENCES: usize = 1 << 16;
 /// The longest name, in bytes.
 const MAX_NAME: usize = 4096;
 /// A name of so few bytes is given in any case.
@@ -35,22 +35,22 @@ const MAX_PROBLEMS: usize = 64;
 const MAX_DAMAGED: usize = 1 << 10;
 
 /// Every root module that has a tensor anywhere below it, with all names; bytes are not looked at yet.
-pub fn models(
+pub(super) fn models(
     graph: &Graph,
     scripts: &Scripts<'_>,
     objects: &Objects<'_>,
-    layout: Option<&tensor::Layout>,
+    layout: Option<&Layout>,
 ) -> Vec<Model> {
     // One tensor can have a million names.
     let items = graph.modules.len() + graph.tensors().len();
-    let all_places = items.saturating_mul(PLACES_PER_ITEM).max(MIN_PLACES);
+    let all_occurrences = items.saturating_mul(OCCURRENCES_PER_ITEM).max(MIN_OCCURRENCES);
     let roots = graph.roots();
     let mut known = HashMap::new();
-    let needs: Vec<u64> = roots.iter().map(|root| places(graph, *root, &mut known)).collect();
-    let most_places = fair::share(needs, all_places as u64);
+    let needs: Vec<u64> = roots.iter().map(|root| occurrences(graph, *root, &mut known)).collect();
+    let most_occurrences = model::share(needs, all_occurrences as u64);
     let names = (ALL_NAMES / roots.len().max(1)).clamp(MIN_NAMES, MAX_NAMES);
     let readable =
-        roots.into_iter().filter_map(|root| model(graph, scripts, objects, layout, root, (most_places, names)));
+        roots.into_iter().filter_map(|root| model(graph, scripts, objects, layout, root, (most_occurrences, names)));
     readable.chain(damaged(graph)).collect()
 }
 
@@ -65,9 +65,9 @@ fn damaged(graph: &Graph) -> impl Iterator<Item = Model> {
     })
 }
 
-/// How many places the modules and tensors at and below a module have; saturates. Modules that hold each other count
+/// How many occurrences the modules and tensors at and below a module have; saturates. Modules that hold each other count
 /// once. `known` keeps what was counted; a zero stands for a module that is being counted.
-fn places(graph: &Graph, module: VirtAddr, known: &mut HashMap<VirtAddr, u64>) -> u64 {
+fn occurrences(graph: &Graph, module: VirtAddr, known: &mut HashMap<VirtAddr, u64>) -> u64 {
     let children = |of: VirtAddr| graph.modules.get(&of).into_iter().flat_map(|module| &module.children);
     let mut todo = vec![(module, false)];
     while let Some((at, is_below_counted)) = todo.pop() {
@@ -89,9 +89,9 @@ fn model(
     graph: &Graph,
     scripts: &Scripts<'_>,
     objects: &Objects<'_>,
-    layout: Option<&tensor::Layout>,
+    layout: Option<&Layout>,
     root: VirtAddr,
-    (places, names): (u64, usize),
+    (occurrences, names): (u64, usize),
 ) -> Option<Model> {
     let class = graph.modules.get(&root)?.class.clone();
     let mut walk = Walk {
@@ -110,7 +110,7 @@ fn model(
         extra: BTreeMap::new(),
         above: Vec::new(),
         is_too_deep: false,
-        places,
+        occurrences,
         names,
         repeated: MAX_REPEATED,
         left_out: 0,
@@ -140,7 +140,7 @@ struct Walk<'a> {
     graph: &'a Graph,
     scripts: &'a Scripts<'a>,
     objects: &'a Objects<'a>,
-    layout: Option<&'a tensor::Layout>,
+    layout: Option<&'a Layout>,
     modules: Vec<Module>,
     tensors: Vec<NamedTensor>,
     training: Vec<NamedTensor>,
@@ -159,13 +159,13 @@ struct Walk<'a> {
     above: Vec<VirtAddr>,
     /// Whether a module is left out because it is nested too deeply.
     is_too_deep: bool,
-    /// Places beside the first that may still be listed.
-    places: u64,
+    /// Occurrences beside the first that may still be listed.
+    occurrences: u64,
     /// Bytes of names that may still be given.
     names: usize,
     /// Bytes of attributes that may still be repeated.
     repeated: usize,
-    /// Second places that are left out, and those that are listed without the attributes.
+    /// Second occurrences that are left out, and those that are listed without the attributes.
     left_out: usize,
     not_repeated: usize,
 }
@@ -210,9 +210,9 @@ impl Walk<'_> {
         let own = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
         let mut row = describe(module, object, &name);
         if !is_first && !self.may_repeat(&row) {
-            (row.hyper, row.private) = (Vec::new(), Vec::new());
+            (row.hyperparameters, row.private) = (Vec::new(), Vec::new());
         }
-        let place = self.modules.len();
+        let index = self.modules.len();
         self.modules.push(row);
         let registered = [&module.parameters, &module.buffers, &module.children].into_iter().flatten();
         let nameless = registered.filter(|(key, _)| key.starts_with(UNREADABLE)).count();
@@ -237,7 +237,7 @@ impl Walk<'_> {
             let Some(tensor) = *tensor else { continue };
             let is_first = !self.first_names.contains_key(&tensor);
             let Some(full) = self.name(own(key), tensor, is_first) else { continue };
-            if let Some(row) = self.modules.get_mut(place) {
+            if let Some(row) = self.modules.get_mut(index) {
                 let names = if kind == TensorKind::Buffer { &mut row.buffers } else { &mut row.parameters };
                 names.push(full.clone());
             }
@@ -273,19 +273,19 @@ impl Walk<'_> {
             self.problem(format!("the name of the object at {object} is left out: it is {len} bytes long"));
             return Some(format!("{UNREADABLE}{object}"));
         }
-        if name.len() > MAX_NAME || name.len() > self.names || self.places == 0 {
+        if name.len() > MAX_NAME || name.len() > self.names || self.occurrences == 0 {
             self.left_out += 1;
             return None;
         }
         self.names -= name.len();
-        self.places -= 1;
+        self.occurrences -= 1;
         Some(name)
     }
 
     /// Whether the attributes of a repeated module are listed again.
     fn may_repeat(&mut self, row: &Module) -> bool {
         let bytes: usize =
-            row.hyper.iter().chain(&row.private).map(|(name, value)| name.len() + value.text_len()).sum();
+            row.hyperparameters.iter().chain(&row.private).map(|(name, value)| name.len() + value.text_len()).sum();
         match self.repeated.checked_sub(bytes) {
             Some(rest) => self.repeated = rest,
             None => self.not_repeated += 1,
@@ -317,7 +317,7 @@ impl Walk<'_> {
         self.first_names.entry(object).or_insert_with(|| name.clone());
         let read = match self.layout {
             Some(layout) => layout.read_header(self.objects, object).map_err(|error| error.to_string()),
-            None => Err("no known layout reads the tensors of this PyTorch".to_owned()),
+            None => Err(NO_LAYOUT.to_owned()),
         };
         // A gradient is of the tensor, not of its names.
         if let (Some(layout), Ok(info), None) = (self.layout, &read, &same_as) {
@@ -353,11 +353,11 @@ impl Walk<'_> {
         if !self.seen.insert(object) {
             // In a second place, each of its names counts.
             let names = (held.modules.len() + held.tensors.len()) as u64;
-            let Some(rest) = self.places.checked_sub(names) else {
+            let Some(rest) = self.occurrences.checked_sub(names) else {
                 self.left_out += names as usize;
                 return true;
             };
-            self.places = rest;
+            self.occurrences = rest;
         }
         self.modules.extend(held.modules);
         self.tensors.extend(held.tensors);
@@ -372,15 +372,15 @@ fn describe(module: &ModuleObject, object: VirtAddr, name: &str) -> Module {
     let unset = |items: &[(String, Option<VirtAddr>)], kind| -> Vec<(String, TensorKind)> {
         items.iter().filter(|(_, tensor)| tensor.is_none()).map(|(key, _)| (key.clone(), kind)).collect()
     };
-    let (private, hyper) = module.attributes.iter().cloned().partition(|(name, _)| name.starts_with('_'));
+    let (private, hyperparameters) = module.attributes.iter().cloned().partition(|(name, _)| name.starts_with('_'));
     let mut unset_names = unset(&module.parameters, TensorKind::Parameter);
     unset_names.extend(unset(&module.buffers, TensorKind::Buffer));
     Module {
         name: name.to_owned(),
         class: module.class.clone(),
-        torch_class: module.torch_class.clone(),
+        framework_class: module.torch_class.clone(),
         training: module.training,
-        hyper,
+        hyperparameters,
         private,
         parameters: Vec::new(),
         buffers: Vec::new(),

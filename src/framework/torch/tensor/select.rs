@@ -11,9 +11,10 @@ use std::collections::BTreeSet;
 
 use super::infer::Evidence;
 use super::layout::Layout;
-use super::read::{TensorError, TensorInfo};
+use super::read::TensorError;
 use crate::addr::VirtAddr;
 use crate::cpython::{Change, ObjectError, Objects};
+use crate::tensor::TensorInfo;
 
 /// Number of damaged words that must not decide which layout is right.
 const FEW: usize = 5;
@@ -24,7 +25,7 @@ pub struct Sample<'s> {
     /// The Python objects of its modules' tensors.
     pub tensors: &'s [VirtAddr],
     /// Other apparent tensors. Some are not tensors, so an unreadable one is no evidence.
-    pub others: &'s [VirtAddr],
+    pub standalone: &'s [VirtAddr],
     /// What seems to be the `TensorImpl`s of tensors that C++ objects hold. They decide where the modules have no tensors.
     pub headers: &'s [VirtAddr],
     /// PyTorch's version as it says itself: `1.13.0+cu117`.
@@ -44,17 +45,17 @@ pub struct TensorScore {
     /// Tensors whose fields agree.
     pub readable: usize,
     /// Tensors whose storage ends where their elements end: of most it does, and chance does not give that.
-    pub filled: usize,
+    pub exact_storages: usize,
     /// Tensors of which all was there to be read, and whose fields contradict each other.
     pub contradicted: usize,
     /// Tensors whose autograd data are of the layout's C++ ABI.
     pub same_abi: usize,
     /// Tensors that gradients are recorded for, and whose gradient, if they have one, has their shape.
-    pub learned: usize,
+    pub requiring_grad: usize,
     /// Tensors that were tried.
     pub tried: usize,
     /// Tensors of no module that it reads as well.
-    pub others: usize,
+    pub standalone: usize,
     /// Version of the table.
     pub version: String,
     /// Whether the table is one of those that are nearest to PyTorch's own version.
@@ -94,7 +95,7 @@ impl Tally {
         // What has no storage says little: by a wrong layout, nearly anything reads so.
         let has_storage = |read: &Result<TensorInfo, _>| read.as_ref().is_ok_and(|info| info.storage.0 != 0);
         let of_headers = Self::count(layout, objects, read.filter(has_storage));
-        let (mut tally, mut others) = (of_objects(sample.tensors), vec![of_objects(sample.others)]);
+        let (mut tally, mut others) = (of_objects(sample.tensors), vec![of_objects(sample.standalone)]);
         if sample.tensors.is_empty() {
             tally = of_headers
         } else {
@@ -104,8 +105,8 @@ impl Tally {
         tally.abi_of_others = others.iter().map(|others| others.score.same_abi).sum();
         let is_of_version = release(&layout.offsets.version).is_some_and(|release| nearest.contains(&release));
         let (version, tried) = (layout.offsets.version.clone(), sample.deciding().len());
-        let others = others.iter().map(|others| others.score.readable).sum();
-        tally.score = TensorScore { version, tried, is_of_version, others, ..tally.score };
+        let standalone = others.iter().map(|others| others.score.readable).sum();
+        tally.score = TensorScore { version, tried, is_of_version, standalone, ..tally.score };
         tally
     }
 
@@ -132,19 +133,19 @@ impl Tally {
             };
             tally.headers += 1;
             tally.storages.extend(Some(info.storage).filter(|storage| storage.0 != 0));
-            score.filled += usize::from(is_filled(&info));
-            if let Some(is_same) = layout.string_abi_fits(objects, info.tensor_impl) {
+            score.exact_storages += usize::from(fills_its_storage(&info));
+            if let Some(is_same) = layout.string_abi_fits(objects, info.header) {
                 tally.autograd += 1;
                 score.same_abi += usize::from(is_same);
             }
-            match layout.requires_grad(objects, info.tensor_impl) {
+            match layout.requires_grad(objects, info.header) {
                 Ok(requires_grad) => {
                     let grad_fits = || {
                         let grad = layout.read_grad(objects, &info);
                         grad.is_ok_and(|grad| grad.is_none_or(|grad| grad.shape == info.shape))
                     };
                     score.readable += 1;
-                    score.learned += usize::from(requires_grad && grad_fits());
+                    score.requiring_grad += usize::from(requires_grad && grad_fits());
                 }
                 Err(error) => score.contradicted += usize::from(!matches!(error, ObjectError::Fault(_))),
             }
@@ -157,7 +158,7 @@ impl Tally {
     fn points(&self) -> usize {
         let score = &self.score;
         // A wrong place for the storage may read as one that is large, and on some device: that it is filled counts by itself.
-        self.headers + score.readable + score.filled + score.same_abi + score.learned + self.of_others
+        self.headers + score.readable + score.exact_storages + score.same_abi + score.requiring_grad + self.of_others
     }
 
     /// What decides between layouts. PyTorch's own version outweighs as much as a few damaged words can change, if the
@@ -166,8 +167,8 @@ impl Tally {
     fn key(&self) -> (usize, bool, [usize; 4], Reverse<usize>) {
         let points = self.points();
         let is_of_version = self.score.is_of_version && points > 0;
-        let TensorScore { readable, filled, same_abi, learned, .. } = self.score;
-        let rarest_first = [same_abi + self.abi_of_others, learned, filled, readable];
+        let TensorScore { readable, exact_storages, same_abi, requiring_grad, .. } = self.score;
+        let rarest_first = [same_abi + self.abi_of_others, requiring_grad, exact_storages, readable];
         (points + if is_of_version { FEW } else { 0 }, is_of_version, rarest_first, Reverse(self.score.changes.len()))
     }
 
@@ -180,7 +181,7 @@ impl Tally {
 ///
 /// `None` if no layout reads any tensor. If PyTorch's version is known, it is the table of that version even then: it
 /// says of each tensor what is wrong with it.
-pub fn choose<'a>(
+pub fn select_layout<'a>(
     tables: &'a [Layout],
     objects: &Objects<'_>,
     sample: &Sample<'_>,
@@ -205,7 +206,7 @@ pub fn choose<'a>(
         let (own, other) = (table.read_headers(objects, *tensor), rival.read_headers(objects, *tensor));
         own.is_ok_and(|own| !other.is_ok_and(|other| other.is_like(&own)))
     };
-    let all = || sample.tensors.iter().chain(sample.others);
+    let all = || sample.tensors.iter().chain(sample.standalone);
     let rivals: Vec<&Layout> = tied.filter(|rival| all().any(|tensor| differs(rival, tensor))).collect();
     if rivals.is_empty() {
         return Some((Cow::Borrowed(*table), best.score.clone(), runner_up));
@@ -243,10 +244,11 @@ fn inferred(
             return None;
         }
         let evidence = evidence();
-        let is_alike = |tally: &Tally| (tally.headers, tally.score.filled) == (best.headers, best.score.filled);
+        let is_alike =
+            |tally: &Tally| (tally.headers, tally.score.exact_storages) == (best.headers, best.score.exact_storages);
         let alike = tallied.iter().filter(|(_, tally)| is_alike(tally));
         let moved = alike.filter_map(|(start, _)| scored(start, evidence.infer_autograd(start)?));
-        let gain = |tally: &Tally| tally.score.same_abi + tally.score.learned;
+        let gain = |tally: &Tally| tally.score.same_abi + tally.score.requiring_grad;
         let (layout, found) = moved.max_by_key(|(_, tally)| gain(tally))?;
         return (gain(&found) > gain(best) + FEW).then(|| (layout.inferred_beside(table), found.score));
     }
@@ -263,14 +265,14 @@ fn inferred(
 /// Whether a layout reads what a table reads as that reads it, where chance would not give that.
 fn agrees(layout: &Layout, (table, tally): (&Layout, &Tally), objects: &Objects<'_>, tensors: &[VirtAddr]) -> bool {
     let mut known = tensors.iter().filter_map(|tensor| Some((tensor, table.read_headers(objects, *tensor).ok()?)));
-    tally.score.filled == 0
+    tally.score.exact_storages == 0
         || known.all(|(tensor, info)| {
             info.numel() <= 1 || layout.read_headers(objects, *tensor).is_ok_and(|found| found.is_like(&info))
         })
 }
 
 /// Whether the storage ends where the elements end.
-fn is_filled(info: &TensorInfo) -> bool {
+fn fills_its_storage(info: &TensorInfo) -> bool {
     let end = info.storage_offset.saturating_mul(info.dtype.size).saturating_add(info.byte_len());
     info.storage_bytes > 0 && info.storage_bytes == end
 }
@@ -302,7 +304,7 @@ fn changes(table: &Layout, found: &Layout) -> Vec<Change> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::layouts;
+    use super::super::layout::layouts;
     use super::nearest;
     use crate::signature::Signatures;
 

@@ -7,6 +7,7 @@ use super::object::{Slot, SlotKind, SlotValue};
 use super::packed::capsule;
 use crate::addr::VirtAddr;
 use crate::cpython::Value;
+use crate::framework::torch::NO_LAYOUT;
 use crate::model::{Module, NamedTensor, TensorKind};
 
 /// The deepest nesting of modules.
@@ -14,7 +15,7 @@ const MAX_DEPTH: usize = 200;
 /// The longest name, in bytes.
 const MAX_NAME: usize = 4096;
 /// Names that the tensors and modules of one script module may have.
-const MAX_PLACES: usize = 1 << 16;
+const MAX_NAMES: usize = 1 << 16;
 /// The attribute that all modules have, unless they are frozen (torch/csrc/jit/passes/freeze_module.cpp).
 const TRAINING: &str = "training";
 
@@ -40,7 +41,7 @@ impl<'a> Walk<'a> {
     /// All that the module at `object` holds, under names that begin with `name`.
     pub(super) fn run(scripts: &'a Scripts<'a>, object: VirtAddr, name: &str) -> Held {
         let (held, first_names, above) = (Held::default(), BTreeMap::new(), Vec::new());
-        let mut walk = Self { scripts, held, first_names, above, left: MAX_PLACES };
+        let mut walk = Self { scripts, held, first_names, above, left: MAX_NAMES };
         if !walk.visit(object, name) {
             walk.held
                 .problems
@@ -51,7 +52,7 @@ impl<'a> Walk<'a> {
 
     /// Lists a module and its descendants; `false` if there are too many.
     fn visit(&mut self, object: VirtAddr, name: &str) -> bool {
-        if !self.take_place() {
+        if !self.take_name() {
             return false;
         }
         if self.above.len() > MAX_DEPTH || self.above.contains(&object) || name.len() > MAX_NAME {
@@ -81,9 +82,9 @@ impl<'a> Walk<'a> {
         self.held.modules.push(Module {
             name: name.to_owned(),
             class: read.class.clone(),
-            torch_class: None,
+            framework_class: None,
             training,
-            hyper: training.map(|value| (TRAINING.to_owned(), Value::Bool(value))).into_iter().collect(),
+            hyperparameters: training.map(|value| (TRAINING.to_owned(), Value::Bool(value))).into_iter().collect(),
             private: Vec::new(),
             parameters: names(&parameters),
             buffers: names(&buffers),
@@ -95,7 +96,7 @@ impl<'a> Walk<'a> {
         for (slots, kind, persistent) in kinds.into_iter().chain([(others.clone(), TensorKind::Buffer, false)]) {
             for slot in slots {
                 let SlotValue::Tensor(tensor) = slot.value else { continue };
-                if !self.take_place() {
+                if !self.take_name() {
                     return false;
                 }
                 self.add(own(&slot.name), tensor, kind, persistent);
@@ -117,7 +118,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Counts a name; `false` if the limit is reached.
-    fn take_place(&mut self) -> bool {
+    fn take_name(&mut self) -> bool {
         let rest = self.left.checked_sub(1);
         self.left = rest.unwrap_or_default();
         rest.is_some()
@@ -126,7 +127,7 @@ impl<'a> Walk<'a> {
     fn add(&mut self, name: String, tensor: VirtAddr, kind: TensorKind, persistent: bool) {
         let objects = self.scripts.objects;
         let Some(layout) = self.scripts.layout else {
-            let read = Err("no known layout reads the tensors of this PyTorch".to_owned());
+            let read = Err(NO_LAYOUT.to_owned());
             let unread = NamedTensor::new(name, kind, VirtAddr(0), read);
             self.held.tensors.push(NamedTensor { persistent, ..unread });
             return;
@@ -154,7 +155,7 @@ impl<'a> Walk<'a> {
     /// Lists what a module has packed, which `state_dict()` of a script module leaves out.
     fn add_packed(&mut self, name: &str, object: VirtAddr) -> bool {
         for tensor in self.scripts.packed_at(name, object, VirtAddr(0), false) {
-            if !self.take_place() {
+            if !self.take_name() {
                 return false;
             }
             self.held.tensors.push(tensor);

@@ -4,7 +4,9 @@ use serde::Deserialize;
 
 use super::keys::KeyTable;
 use crate::cpython::{MissingField, layout_struct};
+use crate::framework::tables::{LayoutError, table};
 use crate::signature;
+use crate::tensor::{Raw, ScalarType};
 
 // Names in the layout files of what has more than one form.
 const DIM: &str = "tensor.dim";
@@ -47,15 +49,6 @@ layout_struct! {
         name_is_inline: "autograd.name_is_inline" as i64,
     }
 }
-
-/// Types of safetensors in which the highest bit of a number is its sign, and nothing else.
-const REAL: [&str; 4] = ["F16", "BF16", "F32", "F64"];
-/// The complex type of safetensors; an element is two numbers.
-const COMPLEX: &str = "C64";
-/// The method of complex tensors that gives the two numbers of each element.
-const VIEW_AS_REAL: &str = "view_as_real";
-/// The method of quantized tensors that gives their integers.
-const INT_REPR: &str = "int_repr";
 
 /// Where a `TensorImpl` keeps sizes and strides: two forms, of which a layout has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,63 +103,33 @@ impl DtypeAt {
 }
 
 /// A `c10::ScalarType`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ScalarType {
+#[derive(Clone, Debug)]
+pub(super) struct NumberedType {
     /// Its number.
     pub(super) index: u16,
     /// The checksum of its name, in versions that point to a description of the type.
-    pub(super) type_id: Option<i64>,
-    /// PyTorch's name.
-    pub name: String,
-    /// Bytes of one element.
-    pub size: u64,
-    /// The name in safetensors files, if the format has the type.
-    pub safetensors: Option<String>,
-    /// What an element consists of, where the format has not the type but that.
-    #[serde(default)]
-    pub raw: Option<Raw>,
+    type_id: Option<i64>,
+    /// PyTorch's name, and the rest.
+    pub(super) scalar: ScalarType,
 }
 
-/// The bits that are the signs of the numbers in one element, as a little-endian integer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Signs {
-    /// That of the number, or of the real part.
-    pub(super) real: u128,
-    /// That of the imaginary part; zero without one.
-    pub(super) imaginary: u128,
-}
-
-/// What elements of a type consist of, in terms of safetensors.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+/// The same as it stands in a layout file.
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Raw {
-    /// PyTorch's method that gives it: `view_as_real`, `int_repr`.
-    pub name: String,
-    /// Type in safetensors files; a tensor of more than one per element has them as a last dimension.
-    pub safetensors: String,
+struct TypeRow {
+    index: u16,
+    type_id: Option<i64>,
+    name: String,
+    size: u64,
+    safetensors: Option<String>,
+    #[serde(default)]
+    raw: Option<Raw>,
 }
 
-impl ScalarType {
-    /// The name in safetensors files, or PyTorch's where there is none.
-    pub fn label(&self) -> &str {
-        self.safetensors.as_deref().unwrap_or(&self.name)
-    }
-
-    /// The signs in one element; `None` for types whose negative is not told by one bit of each number.
-    pub(super) fn signs(&self) -> Option<Signs> {
-        let is_complex = self.label() == COMPLEX || self.raw.as_ref().is_some_and(|raw| raw.name == VIEW_AS_REAL);
-        let size = usize::try_from(self.size).ok().filter(|size| *size <= size_of::<u128>() && *size > 0)?;
-        let top = |bytes: usize| 1u128 << (8 * bytes - 1);
-        if is_complex {
-            return Some(Signs { real: top(size / 2), imaginary: top(size) });
-        }
-        REAL.contains(&self.label()).then(|| Signs { real: top(size), imaginary: 0 })
-    }
-
-    /// Whether its integers stand for real numbers.
-    pub(super) fn is_quantized(&self) -> bool {
-        self.raw.as_ref().is_some_and(|raw| raw.name == INT_REPR)
+impl From<TypeRow> for NumberedType {
+    fn from(row: TypeRow) -> Self {
+        let TypeRow { index, type_id, name, size, safetensors, raw } = row;
+        Self { index, type_id, scalar: ScalarType { name, size, safetensors, raw } }
     }
 }
 
@@ -187,7 +150,7 @@ pub struct Layout {
     pub shape: ShapeAt,
     /// Where the type of the elements lies.
     pub dtype: DtypeAt,
-    scalar_types: Vec<ScalarType>,
+    scalar_types: Vec<NumberedType>,
     device_types: Vec<DeviceType>,
     /// Layouts that fit the process equally well: what they read differently is not known.
     pub(super) rivals: Vec<Layout>,
@@ -195,24 +158,6 @@ pub struct Layout {
     pub(super) table: Option<Box<Layout>>,
     /// What the dispatch keys mean, if that is known ([`Layout::with_keys`]).
     pub keys: Option<KeyTable>,
-}
-
-/// Why the files of a signature set do not give a PyTorch layout.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LayoutError {
-    /// An offset is missing.
-    #[error(transparent)]
-    Missing(#[from] MissingField),
-    /// A table is missing or has another form.
-    #[error("the layout {version} has no usable table {table}: {reason}")]
-    Table {
-        /// Version of the layout.
-        version: String,
-        /// Which table, under `[layout.table]`.
-        table: &'static str,
-        /// What is wrong.
-        reason: String,
-    },
 }
 
 impl Layout {
@@ -245,7 +190,7 @@ impl Layout {
             offsets: Offsets::new(layout)?,
             shape,
             dtype,
-            scalar_types: table(layout, "scalar_types")?,
+            scalar_types: table::<TypeRow>(layout, "scalar_types")?.into_iter().map(NumberedType::from).collect(),
             device_types: table(layout, "device_types")?,
             rivals: Vec::new(),
             table: None,
@@ -288,41 +233,25 @@ impl Layout {
         numbers
     }
 
-    pub(super) fn scalar_types(&self) -> &[ScalarType] {
+    pub(super) fn scalar_types(&self) -> &[NumberedType] {
         &self.scalar_types
     }
 
     /// The scalar type of that number.
     pub fn scalar_type(&self, index: u16) -> Option<&ScalarType> {
-        self.scalar_types.iter().find(|scalar| scalar.index == index)
+        self.scalar_types.iter().find(|known| known.index == index).map(|known| &known.scalar)
     }
 
     /// The scalar type of that size whose name has that checksum.
     pub fn scalar_type_described(&self, item_size: u64, id: i64) -> Option<&ScalarType> {
-        self.scalar_types.iter().find(|scalar| scalar.type_id == Some(id) && scalar.size == item_size)
+        let is_meant = |known: &&NumberedType| known.type_id == Some(id) && known.scalar.size == item_size;
+        self.scalar_types.iter().find(is_meant).map(|known| &known.scalar)
     }
 
     /// The name of the device type of that number.
     pub fn device_type(&self, index: u8) -> Option<&str> {
         self.device_types.iter().find(|device| device.index == index).map(|device| device.name.as_str())
     }
-}
-
-pub(super) fn table<T: for<'de> Deserialize<'de>>(
-    layout: &signature::Layout,
-    name: &'static str,
-) -> Result<Vec<T>, LayoutError> {
-    parsed(layout, name)
-}
-
-/// The same for a table that is no list.
-pub(super) fn parsed<T: for<'de> Deserialize<'de>>(
-    layout: &signature::Layout,
-    name: &'static str,
-) -> Result<T, LayoutError> {
-    let error = |reason: String| LayoutError::Table { version: layout.version.clone(), table: name, reason };
-    let value = layout.table(name).ok_or_else(|| error("it is missing".to_owned()))?;
-    value.clone().try_into().map_err(|e: toml::de::Error| error(e.message().to_owned()))
 }
 
 /// All PyTorch layouts of a set of signatures.

@@ -10,10 +10,11 @@ mod packed;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Graph, Model, Module, NamedTensor, TensorKind};
+use super::module::Graph;
+use super::tensor::Layout;
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Objects};
-use crate::tensor::Layout;
+use crate::model::{Model, Module, NamedTensor, TensorKind};
 use crate::words::counted;
 
 pub use layout::{MatrixNumbers, ObjectNumbers, ScriptLayouts};
@@ -24,7 +25,7 @@ use packed::{Context, capsule};
 /// What PyTorch calls the Python class of its C++ objects; that of script modules derives from it.
 const SCRIPT_OBJECT: &str = "ScriptObject";
 /// The modules that the class may name as its own.
-const PLACES: [&str; 2] = ["torch", "torch._C"];
+const CLASS_MODULES: [&str; 2] = ["torch", "torch._C"];
 /// What its class of script modules is called.
 const SCRIPT_MODULE: &str = "ScriptModule";
 /// Script objects of one process that are looked at.
@@ -34,7 +35,7 @@ const MAX_HEADERS: usize = 1 << 10;
 
 /// The types whose instances hold a C++ object of PyTorch: `torch.ScriptObject` and all that derive from it.
 pub fn script_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
-    let bases = PLACES.into_iter().flat_map(|place| interpreter.heap_type(place, SCRIPT_OBJECT));
+    let bases = CLASS_MODULES.into_iter().flat_map(|module| interpreter.heap_type(module, SCRIPT_OBJECT));
     bases.flat_map(|base| interpreter.subtypes(base)).collect()
 }
 

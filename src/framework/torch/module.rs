@@ -14,6 +14,7 @@ const MAX_QUALNAME: usize = 512;
 
 /// The attributes in which a module keeps what it consists of.
 const DICTIONARIES: [&str; 3] = ["_parameters", "_buffers", "_modules"];
+/// How many of them make a module for certain.
 const MOST_DICTIONARIES: usize = 2;
 
 /// Where PyTorch's own layers are defined.
@@ -22,7 +23,7 @@ const LAYERS: &str = "torch.nn.modules.";
 const MIN_HEIRS: usize = 3;
 
 /// The types whose instances are modules: `torch.nn.Module` and all that derive from it.
-pub fn module_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
+pub(super) fn module_types(interpreter: &Interpreter) -> BTreeSet<VirtAddr> {
     bases(interpreter).into_iter().flat_map(|base| interpreter.subtypes(base)).collect()
 }
 
@@ -66,13 +67,13 @@ const SHARED_ENTRIES: usize = 1 << 22;
 const SHARED_TEXT: usize = 1 << 26;
 
 /// What may still be read of all modules together, beyond what each may have.
-struct Room {
+struct Budget {
     entries: usize,
     text: usize,
 }
 
-impl Room {
-    /// Limits the entries of a dictionary to the available room; returns how many are left out.
+impl Budget {
+    /// Limits the entries of a dictionary to the budget; returns how many are left out.
     fn cut<T>(&mut self, own: &mut usize, entries: &mut Vec<T>) -> usize {
         let of_own = entries.len().min(*own);
         *own -= of_own;
@@ -83,7 +84,7 @@ impl Room {
         left_out
     }
 
-    /// Reads a plain value with room for its long strings.
+    /// Reads a plain value with a budget for its long strings.
     fn value(&mut self, own: &mut usize, read: impl FnOnce(&mut usize) -> Option<Value>) -> Option<Value> {
         let before = self.text.saturating_add(*own);
         let mut left = before;
@@ -122,6 +123,16 @@ pub struct ModuleObject {
     pub extra: Vec<Extra>,
 }
 
+impl ModuleObject {
+    /// Its attributes that may hold tensors: parameters, buffers, and objects beside the three dictionaries.
+    pub(super) fn holders(&self) -> Vec<(&str, VirtAddr)> {
+        let registered = self.parameters.iter().chain(&self.buffers);
+        let registered = registered.filter_map(|(name, tensor)| Some((name.as_str(), (*tensor)?)));
+        let others = self.objects.iter().filter(|(name, _)| !DICTIONARIES.contains(&name.as_str()));
+        registered.chain(others.map(|(name, value)| (name.as_str(), *value))).collect()
+    }
+}
+
 /// The modules of an interpreter.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
@@ -138,11 +149,11 @@ pub struct Graph {
 
 /// Reads all modules among the instances of `types`, which are those of [`module_types`], and of the classes that can't be
 /// read, among which there may be more.
-pub fn graph(interpreter: &Interpreter, builtins: &Builtins, types: &BTreeSet<VirtAddr>) -> Graph {
+pub(super) fn graph(interpreter: &Interpreter, builtins: &Builtins, types: &BTreeSet<VirtAddr>) -> Graph {
     let objects = interpreter.objects();
     let bases = bases(interpreter);
     let mut graph = Graph::default();
-    let mut room = Room { entries: SHARED_ENTRIES, text: SHARED_TEXT };
+    let mut budget = Budget { entries: SHARED_ENTRIES, text: SHARED_TEXT };
     let unread = interpreter.unread_classes.difference(types);
     for (type_object, found) in
         types.iter().chain(unread).filter_map(|address| Some((address, interpreter.instances.get(address)?)))
@@ -154,7 +165,7 @@ pub fn graph(interpreter: &Interpreter, builtins: &Builtins, types: &BTreeSet<Vi
         let (class, torch_class) = class_names(interpreter, *type_object);
         let extra = extra::of_type(interpreter, *type_object, &bases);
         for &object in found {
-            match read_module(&objects, builtins, object, (&class, torch_class.as_ref()), &extra, &mut room) {
+            match read_module(&objects, builtins, object, (&class, torch_class.as_ref()), &extra, &mut budget) {
                 Ok(module) => {
                     graph.modules.insert(object, module);
                     graph.of_unread_class.extend(class_error.map(|error| (object, (*type_object, error))));
@@ -256,7 +267,7 @@ fn read_module(
     object: VirtAddr,
     (class, torch_class): (&str, Option<&String>),
     of_type: &[Extra],
-    room: &mut Room,
+    budget: &mut Budget,
 ) -> Result<ModuleObject, ObjectError> {
     let mut attributes = objects.attributes(object)?;
     let (mut own_entries, mut own_text) = (OWN_ENTRIES, OWN_TEXT);
@@ -266,7 +277,7 @@ fn read_module(
         let missing = ObjectError::WrongType { address: object, expected: "module with its dictionaries" };
         let dict = attribute(name).ok_or(missing)?;
         let mut items = objects.dict(dict)?;
-        left_out += room.cut(&mut own_entries, &mut items);
+        left_out += budget.cut(&mut own_entries, &mut items);
         let items: Attributes = objects.with_names(items);
         Ok(items
             .into_iter()
@@ -277,10 +288,10 @@ fn read_module(
     let children = registered("_modules")?;
     let non_persistent = attribute("_non_persistent_buffers_set").map(|set| objects.str_set(set)).transpose()?;
     let (mut plain, mut others) = (Vec::new(), Vec::new());
-    left_out += room.cut(&mut own_entries, &mut attributes);
+    left_out += budget.cut(&mut own_entries, &mut attributes);
     for (name, value) in &attributes {
-        let read = |room: &mut usize| Value::read_within(objects, builtins, *value, room);
-        match room.value(&mut own_text, read) {
+        let read = |left: &mut usize| Value::read_within(objects, builtins, *value, left);
+        match budget.value(&mut own_text, read) {
             Some(value) => plain.push((name.clone(), value)),
             None => others.push((name.clone(), *value)),
         }

@@ -1,98 +1,20 @@
 //! Reading a tensor: from the Python object to the C++ `TensorImpl` and its storage.
 
-use super::form::Form;
-use super::gather::{Elements, Jump};
 use super::keys::Keys;
-use super::layout::{DtypeAt, Layout, ScalarType, ShapeAt};
+use super::layout::{DtypeAt, Layout, ShapeAt};
 use crate::addr::VirtAddr;
 use crate::cpython::{ObjectError, Objects, field};
+use crate::tensor::{Flips, Form, TensorInfo};
 
 /// The most dimensions that a tensor may have; PyTorch's own limit is 64.
 pub(super) const MAX_DIMS: u64 = 64;
+/// The method of quantized tensors that gives their integers.
+const INT_REPR: &str = "int_repr";
 /// Bytes of a size or a stride.
 pub(super) const WORD: u64 = 8;
 
 /// Sizes and strides, outermost dimension first.
 pub type SizesAndStrides = (Vec<u64>, Vec<u64>);
-
-/// A tensor, as its own headers describe it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TensorInfo {
-    /// The Python object; null for a tensor that Python has never seen, as a gradient may be.
-    pub object: VirtAddr,
-    /// The C++ `TensorImpl`.
-    pub tensor_impl: VirtAddr,
-    /// Type of the elements.
-    pub dtype: ScalarType,
-    /// Elements along each dimension, outermost first; empty for a nested tensor, whose parts have them.
-    pub shape: Vec<u64>,
-    /// Elements between neighbours along each dimension; empty for a tensor without a storage.
-    pub stride: Vec<u64>,
-    /// Elements before the first, from the start of the storage.
-    pub storage_offset: u64,
-    /// The `StorageImpl`, which views of the same data share; null where the form has none.
-    pub storage: VirtAddr,
-    /// The first element: the storage's data plus the offset. Null for a tensor without elements.
-    pub data: VirtAddr,
-    /// Bytes of the storage.
-    pub storage_bytes: u64,
-    /// Where the data lies: `cpu`, `cuda:0`, ….
-    pub device: String,
-    /// Whether gradients are recorded for it.
-    pub requires_grad: bool,
-    /// How its elements are kept.
-    pub form: Form,
-    /// Whether no layout file reads it in this way: the layout was inferred from the tensors of the process.
-    pub inferred: bool,
-    /// The gaps along its dimensions if they are stored in blocks.
-    pub jumps: Vec<Jump>,
-    /// What its dispatch keys say of them.
-    pub keys: Keys,
-}
-
-impl TensorInfo {
-    /// Number of elements.
-    pub fn numel(&self) -> u64 {
-        match &self.form {
-            Form::Nested(Some(nested)) => nested.values.numel(),
-            Form::Nested(None) => 0,
-            _ => self.shape.iter().product(),
-        }
-    }
-
-    /// Bytes of the elements when they lie one after another.
-    pub fn byte_len(&self) -> u64 {
-        self.numel().saturating_mul(self.dtype.size)
-    }
-
-    /// Whether the other tensor has the same elements at the same place.
-    pub(super) fn is_like(&self, other: &Self) -> bool {
-        let place = |info: &Self| (info.tensor_impl, info.storage, info.data, info.storage_offset, info.storage_bytes);
-        (place(self), &self.shape, &self.stride) == (place(other), &other.shape, &other.stride)
-            && (&self.dtype.name, &self.device, &self.form) == (&other.dtype.name, &other.device, &other.form)
-    }
-
-    /// The bytes that the elements need, and the bytes of the storage.
-    pub(super) fn shortage(&self) -> String {
-        let Self { shape, stride, storage_offset, storage_bytes, .. } = self;
-        format!(
-            "sizes {shape:?}, strides {stride:?}, storage offset {storage_offset}, {storage_bytes} bytes of storage"
-        )
-    }
-
-    /// Where the elements lie, and which of their bits the tensor's value has flipped; `None` for a tensor without
-    /// a storage, or with one that they do not lie in.
-    pub fn elements(&self) -> Option<Elements> {
-        if matches!(self.form, Form::Sparse(_) | Form::Nested(_) | Form::Opaque | Form::Short) {
-            return None;
-        }
-        let size = self.dtype.size;
-        // Strides that are used have been checked; those of dimensions without neighbours may be anything.
-        let stride = self.stride.iter().map(|stride| stride.wrapping_mul(size).cast_signed()).collect();
-        let flips = self.flips().unwrap_or_default();
-        Some(Elements { data: self.data, shape: self.shape.clone(), stride, size, jumps: self.jumps.clone(), flips })
-    }
-}
 
 /// Why an object is not a tensor, by a layout.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -190,7 +112,7 @@ impl Layout {
     /// # Errors
     /// It has one, or may have, that can't be read.
     pub fn read_grad(&self, objects: &Objects<'_>, of: &TensorInfo) -> Result<Option<TensorInfo>, TensorError> {
-        let meta = objects.pointer(of.tensor_impl, self.offsets.autograd_meta)?;
+        let meta = objects.pointer(of.header, self.offsets.autograd_meta)?;
         if meta.0 == 0 {
             return Ok(None);
         }
@@ -231,25 +153,36 @@ impl Layout {
 
     /// Reads a tensor by its `TensorImpl` but for its autograd data.
     fn read_form(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
-        let head = match self.read_strided(objects, tensor) {
-            // The sizes of a nested tensor are not in its header.
-            Err(TensorError::Short(head)) if head.keys.nested => *head,
-            head => head?,
+        let (head, keys) = match self.read_strided(objects, tensor) {
+            Err(TensorError::Short(head)) => {
+                // The sizes of a nested tensor are not in its header.
+                let keys = self.read_keys(objects, tensor);
+                if !keys.nested {
+                    return Err(TensorError::Short(head));
+                }
+                (*head, keys)
+            }
+            read => read?,
         };
-        if head.keys.nested {
-            return Ok(self.nested(objects, head));
-        }
-        if head.storage.0 == 0 {
-            return self.without_storage(objects, head);
-        }
-        let is_quantized = head.dtype.is_quantized();
-        let form = if is_quantized { Form::Quantized(self.quantizer(objects, &head)) } else { Form::Strided };
-        Ok(TensorInfo { form, ..head })
+        let info = if keys.nested {
+            self.nested(objects, head, &keys)
+        } else if head.storage.0 == 0 {
+            self.without_storage(objects, head)?
+        } else if head.dtype.raw.as_ref().is_some_and(|raw| raw.name == INT_REPR) {
+            TensorInfo { form: Form::Quantized(self.quantizer(objects, &head)), ..head }
+        } else {
+            head
+        };
+        Ok(keys.applied_to(info))
     }
 
     /// Reads a tensor as one with a storage; one that has none comes back without stride, data and device. Whether it requires a
     /// gradient is left open.
-    pub(super) fn read_strided(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
+    pub(super) fn read_strided(
+        &self,
+        objects: &Objects<'_>,
+        tensor: VirtAddr,
+    ) -> Result<(TensorInfo, Keys), TensorError> {
         let at = &self.offsets;
         let object = self.python_object(objects, tensor)?;
         let contradiction = |reason: String| {
@@ -279,9 +212,10 @@ impl Layout {
             }
         };
         let storage = objects.pointer(tensor, at.storage_pointer)?;
+        let keys = self.read_keys(objects, tensor);
         let head = TensorInfo {
             object,
-            tensor_impl: tensor,
+            header: tensor,
             dtype: dtype.clone(),
             shape,
             stride: Vec::new(),
@@ -294,10 +228,12 @@ impl Layout {
             form: Form::Strided,
             inferred: false,
             jumps: Vec::new(),
-            keys: self.read_keys(objects, tensor),
+            flips: Flips::default(),
+            dispatch_keys: Vec::new(),
+            doubt: None,
         };
         if storage.0 == 0 {
-            return Ok(head);
+            return Ok((head, keys));
         }
         let storage_offset = objects.word(tensor, at.storage_offset)?;
         let base = objects.pointer(storage, at.storage_data)?;
@@ -316,9 +252,9 @@ impl Layout {
         let end = last_element(&info.shape, &info.stride, storage_offset)
             .and_then(|last| last.checked_add(1)?.checked_mul(dtype.size));
         if numel > 0 && end.is_none_or(|end| end > storage_bytes) {
-            return Err(TensorError::Short(Box::new(TensorInfo { form: Form::Short, ..info })));
+            return Err(TensorError::Short(Box::new(keys.applied_to(TensorInfo { form: Form::Short, ..info }))));
         }
-        Ok(info)
+        Ok((keys.applied_to(info), keys))
     }
 
     /// The device that a tensor or a storage names.

@@ -1,11 +1,10 @@
 //! Tensors that Python has never seen, found by their `TensorImpl` instead of a Python object.
 
-use super::form::{Form, Quantizer};
-use super::keys::Keys;
-use super::layout::{Layout, ScalarType};
-use super::read::{TensorError, TensorInfo};
+use super::layout::Layout;
+use super::read::TensorError;
 use crate::addr::VirtAddr;
 use crate::cpython::Objects;
+use crate::tensor::{ScalarType, TensorInfo};
 
 impl Layout {
     /// Reads a tensor by its `TensorImpl`. Where that names a Python object that owns it, the object must name it in turn.
@@ -36,41 +35,6 @@ impl Layout {
 
     /// The scalar type of that name in PyTorch.
     pub fn scalar_type_named(&self, name: &str) -> Option<&ScalarType> {
-        self.scalar_types().iter().find(|scalar| scalar.name == name)
-    }
-}
-
-impl TensorInfo {
-    /// Elements that lie one after another in no `TensorImpl`, but in a structure at `owner`.
-    pub fn contiguous(owner: VirtAddr, dtype: &ScalarType, shape: &[u64], data: VirtAddr) -> Self {
-        let mut stride = Vec::new();
-        let mut step = 1u64;
-        for size in shape.iter().rev() {
-            stride.push(step);
-            step = step.saturating_mul(*size);
-        }
-        stride.reverse();
-        Self {
-            object: VirtAddr(0),
-            tensor_impl: owner,
-            dtype: dtype.clone(),
-            shape: shape.to_vec(),
-            stride,
-            storage_offset: 0,
-            storage: owner,
-            data,
-            storage_bytes: step.saturating_mul(dtype.size),
-            device: "cpu".to_owned(),
-            requires_grad: false,
-            form: Form::Strided,
-            inferred: false,
-            jumps: Vec::new(),
-            keys: Keys::default(),
-        }
-    }
-
-    /// Whether its elements are integers that stand for real numbers in a way that is known.
-    pub fn is_quantized(&self) -> bool {
-        matches!(self.form, Form::Quantized(ref quantizer) if *quantizer != Quantizer::Unknown)
+        self.scalar_types().iter().map(|known| &known.scalar).find(|scalar| scalar.name == name)
     }
 }

@@ -1,4 +1,4 @@
-//! Voting for a place in a structure of the dump: what the inference of layouts is made of.
+//! Voting for an offset in a structure of the dump: what the inference of layouts is made of.
 
 use std::cmp::Reverse;
 
@@ -46,34 +46,34 @@ fn index(offset: i64) -> Option<usize> {
     Some(usize::try_from(offset).ok()? / WORD as usize)
 }
 
-/// Every place of a word in a structure of that many bytes.
-pub(super) fn places(bytes: i64) -> impl Iterator<Item = i64> + Clone {
+/// The offset of every word of a structure of that many bytes.
+pub(super) fn word_offsets(bytes: i64) -> impl Iterator<Item = i64> + Clone {
     (0..bytes).step_by(WORD as usize)
 }
 
-/// Votes for a place.
+/// Votes for an offset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Votes {
     /// Tensors that agree.
     pub(super) agree: usize,
     /// Those whose agreement chance would not give.
-    pub(super) telling: usize,
+    pub(super) significant: usize,
 }
 
 impl Votes {
     /// Of every tensor: `None` if it disagrees, or whether it tells something.
     pub(super) fn count(votes: impl Iterator<Item = Option<bool>>) -> Self {
-        votes.flatten().fold(Self::default(), |sum, telling| Self {
+        votes.flatten().fold(Self::default(), |sum, significant| Self {
             agree: sum.agree + 1,
-            telling: sum.telling + usize::from(telling),
+            significant: sum.significant + usize::from(significant),
         })
     }
 }
 
-/// The candidate with most votes; among equals the one at the least distance. `None` without a vote that tells.
+/// The candidate with most votes; among equals the one at the least distance. `None` without a significant vote.
 pub(super) fn elect<T>(candidates: impl Iterator<Item = (T, u64, Votes)>) -> Option<(T, Votes)> {
     let mut best: Option<(T, u64, Votes)> = None;
-    for (candidate, distance, votes) in candidates.filter(|(.., votes)| votes.telling > 0) {
+    for (candidate, distance, votes) in candidates.filter(|(.., votes)| votes.significant > 0) {
         let key = |distance: u64, votes: Votes| (votes, Reverse(distance));
         if best.as_ref().is_none_or(|(_, d, v)| key(distance, votes) > key(*d, *v)) {
             best = Some((candidate, distance, votes));

@@ -1,8 +1,8 @@
 //! A layout for tensors that no table reads: a table gives the first guess, the tensors themselves vote where each number lies.
 //!
-//! Every place in a structure is a candidate. A tensor votes for a place if what lies there agrees with what is known of the
+//! Every offset in a structure is a candidate. A tensor votes for one if what lies there agrees with what is known of the
 //! tensor already: its object with a pointer back to it, its sizes with their product, the product with the bytes of the
-//! storage, and so on. Most votes win; among equals the place whose votes chance would not have given; then the one
+//! storage, and so on. Most votes win; among equals the one whose votes chance would not have given; then the one
 //! nearest to the table's.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::layout::{DtypeAt, Layout, ShapeAt};
 use super::read::{WORD, last_element};
 use super::shape::{ShapeGuess, is_contiguous, product};
-use super::vote::{Structure, Votes, elect, places};
+use super::vote::{Structure, Votes, elect, word_offsets};
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, field};
 
@@ -52,13 +52,13 @@ impl<'a> Evidence<'a> {
             tensors.iter().step_by(step).map(|object| Structure::read(objects, *object, OBJECT_BYTES)).collect();
         let mut links = BTreeMap::new();
         for object in &voters {
-            for at in places(OBJECT_BYTES) {
+            for at in word_offsets(OBJECT_BYTES) {
                 let Some(target) = object.word(at).filter(|target| *target != 0 && *target != object.at.0) else {
                     continue;
                 };
                 let target = Structure::read(objects, VirtAddr(target), IMPL_BYTES);
-                let back =
-                    places(IMPL_BYTES).filter(|back| target.word(*back).is_some_and(|word| word & !1 == object.at.0));
+                let back = word_offsets(IMPL_BYTES)
+                    .filter(|back| target.word(*back).is_some_and(|word| word & !1 == object.at.0));
                 back.for_each(|back| *links.entry((at, back)).or_insert(0) += 1);
             }
         }
@@ -76,7 +76,7 @@ impl<'a> Evidence<'a> {
         Some(layout)
     }
 
-    /// The table with other places in the autograd data; `None` if the tensors don't tell enough.
+    /// The table with other offsets in the autograd data; `None` if the tensors don't tell enough.
     pub(super) fn infer_autograd(&self, table: &Layout) -> Option<Layout> {
         let found = self.infer(table)?.offsets;
         let mut layout = table.clone();
@@ -91,7 +91,7 @@ impl<'a> Evidence<'a> {
         let at = &mut layout.offsets;
         let links = self.links.iter().map(|(link, count)| {
             let distance = link.0.abs_diff(at.impl_pointer) + link.1.abs_diff(at.pyobj);
-            (*link, distance, Votes { agree: *count, telling: *count })
+            (*link, distance, Votes { agree: *count, significant: *count })
         });
         let (link, votes) = elect(links)?;
         (at.impl_pointer, at.pyobj) = link;
@@ -114,7 +114,7 @@ impl<'a> Evidence<'a> {
             if !most(products.iter().flatten().count()) {
                 continue;
             }
-            let free = places(IMPL_BYTES).filter(|at| *at != dim && !guess.overlaps(sizes_at, *at));
+            let free = word_offsets(IMPL_BYTES).filter(|at| *at != dim && !guess.overlaps(sizes_at, *at));
             elected.extend(elect(free.map(|numel| {
                 let votes = impls
                     .iter()
@@ -138,7 +138,7 @@ impl<'a> Evidence<'a> {
                 (product(&sizes) == tensor.word(numel)).then(|| (tensor.clone(), sizes))
             })
             .collect();
-        let free = places(IMPL_BYTES).filter(|at| ![dim, numel].contains(at) && !guess.overlaps(sizes_at, *at));
+        let free = word_offsets(IMPL_BYTES).filter(|at| ![dim, numel].contains(at) && !guess.overlaps(sizes_at, *at));
         let (strides_at, _) = elect(free.map(|at| {
             let votes = known.iter().map(|(tensor, sizes)| {
                 let strides = guess.vector(self.objects, tensor, at, sizes.len() as u64)?;
@@ -169,10 +169,10 @@ impl<'a> Evidence<'a> {
             (size.is_power_of_two() && size <= MAX_ELEMENT).then_some(size)
         };
         let mut elected = Vec::new();
-        for at in places(IMPL_BYTES).filter(|at| is_free(layout, *at)) {
+        for at in word_offsets(IMPL_BYTES).filter(|at| is_free(layout, *at)) {
             let storages: Vec<Structure> = voters.iter().map(|voter| of(voter, at)).collect();
             let distance = at.abs_diff(table.offsets.storage_pointer + shift);
-            elected.extend(elect(places(STORAGE_BYTES).map(|bytes_at| {
+            elected.extend(elect(word_offsets(STORAGE_BYTES).map(|bytes_at| {
                 let votes = voters.iter().zip(&storages);
                 let votes =
                     votes.map(|(voter, storage)| element(voter, storage.word(bytes_at)?).map(|_| voter.numel > 1));
@@ -199,7 +199,7 @@ impl<'a> Evidence<'a> {
         let distinct: Vec<_> = storages.iter().filter(|storage| seen.insert(storage.at)).collect();
         let bytes_at = layout.offsets.storage_bytes;
         let shift = bytes_at - table.offsets.storage_bytes;
-        let (found, _) = elect(places(STORAGE_BYTES).filter(|at| *at != bytes_at).map(|at| {
+        let (found, _) = elect(word_offsets(STORAGE_BYTES).filter(|at| *at != bytes_at).map(|at| {
             let mut blocks: Vec<(u64, u64)> = distinct
                 .iter()
                 .filter_map(|storage| Some((storage.word(at)?, storage.word(bytes_at)?)))
@@ -282,7 +282,7 @@ impl<'a> Evidence<'a> {
     /// Finds the offset in the storage: with it the elements lie inside.
     fn storage_offset(&self, table: &Layout, layout: &mut Layout, voters: &[Voter], storages: &[Structure]) {
         let expected = table.offsets.storage_offset + layout.offsets.numel - table.offsets.numel;
-        let candidates = places(IMPL_BYTES).filter(|at| is_free(layout, *at)).map(|at| {
+        let candidates = word_offsets(IMPL_BYTES).filter(|at| is_free(layout, *at)).map(|at| {
             let votes = voters.iter().zip(storages).filter(|(voter, _)| voter.numel > 0).map(|(voter, storage)| {
                 let offset = voter.tensor.word(at)?;
                 let last = last_element(&voter.sizes, &voter.strides, offset)?;
@@ -315,18 +315,18 @@ impl<'a> Evidence<'a> {
         let mut by_grad = Vec::new();
         let mut by_name = Vec::new();
         let taken = layout.offsets.storage_pointer;
-        for at in places(IMPL_BYTES).filter(|at| *at != taken && is_free(layout, *at)) {
+        for at in word_offsets(IMPL_BYTES).filter(|at| *at != taken && is_free(layout, *at)) {
             let distance = at.abs_diff(table.offsets.autograd_meta + shift);
             let read = |voter: &Voter| {
                 Structure::read(self.objects, VirtAddr(voter.tensor.word(at).unwrap_or(0)), AUTOGRAD_BYTES)
             };
             let metas: Vec<Structure> = voters.iter().map(read).collect();
-            by_grad.extend(places(AUTOGRAD_BYTES).map(|grad| {
+            by_grad.extend(word_offsets(AUTOGRAD_BYTES).map(|grad| {
                 let votes = voters.iter().zip(&metas).map(|(voter, meta)| grad_fits(voter, VirtAddr(meta.word(grad)?)));
                 let distance = distance + grad.abs_diff(table.offsets.grad);
                 ((at, grad), distance, Votes::count(votes))
             }));
-            by_name.extend(places(AUTOGRAD_BYTES).map(|name| {
+            by_name.extend(word_offsets(AUTOGRAD_BYTES).map(|name| {
                 let own = |meta: &Structure| field(meta.at, name + Layout::STRING_INLINE_AT).0;
                 let votes = metas.iter().map(|meta| (meta.word(name)? == own(meta)).then_some(true));
                 let grad = table.offsets.grad + name - table.offsets.name;

@@ -3,17 +3,16 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::find::Graph;
+use super::NetworkModule;
 use crate::addr::VirtAddr;
 use crate::cpython::{Holders, Modules, Objects, Shape, Step};
+use crate::model::Referrer;
 
 /// How many objects may lie between a module and what it refers to.
 const MAX_DEPTH: u8 = 8;
 /// The same for modules of Python itself and of the libraries below. Only containers are followed there: these modules
 /// hold more objects than all others together, but no tensors of the program.
 const MAX_DEPTH_OF_LIBRARIES: u8 = 4;
-/// Packages whose own modules hold no tensors of the program.
-const LIBRARIES: [&str; 2] = ["torch", "numpy"];
 /// Values that are looked at, in all modules together.
 const MAX_VALUES: usize = 1 << 22;
 /// Objects that are looked into.
@@ -22,30 +21,6 @@ const MAX_OBJECTS: usize = 1 << 17;
 const MAX_REFERRERS: usize = 16;
 /// Maximum number of elements of a container that are visited if they can hold objects themselves.
 const MAX_NESTED: usize = 1 << 10;
-/// The dictionaries in which a module registers its tensors and modules: these are looked at by themselves.
-const REGISTERS: [&str; 3] = ["_parameters", "_buffers", "_modules"];
-
-/// A place that refers to a tensor or an array.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Referrer {
-    /// An attribute of a `torch.nn.Module`, or something in it.
-    Module {
-        /// The module.
-        object: VirtAddr,
-        /// The path from the module: `cache['k'][0]`, `hook.weights["0.weight"]`.
-        path: String,
-    },
-    /// A name of an imported Python module, or something in it.
-    Global {
-        /// The module's `__name__`, the name, attributes, indices and keys: `__main__.batches[0]`.
-        path: String,
-    },
-    /// It is the gradient of a tensor of no model.
-    GradientOf {
-        /// The Python object of that tensor.
-        object: VirtAddr,
-    },
-}
 
 /// Where a path begins.
 enum Start<'a> {
@@ -101,14 +76,15 @@ struct Search<'a> {
     left: usize,
 }
 
-/// Searches for what refers to `wanted`, starting at both kinds of modules. Modules of `graph` are not followed,
-/// because each is the start of its own paths.
+/// Searches for what refers to `wanted`, starting at the modules of networks and at those that Python has imported. The
+/// former are not followed, because each is the start of its own paths. `packages` are those of the frameworks, whose own
+/// modules hold no tensors of the program.
 pub(super) fn search<'a>(
     objects: Objects<'a>,
     holders: Holders<'a>,
     wanted: HashSet<VirtAddr>,
-    graph: &'a Graph,
-    modules: &'a Modules,
+    networks: &[NetworkModule<'a>],
+    (modules, packages): (&'a Modules, &'a [&'static str]),
 ) -> Found {
     let mut search = Search {
         objects,
@@ -116,19 +92,16 @@ pub(super) fn search<'a>(
         wanted,
         starts: Vec::new(),
         nodes: Vec::new(),
-        seen: [(); 2].map(|()| graph.modules.keys().copied().collect()),
+        seen: [(); 2].map(|()| networks.iter().map(|module| module.object).collect()),
         found: BTreeMap::new(),
         left: MAX_VALUES,
     };
-    for (object, module) in graph.in_order() {
-        let registered = module.parameters.iter().chain(&module.buffers);
-        let registered = registered.filter_map(|(name, tensor)| Some((name, (*tensor)?)));
-        let others = module.objects.iter().filter(|(name, _)| !REGISTERS.contains(&name.as_str()));
-        for (name, value) in registered.chain(others.map(|(name, value)| (name, *value))) {
-            search.start(Start::Module { object, name }, value, false);
+    for NetworkModule { object, attributes } in networks {
+        for (name, value) in attributes {
+            search.start(Start::Module { object: *object, name }, *value, false);
         }
     }
-    let library = Library::new(&objects, modules);
+    let library = Library::new(&objects, modules, packages);
     for (module, dict) in modules {
         let items = objects.dict(*dict).unwrap_or_default();
         let is_library = library.holds(&objects, module, &items);
@@ -219,14 +192,15 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Identifies modules of Python itself and of [`LIBRARIES`].
-struct Library {
+/// Identifies modules of Python itself and of frameworks.
+struct Library<'a> {
+    packages: &'a [&'static str],
     /// The folder of Python's own modules, and the `str` under which all modules have their file.
     standard: Option<(String, VirtAddr)>,
 }
 
-impl Library {
-    fn new(objects: &Objects<'_>, modules: &Modules) -> Self {
+impl<'a> Library<'a> {
+    fn new(objects: &Objects<'_>, modules: &Modules, packages: &'a [&'static str]) -> Self {
         let own = || {
             let items = objects.dict(*modules.get("os")?).ok()?;
             let is_file = |(key, _): &(VirtAddr, VirtAddr)| objects.str(*key).is_ok_and(|key| key == "__file__");
@@ -234,12 +208,12 @@ impl Library {
             let file = objects.str(file).ok()?;
             Some((file.get(..=file.rfind('/')?)?.to_owned(), key))
         };
-        Self { standard: own() }
+        Self { packages, standard: own() }
     }
 
     /// Whether a module with these items is one of them.
     fn holds(&self, objects: &Objects<'_>, module: &str, items: &[(VirtAddr, VirtAddr)]) -> bool {
-        if module.split('.').next().is_some_and(|package| LIBRARIES.contains(&package)) {
+        if module.split('.').next().is_some_and(|package| self.packages.contains(&package)) {
             return true;
         }
         let Some((folder, key)) = &self.standard else { return false };

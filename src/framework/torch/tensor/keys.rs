@@ -6,20 +6,26 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::form::Form;
-use super::gather::Flips;
-use super::layout::{Layout, LayoutError, Signs, parsed, table};
-use super::read::TensorInfo;
+use super::layout::Layout;
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, UNREADABLE};
+use crate::framework::tables::{LayoutError, parsed, table};
 use crate::signature;
+use crate::tensor::{Flips, Form, ScalarType, TensorInfo};
 
 /// The family of the layout files that number the keys.
 const FAMILY: &str = "torch-keys";
 /// Maximum number of tensors that vote for a table.
 const MAX_VOTERS: usize = 1 << 10;
-/// Where the set is looked for in an inferred layout: bytes behind the type of the elements, the usual place first.
-const PLACES: [i64; 4] = [8, 16, 0, 24];
+/// Where the set is looked for in an inferred layout: bytes behind the type of the elements, the usual one first.
+const KEY_SET_OFFSETS: [i64; 4] = [8, 16, 0, 24];
+
+/// Types of safetensors in which the highest bit of a number is its sign, and nothing else.
+const REAL: [&str; 4] = ["F16", "BF16", "F32", "F64"];
+/// The complex type of safetensors; an element is two numbers.
+const COMPLEX: &str = "C64";
+/// The method of complex tensors that gives the two numbers of each element.
+const VIEW_AS_REAL: &str = "view_as_real";
 
 /// What a key says about the elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -43,21 +49,21 @@ enum Meaning {
 
 /// What the elements of a tensor are, by the keys that an ordinary tensor does not have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Keys {
+pub(super) struct Keys {
     /// The names of those keys, in the order of their bits; a key without a name is `bit 57`.
-    pub unusual: Vec<String>,
+    unusual: Vec<String>,
     /// The elements are the complex conjugates of what lies in the storage (`is_conj()`).
-    pub conjugate: bool,
+    conjugate: bool,
     /// The elements are the negatives of what lies in the storage (`is_neg()`).
-    pub negative: bool,
+    negative: bool,
     /// The tensor's class handles it in Python (`__torch_dispatch__`).
-    pub python: bool,
+    pub(super) python: bool,
     /// Its form is named by a key.
-    pub(super) quantized: bool,
-    pub(super) sparse: bool,
+    quantized: bool,
+    sparse: bool,
     pub(super) nested: bool,
     /// Names of keys that could mean anything.
-    pub(super) unknown: Vec<String>,
+    unknown: Vec<String>,
     /// The set is not in the dump.
     is_unreadable: bool,
 }
@@ -120,7 +126,7 @@ impl KeyTable {
     }
 
     /// What a set of keys says.
-    pub(super) fn read(&self, set: u64) -> Keys {
+    fn read(&self, set: u64) -> Keys {
         let mut keys = Keys::default();
         if self.ordinary.contains(&set) {
             return keys;
@@ -177,11 +183,11 @@ impl Layout {
         let minor = release.map(|release| release.split('.').take(2).collect::<Vec<_>>().join("."));
         let of_release = |table: &KeyTable| minor.as_ref().is_some_and(|minor| table.releases.contains(minor));
         let word = self.dtype.offset() & !7;
-        let places: Vec<i64> = match self.offsets.key_set {
+        let offsets: Vec<i64> = match self.offsets.key_set {
             Some(at) if !is_inferred => vec![at],
-            _ => PLACES.iter().map(|place| word + place).collect(),
+            _ => KEY_SET_OFFSETS.iter().map(|offset| word + offset).collect(),
         };
-        let candidates = places.iter().enumerate().flat_map(|(order, at)| {
+        let candidates = offsets.iter().enumerate().flat_map(|(order, at)| {
             tables
                 .iter()
                 .enumerate()
@@ -191,7 +197,7 @@ impl Layout {
         let best = candidates.iter().max_by_key(|(votes, of_release, order, age, ..)| (votes, of_release, order, age));
         let known = best.filter(|(votes, of_release, ..)| *votes > 0 || (*of_release && !is_inferred));
         if let Some((votes, of_release, _, _, at, table)) = known {
-            let is_rival = |(of_other, _, _, _, place, _): &&_| !of_release && (of_other, place) == (votes, at);
+            let is_rival = |(of_other, _, _, _, offset, _): &&_| !of_release && (of_other, offset) == (votes, at);
             let rivals = candidates.iter().filter(is_rival).map(|(.., rival)| *rival);
             self.offsets.key_set = Some(*at);
             self.keys = Some(table.without_disagreement(rivals));
@@ -217,63 +223,89 @@ impl Layout {
     }
 }
 
-impl TensorInfo {
-    /// The bits of each element that its value has flipped; `None` if it is not known how the type is negated.
-    pub(super) fn flips(&self) -> Option<Flips> {
-        let Keys { conjugate, negative, .. } = self.keys;
-        if !conjugate && !negative {
+impl Keys {
+    /// A tensor with what its keys say of it: which bits of its elements are flipped, and why its bytes may mean
+    /// something else.
+    pub(super) fn applied_to(&self, info: TensorInfo) -> TensorInfo {
+        let flips = self.flips(&info.dtype).unwrap_or_default();
+        TensorInfo { flips, dispatch_keys: self.unusual.clone(), doubt: self.doubt(&info), ..info }
+    }
+
+    /// The bits of each element of that type that its value has flipped; `None` if it is not known how the type is negated.
+    fn flips(&self, dtype: &ScalarType) -> Option<Flips> {
+        if !self.conjugate && !self.negative {
             return Some(Flips::default());
         }
-        let Signs { real, imaginary } = self.dtype.signs()?;
+        let Signs { real, imaginary } = Signs::of(dtype)?;
         // A complex number is conjugated by its imaginary part, a real one is its own conjugate.
-        let conjugated = if conjugate { imaginary } else { 0 };
-        let negated = if negative { real | imaginary } else { 0 };
+        let conjugated = if self.conjugate { imaginary } else { 0 };
+        let negated = if self.negative { real | imaginary } else { 0 };
         Some(Flips(conjugated ^ negated))
     }
 
-    /// Why its bytes are not its elements, or may not be, even if all bytes are there; `None` if they are.
-    pub fn obstacle(&self) -> Option<String> {
-        let Keys { conjugate, negative, ref unknown, ref unusual, .. } = self.keys;
-        let is_lazy = conjugate || negative;
-        if self.keys.is_unreadable {
+    /// Why the bytes of a tensor with these keys may not be its elements; `None` if nothing says so.
+    fn doubt(&self, of: &TensorInfo) -> Option<String> {
+        if self.is_unreadable {
             return Some("its dispatch keys are not in the dump, so its bytes may mean something else".to_owned());
         }
-        if !unknown.is_empty() {
-            let names = unknown.join(", ");
+        if !self.unknown.is_empty() {
+            let names = self.unknown.join(", ");
             return Some(format!("its dispatch keys {names} are not understood, so its bytes may mean something else"));
         }
-        if self.keys.python && self.data.0 == 0 && self.form != Form::Nested(None) {
+        if self.python && of.data.0 == 0 && of.form != Form::Nested(None) {
             return Some(
                 "its class handles it in Python (`__torch_dispatch__`): its elements are in other tensors that it \
                  refers to"
                     .to_owned(),
             );
         }
-        if self.form == Form::Nested(None) {
-            return Some(
-                "it is a nested tensor (torch.jagged): its values and offsets are in other tensors that it refers to"
-                    .to_owned(),
-            );
+        if matches!(of.form, Form::Nested(None) | Form::Short) {
+            return None;
         }
-        if self.form == Form::Short {
-            return Some(if self.storage_bytes == 0 {
-                "its storage was freed or resized to 0 bytes: its elements are kept elsewhere (FSDP and similar \
-                 libraries do this)"
-                    .to_owned()
-            } else {
-                format!("its storage is too small for its elements: {}", self.shortage())
-            });
-        }
-        if !self.form.is_named_by(&self.keys) || (is_lazy && self.form != Form::Strided) {
-            let names = unusual.join(", ");
+        let is_lazy = self.conjugate || self.negative;
+        if !self.allow(&of.form) || (is_lazy && of.form != Form::Strided) {
+            let names = self.unusual.join(", ");
             return Some(format!(
                 "its dispatch keys {names} do not match the form in which its elements were found ({})",
-                self.form.name()
+                of.form.name()
             ));
         }
-        (is_lazy && self.flips().is_none()).then(|| {
-            format!("it is a lazy conjugate or negative view, which is not supported for the type {}", self.dtype.name)
+        (is_lazy && self.flips(&of.dtype).is_none()).then(|| {
+            format!("it is a lazy conjugate or negative view, which is not supported for the type {}", of.dtype.name)
         })
+    }
+
+    /// Whether a form is the one that they name, if they name any.
+    fn allow(&self, form: &Form) -> bool {
+        match form {
+            Form::Strided => !self.sparse && !self.nested && !self.quantized,
+            Form::Quantized(_) => !self.sparse && !self.nested,
+            Form::Sparse(_) => !self.nested && !self.quantized,
+            Form::Nested(_) => !self.sparse && !self.quantized,
+            Form::Short | Form::Opaque => true,
+        }
+    }
+}
+
+/// The bits that are the signs of the numbers in one element, as a little-endian integer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Signs {
+    /// That of the number, or of the real part.
+    real: u128,
+    /// That of the imaginary part; zero without one.
+    imaginary: u128,
+}
+
+impl Signs {
+    /// Those of a type; `None` for types whose negative is not told by one bit of each number.
+    fn of(dtype: &ScalarType) -> Option<Self> {
+        let is_complex = dtype.label() == COMPLEX || dtype.raw.as_ref().is_some_and(|raw| raw.name == VIEW_AS_REAL);
+        let size = usize::try_from(dtype.size).ok().filter(|size| *size <= size_of::<u128>() && *size > 0)?;
+        let top = |bytes: usize| 1u128 << (8 * bytes - 1);
+        if is_complex {
+            return Some(Self { real: top(size / 2), imaginary: top(size) });
+        }
+        REAL.contains(&dtype.label()).then(|| Self { real: top(size), imaginary: 0 })
     }
 }
 

@@ -70,7 +70,7 @@ pub(super) enum ScriptError {
 
 /// Where the fields lie that no header fixes for all versions, and which numbers read the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Places {
+struct Offsets {
     /// In an object: the pointer to its class.
     class: i64,
     /// In an object: the vector of its slots.
@@ -93,21 +93,21 @@ struct Vector {
 pub(super) struct Reader<'a> {
     objects: Objects<'a>,
     numbers: &'a ObjectNumbers,
-    places: Places,
+    offsets: Offsets,
 }
 
 impl<'a> Reader<'a> {
-    /// A reader whose places are those that most of the candidates agree on; `None` where no candidate is an object.
+    /// A reader whose offsets are those that most of the candidates agree on; `None` where no candidate is an object.
     pub(super) fn elect(objects: Objects<'a>, all: &'a [ObjectNumbers], candidates: &[VirtAddr]) -> Option<Self> {
-        let mut votes: BTreeMap<Places, usize> = BTreeMap::new();
+        let mut votes: BTreeMap<Offsets, usize> = BTreeMap::new();
         let mut classes: BTreeMap<VirtAddr, Vec<(usize, i64, u64)>> = BTreeMap::new();
         for object in candidates.iter().take(MAX_VOTERS) {
-            for places in ways(objects, all, *object, &mut classes) {
-                *votes.entry(places).or_default() += 1;
+            for offsets in ways(objects, all, *object, &mut classes) {
+                *votes.entry(offsets).or_default() += 1;
             }
         }
-        let (places, _) = votes.into_iter().max_by_key(|(places, votes)| (*votes, Reverse(*places)))?;
-        Some(Self { objects, numbers: all.get(places.numbers)?, places })
+        let (offsets, _) = votes.into_iter().max_by_key(|(offsets, votes)| (*votes, Reverse(*offsets)))?;
+        Some(Self { objects, numbers: all.get(offsets.numbers)?, offsets })
     }
 
     /// The object that a Python object holds.
@@ -124,9 +124,9 @@ impl<'a> Reader<'a> {
         let (objects, numbers) = (self.objects, self.numbers);
         let contradiction = |reason: String| ScriptError::Contradiction { object, reason };
         let table = objects.word(object, 0)?;
-        let class = objects.pointer(object, self.places.class)?;
-        let slots = self.vector(object, self.places.slots, numbers.ivalue_size)?;
-        let attributes = self.vector(class, self.places.attributes, numbers.attribute_size)?;
+        let class = objects.pointer(object, self.offsets.class)?;
+        let slots = self.vector(object, self.offsets.slots, numbers.ivalue_size)?;
+        let attributes = self.vector(class, self.offsets.attributes, numbers.attribute_size)?;
         if slots.count > attributes.count {
             let reason = format!("{} slots for {} attributes", slots.count, attributes.count);
             return Err(contradiction(reason));
@@ -164,7 +164,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The vector at a place that is known.
+    /// The vector at an offset that is known.
     fn vector(&self, of: VirtAddr, offset: i64, size: i64) -> Result<Vector, ScriptError> {
         let (begin, end) = (self.objects.pointer(of, offset)?, self.objects.pointer(of, offset + WORD)?);
         let bytes = end.0.wrapping_sub(begin.0);
@@ -179,8 +179,8 @@ impl<'a> Reader<'a> {
 
     /// The qualified name of a class: the first dotted name in it.
     fn class_name(&self, class: VirtAddr) -> Option<String> {
-        let places = (0..self.places.attributes).step_by(WORD as usize);
-        let mut names = places.filter_map(|offset| text_at(self.objects, self.numbers, field(class, offset)));
+        let offsets = (0..self.offsets.attributes).step_by(WORD as usize);
+        let mut names = offsets.filter_map(|offset| text_at(self.objects, self.numbers, field(class, offset)));
         names.find(|name| {
             let atoms = name.split('.');
             name.contains('.') && atoms.clone().all(|atom| !atom.is_empty() && !atom.contains(char::is_whitespace))
@@ -194,7 +194,7 @@ fn ways(
     all: &[ObjectNumbers],
     object: VirtAddr,
     classes: &mut BTreeMap<VirtAddr, Vec<(usize, i64, u64)>>,
-) -> Vec<Places> {
+) -> Vec<Offsets> {
     let words = words_at(objects, object, OBJECT_WORDS);
     let mut found = Vec::new();
     let Some(ivalue_size) = all.first().map(|numbers| numbers.ivalue_size) else { return found };
@@ -207,7 +207,7 @@ fn ways(
             }
             let lists = classes.entry(pointer).or_insert_with(|| attribute_lists(objects, all, pointer));
             let fitting = lists.iter().filter(|(.., count)| *count == slots.count);
-            found.extend(fitting.map(|(numbers, attributes, _)| Places {
+            found.extend(fitting.map(|(numbers, attributes, _)| Offsets {
                 class,
                 slots: slots.offset,
                 attributes: *attributes,
@@ -280,8 +280,8 @@ fn text_at(objects: Objects<'_>, numbers: &ObjectNumbers, at: VirtAddr) -> Optio
 /// Words from an address on, as far as they can be read.
 pub(super) fn words_at(objects: Objects<'_>, at: VirtAddr, count: u64) -> Vec<u64> {
     objects.words(at, count).unwrap_or_else(|_| {
-        let places = (0..count.cast_signed()).map(|index| objects.word(at, WORD.wrapping_mul(index)));
-        places.map_while(Result::ok).collect()
+        let words = (0..count.cast_signed()).map(|index| objects.word(at, WORD.wrapping_mul(index)));
+        words.map_while(Result::ok).collect()
     })
 }
 

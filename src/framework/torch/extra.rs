@@ -41,7 +41,7 @@ const CODE_WORDS: u64 = 32;
 /// Maximum number of constants or names in one function.
 const MAX_NAMES: u64 = 256;
 /// Maximum number of names in a message.
-const MAX_TOLD: usize = 8;
+const MAX_SHOWN: usize = 8;
 
 const MAY_HOLD_MORE: &str = "its state_dict() may hold more than its parameters and buffers";
 
@@ -49,7 +49,7 @@ const MAY_HOLD_MORE: &str = "its state_dict() may hold more than its parameters 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Extra {
     /// `get_extra_state()`, with the class that defines it. It adds an entry, which is not recovered.
-    ExtraState(String),
+    GetExtraState(String),
     /// Another method.
     Method {
         /// The class that defines it; `None` if the module itself has it as an attribute.
@@ -70,7 +70,7 @@ impl Extra {
     pub(super) fn describe(&self, name: &str, others: usize) -> String {
         let module = if name.is_empty() { "the root module".to_owned() } else { format!("the module {name:?}") };
         let what = match self {
-            Self::ExtraState(class) => {
+            Self::GetExtraState(class) => {
                 let key = if name.is_empty() { "_extra_state".to_owned() } else { format!("{name}._extra_state") };
                 format!(
                     "state_dict() of {module} has an entry {key:?} from get_extra_state() of the class {class}, which \
@@ -82,8 +82,8 @@ impl Extra {
                     || format!("{module} has its own {method}()"),
                     |class| format!("the class {class} of {module} overrides {method}()"),
                 );
-                let told = names.iter().take(MAX_TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
-                let names = if told.is_empty() { String::new() } else { format!(" (its code uses {told})") };
+                let shown = names.iter().take(MAX_SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+                let names = if shown.is_empty() { String::new() } else { format!(" (its code uses {shown})") };
                 format!("{whose}{names}, so {MAY_HOLD_MORE}")
             }
             Self::Hooks(count) => {
@@ -131,7 +131,7 @@ pub(super) fn of_type(interpreter: &Interpreter, type_object: VirtAddr, bases: &
             }
             let class_name = objects.type_name(*class).unwrap_or_else(|_| class.to_string());
             found.push(if method == EXTRA_STATE {
-                Extra::ExtraState(class_name)
+                Extra::GetExtraState(class_name)
             } else {
                 let names = names_in(&objects, function, method);
                 Extra::Method { class: Some(class_name), method, names }

@@ -3,14 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use super::attributes::{Elsewhere, META};
-use super::referrers::Referrer;
-use super::{Model, NamedTensor, Other};
+use super::inner::META;
+use super::{Elsewhere, Model, NamedTensor, Referrer, StandaloneTensor};
 use crate::addr::VirtAddr;
 use crate::tensor::TensorInfo;
 
 /// Maximum number of candidates listed for one tensor; more would not help.
-const MAX_PLACES: usize = 4;
+const MAX_CANDIDATES: usize = 4;
 
 /// A tensor outside any model, under the last name in its path.
 struct Kept<'o> {
@@ -20,7 +19,7 @@ struct Kept<'o> {
 }
 
 /// Finds the values of tensors without values among the tensors outside any model, by name, type and shape.
-pub(crate) fn find_moved(models: &mut [Model], others: &[Other]) {
+pub(crate) fn find_moved(models: &mut [Model], others: &[StandaloneTensor]) {
     let mut by_key: BTreeMap<String, Vec<Kept<'_>>> = BTreeMap::new();
     for other in others {
         let Some(info) = other.tensor.info.as_ref().filter(|info| info.device != META && info.numel() > 0) else {
@@ -42,7 +41,7 @@ pub(crate) fn find_moved(models: &mut [Model], others: &[Other]) {
         for tensor in &mut model.tensors {
             let last = tensor.name.rsplit('.').next().unwrap_or(&tensor.name);
             if let Some(kept) = by_key.get(last).filter(|_| is_empty(tensor)) {
-                tensor.elsewhere = places(tensor, kept, &names);
+                tensor.elsewhere = candidates(tensor, kept, &names);
             }
         }
     }
@@ -55,7 +54,7 @@ fn is_empty(tensor: &NamedTensor) -> bool {
 }
 
 /// The tensors whose names agree most with that of a tensor.
-fn places(tensor: &NamedTensor, kept: &[Kept<'_>], names: &BTreeMap<VirtAddr, &str>) -> Vec<Elsewhere> {
+fn candidates(tensor: &NamedTensor, kept: &[Kept<'_>], names: &BTreeMap<VirtAddr, &str>) -> Vec<Elsewhere> {
     let Some(info) = &tensor.info else { return Vec::new() };
     let owner = tensor.name.rsplit_once('.').map_or("", |(owner, _)| owner);
     let agreement = |kept: &Kept<'_>| {
@@ -71,14 +70,14 @@ fn places(tensor: &NamedTensor, kept: &[Kept<'_>], names: &BTreeMap<VirtAddr, &s
         if whole && (is_own || parts > 1 || parts == tensor.name.split('.').count()) { parts } else { 0 }
     };
     let best = kept.iter().map(agreement).max().filter(|best| *best > 0);
-    let mut places: Vec<Elsewhere> = Vec::new();
+    let mut candidates: Vec<Elsewhere> = Vec::new();
     for kept in kept.iter().filter(|kept| Some(agreement(kept)) == best) {
-        if places.len() < MAX_PLACES && !places.iter().any(|known| known.name == kept.name) {
+        if candidates.len() < MAX_CANDIDATES && !candidates.iter().any(|known| known.name == kept.name) {
             let path = kept.referrer.in_words(names);
-            places.push(Elsewhere { name: kept.name.to_owned(), path, shape: kept.info.shape.clone() });
+            candidates.push(Elsewhere { name: kept.name.to_owned(), path, shape: kept.info.shape.clone() });
         }
     }
-    places
+    candidates
 }
 
 impl Kept<'_> {

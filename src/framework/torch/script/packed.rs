@@ -8,8 +8,9 @@ use super::layout::ScriptLayouts;
 use super::object::{Reader, SlotValue, is_pointer, words_at};
 use crate::addr::VirtAddr;
 use crate::cpython::{ObjectError, Objects};
+use crate::framework::torch::tensor::Layout;
 use crate::paging::Fault;
-use crate::tensor::{Form, Layout, Quantizer, TensorInfo};
+use crate::tensor::{Form, Quantizer, TensorInfo};
 
 /// The one attribute of a class that C++ code defines: the C++ object itself (torch/custom_class.h).
 const CAPSULE: &str = "capsule";
@@ -119,10 +120,10 @@ impl Context<'_> {
         walk.unreadable = walk.unreadable.or(unreadable);
         for pointer in pointers.clone().filter(is_pointer) {
             if let Some(info) = self.tensor(layout, pointer) {
-                let known = tensors.iter().chain(&weights).any(|known: &TensorInfo| known.tensor_impl == pointer);
-                let place = if info.is_quantized() { &mut weights } else { &mut tensors };
+                let known = tensors.iter().chain(&weights).any(|known: &TensorInfo| known.header == pointer);
+                let list = if info.is_quantized() { &mut weights } else { &mut tensors };
                 if !known {
-                    place.push(info);
+                    list.push(info);
                 }
             } else if let Some(matrix) = Matrix::read(self.objects, &self.layouts.matrices, pointer) {
                 weights.extend(self.weight_of(layout, &matrix, &words));
@@ -151,7 +152,7 @@ impl Context<'_> {
         }
         // A cell names the biases of its weights again.
         let is_known = |info: &TensorInfo| {
-            found.iter().flat_map(|packed| &packed.parts).any(|(_, part)| part.tensor_impl == info.tensor_impl)
+            found.iter().flat_map(|packed| &packed.parts).any(|(_, part)| part.header == info.header)
         };
         tensors.retain(|info| !is_known(info));
         let named = found.first().map_or(0, |first| first.parts.len());

@@ -2,7 +2,7 @@
 
 use super::layout::ShapeAt;
 use super::read::{MAX_DIMS, WORD};
-use super::vote::{Structure, places};
+use super::vote::{Structure, word_offsets};
 use crate::addr::VirtAddr;
 use crate::cpython::Objects;
 
@@ -26,14 +26,16 @@ impl ShapeGuess {
         Self { form, dim, sizes, strides }
     }
 
-    /// Places of the count and the sizes in a `TensorImpl` of that many bytes: where most tensors have a number of dimensions, and not all have none.
+    /// Offsets of the count and the sizes in a `TensorImpl` of that many bytes: where most tensors have a number of dimensions, and not all have none.
     pub(super) fn candidates(&self, impls: &[Structure], bytes: i64) -> Vec<(i64, i64)> {
-        let counts = places(bytes).filter(|dim| {
+        let counts = word_offsets(bytes).filter(|dim| {
             let dims: Vec<u64> = impls.iter().filter_map(|tensor| self.dims(tensor, *dim)).collect();
             4 * dims.len() >= 3 * impls.len() && dims.iter().any(|dims| *dims > 0)
         });
         match self.form {
-            ShapeAt::Counted { .. } => counts.flat_map(|dim| places(bytes).map(move |sizes| (dim, sizes))).collect(),
+            ShapeAt::Counted { .. } => {
+                counts.flat_map(|dim| word_offsets(bytes).map(move |sizes| (dim, sizes))).collect()
+            }
             ShapeAt::Vectors { .. } => counts.map(|begin| (begin, begin)).collect(),
         }
     }
@@ -54,7 +56,7 @@ impl ShapeGuess {
         self.vector(objects, tensor, sizes, self.dims(tensor, dim)?)
     }
 
-    /// Sizes or strides at a place; `None` where they are too many to lie there.
+    /// Sizes or strides at an offset; `None` where they are too many to lie there.
     pub(super) fn vector(&self, objects: &Objects<'_>, tensor: &Structure, at: i64, dims: u64) -> Option<Vec<u64>> {
         match self.form {
             ShapeAt::Counted { inline_dims, .. } => {

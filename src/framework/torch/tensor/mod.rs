@@ -1,0 +1,17 @@
+//! PyTorch's tensors: where the headers of each version have their fields, which layout reads those of a process, and
+//! what they say.
+
+mod form;
+mod headers;
+mod infer;
+mod keys;
+mod layout;
+mod read;
+mod select;
+mod shape;
+mod vote;
+
+pub use keys::{KeyTable, key_tables};
+pub use layout::{DtypeAt, Layout, Offsets, ShapeAt, layouts};
+pub use read::{SizesAndStrides, TensorError};
+pub use select::{Sample, TensorScore, select_layout};
