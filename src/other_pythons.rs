@@ -22,6 +22,9 @@ const VERSION: usize = 16;
 const VERSION_TEXT: u64 = 512;
 /// Maximum number of interpreters whose version is searched for: each search scans all memory of the process.
 const MAX_VERSIONS: usize = 16;
+/// Pages in which versions are looked for, per frame of the dump, for all interpreters of a kind together: real ones share
+/// few pages, hostile ones may all map the same.
+const PAGES_PER_FRAME: u64 = 2;
 
 /// A Python that runs but can't be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +108,7 @@ impl OtherPython {
 /// The `type` of CPython 2 is confirmed as that of CPython 3 is, and has the flags that all types of CPython 2 have.
 pub(crate) fn python2(candidates: &mut Vec<Candidate>, signatures: &Signatures, limit: u64) -> Vec<OtherPython> {
     let mut found: Vec<OtherPython> = Vec::new();
+    let mut pages = candidates.first().map_or(0, |candidate| most_pages(&candidate.space));
     for layout in signatures.layouts(FAMILY) {
         let is_python2 = |candidate: &Candidate| {
             let (offset, default) = layout.get("type.tp_flags").zip(layout.get("tp_flags.DEFAULT")).unwrap_or_default();
@@ -114,7 +118,7 @@ pub(crate) fn python2(candidates: &mut Vec<Candidate>, signatures: &Signatures, 
         for candidate in candidates.extract_if(.., |candidate| is_python2(candidate)) {
             let (root, evidence) = (candidate.space.root(), candidate.type_object);
             let is_asked = found.len() < MAX_VERSIONS;
-            let version = is_asked.then(|| python2_version(&candidate, layout, limit)).flatten();
+            let version = is_asked.then(|| python2_version(&candidate, layout, limit, &mut pages)).flatten();
             found.push(OtherPython { root, kind: OtherPythonKind::Python2, version, evidence });
         }
     }
@@ -122,12 +126,12 @@ pub(crate) fn python2(candidates: &mut Vec<Candidate>, signatures: &Signatures, 
 }
 
 /// The version in a string of a CPython 2 that has the form of `sys.version`.
-fn python2_version(candidate: &Candidate, layout: &Layout, limit: u64) -> Option<String> {
+fn python2_version(candidate: &Candidate, layout: &Layout, limit: u64, pages: &mut u64) -> Option<String> {
     let Candidate { space, type_object, .. } = candidate;
     let (ob_type, ob_size, ob_sval) =
         (layout.get("object.ob_type")?, layout.get("str.ob_size")?, layout.get("str.ob_sval")?);
     let mut budget = limit;
-    find_text(space, &space.user_mappings(&mut budget)?, PYTHON2_VERSION, limit, |at| {
+    find_text(space, &space.user_mappings(&mut budget)?, PYTHON2_VERSION, pages, |at| {
         let string = field(at, -ob_sval);
         let type_of = |object: VirtAddr| space.read_u64(field(object, ob_type)).ok().map(VirtAddr);
         let is_string = type_of(type_of(string)?)? == *type_object;
@@ -141,12 +145,13 @@ fn python2_version(candidate: &Candidate, layout: &Layout, limit: u64) -> Option
 }
 
 /// The PyPys among processes: `hits` are of the name of PyPy's module; those count that a process has mapped as data.
-/// `limit` bounds the page tables and the pages of each process that are looked at.
+/// `limit` bounds the page tables of each process that are looked at.
 pub(crate) fn pypys(spaces: &[AddressSpace], hits: &[Hit], limit: u64) -> Vec<OtherPython> {
     let mut found: Vec<OtherPython> = Vec::new();
     if hits.is_empty() {
         return found;
     }
+    let mut pages = spaces.first().map_or(0, most_pages);
     for space in spaces {
         let mut budget = limit;
         let Some(mut mappings) = space.user_mappings(&mut budget) else { continue };
@@ -163,10 +168,15 @@ pub(crate) fn pypys(spaces: &[AddressSpace], hits: &[Hit], limit: u64) -> Vec<Ot
             space.read(at.checked_add(PYPY_VERSION.len() as u64)?, &mut text).ok()?;
             version(&text)
         };
-        let version = is_asked.then(|| find_text(space, &mappings, PYPY_VERSION, limit, after)).flatten();
+        let version = is_asked.then(|| find_text(space, &mappings, PYPY_VERSION, &mut pages, after)).flatten();
         found.push(OtherPython { root: space.root(), kind: OtherPythonKind::Pypy, version, evidence });
     }
     found
+}
+
+/// Pages in which versions are looked for.
+fn most_pages(space: &AddressSpace) -> u64 {
+    (space.memory().size() / FRAME_SIZE).saturating_mul(PAGES_PER_FRAME)
 }
 
 /// The version that a text begins with: numbers and dots, at least one of each.
@@ -178,22 +188,22 @@ fn version(text: &[u8]) -> Option<String> {
 }
 
 /// The first answer to a place at which a text stands in data of a space. Places across the border of two pages that are
-/// not neighbours in the dump are passed over. Not more than `limit` pages are looked at.
+/// not neighbours in the dump are passed over. The pages that are looked at are taken off
+/// `pages`; the search ends when none is left.
 fn find_text(
     space: &AddressSpace,
     mappings: &[Mapping],
     text: &[u8],
-    limit: u64,
+    pages: &mut u64,
     answer: impl Fn(VirtAddr) -> Option<String>,
 ) -> Option<String> {
     let finder = Finder::new(text);
-    let mut left = limit;
     mappings.iter().filter(|mapping| !mapping.executable).find_map(|mapping| {
         let mut done = 0;
         while done < mapping.len {
             let at = mapping.va.checked_add(done)?;
             let bytes = space.bytes_at(at).unwrap_or_default();
-            left = left.checked_sub(1 + bytes.len() as u64 / FRAME_SIZE)?;
+            *pages = pages.checked_sub(1 + bytes.len() as u64 / FRAME_SIZE)?;
             if bytes.is_empty() {
                 // A mapping can be far larger than the dump: go on at the next frame that the dump holds.
                 let next = mapping.pa.checked_add(done + FRAME_SIZE)?;
