@@ -94,22 +94,22 @@ pub fn recover(
     let frameworks = Frameworks::new(signatures)?;
     let wanted = |interpreter: &Interpreter| frameworks.wanted_types(interpreter);
     let pythons = Pythons::find(&spaces, signatures, backend, wanted, observer)?;
-    models(dump, signatures, (&spaces, None, &pythons), observer)
+    models(dump, &frameworks, (&spaces, None, &pythons), observer)
 }
 
 /// The models of interpreters that were found with [`Frameworks::wanted_types`].
 ///
 /// # Errors
-/// The signatures lack required entries, or the dump can no longer be read.
+/// The dump can no longer be read.
 pub(crate) fn models(
     dump: &Dump,
-    signatures: &Signatures,
+    frameworks: &Frameworks,
     (spaces, machine, pythons): (&Spaces, Option<&Machine>, &Pythons),
     observer: &dyn Observer,
 ) -> Result<Recovery, CaseError> {
     let memory: &PhysicalMemory = &spaces.memory;
     let mut warnings: Vec<Diagnostic> = spaces.warnings.iter().chain(&pythons.warnings).cloned().collect();
-    let mut processes = self::processes(signatures, pythons)?;
+    let mut processes = self::processes(frameworks, pythons);
     if let Addresses::Virtual(ProcessImage { pid, comm }) = &dump.addresses {
         for process in &mut processes {
             (process.pid, process.comm) = (*pid, comm.clone());
@@ -155,14 +155,10 @@ pub(crate) fn models(
 }
 
 /// What each interpreter holds; the bytes of tensors are not read.
-///
-/// # Errors
-/// The signatures lack required entries.
-pub(crate) fn processes(signatures: &Signatures, pythons: &Pythons) -> Result<Vec<Process>, CaseError> {
-    let frameworks = Frameworks::new(signatures)?;
+pub(crate) fn processes(frameworks: &Frameworks, pythons: &Pythons) -> Vec<Process> {
     let plain_header = pythons.layouts.iter().map(|layout| layout.object_size).min().unwrap_or_default();
     let interpreters = pythons.interpreters.par_iter();
-    Ok(interpreters.map(|interpreter| describe(interpreter, &frameworks, plain_header)).collect())
+    interpreters.map(|interpreter| describe(interpreter, frameworks, plain_header)).collect()
 }
 
 /// What one interpreter holds; the bytes of tensors are not looked at yet.

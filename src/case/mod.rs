@@ -52,6 +52,7 @@ struct Inner {
     backend: Stage<SelectedBackend>,
     spaces: Stage<Spaces>,
     linux: Stage<Result<Machine, NoMachine>>,
+    frameworks: Stage<Frameworks>,
     pythons: Stage<Pythons>,
     all_objects: Stage<RunningInterpreters>,
     python_facts: Stage<PythonFacts>,
@@ -87,7 +88,7 @@ impl Case {
 
     /// A case of an opened dump.
     pub fn new(dump: Dump, signatures: Signatures, options: Options) -> Self {
-        let (identity, notes, backend, spaces, linux, pythons, all_objects, python_facts, recovery) =
+        let (identity, notes, backend, spaces, linux, frameworks, pythons, all_objects, python_facts, recovery) =
             Default::default();
         Self(Arc::new(Inner {
             dump,
@@ -98,6 +99,7 @@ impl Case {
             backend,
             spaces,
             linux,
+            frameworks,
             pythons,
             all_objects,
             python_facts,
@@ -211,11 +213,15 @@ impl Case {
     pub fn pythons(&self) -> Result<Arc<Pythons>, CaseError> {
         let Inner { signatures, options, .. } = &*self.0;
         self.0.pythons.get(|| {
-            let backend = self.backend()?.backend;
-            let frameworks = Frameworks::new(signatures)?;
+            let (backend, frameworks) = (self.backend()?.backend, self.frameworks()?);
             let wanted = |interpreter: &Interpreter| frameworks.wanted_types(interpreter);
             Pythons::find(&*self.spaces()?, signatures, backend, wanted, &*options.observer)
         })
+    }
+
+    /// The frameworks that are read, with the layouts of all their versions.
+    fn frameworks(&self) -> Result<Arc<Frameworks>, CaseError> {
+        self.0.frameworks.get(|| Ok(Frameworks::new(&self.0.signatures)?))
     }
 
     /// The interpreters with their running states and the instances of the types that `wanted` picks, and warnings for the
@@ -254,7 +260,7 @@ impl Case {
                 return Ok(kept);
             }
             let (spaces, pythons) = (self.spaces()?, self.pythons()?);
-            let processes = recover::processes(&self.0.signatures, &pythons)?;
+            let processes = recover::processes(&*self.frameworks()?, &pythons);
             spaces.memory.check()?;
             Ok(self.keep_facts(&processes, &pythons))
         })
@@ -271,14 +277,14 @@ impl Case {
     /// # Errors
     /// As for [`Case::spaces`].
     pub fn recovery(&self) -> Result<Arc<Recovery>, CaseError> {
-        let Inner { dump, signatures, options, python_facts, .. } = &*self.0;
+        let Inner { dump, options, python_facts, .. } = &*self.0;
         self.0.recovery.get(|| {
             // What both need comes first, so that neither waits for the other.
-            let (spaces, _) = (self.spaces()?, self.backend()?);
+            let (spaces, _, frameworks) = (self.spaces()?, self.backend()?, self.frameworks()?);
             let (linux, pythons) = rayon::join(|| self.find_linux(&Silent), || self.pythons());
             let (linux, pythons) = (linux?, pythons?);
             let machine = linux.as_ref().as_ref().ok();
-            let recovery = recover::models(dump, signatures, (&spaces, machine, &pythons), &*options.observer)?;
+            let recovery = recover::models(dump, &frameworks, (&spaces, machine, &pythons), &*options.observer)?;
             python_facts.get(|| Ok::<_, CaseError>(self.keep_facts(&recovery.processes, &pythons)))?;
             Ok(recovery)
         })
