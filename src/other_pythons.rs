@@ -197,30 +197,19 @@ fn find_text(
     pages: &mut u64,
     answer: impl Fn(VirtAddr) -> Option<String>,
 ) -> Option<String> {
-    let finder = Finder::new(text);
-    mappings.iter().filter(|mapping| !mapping.executable).find_map(|mapping| {
-        let mut done = 0;
-        while done < mapping.len {
-            let at = mapping.va.checked_add(done)?;
-            let bytes = space.bytes_at(at).unwrap_or_default();
-            *pages = pages.checked_sub(1 + bytes.len() as u64 / FRAME_SIZE)?;
-            if bytes.is_empty() {
-                // A mapping can be far larger than the dump: go on at the next frame that the dump holds.
-                let next = mapping.pa.checked_add(done + FRAME_SIZE)?;
-                let ranges = space.memory().ranges();
-                let range = ranges.get(ranges.partition_point(|range| range.end <= next));
-                done = range.map_or(mapping.len, |range| range.start.max(next).frame().0 - mapping.pa.0);
-                continue;
-            }
-            let bytes = bytes.get(..usize::try_from(mapping.len - done).ok()?).unwrap_or(bytes);
-            let found = finder.find_iter(bytes).find_map(|place| answer(at.checked_add(place as u64)?));
+    let (finder, memory) = (Finder::new(text), space.memory());
+    for mapping in mappings.iter().filter(|mapping| !mapping.executable) {
+        for part in memory.parts(mapping.pa..PhysAddr(mapping.pa.0.saturating_add(mapping.len))) {
+            *pages = pages.checked_sub(1 + part.len() / FRAME_SIZE)?;
+            let start = mapping.va.checked_add(part.start.0 - mapping.pa.0)?;
+            let places = finder.find_iter(memory.range_bytes(&part));
+            let found = places.filter_map(|place| start.checked_add(place as u64)).find_map(&answer);
             if found.is_some() {
                 return found;
             }
-            done += bytes.len() as u64;
         }
-        None
-    })
+    }
+    None
 }
 
 #[cfg(test)]
