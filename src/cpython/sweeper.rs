@@ -82,7 +82,7 @@ impl Sweeper {
     /// however many spaces share it.
     pub fn sweep(&self, wanted: &[BTreeSet<VirtAddr>]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
         let values = values(wanted.iter().flatten().copied());
-        self.by_space(&sweep_slots(&self.memory, &self.slots, &values, self.backend), wanted)
+        self.by_space(&sweep_slots(&self.memory, &self.slots, &values), wanted)
     }
 
     /// Aligned slots that hold one of `wanted` of their space, in all its pages of data: also in those that can hold no

@@ -213,13 +213,4 @@ pub(super) trait Engine: Sync {
 
     /// Adds the slots of whole frames that look like `slot`, frame by frame; frames without any are left out.
     fn type_slots(&self, slot: &TypeSlot, frames: View<'_>, found: &mut Vec<FrameSlots>);
-
-    /// Adds the slots that hold one of `values`, by ascending address.
-    fn sweep_slots(
-        &self,
-        memory: &PhysicalMemory,
-        slots: &[FrameSlots],
-        values: &PointerSet,
-        hits: &mut Vec<(PhysAddr, u64)>,
-    );
 }

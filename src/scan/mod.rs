@@ -20,6 +20,7 @@ pub mod gpu;
 mod needles;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod pointer_set;
+mod prefetch;
 mod read;
 mod sample;
 mod scalar;

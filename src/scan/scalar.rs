@@ -7,9 +7,8 @@ use super::frames::{ABSENT_FRAME, ZERO_FRAME};
 use super::pointer_set::PointerSet;
 use super::sieve::Shape;
 use super::structures;
-use super::type_slots::{FrameSlots, TypeSlot, sweep_ahead};
+use super::type_slots::{FrameSlots, TypeSlot};
 use crate::addr::{FRAME_SIZE, PhysAddr};
-use crate::dump::PhysicalMemory;
 use crate::signature::{Leaf, Mmu, Structure};
 
 /// Runs anywhere.
@@ -51,16 +50,6 @@ impl Engine for Scalar {
                 found.push(slots);
             }
         }
-    }
-
-    fn sweep_slots(
-        &self,
-        memory: &PhysicalMemory,
-        slots: &[FrameSlots],
-        values: &PointerSet,
-        hits: &mut Vec<(PhysAddr, u64)>,
-    ) {
-        sweep_ahead(memory, slots, values, |_| (), hits);
     }
 }
 

@@ -11,6 +11,7 @@ use super::backend::Backend;
 use super::chunk::View;
 use super::filter::Span;
 use super::pointer_set::PointerSet;
+use super::prefetch::prefetch;
 use super::sweep::views;
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
@@ -157,17 +158,11 @@ pub fn type_slots(
 /// Those of the slots that hold one of `values`: address and value, by ascending address.
 ///
 /// Ends early where the dump can't be read any more, see [`PhysicalMemory::check`].
-pub fn sweep_slots(
-    memory: &PhysicalMemory,
-    slots: &[FrameSlots],
-    values: &PointerSet,
-    backend: Backend,
-) -> Vec<(PhysAddr, u64)> {
-    let engine = backend.engine();
+pub fn sweep_slots(memory: &PhysicalMemory, slots: &[FrameSlots], values: &PointerSet) -> Vec<(PhysAddr, u64)> {
     let in_frames = |slots: &[FrameSlots]| {
         let mut hits = Vec::new();
         if !memory.is_lost() {
-            engine.sweep_slots(memory, slots, values, &mut hits);
+            sweep_frames(memory, slots, values, &mut hits);
         }
         hits
     };
@@ -175,19 +170,12 @@ pub fn sweep_slots(
     hits.concat()
 }
 
-/// The same for an engine, which has its own way to ask for a cache line ahead of its use.
-#[inline(always)]
-pub(super) fn sweep_ahead(
-    memory: &PhysicalMemory,
-    slots: &[FrameSlots],
-    values: &PointerSet,
-    prefetch: impl Fn(&[u8; 8]),
-    hits: &mut Vec<(PhysAddr, u64)>,
-) {
+/// Adds those of the slots that hold one of `values`. The next frame is asked for while one is read.
+fn sweep_frames(memory: &PhysicalMemory, slots: &[FrameSlots], values: &PointerSet, hits: &mut Vec<(PhysAddr, u64)>) {
     let mut whole = slots.first().and_then(|slots| slots.words(memory));
     for (slots, next) in slots.iter().zip(slots.iter().skip(1).map(Some).chain([None])) {
         let next = next.and_then(|next| next.words(memory));
-        next.unwrap_or_default().iter().step_by(LINE / 8).for_each(&prefetch);
+        next.unwrap_or_default().iter().step_by(LINE / 8).for_each(|line| prefetch(line.as_ptr()));
         match whole {
             Some(words) => {
                 for ((bits, words), first) in slots.bits.iter().zip(words.chunks_exact(64)).zip((0..).step_by(8 * 64)) {

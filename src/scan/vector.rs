@@ -34,8 +34,6 @@ pub(super) trait Vector: Copy {
     /// Does the work in a function that has the instruction set, and all registers for that work alone.
     unsafe fn call_compiled(work: impl Work);
     unsafe fn load(bytes: *const u8) -> Self;
-    /// Asks for the cache line at any address, mapped or not.
-    unsafe fn prefetch(line: *const u8);
     /// The lanes, in the first places.
     unsafe fn store(self_: Self, lanes: &mut [u64; 8]);
     unsafe fn splat(value: u64) -> Self;
@@ -133,7 +131,6 @@ mod x86_64 {
         }
 
         methods! { @static
-            prefetch(line: *const u8) -> () { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
             load(bytes: *const u8) -> Self { _mm256_loadu_si256(bytes.cast()) }
             splat(value: u64) -> Self { _mm256_set1_epi64x(value.cast_signed()) }
             slots() -> Self { _mm256_set_epi64x(24, 16, 8, 0) }
@@ -199,7 +196,6 @@ mod x86_64 {
         }
 
         methods! { @static
-            prefetch(line: *const u8) -> () { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
             load(bytes: *const u8) -> Self { _mm512_loadu_si512(bytes.cast()) }
             splat(value: u64) -> Self { _mm512_set1_epi64(value.cast_signed()) }
             slots() -> Self { _mm512_set_epi64(56, 48, 40, 32, 24, 16, 8, 0) }

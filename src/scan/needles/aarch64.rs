@@ -1,7 +1,6 @@
 //! NEON for the search.
 
 use std::arch::aarch64::*;
-use std::arch::asm;
 
 use super::filter::{Group, Machine, Shape};
 use super::vector::{VECTORS, Vector, functions, search_shape};
@@ -44,9 +43,6 @@ impl Vector for uint8x16_t {
             let bits = vandq_u8(vtstq_u8(bytes, bytes), vcombine_u8(bit_of_byte, bit_of_byte));
             u64::from(vaddv_u8(vget_low_u8(bits))) | u64::from(vaddv_u8(vget_high_u8(bits))) << 8
         }}
-        prefetch(line: *const u8) {
-            asm!("prfm pldl1keep, [{line}]", line = in(reg) line, options(nostack, preserves_flags, readonly))
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::filter::{Group, Shape};
 use super::window::WINDOW;
+use crate::scan::prefetch::prefetch;
 
 /// A vector of bytes.
 ///
@@ -28,8 +29,6 @@ pub(super) trait Vector: Copy {
     unsafe fn is_zero(bytes: Self) -> bool;
     /// Bit `n` for a byte `n` that is not 0.
     unsafe fn not_zero(bytes: Self) -> u64;
-    /// Asks for a cache line that is needed soon; any address is allowed.
-    unsafe fn prefetch(line: *const u8);
 }
 
 /// Functions of [`Vector`] whose bodies are intrinsics.
@@ -104,7 +103,7 @@ unsafe fn search<V: Vector, const GROUPS: usize, const BOTH: bool>(
         for start in (0..places).step_by(step) {
             let block = bytes.as_ptr().add(start);
             for line in (0..step).step_by(CACHE_LINE) {
-                V::prefetch(block.wrapping_add(AHEAD + line));
+                prefetch(block.wrapping_add(AHEAD + line));
             }
             let mut passed = [V::zero(); VECTORS];
             for (n, passed) in passed.iter_mut().enumerate() {

@@ -64,7 +64,6 @@ impl Vector for __m256i {
         not_zero(bytes: Self) -> u64 {
             u64::from(!_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256())).cast_unsigned())
         }
-        prefetch(line: *const u8) { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
     }
 }
 
@@ -85,7 +84,6 @@ impl Vector for __m512i {
         zero() -> Self { _mm512_setzero_si512() }
         is_zero(bytes: Self) -> bool { _mm512_test_epi64_mask(bytes, bytes) == 0 }
         not_zero(bytes: Self) -> u64 { _mm512_test_epi8_mask(bytes, bytes) }
-        prefetch(line: *const u8) { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
     }
 }
 

@@ -11,10 +11,8 @@ use super::chunk::View;
 use super::engine::{Engine, Plan};
 use super::pointer_set::PointerSet;
 use super::sieve::Shape;
-use super::type_slots::{FrameSlots, TypeSlot, sweep_ahead};
-use super::vector::Vector;
+use super::type_slots::{FrameSlots, TypeSlot};
 use crate::addr::PhysAddr;
-use crate::dump::PhysicalMemory;
 use frames::scan_frames;
 use sweep::sweep;
 use type_slots::type_slots;
@@ -85,18 +83,6 @@ macro_rules! engine {
                 }
                 // SAFETY: `detect`, the only constructor, has found the feature.
                 unsafe { compiled(slot, frames, found) }
-            }
-
-            fn sweep_slots(
-                &self,
-                memory: &PhysicalMemory,
-                slots: &[FrameSlots],
-                values: &PointerSet,
-                hits: &mut Vec<(PhysAddr, u64)>,
-            ) {
-                // SAFETY: `detect`, the only constructor, has found the feature.
-                let prefetch = |line: &[u8; 8]| unsafe { <$vector as Vector>::prefetch(line.as_ptr()) };
-                sweep_ahead(memory, slots, values, prefetch, hits);
             }
         }
     };

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::scan::prefetch::prefetch;
 use crate::scan::vector::Vector;
 
 /// The most vectors that are tested together.
@@ -111,7 +112,7 @@ pub(super) unsafe fn select<V: Vector, T: SlotTest<V>, W: Accumulator<V>>(
                 let vector = group.as_ptr().add(n * V::BYTES);
                 let v = V::load(vector);
                 if n * V::BYTES % LINE == 0 {
-                    V::prefetch(vector.wrapping_add(AHEAD));
+                    prefetch(vector.wrapping_add(AHEAD));
                 }
                 accumulator.add(v);
                 *tested = test.test(v, slots);

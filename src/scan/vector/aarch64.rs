@@ -1,7 +1,6 @@
 //! The vector operations for ARM: two NEON registers at a time.
 
 use std::arch::aarch64::*;
-use std::arch::asm;
 
 use super::{Table, Vector, Work};
 
@@ -46,9 +45,6 @@ impl Vector for Neon {
     }
 
     methods! { @static
-        prefetch(line: *const u8) -> () {
-            asm!("prfm pldl1keep, [{line}]", line = in(reg) line, options(nostack, preserves_flags, readonly))
-        }
         load(bytes: *const u8) -> Self {{
             let load = |bytes| vreinterpretq_u64_u8(vld1q_u8(bytes));
             Self(load(bytes), load(bytes.add(16)))
