@@ -23,16 +23,8 @@ pub enum LayoutError {
     },
 }
 
-/// A table that is a list.
+/// A table of a layout file, in the form that the caller asks for.
 pub(super) fn table<T: for<'de> Deserialize<'de>>(
-    layout: &signature::Layout,
-    name: &'static str,
-) -> Result<Vec<T>, LayoutError> {
-    parsed(layout, name)
-}
-
-/// A table of any form.
-pub(super) fn parsed<T: for<'de> Deserialize<'de>>(
     layout: &signature::Layout,
     name: &'static str,
 ) -> Result<T, LayoutError> {

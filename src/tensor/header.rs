@@ -96,17 +96,24 @@ impl TensorInfo {
             step = step.saturating_mul(*size);
         }
         stride.reverse();
+        let storage_bytes = step.saturating_mul(dtype.size);
+        let empty = Self::without_storage(VirtAddr(0), owner, dtype.clone(), shape.to_vec());
+        Self { stride, storage: owner, data, storage_bytes, device: "cpu".to_owned(), ..empty }
+    }
+
+    /// A tensor whose header names no storage. All that a header can add is as in an ordinary tensor.
+    pub(crate) fn without_storage(object: VirtAddr, header: VirtAddr, dtype: ScalarType, shape: Vec<u64>) -> Self {
         Self {
-            object: VirtAddr(0),
-            header: owner,
-            dtype: dtype.clone(),
-            shape: shape.to_vec(),
-            stride,
+            object,
+            header,
+            dtype,
+            shape,
+            stride: Vec::new(),
             storage_offset: 0,
-            storage: owner,
-            data,
-            storage_bytes: step.saturating_mul(dtype.size),
-            device: "cpu".to_owned(),
+            storage: VirtAddr(0),
+            data: VirtAddr(0),
+            storage_bytes: 0,
+            device: String::new(),
             requires_grad: false,
             form: Form::Strided,
             inferred: false,

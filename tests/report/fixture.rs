@@ -16,7 +16,7 @@ use tensorcarve::progress::{Observer, Phase};
 use tensorcarve::recover::{Process, Recovery};
 use tensorcarve::report::Run;
 use tensorcarve::signature::Signatures;
-use tensorcarve::tensor::{Flips, Form, Holes, Raw, ScalarType, TensorInfo, TooLarge, gather};
+use tensorcarve::tensor::{Form, Holes, Raw, ScalarType, TensorInfo, TooLarge, gather};
 
 /// The top table; the three below it and the data follow it.
 pub const ROOT: PhysAddr = PhysAddr(0x1000);
@@ -117,24 +117,14 @@ impl Victim {
         let data = VirtAddr(if bytes.is_empty() { 0 } else { BASE + self.data.len() as u64 });
         self.data.extend(bytes);
         let number = self.model.all_tensors().count() as u64;
+        let header = VirtAddr(0x7f13_0000_0000 + 0x100 * number);
         let info = TensorInfo {
             object: VirtAddr(0x7f12_0000_0000 + 0x100 * number),
-            header: VirtAddr(0x7f13_0000_0000 + 0x100 * number),
-            dtype,
-            shape: dims.0.to_vec(),
             stride: dims.1.to_vec(),
-            storage_offset: 0,
             storage: data,
-            data,
             storage_bytes: bytes.len() as u64,
-            device: "cpu".to_owned(),
             requires_grad: kind == TensorKind::Parameter,
-            form: Form::Strided,
-            inferred: false,
-            jumps: Vec::new(),
-            flips: Flips::default(),
-            dispatch_keys: Vec::new(),
-            doubt: None,
+            ..TensorInfo::contiguous(header, &dtype, dims.0, data)
         };
         let tensors = match kind {
             TensorKind::Parameter | TensorKind::Buffer => &mut self.model.tensors,

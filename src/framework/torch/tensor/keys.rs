@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::layout::Layout;
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, UNREADABLE};
-use crate::framework::tables::{LayoutError, parsed, table};
+use crate::framework::tables::{LayoutError, table};
 use crate::signature;
 use crate::tensor::{Flips, Form, ScalarType, TensorInfo};
 
@@ -88,7 +88,7 @@ impl KeyTable {
         if bits.len() > u64::BITS as usize {
             return Err(error("bits", format!("{} names for 64 bits", bits.len())));
         }
-        let named: BTreeMap<Meaning, Vec<String>> = parsed(layout, "means")?;
+        let named: BTreeMap<Meaning, Vec<String>> = table(layout, "means")?;
         let means = named.into_iter().flat_map(|(meaning, names)| names.into_iter().map(move |name| (name, meaning)));
         let (version, releases) = (layout.version.clone(), table(layout, "releases")?);
         let mut keys = Self { version, releases, bits, means: means.collect(), ordinary: Vec::new() };

@@ -190,7 +190,7 @@ impl Layout {
             offsets: Offsets::new(layout)?,
             shape,
             dtype,
-            scalar_types: table::<TypeRow>(layout, "scalar_types")?.into_iter().map(NumberedType::from).collect(),
+            scalar_types: table::<Vec<TypeRow>>(layout, "scalar_types")?.into_iter().map(NumberedType::from).collect(),
             device_types: table(layout, "device_types")?,
             rivals: Vec::new(),
             table: None,

@@ -4,7 +4,7 @@ use super::keys::Keys;
 use super::layout::{DtypeAt, Layout, ShapeAt};
 use crate::addr::VirtAddr;
 use crate::cpython::{ObjectError, Objects, field};
-use crate::tensor::{Flips, Form, TensorInfo};
+use crate::tensor::{Form, TensorInfo};
 
 /// The most dimensions that a tensor may have; PyTorch's own limit is 64.
 pub(super) const MAX_DIMS: u64 = 64;
@@ -213,25 +213,7 @@ impl Layout {
         };
         let storage = objects.pointer(tensor, at.storage_pointer)?;
         let keys = self.read_keys(objects, tensor);
-        let head = TensorInfo {
-            object,
-            header: tensor,
-            dtype: dtype.clone(),
-            shape,
-            stride: Vec::new(),
-            storage_offset: 0,
-            storage,
-            data: VirtAddr(0),
-            storage_bytes: 0,
-            device: String::new(),
-            requires_grad: false,
-            form: Form::Strided,
-            inferred: false,
-            jumps: Vec::new(),
-            flips: Flips::default(),
-            dispatch_keys: Vec::new(),
-            doubt: None,
-        };
+        let head = TensorInfo { storage, ..TensorInfo::without_storage(object, tensor, dtype.clone(), shape) };
         if storage.0 == 0 {
             return Ok((head, keys));
         }
