@@ -16,9 +16,6 @@ use crate::signature::{KERNEL_POINTER_MIN, Mmu};
 const DIRECT_MAP_ALIGN: u64 = 1 << 30;
 /// Spaces of a kind whose kernel half is looked at.
 const MAX_TRIED: usize = 4;
-/// Page tables of a kernel half that are looked at: the last level of the direct map, and those of all else.
-const BYTES_PER_TABLE: u64 = 2 << 20;
-const MIN_TABLES: u64 = 1 << 13;
 /// Longest text that is read from the kernel: a name of a file (NAME_MAX) is shorter.
 const MAX_TEXT: usize = 256;
 
@@ -52,7 +49,7 @@ impl Kernel {
         let mut known = BTreeSet::new();
         kinds.into_iter().flat_map(of_kind).filter_map(move |space| {
             let space = AddressSpace::new(memory, mmu, space.root, space.levels);
-            let mappings = space.kernel_mappings(memory.size() / BYTES_PER_TABLE + MIN_TABLES);
+            let mappings = space.kernel_mappings();
             let direct_map = direct_map(memory, &mappings).filter(|base| known.insert(*base))?;
             let kernel = Self { memory: Arc::clone(memory), mmu: Arc::clone(mmu), space, direct_map };
             Some(Candidate { kernel, mappings })

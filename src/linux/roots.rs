@@ -9,15 +9,9 @@ use std::collections::HashSet;
 use super::kernel::Candidate;
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
-use crate::paging::VirtualMemory;
+use crate::paging::{PAGE_STRUCT_SIZE, VirtualMemory, page_struct_arrays};
 use crate::scan::{Backend, PointerSet, sweep};
 
-/// Bytes of a `struct page`: one cache line on x86-64 (include/linux/mm_types.h, `_struct_page_alignment`).
-const PAGE_STRUCT_SIZE: u64 = 64;
-/// With KASLR the array begins at a multiple of this (`PUD_SIZE`, arch/x86/mm/kaslr.c), and without it as well.
-const ARRAY_ALIGN: u64 = 1 << 30;
-/// Addresses that are tried.
-const MAX_ARRAYS: usize = 1 << 12;
 /// Top tables that vote on where the array is.
 const MAX_VOTERS: usize = 64;
 /// Bytes of an `mm_struct` in which `pgd` is looked for: it is one of the first fields.
@@ -51,9 +45,8 @@ pub(super) fn by_page_structs(candidate: &Candidate, roots: &[PhysAddr]) -> Vec<
         let slot = slots.find(|slot| kernel.read_u64(*slot) == Ok(top.0))?;
         Some(RootPointer { slot, root })
     };
-    let starts = mappings.iter().map(|mapping| mapping.va);
-    let arrays = starts.filter(|va| va.0.is_multiple_of(ARRAY_ALIGN)).take(MAX_ARRAYS);
-    let places = arrays.flat_map(|array| (0..PAGE_STRUCT_SIZE / 8).map(move |word| (array, word)));
+    let places =
+        page_struct_arrays(mappings).flat_map(|array| (0..PAGE_STRUCT_SIZE / 8).map(move |word| (array, word)));
     let voters = roots.iter().take(MAX_VOTERS);
     let votes = |(array, word)| voters.clone().filter(|root| pointer(array, word, **root).is_some()).count();
     let Some((_, array, word)) = places.map(|place| (votes(place), place.0, place.1)).max() else { return Vec::new() };

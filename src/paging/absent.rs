@@ -7,7 +7,7 @@
 //!   `mprotect(PROT_NONE)` for good. The frame's number is inverted since the kernel has the fix for L1TF.
 //! - *Special swap entries*: a page that is being moved to another frame, or that a device shares, still lies in the frame
 //!   that the entry names.
-//! - *Swap entries*: device and slot.
+//! - *Swap entries*: device and slot. The page may be in memory as well (`swap_cache.rs`).
 //!
 //! A frame only counts if it is in the dump, because the number could be anything.
 
@@ -15,9 +15,10 @@ use std::fmt;
 
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
-use crate::signature::{AbsentEntries, Leaf, Mmu, MmuLevel, SpecialTypes};
+use crate::signature::{AbsentEntries, Leaf, Mmu, MmuLevel, SpecialTypes, SwapSlot};
 
 use super::release::kernel_release;
+use super::swap_cache::cached_page;
 use super::tables::{is_leaf, table_entries};
 
 /// Highest physical address bits of 5-level and 4-level kernels (MAX_PHYSMEM_BITS in arch/x86/include/asm/sparsemem.h). An
@@ -32,7 +33,7 @@ const LOW_MEMORY: u64 = 1 << 20;
 pub enum Gone {
     /// The entry is zero: no page was ever given to the address, or it was given back.
     Untouched,
-    /// The page is on a swap device.
+    /// The page is on a swap device, and not in the dump's swap cache.
     Swapped {
         /// Number of the swap device.
         device: u64,
@@ -103,9 +104,11 @@ pub(super) fn hidden_page(memory: &PhysicalMemory, mmu: &Mmu, rules: &MmuLevel, 
     let form = absent.swap.iter().min_by_key(|form| form.offset_of(entry)).ok_or(Gone::Unknown)?;
     let (kind, offset) = (form.kind_of(entry), form.offset_of(entry));
     if kind < absent.first_special {
-        return Err(Gone::Swapped { device: kind, slot: offset });
+        let cached = || cached_page(memory, mmu, SwapSlot { device: kind, number: offset });
+        let cached = (rules.leaf == Leaf::Always).then(cached).flatten().filter(|page| in_dump(*page));
+        return cached.ok_or(Gone::Swapped { device: kind, slot: offset });
     }
-    let release = mmu.release.as_ref().and_then(|release| *release.get_or_init(|| kernel_release(memory)));
+    let release = mmu.kernel.as_ref().and_then(|kernel| *kernel.release.get_or_init(|| kernel_release(memory)));
     special(release, absent, (kind, offset), in_dump)
 }
 
@@ -167,7 +170,7 @@ mod tests {
     use super::*;
     use crate::addr::FileOffset;
     use crate::dump::MemoryRange;
-    use crate::signature::Signatures;
+    use crate::signature::{KernelFacts, Signatures};
 
     /// A mebibyte from 16 MiB on, and 4 MiB that begin in the middle of a large page.
     fn memory() -> PhysicalMemory {
@@ -182,7 +185,7 @@ mod tests {
 
     fn rules(release: Option<[u64; 2]>) -> Mmu {
         let mut mmu = Signatures::load(None).unwrap().mmu().unwrap().clone();
-        mmu.release = Some(release.into());
+        mmu.kernel = Some(KernelFacts { release: release.into(), ..KernelFacts::default() });
         mmu
     }
 

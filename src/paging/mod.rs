@@ -12,6 +12,7 @@ mod release;
 mod reverse;
 mod roots;
 mod space;
+mod swap_cache;
 mod tables;
 
 pub use absent::Gone;
@@ -22,3 +23,4 @@ pub use placement::{Placement, infer_ranges};
 pub use reverse::ReverseMap;
 pub use roots::{Attempt, Discovery, Pointers, Space, SpaceKind, discover};
 pub use space::{AddressSpace, Fault, Mapping, Translation, VirtualMemory};
+pub(crate) use swap_cache::{PAGE_STRUCT_SIZE, page_struct_arrays};

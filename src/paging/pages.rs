@@ -8,6 +8,10 @@ use super::space::Mapping;
 use super::tables::{ENTRIES, PageTables, is_leaf, page_address, push, table_entries};
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 
+/// Page tables of a kernel half that are read: the last level of the direct map, and those of all else.
+const BYTES_PER_TABLE: u64 = 2 << 20;
+const MIN_TABLES: u64 = 1 << 13;
+
 /// What became of the pages of a range of virtual addresses, in bytes. Addresses that no page was ever given to are in none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Residency {
@@ -128,9 +132,10 @@ impl PageTables<'_> {
         Some(())
     }
 
-    /// The mappings of the kernel half, each table read once, sorted by virtual address. `budget` bounds the tables, of which
-    /// those of higher levels come first.
-    pub(super) fn kernel_mappings(&self, budget: u64) -> Vec<Mapping> {
+    /// The mappings of the kernel half, each table read once, sorted by virtual address. The number of tables is bounded; those
+    /// of higher levels come first.
+    pub(super) fn kernel_mappings(&self) -> Vec<Mapping> {
+        let budget = self.memory().size() / BYTES_PER_TABLE + MIN_TABLES;
         let mut found = Vec::new();
         let mut seen = HashSet::new();
         let mut todo = VecDeque::from([(self.root(), self.levels(), 0u64)]);

@@ -11,7 +11,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use rayon::prelude::*;
@@ -25,7 +24,7 @@ use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::PhysicalMemory;
 use crate::scan::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
-use crate::signature::Mmu;
+use crate::signature::{KernelFacts, Mmu};
 
 /// Clusters that are looked at per number of levels; the largest come first.
 const MAX_CLUSTERS: usize = 64;
@@ -112,7 +111,9 @@ impl Discovery {
     /// The rules for reading the page tables of this dump: those of the search, plus the encryption bit.
     pub fn rules(&self, mmu: &Mmu) -> Mmu {
         let rules = self.encryption_bit.map_or_else(|| mmu.clone(), |bit| mmu.without_address_bit(bit));
-        Mmu { release: Some(OnceLock::new()), ..rules }
+        let of_processes = self.spaces.iter().filter(|space| space.kind == SpaceKind::Process);
+        let roots = of_processes.map(|space| (space.root, space.levels)).collect();
+        Mmu { kernel: Some(KernelFacts { roots, ..KernelFacts::default() }), ..rules }
     }
 }
 

@@ -252,11 +252,11 @@ impl AddressSpace {
         }
     }
 
-    /// The mappings of the kernel half, each table read once, sorted by virtual address; an image has none. `budget` bounds
-    /// the tables that are read.
-    pub fn kernel_mappings(&self, budget: u64) -> Vec<Mapping> {
+    /// The mappings of the kernel half, each table read once, sorted by virtual address; an image has none. The number of
+    /// tables that are read is bounded.
+    pub fn kernel_mappings(&self) -> Vec<Mapping> {
         match self.tables() {
-            Some(tables) => tables.kernel_mappings(budget),
+            Some(tables) => tables.kernel_mappings(),
             None => Vec::new(),
         }
     }

@@ -1,11 +1,13 @@
 //! The rules of page-table entries, as data: which level of table a frame could be.
 
+use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::error::{SignatureError, Text};
+use crate::addr::PhysAddr;
 
 /// How page-table entries of an architecture are built: 512 entries of 8 bytes in a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,9 +34,28 @@ pub struct Mmu {
     pub levels: Vec<MmuLevel>,
     /// What the operating system stores in entries that are not present; `None` if the file does not say.
     pub absent: Option<AbsentEntries>,
-    /// The release of the kernel that wrote the entries of one dump, looked for when it is first needed; `None` in rules that
-    /// belong to no dump.
-    pub(crate) release: Option<OnceLock<Option<[u64; 2]>>>,
+    /// What the kernel that wrote the entries of one dump tells of them; `None` in rules that belong to no dump.
+    pub(crate) kernel: Option<KernelFacts>,
+}
+
+/// What the kernel of one dump tells of the entries that are not present, each looked for when it is first needed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct KernelFacts {
+    /// The release.
+    pub(crate) release: OnceLock<Option<[u64; 2]>>,
+    /// Top tables of processes, each with its number of levels.
+    pub(crate) roots: Vec<(PhysAddr, u8)>,
+    /// The first physical address of each page that is in memory though an entry names its slot on a swap device.
+    pub(crate) swap_cache: OnceLock<HashMap<SwapSlot, u64>>,
+}
+
+/// A slot on a swap device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SwapSlot {
+    /// Number of the device.
+    pub(crate) device: u64,
+    /// Number of the slot, in pages.
+    pub(crate) number: u64,
 }
 
 /// What Linux stores in entries whose present bit is off: some of them still name a frame.
@@ -277,7 +298,7 @@ impl RawMmu {
             reserved: bits(&self.reserved, text)?,
             levels,
             absent: self.absent.as_ref().map(|absent| absent.check(text)).transpose()?,
-            release: None,
+            kernel: None,
         })
     }
 }

@@ -35,6 +35,7 @@ use structure::RawStructure;
 pub use error::{SignatureError, UnknownSignature};
 pub use layout::{FieldEntry, Layout};
 pub use mmu::{AbsentEntries, Leaf, Mmu, MmuLevel, SpecialTypes, SwapForm};
+pub(crate) use mmu::{KernelFacts, SwapSlot};
 pub use needle::Needle;
 pub use structure::{Field, KERNEL_POINTER_MIN, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN};
 
