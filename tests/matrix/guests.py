@@ -26,6 +26,7 @@ INIT = """#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp; mount -o remount,rw /
 cd /root
+fallocate -l 64M /swap && chmod 600 /swap && mkswap /swap > /dev/null && swapon /swap
 while read -r root victim; do
   mount --bind /proc $root/proc
   chroot $root python3 /victims/$victim.py > /tmp/$victim.log 2>&1 < /dev/null &
