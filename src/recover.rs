@@ -117,9 +117,7 @@ pub(crate) fn models(
     }
     for process in &mut processes {
         let Some((machine, root)) = machine.zip(process.root) else { continue };
-        // Of several roots with the same memory, the kernel knows one.
-        let same = || spaces.roots_of_same_memory(root).into_iter().find_map(|root| machine.process_of(root));
-        if let Some(task) = machine.process_of(root).or_else(same) {
+        if let Some(task) = spaces.process_of(machine, root) {
             (process.pid, process.comm) = (Some(task.pid()), Some(task.comm().to_owned()));
         }
     }

@@ -12,8 +12,10 @@ mod rewrite;
 use std::sync::LazyLock;
 
 use rewrite::{Entry, rewrite};
-use tensorcarve::addr::{FileOffset, PhysAddr};
+use tensorcarve::addr::{FRAME_SIZE, FileOffset, PhysAddr};
+use tensorcarve::case::{Case, Options};
 use tensorcarve::dump::{self, Dump, MemoryRange};
+use tensorcarve::linux::Process;
 use tensorcarve::model::Status;
 use tensorcarve::progress::Silent;
 use tensorcarve::recover::{Recovery, recover};
@@ -141,4 +143,28 @@ fn without_the_hole_below_4_gib() {
         let ranges: Vec<_> = found.memory.ranges().iter().map(|range| (range.start.0, range.offset.0)).collect();
         assert_eq!(ranges, [(0, 0), (start + len, start)]);
     }
+}
+
+#[test]
+fn a_copy_of_a_root_hides_no_process() {
+    let (mut bytes, ranges) = changed(0, &mut |entry| entry.value);
+    let root = SHIPPED.1.processes.iter().find(|process| !process.models.is_empty()).unwrap().root.unwrap();
+    let at = |pa: PhysAddr| {
+        let range = ranges.iter().find(|range| (range.start..range.end).contains(&pa)).unwrap();
+        (range.offset.0 + (pa.0 - range.start.0)) as usize
+    };
+    // The copy is found before the root.
+    let frames = (0x10_0000..root.0).step_by(FRAME_SIZE as usize).map(PhysAddr);
+    let is_empty = |frame: &PhysAddr| bytes[at(*frame)..][..FRAME_SIZE as usize].iter().all(|byte| *byte == 0);
+    let copy =
+        frames.filter(|frame| ranges.iter().any(|range| (range.start..range.end).contains(frame))).find(is_empty);
+    let copy = copy.unwrap();
+    bytes.copy_within(at(root)..at(root) + FRAME_SIZE as usize, at(copy));
+    let case = Case::new(memory::dump_with(bytes, ranges), SIGNATURES.clone(), Options::default());
+    let (spaces, linux, facts) = (case.spaces().unwrap(), case.linux().unwrap(), case.python_facts().unwrap());
+    let of_model = facts.interpreters.iter().find(|facts| facts.models > 0).unwrap();
+    assert_eq!(of_model.roots, [copy, root]);
+    let machine = linux.as_ref().as_ref().unwrap();
+    assert_eq!(machine.process_of(copy).map(Process::pid), None);
+    assert_eq!(spaces.process_of(machine, copy).map(Process::pid), Some(188));
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Spaces;
 use super::index::Kept;
 use crate::addr::PhysAddr;
 use crate::diagnostic::Diagnostic;
@@ -21,8 +22,8 @@ pub struct PythonFacts {
 /// What is known of one interpreter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterpreterFacts {
-    /// Root of its address space; `None` if the dump is a process image, which has no page tables.
-    pub root: Option<PhysAddr>,
+    /// The roots of the address spaces that show its memory; none if the dump is a process image, which has no page tables.
+    pub roots: Vec<PhysAddr>,
     /// The version that its `sys.version` says; `None` where that can't be read.
     pub version: Option<String>,
     /// The frameworks that it has imported, by name.
@@ -33,19 +34,20 @@ pub struct InterpreterFacts {
 
 impl Kept for PythonFacts {
     const NAME: &'static str = "pythons";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
 }
 
 impl PythonFacts {
-    pub(super) fn new(processes: &[Process], others: &[OtherPython], warnings: &[Diagnostic]) -> Self {
+    pub(super) fn new(spaces: &Spaces, processes: &[Process], others: &[OtherPython], warnings: &[Diagnostic]) -> Self {
+        let roots = |root: Option<PhysAddr>| root.map(|root| spaces.roots_of_same_memory(root)).unwrap_or_default();
         let readable = processes.iter().map(|process| InterpreterFacts {
-            root: process.root,
+            roots: roots(process.root),
             version: process.python_version.clone(),
             frameworks: process.frameworks.clone(),
             models: process.models.len() + process.shared_models.len(),
         });
         let unreadable = others.iter().map(|other| InterpreterFacts {
-            root: other.root,
+            roots: roots(other.root),
             version: other.version.clone(),
             frameworks: Vec::new(),
             models: 0,

@@ -262,12 +262,12 @@ impl Case {
             let (spaces, pythons) = (self.spaces()?, self.pythons()?);
             let processes = recover::processes(&*self.frameworks()?, &pythons);
             spaces.memory.check()?;
-            Ok(self.keep_facts(&processes, &pythons))
+            Ok(self.keep_facts(&spaces, &processes, &pythons))
         })
     }
 
-    fn keep_facts(&self, processes: &[recover::Process], pythons: &Pythons) -> PythonFacts {
-        let facts = PythonFacts::new(processes, &pythons.others, &pythons.warnings);
+    fn keep_facts(&self, spaces: &Spaces, processes: &[recover::Process], pythons: &Pythons) -> PythonFacts {
+        let facts = PythonFacts::new(spaces, processes, &pythons.others, &pythons.warnings);
         self.store(&facts);
         facts
     }
@@ -285,7 +285,7 @@ impl Case {
             let (linux, pythons) = (linux?, pythons?);
             let machine = linux.as_ref().as_ref().ok();
             let recovery = recover::models(dump, &frameworks, (&spaces, machine, &pythons), &*options.observer)?;
-            python_facts.get(|| Ok::<_, CaseError>(self.keep_facts(&recovery.processes, &pythons)))?;
+            python_facts.get(|| Ok::<_, CaseError>(self.keep_facts(&spaces, &recovery.processes, &pythons)))?;
             Ok(recovery)
         })
     }

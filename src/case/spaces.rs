@@ -10,6 +10,7 @@ use super::index::Kept;
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::{Dump, Format, MemoryRange, PhysicalMemory};
+use crate::linux::{self, Machine};
 use crate::paging::{self, AddressSpace, Discovery, Placement, SpaceKind};
 use crate::progress::{Observer, Phase};
 use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
@@ -124,13 +125,20 @@ impl Spaces {
         (all, copies)
     }
 
-    /// The roots of the spaces that have the same user memory as the one with this root, itself included.
-    pub(crate) fn roots_of_same_memory(&self, root: PhysAddr) -> Vec<PhysAddr> {
+    /// The roots of the spaces that have the same user memory as the one with this root: that one first.
+    pub fn roots_of_same_memory(&self, root: PhysAddr) -> Vec<PhysAddr> {
         let all = self.all();
         let half_of = |space: &AddressSpace| space.user_half();
         let wanted = all.iter().find(|space| space.root() == Some(root)).map(half_of).filter(|half| !half.is_empty());
         let same = all.iter().filter(|space| wanted.as_ref().is_some_and(|wanted| half_of(space) == *wanted));
-        same.filter_map(AddressSpace::root).collect()
+        let others = same.filter_map(AddressSpace::root).filter(|other| *other != root);
+        [root].into_iter().chain(others).collect()
+    }
+
+    /// The process whose memory an address space shows: of several roots with the same memory, the kernel knows one.
+    pub fn process_of<'m>(&self, machine: &'m Machine, root: PhysAddr) -> Option<&'m linux::Process> {
+        let same = || self.roots_of_same_memory(root).into_iter().find_map(|root| machine.process_of(root));
+        machine.process_of(root).or_else(same)
     }
 
     /// Those of processes.

@@ -271,14 +271,15 @@ impl Row {
 fn add_python(rows: &mut Vec<Row>, facts: &PythonFacts, args: &PsArgs) -> Vec<Diagnostic> {
     let mut without_process = Vec::new();
     for found in &facts.interpreters {
-        let mut here = rows.iter_mut().filter(|row| row.root == found.root).peekable();
-        if let (None, Some(root)) = (here.peek(), found.root)
+        let is_here = |row: &Row| row.root.map_or(found.roots.is_empty(), |root| found.roots.contains(&root));
+        let mut here = rows.iter_mut().filter(|row| is_here(row)).peekable();
+        if let (None, Some(root)) = (here.peek(), found.roots.first())
             && args.which.pid.is_none()
-            && args.which.root.is_none_or(|wanted| wanted == root)
+            && args.which.root.is_none_or(|wanted| found.roots.contains(&wanted))
         {
             let version = found.version.as_deref().unwrap_or("of an unknown version");
             let message = format!("a Python {version} is in the address space {root}, which belongs to no process");
-            without_process.push(Diagnostic::new(Code::PythonWithoutProcess, Some(root.into()), message));
+            without_process.push(Diagnostic::new(Code::PythonWithoutProcess, Some((*root).into()), message));
         }
         // Processes that share their memory share its Python.
         for row in here {

@@ -87,7 +87,7 @@ pub(in crate::cli) fn run<T: Send>(
         let described = running.runtimes().into_par_iter().map(|runtime| {
             let interpreter = runtime.interpreter();
             let root = interpreter.space().root();
-            let of_kernel = linux.as_ref().as_ref().ok().and_then(|machine| machine.process_of(root?));
+            let of_kernel = linux.as_ref().as_ref().ok().and_then(|machine| spaces.process_of(machine, root?));
             let of_image = dump.addresses.process().and_then(|process| process.pid);
             let key = ProcessKey {
                 pid: of_image.or(of_kernel.map(tensorcarve::linux::Process::pid)),
@@ -96,7 +96,8 @@ pub(in crate::cli) fn run<T: Send>(
             };
             // If the pid is not known, the ids of the threads identify the process: the main thread has the same id.
             let is_pid = |pid: u32| key.pid.map_or_else(|| runtime.has_thread(pid.into()), |known| known == pid);
-            let is_asked_for = which.pid.is_none_or(is_pid) && which.root.is_none_or(|root| key.root == Some(root));
+            let is_root = |wanted| key.root.is_some_and(|root| spaces.roots_of_same_memory(root).contains(&wanted));
+            let is_asked_for = which.pid.is_none_or(is_pid) && which.root.is_none_or(is_root);
             is_asked_for.then(|| {
                 let (document, more) = describe(key, &runtime);
                 (document, [runtime.warnings(), more].concat())
