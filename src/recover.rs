@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::addr::{PhysAddr, VirtAddr};
+use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::case::{CaseError, Pythons, Spaces};
 use crate::cpython::{self, Interpreter, LayoutScore, LayoutSource};
 use crate::diagnostic::{Code, Diagnostic};
@@ -16,7 +16,7 @@ use crate::linux::Machine;
 use crate::mapped;
 use crate::model::{self, Model, Sighting, StandaloneTensor, StandaloneTensors};
 use crate::other_pythons::OtherPython;
-use crate::paging::{AddressSpace, Discovery};
+use crate::paging::{AddressSpace, Discovery, SpaceKind};
 use crate::progress::Observer;
 use crate::scan::Backend;
 use crate::signature::{Mmu, Signatures};
@@ -36,6 +36,19 @@ pub struct Recovery {
     pub other_pythons: Vec<OtherPython>,
     /// Warnings for the analyst.
     pub warnings: Vec<Diagnostic>,
+}
+
+impl Recovery {
+    /// The bytes of the processes' memory that are on a swap device and not in the dump. Shared memory counts in each process.
+    pub fn swapped_bytes(&self) -> u64 {
+        let mut budget = self.memory.size() / FRAME_SIZE;
+        let of_processes = self.discovery.spaces.iter().filter(|space| space.kind == SpaceKind::Process);
+        let swapped = of_processes.map_while(|space| {
+            let space = AddressSpace::new(&self.memory, &self.mmu, space.root, space.levels);
+            Some(space.residency(VirtAddr(0), VirtAddr(u64::MAX), &mut budget)?.swapped)
+        });
+        swapped.fold(0, u64::saturating_add)
+    }
 }
 
 /// A Python process.

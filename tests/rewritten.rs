@@ -12,11 +12,12 @@ mod rewrite;
 use std::sync::LazyLock;
 
 use rewrite::{Entry, rewrite};
-use tensorcarve::addr::{FRAME_SIZE, FileOffset, PhysAddr};
+use tensorcarve::addr::{FRAME_SIZE, FileOffset, PhysAddr, VirtAddr};
 use tensorcarve::case::{Case, Options};
 use tensorcarve::dump::{self, Dump, MemoryRange};
 use tensorcarve::linux::Process;
 use tensorcarve::model::Status;
+use tensorcarve::paging::{AddressSpace, VirtualMemory};
 use tensorcarve::progress::Silent;
 use tensorcarve::recover::{Recovery, recover};
 use tensorcarve::scan::Backend;
@@ -167,4 +168,54 @@ fn a_copy_of_a_root_hides_no_process() {
     let machine = linux.as_ref().as_ref().unwrap();
     assert_eq!(machine.process_of(copy).map(Process::pid), None);
     assert_eq!(spaces.process_of(machine, copy).map(Process::pid), Some(188));
+}
+
+/// Where the dump holds the `struct page` of a frame: in the array in which that of an anonymous page of the process with the
+/// model has the number of the page.
+fn struct_page(frame: u64) -> Option<PhysAddr> {
+    static ARRAY: LazyLock<(AddressSpace, u64)> = LazyLock::new(|| {
+        let (recovery, space) = (&SHIPPED.1, SHIPPED.1.discovery.spaces[0].clone());
+        let process = recovery.processes.iter().find(|process| !process.models.is_empty()).unwrap();
+        let data = process.models[0].tensors[0].info.as_ref().unwrap().data;
+        let page = process.space(&recovery.memory, &recovery.mmu).translate(data).unwrap().pa;
+        let kernel = AddressSpace::new(&recovery.memory, &recovery.mmu, space.root, space.levels);
+        let starts = kernel.kernel_mappings().into_iter().map(|mapping| mapping.va.0);
+        let index = |start: u64| kernel.read_u64(VirtAddr(start + (page.0 >> 12) * 64 + 32));
+        let mut starts = starts.filter(|start| start.is_multiple_of(1 << 30));
+        let start = starts.find(|start| index(*start) == Ok(data.0 >> 12)).unwrap();
+        (kernel.clone(), start)
+    });
+    let (kernel, start) = &*ARRAY;
+    kernel.translate(VirtAddr(start + frame * 64)).ok().map(|found| found.pa)
+}
+
+#[test]
+fn swapped_out() {
+    let word = |at: PhysAddr, offset: u64| SHIPPED.0.memory.read_u64(PhysAddr(at.0 + offset)).unwrap();
+    let is_anonymous = |frame: u64| struct_page(frame).is_some_and(|at| word(at, 24) & 1 == 1 && word(at, 40) == 0);
+    let mut frames = Vec::new();
+    let (mut bytes, ranges) = changed(0, &mut |entry| {
+        let frame = entry.address() >> 12;
+        if !entry.is_user_page() || entry.level > 1 || entry.va >> 13 & 3 == 0 || !is_anonymous(frame) {
+            return entry.value;
+        }
+        frames.push(frame);
+        // The number of the frame serves as that of the slot.
+        rewrite::swap_entry(0, frame)
+    });
+    assert!(frames.len() > 1000, "{}", frames.len());
+    let on_device = recovered(bytes.clone(), ranges.clone());
+    let models = on_device.processes.iter().flat_map(|process| &process.models);
+    assert!(models.flat_map(|model| &model.tensors).all(|tensor| tensor.status != Status::Complete));
+    // Two processes may share a page.
+    assert!(on_device.swapped_bytes() >= frames.len() as u64 * FRAME_SIZE);
+    for frame in frames {
+        let at = PhysAddr(struct_page(frame).unwrap().0 + 40);
+        let range = ranges.iter().find(|range| (range.start..range.end).contains(&at)).unwrap();
+        let at = (range.offset.0 + (at.0 - range.start.0)) as usize;
+        bytes[at..at + 8].copy_from_slice(&frame.to_le_bytes());
+    }
+    let in_swap_cache = recovered(bytes, ranges);
+    assert_same("in the swap cache", &in_swap_cache);
+    assert_eq!(in_swap_cache.swapped_bytes(), 0);
 }

@@ -262,6 +262,14 @@ fn print_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
     };
     print_message(&format!("no model found in {searched}: Python processes: {python}, with PyTorch: {torch}{others}"));
     print_message(&format!("hint: {}", why_nothing(dump, recovery)));
+    let swapped = recovery.swapped_bytes();
+    if swapped > 0 {
+        print_message(&format!(
+            "hint: {} of the processes' memory is swapped out and not in the dump: if the machine still runs, bring it back \
+             with `swapoff -a` and take the dump again",
+            report::human_bytes(swapped)
+        ));
+    }
     print_message(&format!("see {} for everything that was found", output_dir.join("recovery.json").display()));
 }
 
