@@ -123,7 +123,7 @@ pub(crate) fn models(
     let memory: &PhysicalMemory = &spaces.memory;
     let mut warnings: Vec<Diagnostic> = spaces.warnings.iter().chain(&pythons.warnings).cloned().collect();
     let mut processes = self::processes(frameworks, pythons);
-    if let Addresses::Virtual(ProcessImage { pid, comm }) = &dump.addresses {
+    if let Addresses::Virtual(ProcessImage { pid, comm, .. }) = &dump.addresses {
         for process in &mut processes {
             (process.pid, process.comm) = (*pid, comm.clone());
         }

@@ -135,6 +135,20 @@ fn the_thread_waits_in_a_system_call() {
 }
 
 #[test]
+fn ps_prints_of_the_core_what_it_prints_of_the_dump() {
+    let process = |arguments: &[&str]| json(&[&["ps"], arguments].concat())["processes"][0].clone();
+    let (of_dump, of_core) = (process(&[SHIPPED, "--pid", PID]), process(&[core()]));
+    for key in ["pid", "ppid", "comm", "kind", "uid", "state", "cmdline", "exe", "python", "frameworks", "models"] {
+        assert_eq!(of_core[key], of_dump[key], "{key}");
+    }
+    assert!(of_core["cmdline"].as_array().is_some_and(|words| words.len() > 1), "{}", of_core["cmdline"]);
+    let ids = |row: &Value| -> Vec<u64> {
+        row["threads"].as_array().unwrap().iter().map(|thread| thread["tid"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(ids(&of_core), ids(&of_dump));
+}
+
+#[test]
 fn the_process_is_described() {
     let elf = Elf::read(core());
     let [process] = elf.note(NT_PRPSINFO)[..] else { panic!("one note") };

@@ -298,7 +298,8 @@ fn the_core_of_a_process_is_read_at_its_virtual_addresses() {
     assert_eq!((whole.compression, packed.compression), (None, Some(Compression::Zstd)));
     for dump in [whole, packed] {
         assert_eq!(dump.format, Format::Elf);
-        let image = ProcessImage { pid: Some(4321), comm: Some("python3".to_owned()) };
+        let (pid, comm, uid) = (Some(4321), Some("python3".to_owned()), Some(0));
+        let image = ProcessImage { pid, comm, uid, ..ProcessImage::default() };
         assert_eq!(dump.addresses, Addresses::Virtual(image));
         assert_eq!(dump.memory.bytes(PhysAddr(0x7fff_0000_0000), 4096), Some(&[2; 4096][..]));
         assert!(!dump.damaged && dump.warnings.is_empty());

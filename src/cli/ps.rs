@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
@@ -9,9 +10,9 @@ use serde_json::{Map, Value, json};
 use tensorcarve::addr::{PhysAddr, VirtAddr};
 use tensorcarve::case::PythonFacts;
 use tensorcarve::diagnostic::{Code, Diagnostic};
-use tensorcarve::dump::ProcessImage;
-use tensorcarve::linux::{Fact, LayoutSource, Machine, Process, Task};
-use tensorcarve::paging::SpaceKind;
+use tensorcarve::dump::{PhysicalMemory, ProcessImage};
+use tensorcarve::linux::{Fact, LayoutSource, Machine, Process, Task, command_line_of_image, executable_of_image};
+use tensorcarve::paging::{AddressSpace, SpaceKind};
 use tensorcarve::report::{columns, human_bytes, printable};
 
 use super::args::{CaseArgs, LineFormat, ProcessArgs};
@@ -100,9 +101,9 @@ struct Row {
 #[derive(Serialize)]
 struct ThreadRow {
     tid: u32,
-    comm: String,
+    comm: Option<String>,
     state: Option<char>,
-    task: VirtAddr,
+    task: Option<VirtAddr>,
 }
 
 pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
@@ -126,7 +127,8 @@ pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
                 wanted.map(|space| Row { root: Some(space.root), ..Row::unknown() }).collect()
             }
             None => {
-                let image = case.dump().addresses.process().map(of_image);
+                let memory = &case.spaces()?.memory;
+                let image = case.dump().addresses.process().map(|image| of_image(memory, image));
                 image.into_iter().filter(|row| args.which.wants_ids(row.pid, None)).collect()
             }
         };
@@ -210,7 +212,12 @@ fn row(machine: &Machine, process: &Process, depth: usize) -> Row {
 }
 
 fn thread(task: &Task) -> ThreadRow {
-    ThreadRow { tid: task.pid.value, comm: task.comm.value.clone(), state: value(&task.state), task: task.address }
+    ThreadRow {
+        tid: task.pid.value,
+        comm: Some(task.comm.value.clone()),
+        state: value(&task.state),
+        task: Some(task.address),
+    }
 }
 
 fn value<T: Copy>(fact: &Option<Fact<T>>) -> Option<T> {
@@ -232,8 +239,20 @@ fn addresses(process: &Process) -> Map<String, Value> {
 }
 
 /// The process of a process image.
-fn of_image(image: &ProcessImage) -> Row {
-    Row { pid: image.pid, comm: image.comm.clone(), ..Row::unknown() }
+fn of_image(memory: &Arc<PhysicalMemory>, image: &ProcessImage) -> Row {
+    let thread = |tid: &u32| ThreadRow { tid: *tid, comm: None, state: None, task: None };
+    Row {
+        pid: image.pid,
+        ppid: image.ppid,
+        comm: image.comm.clone(),
+        uid: image.uid,
+        cmdline: command_line_of_image(&AddressSpace::of_image(memory), image),
+        exe: executable_of_image(memory, image),
+        threads: (!image.threads.is_empty()).then(|| image.threads.iter().map(thread).collect()),
+        rss_bytes: Some(memory.held(PhysAddr(0)..memory.end())),
+        state: image.state,
+        ..Row::unknown()
+    }
 }
 
 impl Row {
@@ -339,7 +358,9 @@ fn table(rows: &[Row], args: &PsArgs) -> String {
         }
         lines.push(cells);
         for thread in row.threads.iter().flatten().filter(|thread| args.threads && Some(thread.tid) != row.pid) {
-            let name = "  ".repeat(row.depth.min(MAX_INDENT)) + "  · " + &printable(&thread.comm);
+            let name = "  ".repeat(row.depth.min(MAX_INDENT))
+                + "  · "
+                + &printable(thread.comm.as_deref().unwrap_or_default());
             let blank = String::new;
             let state = or_unknown(thread.state);
             let mut cells = vec![thread.tid.to_string(), blank(), blank(), state, blank(), blank(), name];

@@ -151,9 +151,16 @@ fn process_notes() -> Vec<u8> {
     let mut status = [0; 336];
     status[32] = 7;
     let mut info = [0; 136];
+    info[1] = b'S';
+    info[16..20].copy_from_slice(&1000u32.to_le_bytes());
     info[24] = 188;
+    info[28] = 185;
     info[40..47].copy_from_slice(b"python3");
-    [note(b"CORE", 1, &status), note(b"CORE", 3, &info), note(b"CORE", 6, &[0; 16])].concat()
+    let mut other = status;
+    other[32] = 9;
+    let vector = [9u64, 0x40_1000, 0, 0, 25, 7].map(u64::to_le_bytes).concat();
+    let notes = [(1, &status[..]), (3, &info[..]), (1, &other[..]), (6, &vector[..])];
+    notes.map(|(kind, desc)| note(b"CORE", kind, desc)).concat()
 }
 
 /// A loadable segment of a process, with its flags: 1 to execute, 2 to write, 4 to read.
@@ -163,7 +170,15 @@ fn mapped(file: &mut [u8], segment: usize, flags: u8) {
 
 #[test]
 fn a_core_of_a_process_has_virtual_addresses() {
-    let known = ProcessImage { pid: Some(188), comm: Some("python3".to_owned()) };
+    let known = ProcessImage {
+        pid: Some(188),
+        comm: Some("python3".to_owned()),
+        ppid: Some(185),
+        uid: Some(1000),
+        state: Some('S'),
+        threads: vec![7, 9],
+        auxiliary_vector: vec![(9, 0x40_1000)],
+    };
     // Whatever the physical addresses say; a single segment is enough.
     let kernel = core(&[(NOTE, 0, 0, process_notes(), 0), load(0x40_0000, 0x9000, 16)]);
     let contents = parse(&kernel).unwrap();
@@ -174,7 +189,7 @@ fn a_core_of_a_process_has_virtual_addresses() {
     let registers = (NOTE, 0, 0, note(b"CORE", 1, &status), 0);
     let loads = [load(0x40_0000, 0, 16), load(0x7fff_0000_0000, 0, 16)];
     let bare = parse(&core(&[&[registers], &loads[..]].concat())).unwrap();
-    assert_eq!(bare.image, Some(ProcessImage { pid: Some(7), comm: None }));
+    assert_eq!(bare.image, Some(ProcessImage { pid: Some(7), threads: vec![7], ..ProcessImage::default() }));
     assert_eq!(ranges(&bare), [(0x40_0000, 0x40_0010), (0x7fff_0000_0000, 0x7fff_0000_0010)]);
     assert_eq!(parse(&core(&loads)).unwrap().image, Some(ProcessImage::default()));
 }

@@ -10,6 +10,7 @@
 //! used, and [`Dump::warnings`] says what is not; where it is something else, [`DumpErrorKind`] says
 //! what, and what to do about it.
 
+pub(crate) mod core_notes;
 mod coverage;
 mod elf;
 mod error;
@@ -131,6 +132,16 @@ pub struct ProcessImage {
     pub pid: Option<u32>,
     /// Its command's name, as the kernel keeps it: up to 15 bytes; what is no UTF-8 is replaced.
     pub comm: Option<String>,
+    /// The process that created it.
+    pub ppid: Option<u32>,
+    /// The user that it runs as.
+    pub uid: Option<u32>,
+    /// Its state, as a letter: `R`, `S`, `D`, `T` or `Z`.
+    pub state: Option<char>,
+    /// The ids of its threads; the first is of the thread that the image was taken for.
+    pub threads: Vec<u32>,
+    /// Its auxiliary vector (getauxval(3)): pairs of a type and a value.
+    pub auxiliary_vector: Vec<(u64, u64)>,
 }
 
 /// How to open a dump.

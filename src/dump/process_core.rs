@@ -5,7 +5,6 @@
 //! write one per CPU.
 
 use std::ffi::OsStr;
-use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +16,9 @@ use object::elf::{
 };
 use object::read::elf::{NoteIterator, ProgramHeader};
 
+use super::core_notes::{
+    NO_ID, PRPSINFO_LETTER, PRPSINFO_NAME, PRPSINFO_PID, PRPSINFO_PPID, PRPSINFO_UID, PRSTATUS_PID,
+};
 use super::mapped::{FileMapping, MAX_NAME, Mappings, Segment, sort_files};
 use super::memory::joined;
 use super::{MAX_RANGES, ProcessImage};
@@ -24,12 +26,9 @@ use crate::addr::PhysAddr;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::words::counted;
 
-/// `pr_pid` in x86-64's `struct elf_prstatus` (linux/elfcore.h).
-const PRSTATUS_PID: usize = 32;
-/// `pr_pid` in x86-64's `struct elf_prpsinfo` (linux/elfcore.h).
-const PRPSINFO_PID: usize = 24;
-/// `pr_fname` there: 16 bytes, filled up with zeros.
-const PRPSINFO_FNAME: Range<usize> = 40..56;
+/// Maximum number of threads that are listed, and of entries of the auxiliary vector (`AT_VECTOR_SIZE` is about 50).
+const MAX_THREADS: usize = 1 << 16;
+const MAX_AUXV: usize = 256;
 /// Bytes of a word in NT_FILE: first the number of files and the unit of offsets in bytes, then three per file, first
 /// and last address and offset, then the names, each with a zero at its end (`fill_files_note` in Linux's fs/binfmt_elf.c;
 /// gdb's gdb/linux-tdep.c writes the same with 1 as the unit).
@@ -42,9 +41,7 @@ const FILE_ENTRY: usize = 3 * WORD;
 struct Notes<'a> {
     /// At least one note that only a process has.
     of_process: bool,
-    prstatus_pid: Option<u32>,
-    prpsinfo_pid: Option<u32>,
-    comm: Option<String>,
+    image: ProcessImage,
     /// The mapped files.
     files: Option<&'a [u8]>,
 }
@@ -64,7 +61,7 @@ pub(super) fn process(bytes: &[u8], headers: &[ProgramHeader64<LE>]) -> Option<P
     }
     let is_image = notes.of_process || lacks_physical_addresses(headers);
     is_image.then(|| {
-        let image = ProcessImage { pid: notes.prpsinfo_pid.or(notes.prstatus_pid), comm: notes.comm };
+        let image = ProcessImage { pid: notes.image.pid.or(notes.image.threads.first().copied()), ..notes.image };
         let (mut files, mut warnings) = notes.files.map(read_files).unwrap_or_default();
         let dropped = sort_files(&mut files);
         if dropped > 0 {
@@ -216,16 +213,27 @@ impl<'a> Notes<'a> {
             }
             let desc = note.desc();
             match note.n_type(LE) {
-                NT_AUXV | NT_SIGINFO => self.of_process = true,
+                NT_SIGINFO => self.of_process = true,
+                NT_AUXV => {
+                    self.of_process = true;
+                    self.image.auxiliary_vector = auxiliary_vector(desc);
+                }
                 NT_FILE => {
                     self.of_process = true;
                     self.files = self.files.or(Some(desc));
                 }
                 // One per thread; the first is of the thread that the core was taken for.
-                NT_PRSTATUS if self.prstatus_pid.is_none() => self.prstatus_pid = pid(desc, PRSTATUS_PID),
-                NT_PRPSINFO if self.comm.is_none() => {
-                    self.prpsinfo_pid = pid(desc, PRPSINFO_PID);
-                    self.comm = desc.get(PRPSINFO_FNAME).and_then(comm);
+                NT_PRSTATUS if self.image.threads.len() < MAX_THREADS => {
+                    self.image.threads.extend(pid(desc, PRSTATUS_PID));
+                }
+                NT_PRPSINFO if self.image.comm.is_none() => {
+                    let letter = desc.get(PRPSINFO_LETTER).copied().map(char::from);
+                    let image = &mut self.image;
+                    image.pid = pid(desc, PRPSINFO_PID);
+                    image.ppid = pid(desc, PRPSINFO_PPID);
+                    image.uid = number(desc, PRPSINFO_UID).filter(|uid| *uid != NO_ID);
+                    image.state = letter.filter(char::is_ascii_uppercase);
+                    image.comm = desc.get(PRPSINFO_NAME).and_then(comm);
                 }
                 _ => {}
             }
@@ -233,10 +241,22 @@ impl<'a> Notes<'a> {
     }
 }
 
+/// The 32-bit number at `offset`.
+fn number(desc: &[u8], offset: usize) -> Option<u32> {
+    desc.get(offset..)?.first_chunk().map(|word| u32::from_le_bytes(*word))
+}
+
 /// The process id at `offset`, unless it is 0, which no process has.
 fn pid(desc: &[u8], offset: usize) -> Option<u32> {
-    let word: [u8; 4] = desc.get(offset..offset + 4)?.try_into().ok()?;
-    Some(u32::from_le_bytes(word)).filter(|pid| *pid != 0)
+    number(desc, offset).filter(|pid| *pid != 0)
+}
+
+/// The pairs of a type and a value up to the one that ends the vector.
+fn auxiliary_vector(desc: &[u8]) -> Vec<(u64, u64)> {
+    let (words, _) = desc.as_chunks();
+    let (pairs, _) = words.as_chunks();
+    let pairs = pairs.iter().map(|[kind, value]| (u64::from_le_bytes(*kind), u64::from_le_bytes(*value)));
+    pairs.take_while(|(kind, _)| *kind != 0).take(MAX_AUXV).collect()
 }
 
 /// A name up to its first zero byte.

@@ -12,6 +12,7 @@
 mod btf;
 mod core;
 mod ended;
+mod image;
 mod kernel;
 mod layout;
 mod maple;
@@ -34,6 +35,7 @@ use crate::signature::Mmu;
 
 use btf::Btf;
 pub use core::Core;
+pub use image::{command_line_of_image, executable_of_image};
 use kernel::Candidate;
 pub use kernel::Kernel;
 pub use layout::{Layout, LayoutSource};

@@ -1,5 +1,7 @@
 //! Processes: a task that leads threads, and the address space that they share.
 
+use std::ops::Range;
+
 use super::kernel::Kernel;
 use super::layout::Layout;
 use super::task::{Fact, Lists, Task};
@@ -7,7 +9,7 @@ use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::paging::VirtualMemory;
 
 /// Maximum size of a command line or an environment, in bytes (the kernel's own bound is 6 MiB, fs/exec.c).
-const MAX_STRINGS: u64 = 8 << 20;
+pub(super) const MAX_STRINGS: u64 = 8 << 20;
 /// Maximum number of words of an auxiliary vector (`AT_VECTOR_SIZE` is about 50).
 const MAX_AUXV: u64 = 256;
 
@@ -88,6 +90,23 @@ fn split(text: &[u8]) -> Vec<String> {
     text.split(|byte| *byte == 0).map(|text| String::from_utf8_lossy(text).into_owned()).collect()
 }
 
+/// The arguments of a process, as /proc/PID/cmdline gives them (`get_mm_cmdline` of fs/proc/base.c); the environment follows them.
+pub(super) fn command_line(
+    space: &dyn VirtualMemory,
+    arguments: Range<u64>,
+    environment_end: Option<u64>,
+) -> Option<Vec<String>> {
+    let mut text = strings(space, arguments.start, arguments.end)?;
+    // A program that sets its title (setproctitle) overwrites the last NUL, and can continue into the environment.
+    if text.last().is_some_and(|last| *last != 0) {
+        if let Some(rest) = environment_end.and_then(|end| strings(space, arguments.end, end)) {
+            text.extend(rest);
+        }
+        text.truncate(memchr::memchr(0, &text).unwrap_or(text.len()));
+    }
+    Some(split(&text))
+}
+
 /// The arguments, environment and auxiliary vector of a process: the `mm_struct` has their addresses.
 pub(super) struct Memory<'k> {
     pub(super) kernel: &'k Kernel,
@@ -101,20 +120,11 @@ impl Memory<'_> {
         self.kernel.u64(self.mm, offset?)
     }
 
-    /// The arguments, as /proc/PID/cmdline gives them (`get_mm_cmdline` of fs/proc/base.c).
+    /// The arguments.
     pub(super) fn command_line(&self) -> Option<Vec<String>> {
         let of = &self.layout.mm;
-        let space = self.kernel.user_space(self.root);
         let (start, end) = (self.number(of.arg_start)?, self.number(of.arg_end)?);
-        let mut text = strings(&space, start, end)?;
-        // A program that sets its title (setproctitle) overwrites the last NUL, and can continue into the environment.
-        if text.last().is_some_and(|last| *last != 0) {
-            if let Some(rest) = self.number(of.env_end).and_then(|env_end| strings(&space, end, env_end)) {
-                text.extend(rest);
-            }
-            text.truncate(memchr::memchr(0, &text).unwrap_or(text.len()));
-        }
-        Some(split(&text))
+        command_line(&self.kernel.user_space(self.root), start..end, self.number(of.env_end))
     }
 
     /// Its initial environment.

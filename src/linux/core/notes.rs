@@ -1,12 +1,11 @@
 //! The notes of a core: threads with their registers, the process, its auxiliary vector, its files.
-//!
-//! The layouts are those of x86-64 in include/uapi/linux/elfcore.h and arch/x86/include/asm/user_64.h.
 
 use object::LittleEndian as LE;
 use object::elf::{NT_AUXV, NT_FILE, NT_PRPSINFO, NT_PRSTATUS, NoteHeader32, NoteType};
 use object::{U32, pod};
 
 use crate::addr::FRAME_SIZE;
+use crate::dump::core_notes::*;
 use crate::linux::process::Process;
 use crate::linux::registers::Registers;
 use crate::linux::task::Task;
@@ -17,32 +16,11 @@ const NAME: &[u8; 8] = b"CORE\0\0\0\0";
 const NAME_LEN: u32 = 5;
 /// The alignment of notes.
 pub(super) const ALIGN: usize = 4;
-/// Bytes of `struct elf_prstatus`, and where the ids and the registers stand in it.
-const PRSTATUS: usize = 336;
-const PRSTATUS_PID: usize = 32;
-const PRSTATUS_PPID: usize = 36;
-const PRSTATUS_REGISTERS: usize = 112;
 /// Words of `struct pt_regs` that hold selectors, whose other bits are the kernel's own with FRED.
 const SELECTORS: [&str; 2] = ["cs", "ss"];
 const SELECTOR: u64 = 0xffff;
-/// Bytes of `struct elf_prpsinfo`, and what stands in it.
-const PRPSINFO: usize = 136;
-const PRPSINFO_STATE: usize = 0;
-const PRPSINFO_LETTER: usize = 1;
-const PRPSINFO_ZOMBIE: usize = 2;
-const PRPSINFO_UID: usize = 16;
-const PRPSINFO_GID: usize = 20;
-const PRPSINFO_PID: usize = 24;
-const PRPSINFO_PPID: usize = 28;
-const PRPSINFO_NAME: usize = 40;
-const PRPSINFO_ARGUMENTS: usize = 56;
-/// Bytes of the name and of the arguments, a NUL included.
-const NAME_BYTES: usize = 16;
-const ARGUMENTS_BYTES: usize = 80;
 /// The letters of states, by `pr_state` (`fill_psinfo` of fs/binfmt_elf.c).
 const STATES: [char; 6] = ['R', 'S', 'D', 'T', 'Z', 'W'];
-/// An id that no user and no group has.
-const NO_ID: u32 = u32::MAX;
 /// Bytes of the list of files (the upper limit of the sysctl `core_file_note_size_limit`).
 const MAX_FILES: usize = 16 << 20;
 const WORD: usize = 8;
@@ -98,9 +76,9 @@ impl Notes {
         put(&mut desc, PRPSINFO_GID, &NO_ID.to_le_bytes());
         put(&mut desc, PRPSINFO_PID, &process.pid().to_le_bytes());
         put(&mut desc, PRPSINFO_PPID, &process.ppid.map_or(0, |ppid| ppid.value).to_le_bytes());
-        put(&mut desc, PRPSINFO_NAME, cut(process.comm().as_bytes(), NAME_BYTES));
+        put(&mut desc, PRPSINFO_NAME.start, cut(process.comm().as_bytes(), PRPSINFO_NAME.len()));
         let arguments = arguments.unwrap_or_default().join(" ");
-        put(&mut desc, PRPSINFO_ARGUMENTS, cut(arguments.as_bytes(), ARGUMENTS_BYTES));
+        put(&mut desc, PRPSINFO_ARGUMENTS.start, cut(arguments.as_bytes(), PRPSINFO_ARGUMENTS.len()));
         self.push(NT_PRPSINFO, &desc);
     }
 
