@@ -4,7 +4,7 @@
 //!  ELF header │ program headers │ section header, if they are many │ notes │ pages …
 //! ```
 
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 
 use object::LittleEndian as LE;
 use object::elf::{
@@ -20,6 +20,8 @@ use super::segments::Segment;
 use crate::addr::FRAME_SIZE;
 use crate::paging::VirtualMemory;
 
+/// Bytes that are written at once: the file system takes many pages together faster than one by one.
+const BUFFER: usize = 1 << 20;
 const FILE_HEADER: u16 = size_of::<FileHeader64<LE>>() as u16;
 const PROGRAM_HEADER: u16 = size_of::<ProgramHeader64<LE>>() as u16;
 const SECTION_HEADER: u16 = size_of::<SectionHeader64<LE>>() as u16;
@@ -51,6 +53,7 @@ pub(super) fn size(core: &Core) -> u64 {
 
 /// Writes the core of a process to what is empty.
 pub(super) fn write(core: &Core, out: &mut (impl Write + Seek), advance: &dyn Fn(u64)) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(BUFFER, out);
     let head = Head::new(core);
     let mut table = Vec::new();
     table.extend(pod::bytes_of(&file_header(&head)));
@@ -66,7 +69,7 @@ pub(super) fn write(core: &Core, out: &mut (impl Write + Seek), advance: &dyn Fn
     out.write_all(&table)?;
     out.write_all(&core.notes)?;
     advance(head.end);
-    write_pages(core, head.end, out, advance)
+    write_pages(core, head.end, &mut out, advance)
 }
 
 /// Writes the bytes of all segments, the first behind `end`; those of pages of zeros are skipped.
