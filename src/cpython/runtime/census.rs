@@ -97,7 +97,7 @@ impl Runtime<'_> {
         let swept = self.interpreter.instances.par_iter().flat_map(|(type_object, instances)| {
             let (is_listed, kind) = (is_listed(*type_object), kinds.get(*type_object));
             let is_new = move |object: &VirtAddr| match is_listed {
-                true => members.binary_search(object).is_err() && self.is_untracked(*object),
+                true => self.is_untracked(*object) && members.binary_search(object).is_err(),
                 false => kind.is_some_and(|kind| self.is_sound(*object, *type_object, kind)),
             };
             let instances = instances.par_iter().with_min_len(PIECE).copied().filter(is_new);
