@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A room (module) only uses the rooms to its left, and rooms that hold data: [`signature`], which says what to search
-//! for, [`addr`], physical and virtual addresses as types, [`diagnostic`], warnings as data, [`tensor`], and [`model`],
+//! for, [`addr`], physical and virtual addresses as types, [`diagnostic`], warnings and problems as data, [`tensor`], and [`model`],
 //! which [`framework`] fills. [`recover`] runs all rooms in order. The command line is a separate crate that only calls
 //! this library.
 //!

@@ -185,10 +185,9 @@ fn print_summary(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_di
         }
         recovery.processes.iter().for_each(print_layouts);
         for model in recovery.processes.iter().flat_map(|process| &process.models) {
-            model
-                .problems
-                .iter()
-                .for_each(|problem| print_message(&format!("{}: {}", model.id, report::printable(problem))));
+            for problem in &model.problems {
+                print_message(&format!("{}: {}", model.id, report::printable(&problem.to_string())));
+            }
         }
     }
     let others = recovery.processes.iter().flat_map(|process| &process.standalone.found);

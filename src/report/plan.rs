@@ -9,7 +9,8 @@ use serde::de::value::{Error, StrDeserializer};
 
 use super::keys;
 use crate::addr::VirtAddr;
-use crate::model::{Model, NamedTensor, Reading, StandaloneTensor, Status, TensorKind};
+use crate::diagnostic::{Code, Diagnostic};
+use crate::model::{self, Model, NamedTensor, Reading, StandaloneTensor, Status, TensorKind};
 use crate::tensor::{Elements, ScalarType};
 
 /// The longest header that the safetensors library reads, minus room for the part that every header has.
@@ -19,7 +20,6 @@ const ENTRY_BYTES: u64 = 128;
 /// Bytes of one size in a header, at most.
 const SIZE_BYTES: u64 = 21;
 const TOO_MANY_ELEMENTS: &str = "it is not written: it has more elements than a safetensors file can count";
-const LEFT_OUT: &str = "its bytes are left out: all tensors together have more bytes than the dump can hold";
 const NO_FIRST: &str = "it is not written: it is another name for a tensor that is not written either";
 const HEADER_FULL: &str = "it is not written: the header of its file would be longer than safetensors allows";
 /// What a tensor of a type that safetensors has not is called where it is written byte by byte.
@@ -125,7 +125,7 @@ pub(super) struct Planned<'a> {
     /// One entry, several for a tensor in parts, or none.
     pub(super) entries: Vec<Entry<'a>>,
     /// Why nothing is written, where the status does not say it.
-    pub(super) unwritten: Option<&'static str>,
+    pub(super) unwritten: Option<Diagnostic>,
     /// The file and the key of the tensor that it is another name of, if nothing is written for it.
     pub(super) first: Option<(WeightFile, String)>,
 }
@@ -140,9 +140,14 @@ impl Entry<'_> {
 }
 
 impl Planned<'_> {
-    fn leave_out(&mut self, why: &'static str) {
+    fn leave_out(&mut self, why: Diagnostic) {
         self.entries.clear();
         self.unwritten = Some(why);
+    }
+
+    /// Why it is not complete, or not in the files, where holes do not say it.
+    pub(super) fn problem(&self) -> Option<&Diagnostic> {
+        self.unwritten.as_ref().or(self.tensor.problem.as_ref())
     }
 
     /// Whether it is written as something else than a tensor of its name, type and shape.
@@ -192,7 +197,7 @@ fn finished(mut planned: Vec<Planned<'_>>) -> Vec<Planned<'_>> {
             *header > MAX_HEADER
         });
         if is_full {
-            tensor.leave_out(HEADER_FULL);
+            tensor.leave_out(tensor.tensor.diagnostic(Code::NotWritten, HEADER_FULL));
         }
     }
     refer_to_firsts(&mut planned);
@@ -211,7 +216,7 @@ fn refer_to_firsts(planned: &mut [Planned<'_>]) {
     }
     for of in planned.iter_mut().filter(|of| refers(of)) {
         of.first = firsts.get(&of.tensor.object).cloned();
-        of.unwritten = of.first.is_none().then_some(NO_FIRST);
+        of.unwritten = of.first.is_none().then(|| of.tensor.diagnostic(Code::NotWritten, NO_FIRST));
     }
 }
 
@@ -228,10 +233,10 @@ fn planned<'a>(tensor: &'a NamedTensor, dtype: Option<&ScalarType>, elements: Op
     }
     let mut planned = Planned { tensor, entries, unwritten: None, first: None };
     if !planned.entries.iter().all(Entry::is_countable) {
-        planned.leave_out(TOO_MANY_ELEMENTS);
+        planned.leave_out(tensor.diagnostic(Code::NotWritten, TOO_MANY_ELEMENTS));
     }
     if tensor.reading == Reading::LeftOut {
-        planned.leave_out(LEFT_OUT);
+        planned.leave_out(model::left_out(tensor));
     }
     for inner in &tensor.inner {
         let dtype = inner.array.as_ref().map(|array| &array.dtype);

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::plan::{Planned, plan_model};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{Change, LayoutScore, LayoutSource};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::{FilledFile, MemoryRange, PhysicalMemory};
 use crate::framework::torch::{self, TensorScore};
 use crate::model::{Elsewhere, Inner, Model, Named, NamedTensor, Reading, Sighting, Status, TensorKind};
@@ -43,7 +44,10 @@ pub(super) struct TensorRow<'a> {
     /// Its key in that file, where it is not the name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) file_name: Option<String>,
-    pub(super) problem: Option<&'a str>,
+    pub(super) problem: Option<String>,
+    /// The code of the problem, for programs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem_code: Option<Code>,
     pub(super) object: VirtAddr,
     pub(super) class: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,7 +131,9 @@ struct PartRow<'a> {
     #[serde(skip_serializing_if = "<[Hole]>::is_empty")]
     holes: &'a [Hole],
     #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<&'a str>,
+    problem: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem_code: Option<Code>,
 }
 
 impl FormRow {
@@ -166,14 +172,16 @@ impl<'a> PartRow<'a> {
             object: None,
             holes: &[],
             problem: None,
+            problem_code: None,
         };
         let own = planned.own_entries().filter(|_| planned.is_in_parts()).map(part);
         let inner = planned.tensor.inner.iter().map(|inner| {
             let entry = planned.entries.iter().find(|entry| std::ptr::eq(entry.tensor, &inner.tensor));
             let row = entry.map_or_else(|| Self::without_entry(inner), part);
             let Inner { path, tensor, .. } = inner;
-            let problem = tensor.problem.as_deref();
-            Self { attribute: Some(path), object: Some(tensor.object), holes: &tensor.holes, problem, ..row }
+            let (problem, problem_code) = in_words(tensor.problem.as_ref());
+            let (attribute, object) = (Some(path.as_str()), Some(tensor.object));
+            Self { attribute, object, holes: &tensor.holes, problem, problem_code, ..row }
         });
         own.chain(inner).collect()
     }
@@ -195,7 +203,28 @@ impl<'a> PartRow<'a> {
             object: None,
             holes: &[],
             problem: None,
+            problem_code: None,
         }
+    }
+}
+
+/// A problem in words, and its code.
+fn in_words(problem: Option<&Diagnostic>) -> (Option<String>, Option<Code>) {
+    problem.map(|problem| (problem.to_string(), problem.code)).unzip()
+}
+
+/// Problems as a list of sentences, and their codes in the same order.
+#[derive(Serialize)]
+pub(super) struct ProblemRows {
+    problems: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problem_codes: Vec<Code>,
+}
+
+impl ProblemRows {
+    pub(super) fn new(problems: &[Diagnostic]) -> Self {
+        let (problems, problem_codes) = problems.iter().map(|problem| (problem.to_string(), problem.code)).unzip();
+        Self { problems, problem_codes }
     }
 }
 
@@ -213,6 +242,7 @@ impl<'a> TensorRow<'a> {
     pub(super) fn new(planned: &Planned<'a>) -> Self {
         let tensor = planned.tensor;
         let info = tensor.info.as_ref();
+        let (problem, problem_code) = in_words(planned.problem());
         // The tensors in a nested one have shapes, it has none.
         let shaped = info.filter(|info| !matches!(info.form, Form::Nested(_)));
         Self {
@@ -238,7 +268,8 @@ impl<'a> TensorRow<'a> {
                 Some((_, key)) => Some(key.clone()).filter(|key| *key != tensor.name),
                 None => planned.entries.first().filter(|_| !planned.is_in_parts()).and_then(file_name),
             },
-            problem: planned.unwritten.or(tensor.problem.as_deref()),
+            problem,
+            problem_code,
             object: tensor.object,
             class: tensor.class.as_deref(),
             form: FormRow::new(tensor),
@@ -324,7 +355,8 @@ pub(super) struct ModelRow<'a> {
     dir: String,
     sightings: &'a [Sighting],
     totals: Totals,
-    problems: &'a [String],
+    #[serde(flatten)]
+    problems: ProblemRows,
     tensors: Vec<TensorRow<'a>>,
     training: Vec<TensorRow<'a>>,
 }
@@ -339,7 +371,7 @@ impl<'a> ModelRow<'a> {
             dir: super::model_dir(model),
             sightings: &model.sightings,
             totals: Totals::new(model),
-            problems: &model.problems,
+            problems: ProblemRows::new(&model.problems),
             tensors,
             training,
         }

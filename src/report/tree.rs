@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use super::SCHEMA_VERSION;
 use super::others::HeldRow;
-use super::rows::TensorRow;
+use super::rows::{ProblemRows, TensorRow};
 use crate::addr::VirtAddr;
 use crate::cpython::Value;
 use crate::model::{Model, Module, Optimizer, ParamGroup, Sighting};
@@ -25,7 +25,8 @@ pub(super) struct TreeDocument<'a> {
     /// Gradients, and tensors of optimizers.
     training: Vec<TensorRow<'a>>,
     optimizers: Vec<OptimizerRow<'a>>,
-    problems: &'a [String],
+    #[serde(flatten)]
+    problems: ProblemRows,
 }
 
 impl<'a> TreeDocument<'a> {
@@ -42,7 +43,7 @@ impl<'a> TreeDocument<'a> {
             tensors,
             training,
             optimizers: model.optimizers.iter().map(OptimizerRow::new).collect(),
-            problems: &model.problems,
+            problems: ProblemRows::new(&model.problems),
         }
     }
 }
@@ -54,7 +55,8 @@ struct OptimizerRow<'a> {
     object: VirtAddr,
     groups: Vec<GroupRow<'a>>,
     state: Vec<StateRow<'a>>,
-    problems: &'a [String],
+    #[serde(flatten)]
+    problems: ProblemRows,
 }
 
 #[derive(Serialize)]
@@ -85,7 +87,7 @@ impl<'a> OptimizerRow<'a> {
             object: optimizer.object,
             groups: optimizer.groups.iter().map(group).collect(),
             state: optimizer.state.iter().map(|(parameter, key, value)| StateRow { parameter, key, value }).collect(),
-            problems: &optimizer.problems,
+            problems: ProblemRows::new(&optimizer.problems),
         }
     }
 }

@@ -115,7 +115,7 @@ fn other_devices_have_headers_only() {
     }
     let statuses: Vec<_> = model.tensors.iter().map(|tensor| (tensor.status, tensor.sha256.is_some())).collect();
     assert_eq!(statuses, [(Status::Device, false), (Status::Device, false), (Status::Complete, true)]);
-    assert!(model.tensors[1].problem.as_ref().unwrap().contains("meta"));
+    assert!(model.tensors[1].problem.as_ref().unwrap().message.contains("meta"));
 }
 
 #[test]
