@@ -107,11 +107,10 @@ pub mod model;
 pub mod other_pythons;
 pub mod paging;
 pub mod progress;
-pub mod recover;
 pub mod report;
 pub mod scan;
 pub mod signature;
 pub mod tensor;
 pub mod words;
 
-pub use case::Case;
+pub use case::{Case, recover};

@@ -8,7 +8,7 @@ use crate::addr::PhysAddr;
 use crate::diagnostic::Diagnostic;
 use crate::framework::ImportedFramework;
 use crate::other_pythons::OtherPython;
-use crate::recover::Process;
+use super::recover::Process;
 
 /// The Pythons of a dump.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use super::recover::{self, Recovery};
 use super::{Case, CaseError};
 use crate::addr::PhysAddr;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::model::{self, NamedTensor, Status};
 use crate::paging::AddressSpace;
-use crate::recover::{self, Recovery};
 use crate::tensor::{self, Holes, TooLarge};
 
 /// A process: an address space, and what is known of it.
