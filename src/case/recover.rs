@@ -1,4 +1,4 @@
-//! The main job: from a dump to the models in it.
+//! The stage that finds the models of a dump, and the bytes of their tensors.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -37,7 +37,10 @@ pub(super) enum Problem {
     EntriesLeftOut { module: String, object: VirtAddr, count: usize },
     #[error("the name of the object at {object} is left out: it is {len} bytes long")]
     NameTooLong { object: VirtAddr, len: usize },
-    #[error("{} left out: too many names for shared modules and tensors", counted(*.0, "further name", "further names"))]
+    #[error(
+        "{} left out: too many names for shared modules and tensors",
+        counted(*.0, "further name", "further names")
+    )]
     NamesLeftOut(usize),
     #[error("{} listed again without attributes, which are too long", counted(*.0, "module", "modules"))]
     AttributesLeftOut(usize),
