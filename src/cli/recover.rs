@@ -193,7 +193,7 @@ fn print_summary(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_di
     let others = recovery.processes.iter().flat_map(|process| &process.standalone.found);
     let (arrays, tensors): (Vec<_>, Vec<_>) = others.partition(|other| other.array.is_some());
     if !(arrays.is_empty() && tensors.is_empty()) {
-        let list = output_dir.join(report::OTHERS);
+        let list = output_dir.join(report::STANDALONE);
         let tensors = counted(tensors.len(), "tensor", "tensors");
         let arrays = counted(arrays.len(), "NumPy array", "NumPy arrays");
         print_message(&format!("outside any model: {tensors}, {arrays}; see {}", list.display()));

@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::rows::{ModelRow, TensorRow};
+use super::model::ModelRow;
+use super::tensor::TensorRow;
 use crate::addr::PhysAddr;
 use crate::recover::Recovery;
 

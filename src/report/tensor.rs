@@ -81,7 +81,7 @@ impl<'a> HolesRow<'a> {
 const OVERLAPPING: &str = "overlapping";
 
 /// What is written in place of elements that share their bytes.
-fn stored(tensor: &NamedTensor) -> Option<&Stored> {
+pub(super) fn stored(tensor: &NamedTensor) -> Option<&Stored> {
     match &tensor.reading {
         Reading::Storage(stored) => Some(stored),
         Reading::Elements | Reading::SameAsFirst | Reading::LeftOut => None,
@@ -152,8 +152,8 @@ impl FormRow {
 }
 
 impl<'a> PartRow<'a> {
-    fn all(planned: &Planned<'a>) -> Vec<Self> {
-        let part = |entry: &super::plan::Entry<'_>| Self {
+    fn all(assignment: &Assignment<'a>) -> Vec<Self> {
+        let part = |entry: &Entry<'_>| Self {
             name: entry.name.clone(),
             dtype: Some(entry.dtype.to_string()),
             shape: Some(entry.shape.clone()),
@@ -168,16 +168,16 @@ impl<'a> PartRow<'a> {
             problem: None,
             problem_code: None,
         };
-        let own = planned.own_entries().filter(|_| planned.is_in_parts()).map(part);
-        let inner = planned.tensor.inner.iter().map(|inner| {
-            let entry = planned.entries.iter().find(|entry| std::ptr::eq(entry.tensor, &inner.tensor));
+        let of_itself = assignment.entries_of_itself().filter(|_| assignment.is_in_parts()).map(part);
+        let inner = assignment.tensor.inner.iter().map(|inner| {
+            let entry = assignment.entries.iter().find(|entry| std::ptr::eq(entry.tensor, &inner.tensor));
             let row = entry.map_or_else(|| Self::without_entry(inner), part);
             let Inner { path, tensor, .. } = inner;
             let (problem, problem_code) = in_words(tensor.problem.as_ref());
             let (attribute, object) = (Some(path.as_str()), Some(tensor.object));
             Self { attribute, object, holes: &tensor.holes, problem, problem_code, ..row }
         });
-        own.chain(inner).collect()
+        of_itself.chain(inner).collect()
     }
 
     /// One that is in no file.
@@ -208,7 +208,7 @@ fn in_words(problem: Option<&Diagnostic>) -> (Option<String>, Option<Code>) {
 }
 
 /// The key of an entry, where it is not its name.
-fn file_name(entry: &super::plan::Entry<'_>) -> Option<String> {
+fn file_name(entry: &Entry<'_>) -> Option<String> {
     (entry.key != entry.name).then(|| entry.key.clone())
 }
 
@@ -218,10 +218,10 @@ fn whole_hash(tensor: &NamedTensor) -> Option<&str> {
 }
 
 impl<'a> TensorRow<'a> {
-    pub(super) fn new(planned: &Planned<'a>) -> Self {
-        let tensor = planned.tensor;
+    pub(super) fn new(assignment: &Assignment<'a>) -> Self {
+        let tensor = assignment.tensor;
         let info = tensor.info.as_ref();
-        let (problem, problem_code) = in_words(planned.problem());
+        let (problem, problem_code) = in_words(assignment.problem());
         // The tensors in a nested one have shapes, it has none.
         let shaped = info.filter(|info| !matches!(info.form, Form::Nested(_)));
         Self {
@@ -234,18 +234,18 @@ impl<'a> TensorRow<'a> {
             kind: tensor.kind,
             requires_grad: info.map(|info| info.requires_grad),
             persistent: tensor.persistent,
-            status: planned.status(),
+            status: assignment.status(),
             inferred: tensor.inferred,
             device: info.map(|info| info.device.as_str()),
             holes: &tensor.holes,
             all_holes: HolesRow::new(&tensor.holes),
             sources: &tensor.sources,
-            sha256: whole_hash(tensor).filter(|_| planned.unwritten.is_none() && stored(tensor).is_none()),
+            sha256: whole_hash(tensor).filter(|_| assignment.unwritten.is_none() && stored(tensor).is_none()),
             same_as: tensor.same_as.as_deref(),
-            file: planned.file().map(super::plan::WeightFile::name),
-            file_name: match &planned.first {
+            file: assignment.file().map(WeightFile::name),
+            file_name: match &assignment.first {
                 Some((_, key)) => Some(key.clone()).filter(|key| *key != tensor.name),
-                None => planned.entries.first().filter(|_| !planned.is_in_parts()).and_then(file_name),
+                None => assignment.entries.first().filter(|_| !assignment.is_in_parts()).and_then(file_name),
             },
             problem,
             problem_code,
@@ -253,7 +253,7 @@ impl<'a> TensorRow<'a> {
             class: tensor.class.as_deref(),
             form: FormRow::new(tensor),
             keys: info.map_or(&[], |info| info.dispatch_keys.as_slice()),
-            parts: PartRow::all(planned),
+            parts: PartRow::all(assignment),
             attributes: Some(Named(&tensor.attributes)).filter(|named| !named.0.is_empty()),
             elsewhere: &tensor.elsewhere,
         }
@@ -267,8 +267,8 @@ impl<'a> TensorRow<'a> {
 
     /// Those of the modules, and those that training left.
     pub(super) fn all(model: &'a Model) -> (Vec<Self>, Vec<Self>) {
-        let mut rows: Vec<Self> = plan_model(model).iter().map(Self::new).collect();
-        let training = rows.split_off(model.tensors.len());
-        (rows, training)
+        let mut tensors: Vec<Self> = assign_model(model).iter().map(Self::new).collect();
+        let training = tensors.split_off(model.tensors.len());
+        (tensors, training)
     }
 }

@@ -6,8 +6,9 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::SCHEMA_VERSION;
-use super::others::HeldRow;
-use super::rows::{ProblemRows, TensorRow};
+use super::model::ProblemRows;
+use super::standalone::HeldRow;
+use super::tensor::TensorRow;
 use crate::addr::VirtAddr;
 use crate::cpython::Value;
 use crate::model::{Model, Module, Optimizer, ParamGroup, Sighting};
@@ -100,7 +101,8 @@ struct ModuleRow<'a> {
     training: Option<bool>,
     /// The public attributes in one line, as PyTorch's `extra_repr()` has some of them.
     extra_repr: String,
-    hyper: Pairs<'a, Value>,
+    #[serde(rename = "hyper")]
+    hyperparameters: Pairs<'a, Value>,
     private: Pairs<'a, Value>,
     /// What the two above hold that JSON has no type for.
     python_types: Vec<Vec<Step<'a>>>,
@@ -126,7 +128,7 @@ impl<'a> ModuleRow<'a> {
             torch_class: module.framework_class.as_deref(),
             training: module.training,
             extra_repr: extra_repr(&module.hyperparameters),
-            hyper: Pairs(&module.hyperparameters),
+            hyperparameters: Pairs(&module.hyperparameters),
             private: Pairs(&module.private),
             python_types,
             parameters: &module.parameters,
