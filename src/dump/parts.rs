@@ -55,11 +55,11 @@ pub(super) fn warning(path: &Path) -> Option<Diagnostic> {
     let numbered = Numbered::new(name)?;
     let size =
         |name: &str| path.with_file_name(name).metadata().ok().filter(|file| file.is_file()).map(|file| file.len());
-    let own = size(name)?;
+    let len = size(name)?;
     let before = numbered.number.checked_sub(1).and_then(|number| numbered.sibling(number));
-    let before = before.filter(|before| size(before).is_some_and(|size| size >= own));
+    let before = before.filter(|before| size(before).is_some_and(|size| size >= len));
     let after = numbered.number.checked_add(1).and_then(|number| numbered.sibling(number));
-    let after = after.filter(|after| size(after).is_some_and(|size| size <= own));
+    let after = after.filter(|after| size(after).is_some_and(|size| size <= len));
     let which = if before.is_some() { "a later part" } else { "the first part" };
     let neighbour = before.or(after)?;
     let stem = numbered.stem;

@@ -155,9 +155,10 @@ fn attach(
     match &content.state {
         Err(error) => problems.push(Problem::UnreadableState { object: content.object, error: error.clone() }.into()),
         Ok(state) => {
-            let mut own: Vec<usize> = names.keys().filter_map(|object| content.state_of.get(object).copied()).collect();
-            own.sort_unstable();
-            for (parameter, values) in own.into_iter().filter_map(|index| state.get(index)) {
+            let mut of_model: Vec<usize> =
+                names.keys().filter_map(|object| content.state_of.get(object).copied()).collect();
+            of_model.sort_unstable();
+            for (parameter, values) in of_model.into_iter().filter_map(|index| state.get(index)) {
                 let Some(name) = names.get(parameter) else { continue };
                 match objects.str_dict(*values) {
                     Err(error) => {
@@ -232,7 +233,7 @@ impl State<'_> {
     /// Whether an object is a tensor: it and a parameter derive from something that is not `object`.
     fn is_tensor_like(&self, value: VirtAddr, parameter: VirtAddr) -> bool {
         let mro = |object| self.objects.type_of(object).and_then(|found| self.objects.mro(found));
-        let (Ok(own), Ok(known)) = (mro(value), mro(parameter)) else { return false };
-        own.iter().filter(|base| known.contains(base)).count() > 1
+        let (Ok(bases), Ok(known)) = (mro(value), mro(parameter)) else { return false };
+        bases.iter().filter(|base| known.contains(base)).count() > 1
     }
 }

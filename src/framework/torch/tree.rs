@@ -75,8 +75,8 @@ fn occurrences(graph: &Graph, module: VirtAddr, known: &mut HashMap<VirtAddr, u6
     while let Some((at, is_below_counted)) = todo.pop() {
         if is_below_counted {
             let below = children(at).filter_map(|(_, child)| known.get(&(*child)?).copied());
-            let own = graph.modules.get(&at).map_or(0, |module| module.parameters.len() + module.buffers.len());
-            let all = below.fold(1 + own as u64, u64::saturating_add);
+            let tensors = graph.modules.get(&at).map_or(0, |module| module.parameters.len() + module.buffers.len());
+            let all = below.fold(1 + tensors as u64, u64::saturating_add);
             known.insert(at, all);
         } else if let Entry::Vacant(entry) = known.entry(at) {
             entry.insert(0);
@@ -119,8 +119,8 @@ fn model(
         not_repeated: 0,
     };
     walk.visit(root, "");
-    walk.say_what_is_left_out();
-    walk.say_what_may_be_more();
+    walk.add_what_is_left_out();
+    walk.add_what_may_be_more();
     let Walk { modules, tensors, training, problems, is_too_deep, .. } = walk;
     let model = Model {
         id: String::new(),
@@ -134,8 +134,8 @@ fn model(
         problems,
     };
     // One whose class can't be read, or whose tensors may lie too deep, says so in any case.
-    let is_said = is_too_deep || graph.of_unread_class.contains_key(&root);
-    (!model.tensors.is_empty() || is_said).then_some(model)
+    let is_reported = is_too_deep || graph.of_unread_class.contains_key(&root);
+    (!model.tensors.is_empty() || is_reported).then_some(model)
 }
 
 struct Walk<'a> {
@@ -207,7 +207,7 @@ impl Walk<'_> {
             let with = self.extra.entry(extra.clone());
             with.and_modify(|(_, others)| *others += 1).or_insert_with(|| (name.clone(), 0));
         }
-        let own = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
+        let full_name = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
         let mut row = describe(module, object, &name);
         if !is_first && !self.may_repeat(&row) {
             (row.hyperparameters, row.private) = (Vec::new(), Vec::new());
@@ -230,7 +230,7 @@ impl Walk<'_> {
         for (key, tensor, kind, persistent) in parameters.chain(buffers) {
             let Some(tensor) = *tensor else { continue };
             let is_first = !self.first_names.contains_key(&tensor);
-            let Some(full) = self.name(own(key), tensor, is_first) else { continue };
+            let Some(full) = self.name(full_name(key), tensor, is_first) else { continue };
             if let Some(row) = self.modules.get_mut(index) {
                 let names = if kind == TensorKind::Buffer { &mut row.buffers } else { &mut row.parameters };
                 names.push(full.clone());
@@ -238,17 +238,17 @@ impl Walk<'_> {
             self.add(full, tensor, kind, persistent);
         }
         for (key, held) in &module.objects {
-            self.add_packed(own(key), *held);
+            self.add_packed(full_name(key), *held);
         }
         self.above.push(object);
         for (key, child) in module.children.iter().filter_map(|(key, child)| Some((key, (*child)?))) {
-            self.visit(child, &own(key));
+            self.visit(child, &full_name(key));
         }
         self.above.pop();
     }
 
     /// Reports why `state_dict()` may hold more than what is listed.
-    fn say_what_may_be_more(&mut self) {
+    fn add_what_may_be_more(&mut self) {
         for (extra, (module, others)) in std::mem::take(&mut self.extra) {
             self.problem(Problem::StateDict { extra, module, others });
         }
@@ -294,7 +294,7 @@ impl Walk<'_> {
         }
     }
 
-    fn say_what_is_left_out(&mut self) {
+    fn add_what_is_left_out(&mut self) {
         let left_out: [(usize, fn(usize) -> Problem); 3] = [
             (self.left_out, Problem::NamesLeftOut),
             (self.not_repeated, Problem::AttributesLeftOut),

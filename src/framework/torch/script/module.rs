@@ -67,7 +67,7 @@ impl<'a> Walk<'a> {
                 return true;
             }
         };
-        let own = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
+        let full_name = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
         let is_tensor = |slot: &&Slot| matches!(slot.value, SlotValue::Tensor(_));
         let of_kind = |kind: SlotKind| -> Vec<&Slot> { read.slots.iter().filter(|slot| slot.kind == kind).collect() };
         let (parameters, buffers) = (of_kind(SlotKind::Parameter), of_kind(SlotKind::Buffer));
@@ -75,7 +75,8 @@ impl<'a> Walk<'a> {
             SlotValue::Other(payload) if slot.name == TRAINING => Some(payload & 0xff == 1),
             _ => None,
         });
-        let names = |slots: &[&Slot]| slots.iter().copied().filter(is_tensor).map(|slot| own(&slot.name)).collect();
+        let names =
+            |slots: &[&Slot]| slots.iter().copied().filter(is_tensor).map(|slot| full_name(&slot.name)).collect();
         let unset = |slots: &[&Slot], kind| -> Vec<(String, TensorKind)> {
             let unset = slots.iter().filter(|slot| slot.value == SlotValue::Unset);
             unset.map(|slot| (slot.name.clone(), kind)).collect()
@@ -100,14 +101,14 @@ impl<'a> Walk<'a> {
                 if !self.take_name() {
                     return false;
                 }
-                self.add(own(&slot.name), tensor, kind, persistent);
+                self.add(full_name(&slot.name), tensor, kind, persistent);
             }
         }
         self.above.push(object);
         let mut is_whole = true;
         for slot in others {
             let SlotValue::Object(child) = slot.value else { continue };
-            let name = own(&slot.name);
+            let name = full_name(&slot.name);
             let is_packed = self.scripts.read(child).is_ok_and(|child| capsule(&child.slots).is_some());
             is_whole = if is_packed { self.add_packed(&name, child) } else { self.visit(child, &name) };
             if !is_whole {

@@ -107,9 +107,9 @@ impl KeyTable {
 
     /// The same without the names of the keys that mean something else by one of these tables.
     fn without_disagreement<'t>(&self, rivals: impl Iterator<Item = &'t Self>) -> Self {
-        let mut own = self.clone();
+        let mut agreed = self.clone();
         for rival in rivals {
-            for ((bit, name), meant) in own.bits.iter_mut().enumerate().zip(&self.bits) {
+            for ((bit, name), meant) in agreed.bits.iter_mut().enumerate().zip(&self.bits) {
                 let other = rival.bits.get(bit).map_or("nothing", String::as_str);
                 let is_listed = name.split(" or ").any(|listed| listed == other);
                 if self.means.get(meant) != rival.means.get(other) && !is_listed {
@@ -117,7 +117,7 @@ impl KeyTable {
                 }
             }
         }
-        own
+        agreed
     }
 
     /// The sets that ordinary tensors in the computer's own memory have, the most frequent first.

@@ -200,10 +200,10 @@ impl Layout {
         let base = objects.pointer(storage, at.storage_data)?;
         let storage_bytes = objects.word(storage, at.storage_bytes)?;
         let device = self.device(objects, storage, at.storage_device_type, at.storage_device_index)?;
-        if let Some(own) = self.own_device_type(objects, tensor)?
-            && device.split(':').next() != Some(own)
+        if let Some(tensor_impl) = self.own_device_type(objects, tensor)?
+            && device.split(':').next() != Some(tensor_impl)
         {
-            let tensor_impl = own.to_owned();
+            let tensor_impl = tensor_impl.to_owned();
             return Err(contradiction(Contradiction::Device { tensor_impl, storage: device }));
         }
         let offset = storage_offset.wrapping_mul(dtype.size);
@@ -263,8 +263,8 @@ impl Layout {
     pub(super) fn string_abi_fits(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Option<bool> {
         let meta = objects.pointer(tensor, self.offsets.autograd_meta).ok()?;
         let text = objects.word(meta, self.offsets.name).ok()?;
-        let own = field(meta, self.offsets.name + Self::STRING_INLINE_AT).0;
-        Some(if self.offsets.name_is_inline != 0 { text == own } else { text != own && text != 0 })
+        let inline = field(meta, self.offsets.name + Self::STRING_INLINE_AT).0;
+        Some(if self.offsets.name_is_inline != 0 { text == inline } else { text != inline && text != 0 })
     }
 }
 
