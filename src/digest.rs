@@ -176,7 +176,7 @@ fn read(
         if tensor.status == Status::Complete {
             tensor.status = if info.numel() == 0 { Status::Missing } else { Status::Partial };
         }
-        tensor.problem = Some(obstacle.diagnostic(info));
+        tensor.problem = Some(obstacle.diagnostic(info.header));
     }
     tensor.judge_shell();
 }

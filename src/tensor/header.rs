@@ -3,7 +3,7 @@
 use super::dtype::ScalarType;
 use super::form::{Form, Quantizer};
 use super::gather::{Elements, Flips, Jump};
-use super::obstacle::Obstacle;
+use super::obstacle::{Obstacle, Shortage};
 use crate::addr::VirtAddr;
 
 /// A tensor, as its own headers describe it.
@@ -65,6 +65,13 @@ impl TensorInfo {
         let place = |info: &Self| (info.header, info.storage, info.data, info.storage_offset, info.storage_bytes);
         (place(self), &self.shape, &self.stride) == (place(other), &other.shape, &other.stride)
             && (&self.dtype.name, &self.device, &self.form) == (&other.dtype.name, &other.device, &other.form)
+    }
+
+    /// The bytes that the elements need, and the bytes of the storage.
+    pub(crate) fn shortage(&self) -> Shortage {
+        let Self { shape, stride, storage_offset, storage_bytes, .. } = self;
+        let (shape, stride) = (shape.clone(), stride.clone());
+        Shortage { shape, stride, storage_offset: *storage_offset, storage_bytes: *storage_bytes }
     }
 
     /// Where the elements lie, and which of their bits the tensor's value has flipped; `None` for a tensor without

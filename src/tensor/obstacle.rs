@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::header::TensorInfo;
+use crate::addr::VirtAddr;
 use crate::diagnostic::{Code, Diagnostic};
 
 /// Why the bytes of a tensor are not its elements, or may not be, even if all bytes are there.
@@ -49,10 +49,10 @@ pub enum Obstacle {
 /// The bytes that the elements of a tensor need, and those that its storage has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortage {
-    shape: Vec<u64>,
-    stride: Vec<u64>,
-    storage_offset: u64,
-    storage_bytes: u64,
+    pub(super) shape: Vec<u64>,
+    pub(super) stride: Vec<u64>,
+    pub(super) storage_offset: u64,
+    pub(super) storage_bytes: u64,
 }
 
 impl fmt::Display for Shortage {
@@ -62,15 +62,6 @@ impl fmt::Display for Shortage {
             f,
             "sizes {shape:?}, strides {stride:?}, storage offset {storage_offset}, {storage_bytes} bytes of storage"
         )
-    }
-}
-
-impl TensorInfo {
-    /// The bytes that the elements need, and the bytes of the storage.
-    pub(crate) fn shortage(&self) -> Shortage {
-        let Self { shape, stride, storage_offset, storage_bytes, .. } = self;
-        let (shape, stride) = (shape.clone(), stride.clone());
-        Shortage { shape, stride, storage_offset: *storage_offset, storage_bytes: *storage_bytes }
     }
 }
 
@@ -85,8 +76,8 @@ impl Obstacle {
         }
     }
 
-    /// The same as a problem of the tensor.
-    pub fn diagnostic(&self, of: &TensorInfo) -> Diagnostic {
-        Diagnostic::new(self.code(), Some(of.header.into()), self.to_string())
+    /// The same as a problem of the tensor with that header.
+    pub fn diagnostic(&self, header: VirtAddr) -> Diagnostic {
+        Diagnostic::new(self.code(), Some(header.into()), self.to_string())
     }
 }

@@ -2,7 +2,6 @@
 
 use super::MAX_OPTIMIZERS;
 use super::extra::Extra;
-use super::script::ScriptError;
 use crate::addr::VirtAddr;
 use crate::cpython::ObjectError;
 use crate::diagnostic::{Code, Diagnostic};
@@ -50,20 +49,6 @@ pub(super) enum Problem {
     #[error("{}", extra.describe(module, *others))]
     StateDict { extra: Extra, module: String, others: usize },
 
-    #[error("a script module at {object} is left out: it is nested too deeply")]
-    ScriptNestedTooDeeply { object: VirtAddr },
-    #[error("the script module {name:?} could not be read: {error}")]
-    UnreadableScript { name: String, object: VirtAddr, error: ScriptError },
-    #[error("the rest of it is left out: its modules or tensors have too many names")]
-    ScriptNamesLeftOut,
-    #[error("{} (TorchScript) found, whose tensors are not read", counted(*.0, "script module", "script modules"))]
-    UnreadScripts(usize),
-    #[error(
-        "it has no attributes with tensors: if the script module is frozen (torch.jit.freeze), its weights are \
-         constants in its code, which is not read"
-    )]
-    Frozen { object: VirtAddr },
-
     #[error("its parameters are held by more optimizers than the {MAX_OPTIMIZERS} that are listed")]
     OptimizersLeftOut,
     #[error("its state could not be read: {error}")]
@@ -82,23 +67,18 @@ impl From<Problem> for Diagnostic {
         let (code, address) = match &problem {
             Problem::UnreadableRoot { object, .. }
             | Problem::UnreadableModule { object, .. }
-            | Problem::NoModule { object, .. }
-            | Problem::UnreadableScript { object, .. } => (Code::UnreadableModule, Some(*object)),
-            Problem::UnreadScripts(_) => (Code::UnreadableModule, None),
+            | Problem::NoModule { object, .. } => (Code::UnreadableModule, Some(*object)),
             Problem::UnreadableClass { class_object, .. } => (Code::UnreadableClass, Some(*class_object)),
             Problem::UnreadableNames { object, .. } => (Code::UnreadableNames, Some(*object)),
             Problem::NestedTooDeeply { object, .. }
             | Problem::EntriesLeftOut { object, .. }
-            | Problem::NameTooLong { object, .. }
-            | Problem::ScriptNestedTooDeeply { object } => (Code::PartsLeftOut, Some(*object)),
+            | Problem::NameTooLong { object, .. } => (Code::PartsLeftOut, Some(*object)),
             Problem::NamesLeftOut(_)
             | Problem::AttributesLeftOut(_)
             | Problem::ProblemsLeftOut(_)
-            | Problem::ScriptNamesLeftOut
             | Problem::OptimizersLeftOut
             | Problem::ValuesLeftOut(_) => (Code::PartsLeftOut, None),
             Problem::StateDict { .. } => (Code::StateDict, None),
-            Problem::Frozen { object } => (Code::FrozenModule, Some(*object)),
             Problem::UnreadableState { object, .. } | Problem::UnreadableStateOf { object, .. } => {
                 (Code::UnreadableState, Some(*object))
             }

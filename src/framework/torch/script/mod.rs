@@ -7,11 +7,11 @@ mod layout;
 mod module;
 mod object;
 mod packed;
+mod problem;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::module::Graph;
-use super::problem::Problem;
 use super::tensor::Layout;
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Objects};
@@ -20,9 +20,10 @@ use crate::model::{Model, Module, NamedTensor, TensorKind};
 
 pub use layout::{MatrixNumbers, ObjectNumbers, ScriptLayouts};
 use module::{Held, Walk};
-pub(super) use object::ScriptError;
+use object::ScriptError;
 use object::{Reader, ScriptObject, SlotValue, is_pointer};
 use packed::{Context, PackedError, capsule};
+use problem::Problem;
 
 /// What PyTorch calls the Python class of its C++ objects; that of script modules derives from it.
 const SCRIPT_OBJECT: &str = "ScriptObject";
@@ -273,7 +274,7 @@ impl<'a> Scripts<'a> {
         let mut unread = self.wrappers.iter().filter(is_unread);
         let (object, wrapper) = unread.next()?;
         let count = 1 + unread.count();
-        Some(unread_model(wrapper.class.clone(), *object, vec![Problem::UnreadScripts(count).into()]))
+        Some(unread_model(wrapper.class.clone(), *object, vec![Problem::TensorsNotRead(count).into()]))
     }
 }
 

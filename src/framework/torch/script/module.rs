@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use super::Scripts;
 use super::object::{Slot, SlotKind, SlotValue};
 use super::packed::capsule;
+use super::problem::Problem;
 use crate::addr::VirtAddr;
 use crate::cpython::Value;
 use crate::diagnostic::Diagnostic;
 use crate::framework::torch::no_layout;
-use crate::framework::torch::problem::Problem;
 use crate::model::{Module, NamedTensor, TensorKind};
 
 /// The deepest nesting of modules.
@@ -45,7 +45,7 @@ impl<'a> Walk<'a> {
         let (held, first_names, above) = (Held::default(), BTreeMap::new(), Vec::new());
         let mut walk = Self { scripts, held, first_names, above, left: MAX_NAMES };
         if !walk.visit(object, name) {
-            walk.held.problems.push(Problem::ScriptNamesLeftOut.into());
+            walk.held.problems.push(Problem::NamesLeftOut.into());
         }
         walk.held
     }
@@ -56,14 +56,14 @@ impl<'a> Walk<'a> {
             return false;
         }
         if self.above.len() > MAX_DEPTH || self.above.contains(&object) || name.len() > MAX_NAME {
-            self.held.problems.push(Problem::ScriptNestedTooDeeply { object }.into());
+            self.held.problems.push(Problem::NestedTooDeeply { object }.into());
             return true;
         }
         let read = match self.scripts.read(object) {
             Ok(read) => read,
             Err(error) => {
                 let name = name.to_owned();
-                self.held.problems.push(Problem::UnreadableScript { name, object, error }.into());
+                self.held.problems.push(Problem::Unreadable { name, object, error }.into());
                 return true;
             }
         };

@@ -61,7 +61,7 @@ pub(super) struct ScriptObject {
 
 /// Why an object could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(in crate::framework::torch) enum ScriptError {
+pub(super) enum ScriptError {
     #[error(transparent)]
     Object(#[from] ObjectError),
     #[error("no known layout reads its C++ classes")]
