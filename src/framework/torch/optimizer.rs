@@ -153,7 +153,7 @@ fn attach(
     };
     let mut problems: Vec<Diagnostic> = Vec::new();
     match &content.state {
-        Err(error) => problems.push(Problem::UnreadableState { object: content.object, error: error.clone() }.into()),
+        Err(error) => problems.push(Problem::UnreadableState { object: content.object, error: *error }.into()),
         Ok(state) => {
             let mut of_model: Vec<usize> =
                 names.keys().filter_map(|object| content.state_of.get(object).copied()).collect();

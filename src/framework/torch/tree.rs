@@ -62,7 +62,7 @@ fn damaged(graph: &Graph) -> impl Iterator<Item = Model> {
     let damaged = graph.damaged.iter().filter(move |(object, _)| !held.contains(object)).take(MAX_DAMAGED);
     damaged.filter_map(|(object, class)| {
         let error = graph.unreadable.get(object)?;
-        let problem = Problem::UnreadableRoot { object: *object, error: error.clone() };
+        let problem = Problem::UnreadableRoot { object: *object, error: *error };
         Some(unread_model(class.clone(), *object, vec![problem.into()]))
     })
 }
@@ -188,7 +188,7 @@ impl Walk<'_> {
             }
             let name = name.to_owned();
             self.problem(match graph.unreadable.get(&object) {
-                Some(error) => Problem::UnreadableModule { name, object, error: error.clone() },
+                Some(error) => Problem::UnreadableModule { name, object, error: *error },
                 None => Problem::NoModule { name, object },
             });
             return;
@@ -198,7 +198,7 @@ impl Walk<'_> {
         self.seen.insert(object);
         if let Some((class_object, error)) = graph.of_unread_class.get(&object).filter(|_| is_first) {
             let (name, class, class_object) = (name.clone(), module.class.clone(), *class_object);
-            self.problem(Problem::UnreadableClass { name, object, class, class_object, error: error.clone() });
+            self.problem(Problem::UnreadableClass { name, object, class, class_object, error: *error });
         }
         // What a method adds to state_dict() is most often what the module has packed, and that is listed.
         let has_packed = module.objects.iter().any(|(_, held)| self.scripts.holds(*held));
@@ -295,13 +295,13 @@ impl Walk<'_> {
     }
 
     fn add_what_is_left_out(&mut self) {
-        let left_out: [(usize, fn(usize) -> Problem); 3] = [
-            (self.left_out, Problem::NamesLeftOut),
-            (self.not_repeated, Problem::AttributesLeftOut),
-            (self.more_problems, Problem::ProblemsLeftOut),
+        let left_out = [
+            (self.left_out, Problem::NamesLeftOut(self.left_out)),
+            (self.not_repeated, Problem::AttributesLeftOut(self.not_repeated)),
+            (self.more_problems, Problem::ProblemsLeftOut(self.more_problems)),
         ];
         let left_out = left_out.into_iter().filter(|(count, _)| *count > 0);
-        self.problems.extend(left_out.map(|(count, problem)| problem(count).into()));
+        self.problems.extend(left_out.map(|(_, problem)| problem.into()));
     }
 
     fn add(&mut self, name: String, object: VirtAddr, kind: TensorKind, persistent: bool) {

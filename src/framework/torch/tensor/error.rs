@@ -82,13 +82,13 @@ pub enum Contradiction {
 impl From<TensorError> for Diagnostic {
     fn from(error: TensorError) -> Self {
         let (code, address) = match &error {
-            TensorError::Object(_) => (Code::UnreadableTensor, None),
+            TensorError::Object(error) => (Code::UnreadableTensor, error.address()),
             TensorError::Contradiction { object, contradiction: Contradiction::Undecided(_) } => {
-                (Code::UndecidedLayout, Some(*object))
+                (Code::UndecidedLayout, *object)
             }
-            TensorError::Contradiction { object, .. } => (Code::InconsistentTensor, Some(*object)),
-            TensorError::Short(info) => (Code::ShortStorage, Some(info.object)),
+            TensorError::Contradiction { object, .. } => (Code::InconsistentTensor, *object),
+            TensorError::Short(info) => (Code::ShortStorage, info.header),
         };
-        Self::new(code, address.map(Into::into), error.to_string())
+        Self::new(code, Some(address.into()), error.to_string())
     }
 }

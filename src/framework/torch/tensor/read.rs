@@ -226,10 +226,9 @@ impl Layout {
         device_index: i64,
     ) -> Result<String, TensorError> {
         let number = objects.byte(of, device_type)?;
-        let name = self.device_type(number).ok_or_else(|| TensorError::Contradiction {
-            object: of,
-            contradiction: Contradiction::DeviceType(number),
-        })?;
+        let name = self
+            .device_type(number)
+            .ok_or(TensorError::Contradiction { object: of, contradiction: Contradiction::DeviceType(number) })?;
         let index = objects.byte(of, device_index)?.cast_signed();
         Ok(if index < 0 { name.to_owned() } else { format!("{name}:{index}") })
     }
