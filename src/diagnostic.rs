@@ -193,7 +193,7 @@ codes! {
     InferredTensorLayout = "inferred-tensor-layout", Warning;
     /// Several layouts read tensors or arrays equally well.
     UndecidedLayout = "undecided-layout", Warning;
-    /// Tensors or arrays outside any model were left out, or their bytes were.
+    /// Tensors or arrays were left out, or their bytes were, because there are too many.
     TensorsLeftOut = "tensors-left-out", Warning;
     /// The search for references to tensors and arrays stopped early.
     ReferencesLeftOut = "references-left-out", Warning;
@@ -201,6 +201,45 @@ codes! {
     BytesInMappedFile = "bytes-in-mapped-file", Warning;
     /// The bytes of tensors or arrays are from files that were given for mapped files.
     BytesFromFile = "bytes-from-file", Warning;
+    /// The headers of a tensor can't be read.
+    UnreadableTensor = "unreadable-tensor", Warning;
+    /// The headers of a tensor contradict each other.
+    InconsistentTensor = "inconsistent-tensor", Warning;
+    /// The storage of a tensor was freed, or is too small for its elements.
+    ShortStorage = "short-storage", Warning;
+    /// A tensor is on the `meta` device, which has no memory.
+    MetaTensor = "meta-tensor", Warning;
+    /// The elements of a tensor are in other tensors.
+    ElementsElsewhere = "elements-elsewhere", Warning;
+    /// It is unknown where or how a tensor keeps its elements.
+    UnknownElements = "unknown-elements", Warning;
+    /// The dispatch keys of a tensor say that its bytes may not be its elements.
+    DispatchKeys = "dispatch-keys", Warning;
+    /// A tensor claims more bytes than the dump holds.
+    TooLarge = "too-large", Warning;
+    /// Bytes of a tensor are not in the dump.
+    MissingBytes = "missing-bytes", Warning;
+    /// The elements of an array are pointers to Python objects.
+    ObjectArray = "object-array", Warning;
+    /// A weight is packed in a C++ object that can't be read.
+    PackedWeight = "packed-weight", Warning;
+    /// A tensor can't be written to a safetensors file.
+    NotWritten = "not-written", Warning;
+    // Models and optimizers.
+    /// A module can't be read.
+    UnreadableModule = "unreadable-module", Warning;
+    /// The class of a module can't be read.
+    UnreadableClass = "unreadable-class", Warning;
+    /// Names of a module's parameters, buffers or children can't be read.
+    UnreadableNames = "unreadable-names", Warning;
+    /// The weights of a script module may be constants in its code.
+    FrozenModule = "frozen-module", Warning;
+    /// `state_dict()` of a module may have entries that are not recovered.
+    StateDict = "state-dict", Warning;
+    /// The state of an optimizer can't be read.
+    UnreadableState = "unreadable-state", Warning;
+    /// Parts of a model were left out: there are too many, or they are nested too deeply.
+    PartsLeftOut = "parts-left-out", Warning;
     // The work.
     /// The GPU failed, so that the CPU did the rest.
     GpuFailed = "gpu-failed", Warning;

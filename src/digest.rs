@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::addr::{PhysAddr, VirtAddr};
+use crate::diagnostic::Code;
 use crate::model::{Model, NamedTensor, StandaloneTensor, Status};
 use crate::paging::AddressSpace;
 use crate::progress::{Observer, Phase};
@@ -175,7 +176,7 @@ fn read(
         if tensor.status == Status::Complete {
             tensor.status = if info.numel() == 0 { Status::Missing } else { Status::Partial };
         }
-        tensor.problem = Some(obstacle);
+        tensor.problem = Some(obstacle.diagnostic(info.header));
     }
     tensor.judge_shell();
 }
@@ -193,7 +194,8 @@ fn read_bytes(
         Some(device) => {
             tensor.status = Status::Device;
             if device == META {
-                tensor.problem = Some("it is on the meta device, so it has a shape but no data".to_owned());
+                let message = "it is on the meta device, so it has a shape but no data";
+                tensor.problem = Some(tensor.diagnostic(Code::MetaTensor, message));
             }
             return;
         }
@@ -205,7 +207,8 @@ fn read_bytes(
         match tensor.info.as_ref().map(|info| &info.form) {
             Some(Form::Sparse(_) | Form::Nested(Some(_))) => tensor.status = joint_status(&tensor.parts),
             Some(Form::Opaque) => {
-                tensor.problem = Some("it is opaque: it is unknown how its elements are stored".to_owned())
+                let message = "it is opaque: it is unknown how its elements are stored";
+                tensor.problem = Some(tensor.diagnostic(Code::UnknownElements, message));
             }
             // Left out, and it says why.
             Some(Form::Strided | Form::Quantized(_) | Form::Nested(None) | Form::Short) | None => {}
@@ -229,7 +232,7 @@ fn read_bytes(
             tensor.sources = tensor::sources(space, elements);
             tensor.sha256 = Some(hex::encode(hash.finalize()));
         }
-        Err(error) => tensor.problem = Some(error.to_string()),
+        Err(error) => tensor.problem = Some(tensor.diagnostic(Code::TooLarge, error.to_string())),
     }
 }
 

@@ -13,9 +13,9 @@
 //! ```
 //!
 //! A room (module) only uses the rooms to its left, and rooms that hold data: [`signature`], which says what to search
-//! for, [`addr`], physical and virtual addresses as types, [`diagnostic`], warnings as data, [`tensor`], and [`model`],
-//! which [`framework`] fills. [`recover`] runs all rooms in order. The command line is a separate crate that only calls
-//! this library.
+//! for, [`addr`], physical and virtual addresses as types, [`diagnostic`], warnings and problems as data, [`tensor`],
+//! and [`model`], which [`framework`] fills. A [`case`] runs all rooms in order, and [`recover`] is its last stage. The
+//! command line is a separate crate that only calls this library.
 //!
 //! [`dump`] detects the format of a file by content, unpacks it if necessary, and maps it: sorted ranges of physical
 //! memory with holes between them, read without a copy. A process image (such as a core) has virtual addresses. It is
@@ -107,11 +107,10 @@ pub mod model;
 pub mod other_pythons;
 pub mod paging;
 pub mod progress;
-pub mod recover;
 pub mod report;
 pub mod scan;
 pub mod signature;
 pub mod tensor;
 pub mod words;
 
-pub use case::Case;
+pub use case::{Case, recover};

@@ -6,27 +6,25 @@ use std::path::Path;
 use crate::addr::PhysAddr;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::{Absence, FileMapping, FilledFile, PhysicalMemory};
-use crate::model::NamedTensor;
-use crate::recover::Process;
+use crate::model::{Model, NamedTensor};
 use crate::words;
 
 /// Maximum number of files per model that get a warning of their own.
 const MAX_FILES: usize = 8;
 
-/// Warnings about the tensors of each model, and about tensors outside any model, one per mapped file.
-pub(crate) fn warnings(memory: &PhysicalMemory, processes: &[Process]) -> Vec<Diagnostic> {
+/// Warnings about the tensors of each model of a process, and about its tensors outside any model, one per mapped file.
+pub(crate) fn warnings<'t>(
+    memory: &PhysicalMemory,
+    models: &[Model],
+    standalone: impl Iterator<Item = &'t NamedTensor>,
+) -> Vec<Diagnostic> {
     // A machine has none; what its processes had mapped is in the page cache.
     if memory.mappings().files().is_empty() {
         return Vec::new();
     }
-    let mut warnings = Vec::new();
-    for process in processes {
-        for model in &process.models {
-            warnings.extend(of_tensors(memory, &model.id, "tensor", "tensors", model.all_tensors()));
-        }
-        let standalone = process.standalone.found.iter().map(|found| &found.tensor);
-        warnings.extend(of_tensors(memory, "outside any model", "tensor or array", "tensors or arrays", standalone));
-    }
+    let of_model = |model: &Model| of_tensors(memory, &model.id, "tensor", "tensors", model.all_tensors());
+    let mut warnings: Vec<Diagnostic> = models.iter().flat_map(of_model).collect();
+    warnings.extend(of_tensors(memory, "outside any model", "tensor or array", "tensors or arrays", standalone));
     warnings
 }
 
@@ -43,9 +41,9 @@ fn of_tensors<'t>(
     let (mut all_missing, mut all_filled) = (0, 0);
     // A tensor under several names is one.
     for tensor in tensors.filter(|tensor| tensor.same_as.is_none()) {
-        let own = || std::iter::once(tensor).chain(&tensor.parts);
+        let whole_and_parts = || std::iter::once(tensor).chain(&tensor.parts);
         let mut lacks: BTreeMap<&Path, (u64, &FileMapping)> = BTreeMap::new();
-        for hole in own().flat_map(|tensor| &tensor.holes) {
+        for hole in whole_and_parts().flat_map(|tensor| &tensor.holes) {
             let at = PhysAddr(hole.address.0);
             if let Absence::File(index) = memory.absence(at)
                 && let Some(mapping) = memory.mappings().files().get(index)
@@ -62,7 +60,7 @@ fn of_tensors<'t>(
             *first = offset.min(*first);
         }
         let mut files: Vec<&str> =
-            own().flat_map(|tensor| &tensor.sources).map(|source| source.file.as_str()).collect();
+            whole_and_parts().flat_map(|tensor| &tensor.sources).map(|source| source.file.as_str()).collect();
         files.sort_unstable();
         files.dedup();
         all_filled += usize::from(!files.is_empty());
@@ -81,8 +79,8 @@ fn of_tensors<'t>(
             warnings.push(memory.mappings().missing_bytes(&format!("{what} lies"), mapping, first));
         }
     } else {
-        let own = missing.map(|(count, first, mapping)| memory.mappings().missing_bytes(&lie(count), mapping, first));
-        warnings.extend(own);
+        let warning = |(count, first, mapping)| memory.mappings().missing_bytes(&lie(count), mapping, first);
+        warnings.extend(missing.map(warning));
     }
     if filled.len() > MAX_FILES {
         let files = filled.len();

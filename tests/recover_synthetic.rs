@@ -200,7 +200,7 @@ fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
     assert_eq!(layout.version, torch.numbers.0.version);
     assert_eq!((layout.readable, layout.tried), (truth.len(), truth.len()));
     let model = only_model(recovery);
-    assert_eq!(model.problems, Vec::<String>::new());
+    assert_eq!(model.problems, []);
     assert_eq!(
         (model.id.as_str(), model.class.as_str(), model.object),
         ("m0", "__main__.main.<locals>.Net", VirtAddr(root))

@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Spaces;
 use super::index::Kept;
+use super::recover::Process;
 use crate::addr::PhysAddr;
 use crate::diagnostic::Diagnostic;
 use crate::framework::ImportedFramework;
 use crate::other_pythons::OtherPython;
-use crate::recover::Process;
 
 /// The Pythons of a dump.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use super::recover::{self, Recovery};
 use super::{Case, CaseError};
 use crate::addr::PhysAddr;
+use crate::diagnostic::{Code, Diagnostic};
 use crate::model::{self, NamedTensor, Status};
 use crate::paging::AddressSpace;
-use crate::recover::{self, Recovery};
 use crate::tensor::{self, Holes, TooLarge};
 
 /// A process: an address space, and what is known of it.
@@ -36,12 +37,12 @@ pub struct Tensor {
 #[derive(Debug, thiserror::Error)]
 pub enum BytesError {
     /// It could not be read whole.
-    #[error("the tensor {name} is not complete: {reason}")]
+    #[error("the tensor {name} is not complete: {problem}")]
     NotComplete {
         /// The tensor's name.
         name: String,
         /// What is wrong with it.
-        reason: String,
+        problem: Diagnostic,
     },
     /// It claims more bytes than the dump has.
     #[error(transparent)]
@@ -162,7 +163,10 @@ impl Tensor {
         let (bytes, holes) = self.bytes_with_holes()?;
         match holes.bytes {
             0 if self.status() == Status::Complete => Ok(bytes),
-            missing => Err(self.not_complete(format!("{missing} of its {} bytes are not in the dump", bytes.len()))),
+            missing => {
+                let message = format!("{missing} of its {} bytes are not in the dump", bytes.len());
+                Err(self.not_complete(Code::MissingBytes, message))
+            }
         }
     }
 
@@ -172,7 +176,7 @@ impl Tensor {
     /// Where its bytes lie is not known.
     pub fn bytes_with_holes(&self) -> Result<(Vec<u8>, Holes), BytesError> {
         let Some(elements) = self.data().elements() else {
-            return Err(self.not_complete("where its bytes lie is not known".to_owned()));
+            return Err(self.not_complete(Code::UnknownElements, "where its bytes lie is not known"));
         };
         let recovery = self.model.recovery();
         let space = self.model.process().space(&recovery.memory, &recovery.mmu);
@@ -184,9 +188,10 @@ impl Tensor {
         Ok((bytes, holes))
     }
 
-    fn not_complete(&self, reason: String) -> BytesError {
+    /// The error that states the tensor's own problem, or this one if it has none.
+    fn not_complete(&self, code: Code, message: impl Into<String>) -> BytesError {
         let data = self.data();
-        let reason = data.problem.clone().unwrap_or(reason);
-        BytesError::NotComplete { name: data.name.clone(), reason }
+        let problem = data.problem.clone().unwrap_or_else(|| data.diagnostic(code, message));
+        BytesError::NotComplete { name: data.name.clone(), problem }
     }
 }

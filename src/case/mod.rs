@@ -10,6 +10,7 @@ mod handles;
 mod index;
 mod python;
 mod pythons;
+pub mod recover;
 mod spaces;
 mod stage;
 
@@ -24,7 +25,6 @@ use crate::dump::{self, Dump, DumpError};
 use crate::framework::{Frameworks, LayoutError};
 use crate::linux::{self, Machine, NoMachine};
 use crate::progress::{Observer, Phase, Silent};
-use crate::recover::{self, Recovery};
 use crate::scan::{self, BackendChoice, BackendError, SelectedBackend};
 use crate::signature::{SignatureError, Signatures};
 
@@ -34,6 +34,7 @@ pub use index::Index;
 use index::{Identity, Kept};
 pub use python::{Object, Python};
 pub use pythons::Pythons;
+use recover::Recovery;
 pub use spaces::Spaces;
 use stage::Stage;
 

@@ -127,7 +127,7 @@ fn find(args: &ObjectsArgs, runtime: &Runtime<'_>) -> Found {
 fn print(format: LineFormat, documents: &Documents<Document>) -> Result<(), Failure> {
     stdout::print(|out| match format {
         LineFormat::Table => documents.all().iter().try_for_each(|document| {
-            let (headings, rows) = rows(&document.found, &printable);
+            let (headings, rows) = cells(&document.found, &printable);
             let of_numbers = headings.iter().enumerate().filter(|(_, heading)| NUMBERS.contains(*heading));
             let numbers: Vec<usize> = of_numbers.map(|(at, _)| at).collect();
             let headings: Vec<String> = headings.iter().map(|heading| heading.to_uppercase()).collect();
@@ -143,8 +143,8 @@ fn print(format: LineFormat, documents: &Documents<Document>) -> Result<(), Fail
 /// Columns of numbers.
 const NUMBERS: [&str; 4] = ["count", "bytes", "untracked", "size"];
 
-/// The column names and the rows.
-fn rows(found: &Found, shown: &dyn Fn(&str) -> String) -> (Vec<&'static str>, Vec<Vec<String>>) {
+/// The column names, and the cells of each row.
+fn cells(found: &Found, shown: &dyn Fn(&str) -> String) -> (Vec<&'static str>, Vec<Vec<String>>) {
     let object = |row: &ObjectRow| {
         let size = row.size.map(|size| size.to_string()).unwrap_or_default();
         vec![row.address.to_string(), shown(&row.type_name), size, shown(&row.repr)]
@@ -162,8 +162,8 @@ fn rows(found: &Found, shown: &dyn Fn(&str) -> String) -> (Vec<&'static str>, Ve
             let held = details.iter().flat_map(|details| {
                 let attributes = details.attributes.iter().map(|held| (format!(".{}", held.name), &held.object));
                 let referents = details.referents.iter().map(|held| (held.name.clone(), &held.object));
-                let own = [(String::new(), &details.object)];
-                own.into_iter().chain(attributes).chain(referents).collect::<Vec<_>>()
+                let object = [(String::new(), &details.object)];
+                object.into_iter().chain(attributes).chain(referents).collect::<Vec<_>>()
             });
             let row = |(name, row): (String, &ObjectRow)| [vec![shown(&name)], object(row)].concat();
             (vec!["name", "address", "type", "size", "repr"], held.map(row).collect())
@@ -201,7 +201,7 @@ fn write_lines(out: &mut dyn Write, document: &Document) -> std::io::Result<()> 
 fn write_csv(out: &mut dyn Write, documents: &[Document]) -> std::io::Result<()> {
     let mut writer = csv::Writer::from_writer(out);
     for (at, Document { process, found }) in documents.iter().enumerate() {
-        let (headings, rows) = rows(found, &str::to_owned);
+        let (headings, rows) = cells(found, &str::to_owned);
         if at == 0 {
             writer.write_record(["pid", "root"].iter().chain(&headings))?;
         }

@@ -116,7 +116,7 @@ pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
                 document.layout = Some(machine.layout().source);
                 document.direct_map = Some(machine.kernel().direct_map());
                 warnings.extend(machine.warnings());
-                rows(machine, args)
+                process_rows(machine, args)
             }
             Some(Err(reason)) => {
                 let message = format!("{reason}; what is listed are the address spaces of processes");
@@ -150,7 +150,7 @@ pub(super) fn run(args: &PsArgs) -> Result<Outcome, Failure> {
     })
 }
 
-fn rows(machine: &Machine, args: &PsArgs) -> Vec<Row> {
+fn process_rows(machine: &Machine, args: &PsArgs) -> Vec<Row> {
     let wanted: Vec<&Process> = machine.processes().iter().filter(|process| args.which.wants(process)).collect();
     let order = if args.tree { tree(&wanted) } else { wanted.into_iter().map(|process| (process, 0)).collect() };
     order.into_iter().map(|(process, depth)| row(machine, process, depth)).collect()

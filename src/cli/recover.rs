@@ -185,16 +185,15 @@ fn print_summary(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_di
         }
         recovery.processes.iter().for_each(print_layouts);
         for model in recovery.processes.iter().flat_map(|process| &process.models) {
-            model
-                .problems
-                .iter()
-                .for_each(|problem| print_message(&format!("{}: {}", model.id, report::printable(problem))));
+            for problem in &model.problems {
+                print_message(&format!("{}: {}", model.id, report::printable(&problem.to_string())));
+            }
         }
     }
     let others = recovery.processes.iter().flat_map(|process| &process.standalone.found);
     let (arrays, tensors): (Vec<_>, Vec<_>) = others.partition(|other| other.array.is_some());
     if !(arrays.is_empty() && tensors.is_empty()) {
-        let list = output_dir.join(report::OTHERS);
+        let list = output_dir.join(report::STANDALONE);
         let tensors = counted(tensors.len(), "tensor", "tensors");
         let arrays = counted(arrays.len(), "NumPy array", "NumPy arrays");
         print_message(&format!("outside any model: {tensors}, {arrays}; see {}", list.display()));

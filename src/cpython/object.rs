@@ -42,6 +42,16 @@ pub enum ObjectError {
     },
 }
 
+impl ObjectError {
+    /// Where the evidence of it is.
+    pub fn address(&self) -> VirtAddr {
+        match self {
+            Self::Fault(fault) => fault.address(),
+            Self::WrongType { address, .. } | Self::Implausible { address, .. } => *address,
+        }
+    }
+}
+
 /// Objects of one address space, read with one layout.
 #[derive(Clone, Copy)]
 pub struct Objects<'a> {

@@ -243,8 +243,8 @@ impl Dump {
             mappings.entry(&mapping.path).or_default().push(mapping);
         }
         let check = |(recorded, local, map): (Arc<Path>, PathBuf, MappedFile)| {
-            let own = mappings.get(&*recorded).map(Vec::as_slice).unwrap_or_default();
-            check(&self.memory, own, Arc::clone(&recorded), local, map)
+            let of_file = mappings.get(&*recorded).map(Vec::as_slice).unwrap_or_default();
+            check(&self.memory, of_file, Arc::clone(&recorded), local, map)
         };
         let checked: Vec<Checked> = opened.into_par_iter().map(check).collect();
         let (mut files, mut filled, mut base) = (Vec::new(), Vec::new(), self.memory.backing_len());

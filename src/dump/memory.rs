@@ -277,8 +277,8 @@ impl PhysicalMemory {
     /// Bytes at an offset that counts through the dump and the files after it.
     #[inline]
     fn bytes_at_offset(&self, offset: u64, len: u64) -> Option<&[u8]> {
-        let own = self.backing_bytes().get(offset as usize..(offset + len) as usize);
-        if own.is_some() || self.files.is_empty() { own } else { self.filled_bytes(offset, len) }
+        let backing = self.backing_bytes().get(offset as usize..(offset + len) as usize);
+        if backing.is_some() || self.files.is_empty() { backing } else { self.filled_bytes(offset, len) }
     }
 
     #[cold]

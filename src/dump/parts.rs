@@ -55,19 +55,17 @@ pub(super) fn warning(path: &Path) -> Option<Diagnostic> {
     let numbered = Numbered::new(name)?;
     let size =
         |name: &str| path.with_file_name(name).metadata().ok().filter(|file| file.is_file()).map(|file| file.len());
-    let own = size(name)?;
+    let len = size(name)?;
     let before = numbered.number.checked_sub(1).and_then(|number| numbered.sibling(number));
-    let before = before.filter(|before| size(before).is_some_and(|size| size >= own));
+    let before = before.filter(|before| size(before).is_some_and(|size| size >= len));
     let after = numbered.number.checked_add(1).and_then(|number| numbered.sibling(number));
-    let after = after.filter(|after| size(after).is_some_and(|size| size <= own));
+    let after = after.filter(|after| size(after).is_some_and(|size| size <= len));
     let which = if before.is_some() { "a later part" } else { "the first part" };
     let neighbour = before.or(after)?;
     let stem = numbered.stem;
-    let message = format!(
-        "judging by its name, this is {which} of a split file ({neighbour} is next to it): join all parts in order, \
-         for example with `cat {stem}* > whole`, and pass the result"
-    );
-    Some(Diagnostic::new(Code::SplitFile, None, message))
+    let message = format!("judging by its name, this is {which} of a split file ({neighbour} is next to it)");
+    let hint = format!("join all parts in order, for example with `cat {stem}* > whole`, and pass the result");
+    Some(Diagnostic { hint: Some(hint), ..Diagnostic::new(Code::SplitFile, None, message) })
 }
 
 #[cfg(test)]
@@ -99,7 +97,9 @@ mod tests {
         assert!(
             said("memory.001").contains("the first part") && said("memory.001").contains("memory.002 is next to it")
         );
-        assert!(said("memory.002").contains("a later part") && said("memory.002").contains("cat memory.* > whole"));
+        assert!(said("memory.002").contains("a later part"));
+        let hint = warning(&dir.path().join("memory.002")).and_then(|warning| warning.hint);
+        assert!(hint.is_some_and(|hint| hint.contains("cat memory.* > whole")));
         assert!(said("memory.003").contains("memory.002 is next to it"));
         // Dumps of several machines.
         write("host-01", 4096);

@@ -69,7 +69,7 @@ pub(super) fn attach_to_models<'a>(
     readers: &[Box<dyn Reader + 'a>],
 ) {
     let all: Vec<&NamedTensor> = models.iter().flat_map(Model::all_tensors).collect();
-    let mut found = look(&all, &all, objects, builtins, holders, readers);
+    let mut found = find(&all, &all, objects, builtins, holders, readers);
     for tensor in models.iter_mut().flat_map(Model::all_tensors_mut) {
         if let Some(Found { inner, elsewhere, attributes }) = found.remove(&tensor.object) {
             (tensor.inner, tensor.elsewhere, tensor.attributes) = (inner, elsewhere, attributes);
@@ -100,12 +100,12 @@ pub(super) fn attach_to_standalone<'a>(
     holders: &mut Holders<'a>,
     readers: &[Box<dyn Reader + 'a>],
 ) {
-    let own: Vec<&NamedTensor> = standalone.iter().map(|found| &found.tensor).collect();
+    let tensors: Vec<&NamedTensor> = standalone.iter().map(|found| &found.tensor).collect();
     let of_models = models.iter().flat_map(Model::all_tensors);
     let listed =
         of_models.flat_map(|tensor| std::iter::once(tensor).chain(tensor.inner.iter().map(|inner| &inner.tensor)));
-    let listed: Vec<&NamedTensor> = own.iter().copied().chain(listed).collect();
-    let mut found = look(&own, &listed, objects, builtins, holders, readers);
+    let listed: Vec<&NamedTensor> = tensors.iter().copied().chain(listed).collect();
+    let mut found = find(&tensors, &listed, objects, builtins, holders, readers);
     for tensor in standalone.iter_mut().map(|found| &mut found.tensor) {
         if let Some(Found { elsewhere, attributes, .. }) = found.remove(&tensor.object) {
             (tensor.elsewhere, tensor.attributes) = (elsewhere, attributes);
@@ -114,7 +114,7 @@ pub(super) fn attach_to_standalone<'a>(
 }
 
 /// What is found by the attributes of tensors, by their objects; `listed` are all that have a name.
-fn look<'a>(
+fn find<'a>(
     tensors: &[&NamedTensor],
     listed: &[&NamedTensor],
     objects: Objects<'a>,
@@ -210,7 +210,7 @@ impl Walk<'_, '_> {
             if let Some(Ok(Header::Tensor(info))) = reader.and_then(|reader| reader.read_part(object))
                 && info.numel() > 0
                 && object != owner.object
-                && owner.info.as_ref().is_some_and(|own| is_wrapper(own) || own.numel() == 0)
+                && owner.info.as_ref().is_some_and(|info| is_wrapper(info) || info.numel() == 0)
                 && owner.found.elsewhere.len() < MAX_PARTS
             {
                 owner.found.elsewhere.push(Elsewhere { name: name.clone(), path, shape: info.shape });
@@ -224,11 +224,12 @@ impl Walk<'_, '_> {
         let name = || format!("{}.{path}", owner.name);
         match read {
             Some(Ok(Header::Tensor(info))) => {
-                let own = owner.info.as_ref().filter(|own| own.numel() > 0 && own.data.0 != 0);
-                let is_own = self.impls.contains(&info.header) || own.is_some_and(|own| own.storage == info.storage);
+                let of_owner = owner.info.as_ref().filter(|of_owner| of_owner.numel() > 0 && of_owner.data.0 != 0);
+                let shares_storage = of_owner.is_some_and(|of_owner| of_owner.storage == info.storage);
+                let is_listed = self.impls.contains(&info.header) || shares_storage;
                 // What has no elements of its own is looked into, and is no part.
                 let is_shell = is_wrapper(&info) || info.numel() == 0 || info.form == Form::Short;
-                if !is_own && !is_shell {
+                if !is_listed && !is_shell {
                     self.impls.insert(info.header);
                     let tensor = NamedTensor::new(name(), owner.kind, object, Ok(info));
                     owner.found.inner.extend(with_parts(&path, tensor));
@@ -251,16 +252,16 @@ impl Walk<'_, '_> {
 /// A tensor inside another one and the parts that it consists of itself, each on its own.
 fn with_parts(path: &str, mut tensor: NamedTensor) -> Vec<Inner> {
     let parts = std::mem::take(&mut tensor.parts);
-    let whole = tensor.name.len();
+    let name_len = tensor.name.len();
     let part = |part: NamedTensor| {
-        let path = format!("{path}{}", part.name.get(whole..).unwrap_or_default());
+        let path = format!("{path}{}", part.name.get(name_len..).unwrap_or_default());
         Inner { path, tensor: part, array: None }
     };
     let parts: Vec<Inner> = parts.into_iter().map(part).collect();
-    let own = Inner { path: path.to_owned(), tensor, array: None };
+    let whole = Inner { path: path.to_owned(), tensor, array: None };
     // A sparse tensor is its parts.
-    if own.tensor.elements().is_none() && !parts.is_empty() {
+    if whole.tensor.elements().is_none() && !parts.is_empty() {
         return parts;
     }
-    std::iter::once(own).chain(parts).collect()
+    std::iter::once(whole).chain(parts).collect()
 }

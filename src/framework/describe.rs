@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::addr::VirtAddr;
 use crate::cpython::{Builtins, Holders, Objects, Shape, UNREADABLE, Value};
-use crate::model::Described;
+use crate::model::{Described, Omission};
 
 /// How deep objects are described.
 const MAX_DEPTH: usize = 5;
@@ -67,12 +67,12 @@ impl<'h, 'a> Describer<'h, 'a> {
         let (Some(depth), Some(rest), Some(all)) =
             (depth.checked_sub(1), left.checked_sub(1), self.left.checked_sub(1))
         else {
-            return Described::LeftOut("beyond the limit for one tensor");
+            return Described::LeftOut(Omission::TooMany);
         };
         (*left, self.left) = (rest, all);
         if let Some(value) = Value::read(&self.objects, self.builtins, object) {
             let size = serde_json::to_string(&value).map_or(usize::MAX, |text| text.len());
-            return if size <= MAX_TEXT { Described::Plain(value) } else { Described::LeftOut("too long") };
+            return if size <= MAX_TEXT { Described::Plain(value) } else { Described::LeftOut(Omission::TooLong) };
         }
         let type_object = self.objects.type_of(object).unwrap_or_default();
         let name = self.named.get(&object).cloned();
@@ -90,7 +90,7 @@ impl<'h, 'a> Describer<'h, 'a> {
             let mut list = Vec::new();
             for item in items {
                 if *left == 0 || self.left == 0 {
-                    list.push(Described::LeftOut("beyond the limit for one tensor"));
+                    list.push(Described::LeftOut(Omission::TooMany));
                     break;
                 }
                 list.push(self.describe(item, depth, left));

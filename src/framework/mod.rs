@@ -70,7 +70,7 @@ trait Reader {
 
     /// Reads an instance of such a type that another object refers to, or says why it can't be read; `None` if it has no elements
     /// of its own.
-    fn read_part(&self, object: VirtAddr) -> Option<Result<Header, String>>;
+    fn read_part(&self, object: VirtAddr) -> Option<Result<Header, Diagnostic>>;
 
     /// Its tensors and arrays that are not listed yet.
     fn standalone(&self, listed: &mut Listed) -> Found;

@@ -201,14 +201,14 @@ struct Library<'a> {
 
 impl<'a> Library<'a> {
     fn new(objects: &Objects<'_>, modules: &Modules, packages: &'a [&'static str]) -> Self {
-        let own = || {
+        let standard = || {
             let items = objects.dict(*modules.get("os")?).ok()?;
             let is_file = |(key, _): &(VirtAddr, VirtAddr)| objects.str(*key).is_ok_and(|key| key == "__file__");
             let (key, file) = items.into_iter().find(is_file)?;
             let file = objects.str(file).ok()?;
             Some((file.get(..=file.rfind('/')?)?.to_owned(), key))
         };
-        Self { packages, standard: own() }
+        Self { packages, standard: standard() }
     }
 
     /// Whether a module with these items is one of them.

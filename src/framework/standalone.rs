@@ -19,7 +19,7 @@ pub(super) struct Found {
     pub(super) readable: Vec<StandaloneTensor>,
     /// Most of these are no objects: any pointer to a type after a small number looks like one.
     pub(super) unreadable: Vec<StandaloneTensor>,
-    /// What was left out, in words.
+    /// What was left out.
     pub(super) warnings: Vec<Diagnostic>,
 }
 

@@ -29,7 +29,18 @@ pub enum Described {
     /// A list or a tuple with items that are not plain values.
     List(Vec<Described>),
     /// Something that is left out, and why.
-    LeftOut(&'static str),
+    LeftOut(Omission),
+}
+
+/// Why a value is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Omission {
+    /// It is too long.
+    #[serde(rename = "too long")]
+    TooLong,
+    /// There are too many values in one tensor.
+    #[serde(rename = "beyond the limit for one tensor")]
+    TooMany,
 }
 
 impl Serialize for Described {

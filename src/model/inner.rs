@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use super::{NamedTensor, Reading, Status};
+use crate::diagnostic::Code;
 use crate::tensor::{ArrayInfo, Elements, Form, Holes, TensorInfo};
 
 /// The device that has no memory.
@@ -102,15 +103,16 @@ impl NamedTensor {
         }
         let class = self.class.as_deref().unwrap_or("it");
         if count == 0 {
-            self.problem.get_or_insert_with(|| {
-                format!(
-                    "its data pointer is null, and none of its attributes holds a tensor: it is unknown where \
-                         {class} keeps its elements"
-                )
-            });
+            let message = format!(
+                "its data pointer is null, and none of its attributes holds a tensor: it is unknown where {class} \
+                 keeps its elements"
+            );
+            if self.problem.is_none() {
+                self.problem = Some(self.diagnostic(Code::UnknownElements, message));
+            }
             return;
         }
-        let problem = match shell {
+        let message = match shell {
             Some(Shell::Wrapper) => format!("{class} keeps its elements in {parts}"),
             Some(Shell::Placeholder) => format!("it is a placeholder without elements; they are in {parts}"),
             None => format!("it is on the meta device, so it has a shape but no data; the weights are in {parts}"),
@@ -123,7 +125,7 @@ impl NamedTensor {
             Some(_) if self.inner.iter().any(is_device) => self.status = Status::Device,
             Some(_) => self.status = Status::Missing,
         }
-        self.problem = Some(problem);
+        self.problem = Some(self.diagnostic(Code::ElementsElsewhere, message));
         self.holes = Holes::default();
         self.sha256 = None;
     }

@@ -14,14 +14,16 @@ use serde::Serialize;
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::Value;
+use crate::diagnostic::{Code, Diagnostic};
 use crate::tensor::{Elements, Holes, Source, TensorInfo};
 
-pub use described::{Described, Named};
+pub use described::{Described, Named, Omission};
 pub(crate) use fair::share;
 pub(crate) use inner::is_wrapper;
 pub use inner::{Elsewhere, Inner};
 pub(crate) use moved::find_moved;
 pub use optimizer::{Optimizer, ParamGroup};
+pub(crate) use reading::left_out;
 pub use reading::{Reading, limit, limit_models};
 pub use referrer::Referrer;
 pub use standalone::{StandaloneTensor, StandaloneTensors};
@@ -46,8 +48,8 @@ pub struct Model {
     pub training: Vec<NamedTensor>,
     /// The optimizers that hold some of its parameters.
     pub optimizers: Vec<Optimizer>,
-    /// Parts of the model that could not be read, in words.
-    pub problems: Vec<String>,
+    /// Parts of the model that could not be read.
+    pub problems: Vec<Diagnostic>,
 }
 
 impl Model {
@@ -167,16 +169,25 @@ pub struct NamedTensor {
     /// SHA-256 of the contiguous bytes in lower-case hex, holes as zeros; `None` if there are no bytes.
     pub sha256: Option<String>,
     /// Why it is not complete, where holes do not say it.
-    pub problem: Option<String>,
+    pub problem: Option<Diagnostic>,
 }
 
 impl NamedTensor {
     /// A tensor of which the headers at most are known; `read` is what came of reading them.
-    pub(crate) fn new(name: String, kind: TensorKind, object: VirtAddr, read: Result<TensorInfo, String>) -> Self {
+    pub(crate) fn new(name: String, kind: TensorKind, object: VirtAddr, read: Result<TensorInfo, Diagnostic>) -> Self {
         let (info, problem) = match read {
             Ok(info) => (Some(info), None),
             Err(problem) => (None, Some(problem)),
         };
+        Self { problem, ..Self::with_headers(name, kind, object, info) }
+    }
+
+    /// An array, whose headers are kept beside it.
+    pub(crate) fn array(name: String, object: VirtAddr) -> Self {
+        Self::with_headers(name, TensorKind::Array, object, None)
+    }
+
+    fn with_headers(name: String, kind: TensorKind, object: VirtAddr, info: Option<TensorInfo>) -> Self {
         let inferred = info.as_ref().is_some_and(|info| info.inferred);
         let parts = info.as_ref().map(|info| info.form.parts()).unwrap_or_default().into_iter();
         let part = |(part, info): (&str, &TensorInfo)| {
@@ -202,13 +213,14 @@ impl NamedTensor {
             holes: Holes::default(),
             sources: Vec::new(),
             sha256: None,
-            problem,
+            problem: None,
         }
     }
 
-    /// An array, whose headers are kept beside it.
-    pub(crate) fn array(name: String, object: VirtAddr) -> Self {
-        Self { problem: None, ..Self::new(name, TensorKind::Array, object, Err(String::new())) }
+    /// A problem of this tensor.
+    pub(crate) fn diagnostic(&self, code: Code, message: impl Into<String>) -> Diagnostic {
+        let object = Some(self.object).filter(|object| object.0 != 0);
+        Diagnostic::new(code, object.map(Into::into), message.into())
     }
 
     /// Where what is read of it lies, if it has headers that say so.

@@ -2,6 +2,7 @@
 
 use crate::addr::VirtAddr;
 use crate::cpython::Value;
+use crate::diagnostic::Diagnostic;
 
 /// An optimizer object, as far as it concerns one model.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,8 +15,8 @@ pub struct Optimizer {
     pub groups: Vec<ParamGroup>,
     /// State that is no tensor, as `(parameter, key, value)`: `step` of older versions.
     pub state: Vec<(String, String, Value)>,
-    /// Parts that could not be read, in words.
-    pub problems: Vec<String>,
+    /// Parts that could not be read.
+    pub problems: Vec<Diagnostic>,
 }
 
 /// A group of parameters with their settings.

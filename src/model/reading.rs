@@ -13,7 +13,6 @@ use crate::words::counted;
 const MAX_REPEATED: u64 = 1 << 20;
 /// All models together are read up to this many times the size of the dump, because forked workers share memory.
 const TIMES_THE_DUMP: u64 = 4;
-const LEFT_OUT: &str = "its bytes are left out: all tensors together have more bytes than the dump can hold";
 
 /// What is read and written of a tensor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,11 +95,19 @@ fn need(tensor: &NamedTensor) -> u64 {
 
 fn set(tensor: &mut NamedTensor, reading: Reading) {
     if reading == Reading::LeftOut {
-        tensor.problem.get_or_insert_with(|| LEFT_OUT.to_owned());
+        if tensor.problem.is_none() {
+            tensor.problem = Some(left_out(tensor));
+        }
         tensor.parts.iter_mut().for_each(|part| set(part, Reading::LeftOut));
         tensor.inner.iter_mut().for_each(|inner| set(&mut inner.tensor, Reading::LeftOut));
     }
     tensor.reading = reading;
+}
+
+/// The problem of a tensor whose bytes are left out.
+pub(crate) fn left_out(tensor: &NamedTensor) -> Diagnostic {
+    let message = "its bytes are left out: all tensors together have more bytes than the dump can hold";
+    tensor.diagnostic(Code::TensorsLeftOut, message)
 }
 
 fn is_strided(tensor: &NamedTensor) -> bool {
@@ -150,9 +157,8 @@ pub fn limit<'o>(others: impl Iterator<Item = &'o mut StandaloneTensor>, limit: 
             });
         if !is_in {
             other.is_left_out = true;
-            other.tensor.problem = Some(
-                "its bytes are left out: all tensors and arrays together have more bytes than the dump".to_owned(),
-            );
+            let message = "its bytes are left out: all tensors and arrays together have more bytes than the dump";
+            other.tensor.problem = Some(other.tensor.diagnostic(Code::TensorsLeftOut, message));
             left_out += 1;
         }
     }

@@ -40,6 +40,6 @@ impl StandaloneTensor {
 pub struct StandaloneTensors {
     /// Tensors first, then arrays, each in the order of their addresses.
     pub found: Vec<StandaloneTensor>,
-    /// What was left out, in words.
+    /// What was left out.
     pub warnings: Vec<Diagnostic>,
 }

@@ -50,6 +50,18 @@ pub enum Fault {
     },
 }
 
+impl Fault {
+    /// The address that could not be read.
+    pub fn address(&self) -> VirtAddr {
+        match *self {
+            Self::NonCanonical { va }
+            | Self::NotPresent { va, .. }
+            | Self::NotInDump { va, .. }
+            | Self::NotInImage { va, .. } => va,
+        }
+    }
+}
+
 /// Memory that is read by virtual address.
 pub trait VirtualMemory: Sync {
     /// The bytes from `va` on, as far as they lie in one piece; never empty.

@@ -280,7 +280,7 @@ mod tests {
             }
             for index in 0..MIN_VOTES as u64 {
                 let frame = 32 + index;
-                machine.set(0x4000 + (16 + index) * 8, frame * FRAME_SIZE | PRESENT);
+                machine.set(0x4000 + (16 + index) * 8, (frame * FRAME_SIZE) | PRESENT);
                 machine.describe(frame, SWAP_BACKED | UP_TO_DATE | EXCLUSIVE, ANONYMOUS, 16 + index, 0);
             }
             machine

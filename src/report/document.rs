@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::rows::{self, FileRow, ProcessRow, RangesLeftOut};
+use super::memory::{self, FileRow, RangesLeftOut};
+use super::process::ProcessRow;
 use super::{SCHEMA_VERSION, TOOL, json};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::diagnostic::Diagnostic;
@@ -54,7 +55,7 @@ struct DumpRow<'a> {
 
 impl<'a> Document<'a> {
     pub(super) fn new(dump: &'a Dump, recovery: &'a Recovery) -> Self {
-        let (ranges, ranges_left_out) = rows::ranges(&recovery.memory);
+        let (ranges, ranges_left_out) = memory::ranges(&recovery.memory);
         Self {
             schema_version: SCHEMA_VERSION,
             tool: TOOL,

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::assignment::WeightFile;
 use super::error::OutputError;
 use super::folder::STAGING;
-use super::others;
-use super::plan::WeightFile;
+use super::standalone;
 
 /// The document that says that the output is complete.
 pub(super) const RECOVERY: &str = "recovery.json";
@@ -59,10 +59,10 @@ impl Earlier {
         };
         // The sign of completeness goes first; without the manifest, nothing would say whose the other files are.
         let mut earlier = Self::default();
-        let weights = WeightFile::OF_OTHERS.map(WeightFile::name);
+        let weights = WeightFile::OF_STANDALONE.map(WeightFile::name);
         for name in names.iter().filter(|name| *name != STAGING && *name != MANIFEST && *name != MODELS) {
             let path = folder.join(name);
-            let is_our_name = [RECOVERY, others::FILE].contains(&name.as_str()) || weights.contains(&name.as_str());
+            let is_our_name = [RECOVERY, standalone::FILE].contains(&name.as_str()) || weights.contains(&name.as_str());
             if !is_our_name || !is_listed(&path) {
                 return Err(OutputError::Foreign(path));
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::plan::Planned;
+use super::assignment::Assignment;
 use crate::model::TensorKind;
 
 /// The key that safetensors reserves.
@@ -10,11 +10,11 @@ const RESERVED: &str = "__metadata__";
 
 /// Gives every entry a key that is unique among entries of its kind. Unused names are assigned first, then parts of
 /// tensors, so that no generated key takes a real name. The rest become `name~2`, `name~3`, ….
-pub(super) fn assign(planned: &mut [Planned<'_>]) {
+pub(super) fn assign(assignments: &mut [Assignment<'_>]) {
     let mut taken: HashSet<(TensorKind, String)> = HashSet::new();
     let mut rest: Vec<(usize, usize)> = Vec::new();
     for of_parts in [false, true] {
-        for (index, tensor) in planned.iter().enumerate() {
+        for (index, tensor) in assignments.iter().enumerate() {
             for (place, entry) in tensor.entries.iter().enumerate() {
                 let is_part = entry.name != tensor.tensor.name;
                 let key = (scope(tensor.tensor.kind), entry.name.clone());
@@ -26,7 +26,7 @@ pub(super) fn assign(planned: &mut [Planned<'_>]) {
     }
     let mut last: HashMap<(TensorKind, String), u64> = HashMap::new();
     for (index, place) in rest {
-        let Some(tensor) = planned.get_mut(index) else { continue };
+        let Some(tensor) = assignments.get_mut(index) else { continue };
         let kind = scope(tensor.tensor.kind);
         let Some(entry) = tensor.entries.get_mut(place) else { continue };
         let number = last.entry((kind, entry.name.clone())).or_insert(1);

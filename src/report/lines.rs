@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::rows::{ModelRow, TensorRow};
+use super::model::ModelRow;
+use super::tensor::TensorRow;
 use crate::addr::PhysAddr;
 use crate::recover::Recovery;
 
@@ -94,7 +95,7 @@ pub fn print_csv(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
                     text(row.file),
                     text(row.sha256),
                     text(row.same_as),
-                    text(row.problem),
+                    row.problem.unwrap_or_default(),
                     row.file_name.unwrap_or_default(),
                 ]);
                 record.map_err(io_error)?;

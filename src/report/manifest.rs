@@ -8,7 +8,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::SCHEMA_VERSION;
-use super::rows::{self, FileRow, RangesLeftOut};
+use super::memory::{self, FileRow, RangesLeftOut};
 use super::time::rfc3339;
 use crate::diagnostic::Diagnostic;
 use crate::dump::{Compression, Dump, Format, MemoryRange};
@@ -100,7 +100,7 @@ impl<'a> Manifest<'a> {
     /// `output` are the files that were written, with their sizes.
     pub(super) fn new(dump: &'a Dump, recovery: &'a Recovery, run: &'a Run, output: BTreeMap<String, u64>) -> Self {
         let system = rustix::system::uname();
-        let (ranges, ranges_left_out) = rows::ranges(&recovery.memory);
+        let (ranges, ranges_left_out) = memory::ranges(&recovery.memory);
         let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
         Self {
             schema_version: SCHEMA_VERSION,

@@ -18,6 +18,7 @@
 //!
 //! Nothing that a dump says becomes a path or code: models are numbered by us, names are data.
 
+mod assignment;
 mod document;
 mod earlier;
 mod error;
@@ -27,11 +28,13 @@ mod json;
 mod keys;
 mod lines;
 mod manifest;
-mod others;
-mod plan;
-mod rows;
+mod memory;
+mod model;
+mod process;
 mod space;
+mod standalone;
 mod table;
+mod tensor;
 mod time;
 mod tree;
 mod weights;
@@ -42,7 +45,7 @@ pub use file::NewFile;
 pub use folder::{Cleanup, OutputFolder};
 pub use lines::{print_csv, print_jsonl};
 pub use manifest::Run;
-pub use others::FILE as OTHERS;
+pub use standalone::FILE as STANDALONE;
 pub use table::{columns, human_bytes, models_table, process_name};
 pub use time::rfc3339;
 
@@ -50,7 +53,7 @@ pub use crate::words::printable;
 
 use std::path::Path;
 
-use plan::{Planned, WeightFile};
+use assignment::{Assignment, WeightFile};
 use weights::Place;
 
 use crate::case;
@@ -98,21 +101,25 @@ fn write_all(
 ) -> Result<(), OutputError> {
     let models =
         || recovery.processes.iter().flat_map(|process| process.models.iter().map(move |model| (process, model)));
-    let others = others::planned(recovery);
-    let of_models = models().map(|(_, model)| weights::size(&plan::plan_model(model)));
-    let total = of_models.fold(weights::size(&others), u64::saturating_add);
+    let standalone = standalone::assignments(recovery);
+    let of_models = models().map(|(_, model)| weights::size(&assignment::assign_model(model)));
+    let total = of_models.fold(weights::size(&standalone), u64::saturating_add);
     observer.begin(Phase::Write, total);
     folder.reserve(total)?;
     for (process, model) in models() {
         write_model(folder, recovery, (process, model), observer)?;
     }
-    if !others.is_empty() {
-        let spaces = others::all(recovery).map(|(process, _)| process.space(&recovery.memory, &recovery.mmu));
+    if !standalone.is_empty() {
+        let spaces = standalone::all(recovery).map(|(process, _)| process.space(&recovery.memory, &recovery.mmu));
         let spaces: Vec<AddressSpace> = spaces.collect();
-        let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> =
-            others.iter().zip(&spaces).map(|(planned, space)| (planned, space as _)).collect();
-        weights::write(folder, &Place::Top, &WeightFile::OF_OTHERS, &here, observer)?;
-        folder.json(others::FILE, others::DEPTH, &others::OthersDocument::new(recovery, &others))?;
+        let here: Vec<(&Assignment<'_>, &dyn VirtualMemory)> =
+            standalone.iter().zip(&spaces).map(|(assignment, space)| (assignment, space as _)).collect();
+        weights::write(folder, &Place::Top, &WeightFile::OF_STANDALONE, &here, observer)?;
+        folder.json(
+            standalone::FILE,
+            standalone::DEPTH,
+            &standalone::StandaloneDocument::new(recovery, &standalone),
+        )?;
     }
     folder.json(earlier::RECOVERY, document::DEPTH, &document::Document::new(dump, recovery))?;
     let run = run();
@@ -127,10 +134,11 @@ fn write_model(
     observer: &dyn Observer,
 ) -> Result<(), OutputError> {
     let space = process.space(&recovery.memory, &recovery.mmu);
-    let planned = plan::plan_model(model);
-    let here: Vec<(&Planned<'_>, &dyn VirtualMemory)> = planned.iter().map(|planned| (planned, &space as _)).collect();
+    let assignments = assignment::assign_model(model);
+    let here: Vec<(&Assignment<'_>, &dyn VirtualMemory)> =
+        assignments.iter().map(|assignment| (assignment, &space as _)).collect();
     weights::write(folder, &Place::Model(&model.id), &WeightFile::OF_MODEL, &here, observer)?;
-    let held = others::held_by(recovery, model);
+    let held = standalone::held_by(recovery, model);
     folder.json(&format!("{}/model.json", model_dir(model)), 3, &tree::TreeDocument::new(model, &held))?;
     let mut loader = folder.file(&format!("{}/load.py", model_dir(model)))?;
     loader.write(LOADER.as_bytes())?;
@@ -153,14 +161,14 @@ impl case::Model {
 
 /// Whether all of every model that was found could be read.
 pub fn is_whole(recovery: &Recovery) -> bool {
-    recovery.processes.iter().flat_map(|process| &process.models).all(rows::is_whole)
+    recovery.processes.iter().flat_map(|process| &process.models).all(model::is_whole)
 }
 
 /// Whether `load.py` of a model can load all weights without `--partial`.
 pub fn is_loadable(model: &Model) -> bool {
-    let planned = plan::plan_model(model);
-    let mut tensors = planned.iter().take(model.tensors.len());
-    model.problems.is_empty() && tensors.all(|planned| planned.status() == Status::Complete)
+    let assignments = assignment::assign_model(model);
+    let mut tensors = assignments.iter().take(model.tensors.len());
+    model.problems.is_empty() && tensors.all(|assignment| assignment.status() == Status::Complete)
 }
 
 /// The folder of a model within the output folder.

@@ -2,8 +2,8 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::plan::plan_model;
-use super::rows::{Totals, is_whole};
+use super::assignment::assign_model;
+use super::model::{Totals, is_whole};
 use crate::model::{Model, Status};
 use crate::recover::{Process, Recovery};
 use crate::words::{counted, printable};
@@ -85,11 +85,11 @@ fn empty_row(process: &Process) -> Vec<String> {
 /// The state of a model in a few words.
 fn status(model: &Model) -> String {
     let words = [(Status::Partial, "partial"), (Status::Missing, "missing"), (Status::Device, "on a device")];
-    let planned = plan_model(model);
-    let of_modules = || planned.iter().take(model.tensors.len());
+    let assignments = assign_model(model);
+    let of_modules = || assignments.iter().take(model.tensors.len());
     let mut parts: Vec<String> = words
         .into_iter()
-        .map(|(status, word)| (of_modules().filter(|planned| planned.status() == status).count(), word))
+        .map(|(status, word)| (of_modules().filter(|assignment| assignment.status() == status).count(), word))
         .filter(|(count, _)| *count > 0)
         .map(|(count, word)| format!("{count} {word}"))
         .collect();

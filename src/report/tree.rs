@@ -6,8 +6,9 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::SCHEMA_VERSION;
-use super::others::HeldRow;
-use super::rows::TensorRow;
+use super::model::ProblemRows;
+use super::standalone::HeldRow;
+use super::tensor::TensorRow;
 use crate::addr::VirtAddr;
 use crate::cpython::Value;
 use crate::model::{Model, Module, Optimizer, ParamGroup, Sighting};
@@ -25,7 +26,8 @@ pub(super) struct TreeDocument<'a> {
     /// Gradients, and tensors of optimizers.
     training: Vec<TensorRow<'a>>,
     optimizers: Vec<OptimizerRow<'a>>,
-    problems: &'a [String],
+    #[serde(flatten)]
+    problems: ProblemRows,
 }
 
 impl<'a> TreeDocument<'a> {
@@ -42,7 +44,7 @@ impl<'a> TreeDocument<'a> {
             tensors,
             training,
             optimizers: model.optimizers.iter().map(OptimizerRow::new).collect(),
-            problems: &model.problems,
+            problems: ProblemRows::new(&model.problems),
         }
     }
 }
@@ -54,7 +56,8 @@ struct OptimizerRow<'a> {
     object: VirtAddr,
     groups: Vec<GroupRow<'a>>,
     state: Vec<StateRow<'a>>,
-    problems: &'a [String],
+    #[serde(flatten)]
+    problems: ProblemRows,
 }
 
 #[derive(Serialize)]
@@ -85,7 +88,7 @@ impl<'a> OptimizerRow<'a> {
             object: optimizer.object,
             groups: optimizer.groups.iter().map(group).collect(),
             state: optimizer.state.iter().map(|(parameter, key, value)| StateRow { parameter, key, value }).collect(),
-            problems: &optimizer.problems,
+            problems: ProblemRows::new(&optimizer.problems),
         }
     }
 }
@@ -98,7 +101,8 @@ struct ModuleRow<'a> {
     training: Option<bool>,
     /// The public attributes in one line, as PyTorch's `extra_repr()` has some of them.
     extra_repr: String,
-    hyper: Pairs<'a, Value>,
+    #[serde(rename = "hyper")]
+    hyperparameters: Pairs<'a, Value>,
     private: Pairs<'a, Value>,
     /// What the two above hold that JSON has no type for.
     python_types: Vec<Vec<Step<'a>>>,
@@ -124,7 +128,7 @@ impl<'a> ModuleRow<'a> {
             torch_class: module.framework_class.as_deref(),
             training: module.training,
             extra_repr: extra_repr(&module.hyperparameters),
-            hyper: Pairs(&module.hyperparameters),
+            hyperparameters: Pairs(&module.hyperparameters),
             private: Pairs(&module.private),
             python_types,
             parameters: &module.parameters,

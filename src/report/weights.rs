@@ -6,9 +6,9 @@ use rayon::prelude::*;
 use safetensors::tensor::{Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
 
+use super::assignment::{Assignment, Entry, WeightFile};
 use super::error::OutputError;
 use super::folder::{OutputFile, OutputFolder};
-use super::plan::{Entry, Planned, WeightFile};
 use crate::paging::VirtualMemory;
 use crate::progress::Observer;
 use crate::tensor::{Elements, TooLarge, gather};
@@ -17,8 +17,8 @@ use crate::tensor::{Elements, TooLarge, gather};
 const ALIGNMENT: usize = 8;
 
 /// Bytes that the files of weights take, but for their headers.
-pub(super) fn size(planned: &[Planned<'_>]) -> u64 {
-    let entries = planned.iter().flat_map(|planned| &planned.entries);
+pub(super) fn size(assignments: &[Assignment<'_>]) -> u64 {
+    let entries = assignments.iter().flat_map(|assignment| &assignment.entries);
     entries.fold(0, |size, entry| size.saturating_add(entry.elements.byte_len()))
 }
 
@@ -27,13 +27,13 @@ pub(super) fn write(
     folder: &OutputFolder,
     place: &Place<'_>,
     files: &[WeightFile],
-    planned: &[(&Planned<'_>, &dyn VirtualMemory)],
+    assignments: &[(&Assignment<'_>, &dyn VirtualMemory)],
     observer: &dyn Observer,
 ) -> Result<(), OutputError> {
     for file in files {
         let mut entries = Vec::new();
-        for (planned, memory) in planned {
-            let of_file = planned.entries.iter().filter(|entry| entry.file == *file);
+        for (assignment, memory) in assignments {
+            let of_file = assignment.entries.iter().filter(|entry| entry.file == *file);
             entries.extend(of_file.map(|entry| (entry, *memory)));
         }
         if !entries.is_empty() {
@@ -102,7 +102,7 @@ impl Place<'_> {
 
 fn header(entries: &[(&Entry<'_>, &dyn VirtualMemory)]) -> Result<Vec<u8>, safetensors::SafeTensorError> {
     let mut end = 0usize;
-    let mut rows = Vec::with_capacity(entries.len());
+    let mut infos = Vec::with_capacity(entries.len());
     for (entry, _) in entries {
         let start = end;
         end = usize::try_from(entry.elements.byte_len())
@@ -110,11 +110,11 @@ fn header(entries: &[(&Entry<'_>, &dyn VirtualMemory)]) -> Result<Vec<u8>, safet
             .and_then(|len| start.checked_add(len))
             .ok_or(safetensors::SafeTensorError::ValidationOverflow)?;
         let shape = entry.shape.iter().map(|size| *size as usize).collect();
-        rows.push((entry.key.clone(), TensorInfo { dtype: entry.dtype, shape, data_offsets: (start, end) }));
+        infos.push((entry.key.clone(), TensorInfo { dtype: entry.dtype, shape, data_offsets: (start, end) }));
     }
     // What the transformers library asks for before it takes a file for weights of PyTorch.
     let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let mut header = serde_json::to_vec(&Metadata::new(Some(about), rows)?)?;
+    let mut header = serde_json::to_vec(&Metadata::new(Some(about), infos)?)?;
     header.resize(header.len().next_multiple_of(ALIGNMENT), b' ');
     Ok(header)
 }

@@ -91,10 +91,10 @@ fn split_range<'a>(
         let first = frames.start.clamp(addresses.start, addresses.end);
         let last = frames.end.clamp(first, addresses.end);
         let count = (last.0 - first.0) / FRAME_SIZE;
-        let (own, rest) = std::mem::take(&mut classes).split_at_mut_checked(count as usize).unwrap_or_default();
+        let (of_chunk, rest) = std::mem::take(&mut classes).split_at_mut_checked(count as usize).unwrap_or_default();
         classes = rest;
         let view = whole_view.part(addresses);
-        chunks.push(Chunk { range: whole_view, view, whole_frames: (whole_view.part(first..last), own) });
+        chunks.push(Chunk { range: whole_view, view, whole_frames: (whole_view.part(first..last), of_chunk) });
     }
 }
 

@@ -112,8 +112,8 @@ impl Candidate<'_> {
             }
             Test::KernelPointer { align } => value >= KERNEL_POINTER_MIN && value.is_multiple_of(*align),
             Test::PageOffsetOfSelf(k) => {
-                let own = self.frame.start.0.wrapping_add(self.position(field).unwrap_or_default() as u64);
-                (value ^ own.wrapping_add_signed(*k)) & (FRAME_SIZE - 1) == 0
+                let address = self.frame.start.0.wrapping_add(self.position(field).unwrap_or_default() as u64);
+                (value ^ address.wrapping_add_signed(*k)) & (FRAME_SIZE - 1) == 0
             }
             Test::EqualField(index) => self.other(*index) == Some(value),
         })

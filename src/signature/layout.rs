@@ -71,7 +71,7 @@ impl Layout {
 /// A layout whose parent is not looked up yet.
 #[derive(Debug)]
 pub(super) struct Unresolved {
-    own: Layout,
+    declared: Layout,
     /// Where the version stands, and the parent's.
     pub(super) location: Location,
     inherits_at: Location,
@@ -79,7 +79,7 @@ pub(super) struct Unresolved {
 
 impl Unresolved {
     pub(super) fn key(&self) -> (String, String) {
-        (self.own.family.clone(), self.own.version.clone())
+        (self.declared.family.clone(), self.declared.version.clone())
     }
 }
 
@@ -88,32 +88,34 @@ pub(super) fn resolve(layouts: Vec<Unresolved>) -> Result<Vec<Layout>, Signature
     let by_key: HashMap<_, _> = layouts.iter().map(|layout| (layout.key(), layout)).collect();
     let mut resolved = Vec::new();
     for layout in &layouts {
-        let mut complete = layout.own.clone();
+        let mut complete = layout.declared.clone();
         let mut child = layout;
         let mut shifts: Vec<&Shift> = Vec::new();
         // A chain longer than the number of layouts has come round.
         for _ in 0..=layouts.len() {
-            let Some(version) = &child.own.inherits else { break };
-            let parent = by_key.get(&(layout.own.family.clone(), version.clone()));
+            let Some(version) = &child.declared.inherits else { break };
+            let parent = by_key.get(&(layout.declared.family.clone(), version.clone()));
             let Some(parent) = parent else {
-                let reason = format!("there is no layout for {} {version}", layout.own.family);
+                let reason = format!("there is no layout for {} {version}", layout.declared.family);
                 return Err(child.inherits_at.error(reason));
             };
-            shifts.extend(&child.own.shift);
-            for (name, entry) in parent.own.fields.iter().filter(|(name, _)| !complete.gone.contains(*name)) {
+            shifts.extend(&child.declared.shift);
+            for (name, entry) in parent.declared.fields.iter().filter(|(name, _)| !complete.gone.contains(*name)) {
                 complete.fields.entry(name.clone()).or_insert_with(|| {
                     let moved = |entry: FieldEntry, shift: &&Shift| shift.apply(name, &entry).unwrap_or(entry);
                     shifts.iter().fold(entry.clone(), moved)
                 });
             }
-            complete.gone.extend(parent.own.gone.iter().filter(|name| !complete.fields.contains_key(*name)).cloned());
-            for (name, table) in &parent.own.tables {
+            complete
+                .gone
+                .extend(parent.declared.gone.iter().filter(|name| !complete.fields.contains_key(*name)).cloned());
+            for (name, table) in &parent.declared.tables {
                 complete.tables.entry(name.clone()).or_insert_with(|| table.clone());
             }
             child = parent;
         }
-        if child.own.inherits.is_some() {
-            let reason = format!("{} {} inherits from itself", layout.own.family, layout.own.version);
+        if child.declared.inherits.is_some() {
+            let reason = format!("{} {} inherits from itself", layout.declared.family, layout.declared.version);
             return Err(layout.inherits_at.error(reason));
         }
         resolved.push(complete);
@@ -190,7 +192,7 @@ impl RawLayout {
         Ok(Unresolved {
             location: text.at(version.span()),
             inherits_at,
-            own: Layout {
+            declared: Layout {
                 family: family.into_inner(),
                 version: version.into_inner(),
                 inherits: self.inherits.map(Spanned::into_inner),

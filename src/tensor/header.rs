@@ -3,6 +3,7 @@
 use super::dtype::ScalarType;
 use super::form::{Form, Quantizer};
 use super::gather::{Elements, Flips, Jump};
+use super::obstacle::{Obstacle, Shortage};
 use crate::addr::VirtAddr;
 
 /// A tensor, as its own headers describe it.
@@ -40,8 +41,8 @@ pub struct TensorInfo {
     pub flips: Flips,
     /// The names of the dispatch keys that an ordinary tensor does not have.
     pub dispatch_keys: Vec<String>,
-    /// Why its bytes may mean something else than its type and form say, in words.
-    pub doubt: Option<String>,
+    /// Why its bytes may mean something else than its type and form say.
+    pub doubt: Option<Obstacle>,
 }
 
 impl TensorInfo {
@@ -67,11 +68,10 @@ impl TensorInfo {
     }
 
     /// The bytes that the elements need, and the bytes of the storage.
-    pub(crate) fn shortage(&self) -> String {
+    pub(crate) fn shortage(&self) -> Shortage {
         let Self { shape, stride, storage_offset, storage_bytes, .. } = self;
-        format!(
-            "sizes {shape:?}, strides {stride:?}, storage offset {storage_offset}, {storage_bytes} bytes of storage"
-        )
+        let (shape, stride) = (shape.clone(), stride.clone());
+        Shortage { shape, stride, storage_offset: *storage_offset, storage_bytes: *storage_bytes }
     }
 
     /// Where the elements lie, and which of their bits the tensor's value has flipped; `None` for a tensor without
@@ -130,21 +130,14 @@ impl TensorInfo {
     }
 
     /// Why its bytes are not its elements, or may not be, even if all bytes are there; `None` if they are.
-    pub fn obstacle(&self) -> Option<String> {
+    pub fn obstacle(&self) -> Option<Obstacle> {
         if self.doubt.is_some() {
             return self.doubt.clone();
         }
         match self.form {
-            Form::Nested(None) => Some(
-                "it is a nested tensor (torch.jagged): its values and offsets are in other tensors that it refers to"
-                    .to_owned(),
-            ),
-            Form::Short if self.storage_bytes == 0 => Some(
-                "its storage was freed or resized to 0 bytes: its elements are kept elsewhere (FSDP and similar \
-                 libraries do this)"
-                    .to_owned(),
-            ),
-            Form::Short => Some(format!("its storage is too small for its elements: {}", self.shortage())),
+            Form::Nested(None) => Some(Obstacle::Jagged),
+            Form::Short if self.storage_bytes == 0 => Some(Obstacle::FreedStorage),
+            Form::Short => Some(Obstacle::ShortStorage(self.shortage())),
             Form::Strided | Form::Quantized(_) | Form::Sparse(_) | Form::Nested(Some(_)) | Form::Opaque => None,
         }
     }

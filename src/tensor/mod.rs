@@ -7,6 +7,7 @@ mod form;
 mod gather;
 mod header;
 mod holes;
+mod obstacle;
 mod source;
 mod stored;
 
@@ -16,5 +17,6 @@ pub use form::{Form, Nested, Quantizer, Sparse};
 pub use gather::{Elements, Flips, Jump, TooLarge, gather};
 pub use header::TensorInfo;
 pub use holes::{Hole, Holes, MissingPages};
+pub use obstacle::{Obstacle, Shortage};
 pub use source::{Source, sources};
 pub use stored::Stored;

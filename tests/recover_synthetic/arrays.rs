@@ -92,7 +92,7 @@ fn arrays_of_every_python_and_numpy() {
         assert_eq!((found.base, found.data), (Some(VirtAddr(matrix)), VirtAddr(data + 19 * 120)));
         let found = array(&recovery, pointers);
         assert_eq!((found.tensor.status, &found.tensor.sha256), (Status::Missing, &None));
-        assert!(found.tensor.problem.as_ref().unwrap().contains("pointers to Python objects"));
+        assert!(found.tensor.problem.as_ref().unwrap().message.contains("pointers to Python objects"));
         let found = array(&recovery, table);
         assert_eq!(found.referrers, [Referrer::Global { path: "__main__.tables[1]".to_owned() }]);
         let fields: Vec<_> = found.array.as_ref().unwrap().fields.iter().collect();
@@ -172,7 +172,7 @@ fn a_tie_between_layouts_is_decided_by_the_version_or_said() {
             } else {
                 assert_eq!(score.rivals.len(), 1);
                 assert_eq!((found.tensor.status, &found.tensor.sha256), (Status::Missing, &None));
-                assert!(found.tensor.problem.as_ref().unwrap().contains("equally well"));
+                assert!(found.tensor.problem.as_ref().unwrap().message.contains("equally well"));
                 assert!(
                     recovery
                         .warnings

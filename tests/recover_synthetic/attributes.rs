@@ -61,7 +61,7 @@ fn a_wrapper_is_its_inner_tensors_and_never_complete() {
         assert_eq!((found.status, &found.sha256), (Status::Partial, &None), "{cpython} {pytorch}");
         assert_inner(found, "_local_tensor", &local);
         assert_inner(found, "_spec.mesh.mesh", &mesh);
-        let problem = found.problem.as_deref().unwrap();
+        let problem = &found.problem.as_ref().unwrap().message;
         assert!(
             problem.starts_with(
                 "lab.Sharded keeps its elements in _local_tensor [2, 4] (written as weight._local_tensor)"
@@ -86,7 +86,7 @@ fn a_wrapper_of_which_nothing_is_known_is_missing() {
     let recovery = recover(&dump(&torch.python.process));
     let found = tensor(only_model(&recovery), "weight");
     assert_eq!((found.status, &found.sha256, found.holes.len()), (Status::Missing, &None, 0));
-    assert!(found.problem.as_ref().unwrap().contains("its data pointer is null"), "{:?}", found.problem);
+    assert!(found.problem.as_ref().unwrap().message.contains("its data pointer is null"), "{:?}", found.problem);
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_placeholder_is_not_complete_and_an_empty_parameter_is() {
         let found = tensor(model, "placeholder");
         assert_eq!(found.status, Status::Partial, "{cpython} {pytorch}");
         assert_inner(found, "ds_tensor", &partition);
-        let problem = found.problem.as_deref().unwrap();
+        let problem = &found.problem.as_ref().unwrap().message;
         assert!(problem.contains("ds_tensor [30] (written as placeholder.ds_tensor)"), "{problem}");
         let described = serde_json::to_value(tensorcarve::model::Named(&found.attributes)).unwrap();
         assert_eq!(described["ds_shape"], serde_json::json!([6, 5]));
@@ -179,7 +179,7 @@ fn weights_that_a_hook_keeps_in_a_map_are_named() {
         assert!(elsewhere.name.ends_with(&format!(".{:#x}", value.object)), "{elsewhere:?}");
         assert_eq!(elsewhere.path, format!("0._hook.weights_map.dataset[\"{name}\"]"));
         assert_eq!(found.status, Status::Device);
-        assert!(found.problem.as_ref().unwrap().contains(&elsewhere.path), "{:?}", found.problem);
+        assert!(found.problem.as_ref().unwrap().message.contains(&elsewhere.path), "{:?}", found.problem);
     }
     // Another shape is another tensor.
     assert_eq!(tensor(model, "bias").elsewhere, []);

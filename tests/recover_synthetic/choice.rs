@@ -46,7 +46,7 @@ fn a_damaged_header_among_few_costs_one_tensor() {
         assert_whole(&torch, &model.tensors[0], &a);
         assert_whole(&torch, &model.tensors[1], &b);
         assert_eq!(model.tensors[2].status, Status::Missing);
-        let problem = model.tensors[2].problem.as_ref().unwrap();
+        let problem = &model.tensors[2].problem.as_ref().unwrap().message;
         assert!(problem.contains("too small for its elements") && problem.contains(&FAR.to_string()), "{problem}");
     }
 }
@@ -65,7 +65,7 @@ fn where_all_are_damaged_each_says_what_is_wrong() {
     assert!(recovery.warnings.iter().any(|warning| warning.message.contains("reads any of the 5 tensors")));
     for found in &only_model(&recovery).tensors {
         assert_eq!(found.status, Status::Missing);
-        assert!(found.problem.as_ref().unwrap().contains(&FAR.to_string()), "{found:?}");
+        assert!(found.problem.as_ref().unwrap().message.contains(&FAR.to_string()), "{found:?}");
     }
 }
 
@@ -137,7 +137,7 @@ fn what_two_layouts_read_differently_is_left_out() {
     assert!(!layout(&recovery).rivals.is_empty(), "{:?}", layout(&recovery));
     let found = &only_model(&recovery).tensors[0];
     assert_eq!(found.status, Status::Missing);
-    assert!(found.problem.as_ref().unwrap().contains("fit the process equally well"), "{found:?}");
+    assert!(found.problem.as_ref().unwrap().message.contains("fit the process equally well"), "{found:?}");
     assert!(recovery.warnings.iter().any(|warning| warning.code == Code::UndecidedLayout), "{:?}", recovery.warnings);
 }
 
@@ -159,7 +159,7 @@ fn a_tensor_and_its_storage_are_on_one_device() {
         let model = only_model(&recovery);
         assert_whole(&torch, &model.tensors[0], &whole);
         assert_eq!(model.tensors[1].status, Status::Missing);
-        let problem = model.tensors[1].problem.as_ref().unwrap();
+        let problem = &model.tensors[1].problem.as_ref().unwrap().message;
         assert!(problem.contains("its TensorImpl is on the device cuda, but its storage is on cpu"), "{problem}");
     }
 }

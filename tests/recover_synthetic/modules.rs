@@ -1,6 +1,8 @@
 //! Modules: where their attributes are kept, how they hold each other, which are models at all.
 
+use tensorcarve::addr::VirtAddr;
 use tensorcarve::cpython::Value;
+use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::model::Status;
 use tensorcarve::recover::Recovery;
 
@@ -112,7 +114,7 @@ fn a_shared_module_is_listed_at_every_place() {
     );
     let recovery = recover(&dump(&torch.python.process));
     let model = only_model(&recovery);
-    assert_eq!(model.problems, Vec::<String>::new());
+    assert_eq!(model.problems, []);
     let names: Vec<_> = model.tensors.iter().map(|t| (t.name.as_str(), t.same_as.as_deref())).collect();
     assert_eq!(
         names,
@@ -204,7 +206,7 @@ fn modules_that_hold_each_other_come_to_an_end() {
         let model = only_model(&recovery);
         assert_eq!(model.tensors.len(), 3, "{:?}", model.tensors);
         assert_eq!(model.problems.len(), 1);
-        assert!(model.problems[0].contains("contain each other"), "{:?}", model.problems);
+        assert!(model.problems[0].message.contains("contain each other"), "{:?}", model.problems);
         assert_eq!(model.modules[0].hyperparameters, [] as [(String, Value); 0]);
     }
 }
@@ -304,7 +306,10 @@ fn a_state_dict_that_may_hold_more_is_said() {
         ];
         torch.module(torch.module_type("__main__", "Net"), &ModuleSpec { children, ..ModuleSpec::default() });
         let recovery = recover(&dump(&python.process));
-        let problems = only_model(&recovery).problems.join("\n");
+        let problems = &only_model(&recovery).problems;
+        assert!(problems.iter().all(|problem| problem.code == Code::StateDict), "{problems:?}");
+        let problems: Vec<String> = problems.iter().map(Diagnostic::to_string).collect();
+        let problems = problems.join("\n");
         let expected = [
             "\"first\" has an entry \"first._extra_state\" from get_extra_state() of the class __main__.WithExtra, \
              which is not recovered (the same holds for 2 other modules)",
@@ -341,7 +346,7 @@ fn a_damaged_module_is_a_model_that_says_so() {
         assert_whole(&torch, &find(good).unwrap().tensors[0], &weight);
         let found = find(bad).unwrap();
         assert_eq!((found.class.as_str(), found.tensors.len()), ("__main__.Bad", 0), "CPython {cpython}");
-        assert!(found.problems[0].contains("can't be read"), "{:?}", found.problems);
+        assert!(found.problems[0].message.contains("can't be read"), "{:?}", found.problems);
         assert!(!tensorcarve::report::is_whole(&recovery));
     }
 }
@@ -387,12 +392,14 @@ fn modules_of_a_class_that_cannot_be_read_are_known_by_their_dictionaries() {
             };
             let good = find(good).unwrap();
             assert_whole(&torch, &good.tensors[0], &weight);
-            assert_eq!(good.problems, Vec::<String>::new(), "CPython {cpython}, {what}");
+            assert_eq!(good.problems, [], "CPython {cpython}, {what}");
             let found = find(bad).unwrap_or_else(|| panic!("CPython {cpython}, {what}: nothing is said"));
             assert_eq!((found.class.as_str(), found.tensors.len()), ("__main__.Bad", 1), "CPython {cpython}, {what}");
             assert_whole(&torch, &found.tensors[0], &lost);
-            let address = format!("{class:#x}");
-            let is_said = |problem: &String| problem.contains("can't be read") && problem.contains(&address);
+            let is_said = |problem: &Diagnostic| {
+                (problem.code, problem.address) == (Code::UnreadableClass, Some(VirtAddr(class).into()))
+                    && problem.message.contains(&format!("{class:#x} can't be read"))
+            };
             assert!(found.problems.iter().any(is_said), "CPython {cpython}, {what}: {:?}", found.problems);
             assert!(!tensorcarve::report::is_whole(&recovery));
         }
@@ -415,7 +422,9 @@ fn modules_whose_class_does_not_say_where_their_attributes_are_are_said() {
         let recovery = recover(&dump(&python.process));
         let model = only_model(&recovery);
         assert_eq!((model.object.0, model.class.as_str()), (bad, "__main__.Bad"), "CPython {cpython}");
-        assert!(model.problems[0].contains("can't be read"), "{:?}", model.problems);
+        let [problem] = &model.problems[..] else { panic!("{:?}", model.problems) };
+        assert_eq!((problem.code, problem.address), (Code::UnreadableModule, Some(VirtAddr(bad).into())));
+        assert!(problem.message.contains("can't be read"), "{problem}");
     }
 }
 
@@ -430,6 +439,6 @@ fn a_model_whose_only_tensor_is_nested_too_deeply_is_said() {
     let recovery = recover(&dump(&torch.python.process));
     let model = only_model(&recovery);
     assert_eq!((model.object.0, model.tensors.len()), (module, 0));
-    assert!(model.problems[0].contains("nested too deeply"), "{:?}", model.problems);
+    assert!(model.problems[0].message.contains("nested too deeply"), "{:?}", model.problems);
     assert!(!tensorcarve::report::is_whole(&recovery));
 }

@@ -121,7 +121,7 @@ fn a_tensor_whose_header_is_gone_is_listed_if_something_refers_to_it() {
     assert_eq!(others(&recovery).len(), 2);
     let found = find(&recovery, &named);
     assert_eq!((found.tensor.status, found.referrers.as_slice()), (Status::Missing, &[global("__main__.named")][..]));
-    assert!(found.tensor.problem.as_ref().unwrap().contains("was never touched"), "{:?}", found.tensor.problem);
+    assert!(found.tensor.problem.as_ref().unwrap().message.contains("was never touched"), "{:?}", found.tensor.problem);
     let found = &find(&recovery, &torn).tensor;
     assert_eq!((found.status, found.holes.len()), (Status::Partial, 1));
 }
@@ -187,7 +187,7 @@ fn tensors_of_no_model_are_not_written_without_end() {
     for claim in &left_out {
         let found = find(&recovery, claim);
         assert_eq!((found.tensor.status, &found.tensor.sha256), (Status::Missing, &None));
-        assert!(found.tensor.problem.as_ref().unwrap().contains("left out"));
+        assert!(found.tensor.problem.as_ref().unwrap().message.contains("left out"));
     }
     let warning = format!("{} tensors and arrays", left_out.len());
     assert!(recovery.warnings.iter().any(|said| said.message.contains(&warning)), "{:?}", recovery.warnings);

@@ -126,7 +126,7 @@ fn packed_weights_that_are_not_read_are_missing_not_forgotten() {
     assert_whole(&torch, tensor(model, "weight"), &embedded);
     let found = tensor(model, "fc1._packed_params._packed_params");
     assert_eq!((found.status, found.persistent, found.object), (Status::Missing, true, VirtAddr(packed)));
-    let problem = found.problem.as_deref().unwrap();
+    let problem = &found.problem.as_ref().unwrap().message;
     assert!(problem.contains("LinearPackedParamsBase"), "{problem}");
     assert_whole(&torch, &found.parts[0], &bias);
     assert!(!report::is_whole(&recovery));
@@ -150,7 +150,7 @@ fn a_bias_that_is_lost_is_said() {
         assert_eq!(tensor(model, "fc1._packed_params._packed_params").status, Status::Complete);
         let lost = model.tensors.iter().find(|tensor| tensor.name.ends_with("_packed_params.unreadable"));
         assert_eq!(lost.is_none(), is_whole);
-        assert!(lost.is_none_or(|lost| lost.problem.as_ref().unwrap().contains("bias")), "{lost:?}");
+        assert!(lost.is_none_or(|lost| lost.problem.as_ref().unwrap().message.contains("bias")), "{lost:?}");
         assert_eq!(report::is_whole(&recovery), is_whole);
     }
 }
@@ -164,7 +164,7 @@ fn a_packed_object_that_is_lost_is_said() {
     let recovery = recover(&dump(&torch.python.process));
     let found = tensor(only_model(&recovery), "fc1._packed_params._packed_params");
     assert_eq!(found.status, Status::Missing);
-    assert!(found.problem.as_deref().unwrap().contains("torch.ScriptObject"), "{:?}", found.problem);
+    assert!(found.problem.as_ref().unwrap().message.contains("torch.ScriptObject"), "{:?}", found.problem);
     assert!(!report::is_whole(&recovery));
 }
 
@@ -278,7 +278,7 @@ fn script_modules_that_are_not_read_are_said() {
     let recovery = recover(&dump(&torch.python.process));
     let model = only_model(&recovery);
     assert_eq!((model.class.as_str(), model.object), ("torch.ScriptModule", VirtAddr(wrappers[0])));
-    assert!(model.problems[0].starts_with("2 script modules"), "{:?}", model.problems);
+    assert!(model.problems[0].message.starts_with("2 script modules"), "{:?}", model.problems);
     assert!(!report::is_whole(&recovery));
 }
 
@@ -292,5 +292,5 @@ fn a_frozen_script_module_is_no_whole_model() {
     let recovery = recover(&dump(&torch.python.process));
     let model = only_model(&recovery);
     assert_eq!((model.class.as_str(), model.object.0), ("__torch__.Frozen", frozen));
-    assert!(model.problems[0].contains("frozen"), "{:?}", model.problems);
+    assert!(model.problems[0].message.contains("frozen"), "{:?}", model.problems);
 }

@@ -1,6 +1,7 @@
 //! Tensors: types, strides, views, devices, and what is left of them where memory is missing.
 
 use tensorcarve::addr::VirtAddr;
+use tensorcarve::diagnostic::Code;
 use tensorcarve::model::{Model, Status};
 use tensorcarve::recover::Recovery;
 use tensorcarve::tensor::{TooLarge, gather};
@@ -115,7 +116,7 @@ fn other_devices_have_headers_only() {
     }
     let statuses: Vec<_> = model.tensors.iter().map(|tensor| (tensor.status, tensor.sha256.is_some())).collect();
     assert_eq!(statuses, [(Status::Device, false), (Status::Device, false), (Status::Complete, true)]);
-    assert!(model.tensors[1].problem.as_ref().unwrap().contains("meta"));
+    assert!(model.tensors[1].problem.as_ref().unwrap().message.contains("meta"));
 }
 
 #[test]
@@ -197,6 +198,8 @@ fn tensors_without_any_byte_or_header_are_missing() {
     assert_whole(&torch, &model.tensors[1], &whole);
     for found in &model.tensors[2..] {
         assert_eq!((found.status, &found.sha256), (Status::Missing, &None), "{found:?}");
-        assert!(found.info.is_none() && found.problem.is_some(), "{found:?}");
+        let problem = found.problem.as_ref().unwrap();
+        assert!(found.info.is_none() && problem.code == Code::UnreadableTensor, "{found:?}");
+        assert!(problem.address.is_some(), "{problem:?}");
     }
 }

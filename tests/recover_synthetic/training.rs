@@ -107,7 +107,7 @@ fn gradients_and_optimizer_state_of_every_version() {
         let [optimizer] = model.optimizers.as_slice() else { panic!("{:?}", model.optimizers) };
         assert_eq!((optimizer.class.as_str(), optimizer.object), ("lab.tricks.Lookahead", VirtAddr(object)));
         assert_eq!(optimizer.state, [("bias".to_owned(), "step".to_owned(), Value::Int(12))]);
-        assert_eq!(optimizer.problems, Vec::<String>::new());
+        assert_eq!(optimizer.problems, []);
         let groups: Vec<_> = optimizer.groups.iter().map(|group| (group.parameters.join(" "), group.others)).collect();
         assert_eq!(groups, [("weight".to_owned(), 0), ("bias".to_owned(), 1)]);
         let settings = |lr| {
@@ -148,6 +148,6 @@ fn what_is_lost_of_training_is_said() {
     assert_eq!(model.training.len(), 2);
     let [optimizer] = model.optimizers.as_slice() else { panic!("{:?}", model.optimizers) };
     let problems = &optimizer.problems;
-    assert!(problems.iter().any(|problem| problem.contains("\"bias\"")), "{problems:?}");
-    assert!(problems.iter().any(|problem| problem.contains("1 value beyond the limits")), "{problems:?}");
+    assert!(problems.iter().any(|problem| problem.message.contains("\"bias\"")), "{problems:?}");
+    assert!(problems.iter().any(|problem| problem.message.contains("1 value beyond the limits")), "{problems:?}");
 }

@@ -99,6 +99,7 @@ fn sizes_that_the_format_cannot_count_are_listed_and_the_rest_is_written() {
     let listed = document(dir.path().join("tensors.json"));
     let [huge, plain] = &listed["arrays"].as_array().unwrap()[..] else { panic!("{listed}") };
     assert_eq!((&huge["status"], &huge["file"]), (&json!("missing"), &Json::Null));
+    assert_eq!((&huge["problem_code"], &plain["problem_code"]), (&json!("not-written"), &Json::Null));
     assert!(huge["problem"].as_str().unwrap().contains("more elements than a safetensors file can count"), "{huge}");
     assert_eq!((&plain["status"], &plain["file"]), (&json!("complete"), &json!("tensors.safetensors")));
     let bytes = std::fs::read(dir.path().join("tensors.safetensors")).unwrap();

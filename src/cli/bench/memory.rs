@@ -137,9 +137,9 @@ fn value(structure: &Structure, field: &Field, base: u64) -> u64 {
             Test::PageOffsetOfSelf(_) => value,
         };
     }
-    let own = base + field.offset;
+    let address = base + field.offset;
     field.tests.iter().fold(value, |value, test| match test {
-        Test::PageOffsetOfSelf(bytes) => value & !0xfff | own.wrapping_add_signed(*bytes) & 0xfff,
+        Test::PageOffsetOfSelf(bytes) => value & !0xfff | address.wrapping_add_signed(*bytes) & 0xfff,
         _ => value,
     })
 }

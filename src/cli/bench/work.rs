@@ -10,7 +10,7 @@ use crate::cli::Failure;
 
 /// What is looked for in one measurement.
 pub(super) enum Work {
-    Scan(Signatures),
+    Scan(Box<Signatures>),
     Sweep(PointerSet),
 }
 
@@ -27,17 +27,17 @@ impl Work {
         let failed = |error: Box<dyn std::error::Error>| Failure::new(error);
         let sweep = |count| Work::Sweep(PointerSet::new(&sweep_values(count)));
         Ok(match set {
-            "typing" => Self::Scan(built_in()?.mmu_only()),
-            "single" => Self::Scan(built_in()?.only(&["cpython.type".to_owned()])?),
-            "16" => Self::Scan(structures(16).map_err(failed)?),
-            "64" => Self::Scan(structures(64).map_err(failed)?),
-            "needle-1" => Self::Scan(needles(1).map_err(failed)?),
-            "needle-20" => Self::Scan(needles(20).map_err(failed)?),
-            "needle-200" => Self::Scan(needles(200).map_err(failed)?),
+            "typing" => Self::Scan(Box::new(built_in()?.mmu_only())),
+            "single" => Self::Scan(Box::new(built_in()?.only(&["cpython.type".to_owned()])?)),
+            "16" => Self::Scan(Box::new(structures(16).map_err(failed)?)),
+            "64" => Self::Scan(Box::new(structures(64).map_err(failed)?)),
+            "needle-1" => Self::Scan(Box::new(needles(1).map_err(failed)?)),
+            "needle-20" => Self::Scan(Box::new(needles(20).map_err(failed)?)),
+            "needle-200" => Self::Scan(Box::new(needles(200).map_err(failed)?)),
             "sweep-1" => sweep(1),
             "sweep-16" => sweep(16),
             "sweep-5000" => sweep(5000),
-            _ => Self::Scan(built_in()?),
+            _ => Self::Scan(Box::new(built_in()?)),
         })
     }
 

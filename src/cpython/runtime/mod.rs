@@ -169,8 +169,8 @@ impl<'i> Runtime<'i> {
 /// The numbers for an interpreter: what it tells of itself, and else those of its version's table, or of the newest one; `None`
 /// without tables.
 fn own_layout(interpreter: &Interpreter, tables: &[RuntimeLayout]) -> Option<RuntimeLayout> {
-    let own = tables.iter().find(|table| table.version == interpreter.layout.version);
-    let mut layout = own.or(tables.last())?.clone();
+    let of_version = tables.iter().find(|table| table.version == interpreter.layout.version);
+    let mut layout = of_version.or(tables.last())?.clone();
     for (number, value) in interpreter.debug_offsets.iter().flat_map(|offsets| offsets.numbers()) {
         layout.set(number, Some(*value));
     }
@@ -182,7 +182,7 @@ fn select_layout(
     objects: Objects<'_>,
     types: KnownTypes,
     states: &[State],
-    own: RuntimeLayout,
+    own_layout: RuntimeLayout,
     tables: &[RuntimeLayout],
 ) -> RuntimeLayout {
     let threads: Vec<VirtAddr> = states.iter().flat_map(|state| &state.threads).copied().take(SAMPLE).collect();
@@ -195,7 +195,7 @@ fn select_layout(
         };
         threads.iter().map(of_thread).sum()
     };
-    let mut best = (score(&own), own);
+    let mut best = (score(&own_layout), own_layout);
     if best.0 > 0 {
         return best.1;
     }

@@ -18,8 +18,8 @@ pub struct RunningInterpreters {
 impl RunningInterpreters {
     /// Finds the states of interpreters; `tables` are the layouts of all versions.
     pub fn find(interpreters: Vec<Interpreter>, sweeper: &Sweeper, tables: Vec<RuntimeLayout>) -> Self {
-        let own = interpreters.iter().map(|interpreter| own_layout(interpreter, &tables));
-        let layouts: Vec<RuntimeLayout> = own.collect::<Option<_>>().unwrap_or_default();
+        let layouts = interpreters.iter().map(|interpreter| own_layout(interpreter, &tables));
+        let layouts: Vec<RuntimeLayout> = layouts.collect::<Option<_>>().unwrap_or_default();
         let states = match layouts.is_empty() {
             true => Vec::new(),
             false => state::find(&interpreters, sweeper, &layouts),

@@ -74,7 +74,7 @@ impl Reader for Arrays<'_> {
         &self.types
     }
 
-    fn read_part(&self, object: VirtAddr) -> Option<Result<Header, String>> {
+    fn read_part(&self, object: VirtAddr) -> Option<Result<Header, Diagnostic>> {
         let array = self.reader.as_ref()?.read(&self.context.objects, object).ok()?;
         array.elements().is_some().then_some(Ok(Header::Array(array)))
     }
@@ -93,12 +93,14 @@ impl Reader for Arrays<'_> {
                 && let Ok(info) = reader.read(&objects, object)
             {
                 undecided_count += usize::from(info.is_undecided);
+                let array = NamedTensor::array(self.context.standalone_name(object), object);
                 let problem = match &info {
-                    info if info.is_undecided => Some(undecided.clone()),
-                    info if info.holds_objects => Some("its elements are pointers to Python objects".to_owned()),
+                    info if info.is_undecided => Some(array.diagnostic(Code::UndecidedLayout, &undecided)),
+                    info if info.holds_objects => {
+                        Some(array.diagnostic(Code::ObjectArray, "its elements are pointers to Python objects"))
+                    }
                     _ => None,
                 };
-                let array = NamedTensor::array(self.context.standalone_name(object), object);
                 let tensor = NamedTensor { class, problem, ..array };
                 all.readable.push(StandaloneTensor { array: Some(info), ..StandaloneTensor::new(tensor) });
             }

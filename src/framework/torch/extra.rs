@@ -151,9 +151,9 @@ pub(super) fn of_module(
 ) -> Vec<Extra> {
     let adds = |extra: &&Extra| match extra {
         Extra::Method { class, names, .. } => {
-            let own = class.as_deref().and_then(|class| class.rsplit('.').next());
+            let class_name = class.as_deref().and_then(|class| class.rsplit('.').next());
             let is_known = |name: &String| {
-                OF_MODULE.contains(&name.as_str()) || known.contains(name.as_str()) || own == Some(name)
+                OF_MODULE.contains(&name.as_str()) || known.contains(name.as_str()) || class_name == Some(name)
             };
             names.is_empty() || !names.iter().all(is_known)
         }

@@ -8,6 +8,7 @@ mod extra;
 mod facts;
 mod module;
 mod optimizer;
+mod problem;
 mod script;
 mod tensor;
 mod tree;
@@ -18,6 +19,7 @@ use super::standalone::{Found, Listed, instances};
 use super::{Context, Framework, Header, LayoutError, NetworkModule, Reader, module_item};
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Modules};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::model::{Model, NamedTensor, Referrer, StandaloneTensor, TensorKind};
 use crate::signature::Signatures;
 use crate::tensor::Form;
@@ -27,8 +29,8 @@ use module::Graph;
 use script::Scripts;
 pub use script::{MatrixNumbers, ObjectNumbers, ScriptLayouts};
 pub use tensor::{
-    DtypeAt, KeyTable, Layout, Offsets, Sample, ShapeAt, SizesAndStrides, TensorError, TensorScore, key_tables,
-    layouts, select_layout,
+    Contradiction, DtypeAt, KeyTable, Layout, Offsets, Sample, ShapeAt, SizesAndStrides, TensorError, TensorScore,
+    key_tables, layouts, select_layout,
 };
 
 const PACKAGE: &str = "torch";
@@ -38,8 +40,8 @@ const VERSION: (&str, &str) = ("torch.version", "__version__");
 const TENSOR_CLASS: (&str, &str) = (PACKAGE, "Tensor");
 /// Tensors that choose the layout where there is no module.
 const SAMPLE: usize = 1 << 10;
-/// What is said of a tensor where no layout reads any.
-const NO_LAYOUT: &str = "no known layout reads the tensors of this PyTorch";
+/// Optimizers that are listed with one model.
+const MAX_OPTIMIZERS: usize = 32;
 
 /// PyTorch.
 pub(super) struct Torch {
@@ -56,6 +58,12 @@ impl Torch {
             script_layouts: ScriptLayouts::new(signatures)?,
         })
     }
+}
+
+/// The problem of a tensor where no layout reads any.
+fn no_layout(object: Option<VirtAddr>) -> Diagnostic {
+    let message = "no known layout reads the tensors of this PyTorch";
+    Diagnostic::new(Code::NoTensorLayout, object.map(Into::into), message.to_owned())
 }
 
 /// The types of an interpreter whose instances are read.
@@ -195,10 +203,10 @@ impl Reader for Networks<'_> {
         &self.tensor_types
     }
 
-    fn read_part(&self, object: VirtAddr) -> Option<Result<Header, String>> {
+    fn read_part(&self, object: VirtAddr) -> Option<Result<Header, Diagnostic>> {
         match self.layout.as_ref()?.read(&self.context.objects, object) {
             Err(TensorError::Contradiction { .. }) => None,
-            read => Some(read.map(Header::Tensor).map_err(|error| error.to_string())),
+            read => Some(read.map(Header::Tensor).map_err(Diagnostic::from)),
         }
     }
 
@@ -210,7 +218,7 @@ impl Reader for Networks<'_> {
             if listed.objects.contains(&object) {
                 continue;
             }
-            let read = layout.read_header(&objects, object).map_err(|error| error.to_string());
+            let read = layout.read_header(&objects, object).map_err(Diagnostic::from);
             let sound = read.as_ref().ok().filter(|info| info.form != Form::Short);
             if sound.is_some_and(|info| !listed.add(info)) {
                 continue;

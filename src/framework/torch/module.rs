@@ -61,8 +61,8 @@ fn common_base(interpreter: &Interpreter) -> Option<VirtAddr> {
 
 /// What is read of each module in any case, and what of all modules together beyond that: entries of their
 /// dictionaries, and bytes of long strings. Many modules can share one dictionary.
-const OWN_ENTRIES: usize = 1 << 12;
-const OWN_TEXT: usize = 1 << 13;
+const RESERVED_ENTRIES: usize = 1 << 12;
+const RESERVED_TEXT: usize = 1 << 13;
 const SHARED_ENTRIES: usize = 1 << 22;
 const SHARED_TEXT: usize = 1 << 26;
 
@@ -73,25 +73,25 @@ struct Budget {
 }
 
 impl Budget {
-    /// Limits the entries of a dictionary to the budget; returns how many are left out.
-    fn cut<T>(&mut self, own: &mut usize, entries: &mut Vec<T>) -> usize {
-        let of_own = entries.len().min(*own);
-        *own -= of_own;
-        let of_shared = (entries.len() - of_own).min(self.entries);
+    /// Limits the entries of a dictionary to what is reserved for its module and the budget; returns how many are left out.
+    fn cut<T>(&mut self, reserved: &mut usize, entries: &mut Vec<T>) -> usize {
+        let of_reserved = entries.len().min(*reserved);
+        *reserved -= of_reserved;
+        let of_shared = (entries.len() - of_reserved).min(self.entries);
         self.entries -= of_shared;
-        let left_out = entries.len() - of_own - of_shared;
-        entries.truncate(of_own + of_shared);
+        let left_out = entries.len() - of_reserved - of_shared;
+        entries.truncate(of_reserved + of_shared);
         left_out
     }
 
-    /// Reads a plain value with a budget for its long strings.
-    fn value(&mut self, own: &mut usize, read: impl FnOnce(&mut usize) -> Option<Value>) -> Option<Value> {
-        let before = self.text.saturating_add(*own);
+    /// Reads a plain value with the same limits for its long strings.
+    fn value(&mut self, reserved: &mut usize, read: impl FnOnce(&mut usize) -> Option<Value>) -> Option<Value> {
+        let before = self.text.saturating_add(*reserved);
         let mut left = before;
         let value = read(&mut left);
         let used = before - left;
-        self.text -= used.saturating_sub(*own);
-        *own = own.saturating_sub(used);
+        self.text -= used.saturating_sub(*reserved);
+        *reserved = reserved.saturating_sub(used);
         value
     }
 }
@@ -270,14 +270,14 @@ fn read_module(
     budget: &mut Budget,
 ) -> Result<ModuleObject, ObjectError> {
     let mut attributes = objects.attributes(object)?;
-    let (mut own_entries, mut own_text) = (OWN_ENTRIES, OWN_TEXT);
+    let (mut reserved_entries, mut reserved_text) = (RESERVED_ENTRIES, RESERVED_TEXT);
     let attribute = |name: &str| attributes.iter().find(|(key, _)| key == name).map(|(_, value)| *value);
     let mut left_out = 0;
     let mut registered = |name: &str| -> Result<Vec<(String, Option<VirtAddr>)>, ObjectError> {
         let missing = ObjectError::WrongType { address: object, expected: "module with its dictionaries" };
         let dict = attribute(name).ok_or(missing)?;
         let mut items = objects.dict(dict)?;
-        left_out += budget.cut(&mut own_entries, &mut items);
+        left_out += budget.cut(&mut reserved_entries, &mut items);
         let items: Attributes = objects.with_names(items);
         Ok(items
             .into_iter()
@@ -288,10 +288,10 @@ fn read_module(
     let children = registered("_modules")?;
     let non_persistent = attribute("_non_persistent_buffers_set").map(|set| objects.str_set(set)).transpose()?;
     let (mut plain, mut others) = (Vec::new(), Vec::new());
-    left_out += budget.cut(&mut own_entries, &mut attributes);
+    left_out += budget.cut(&mut reserved_entries, &mut attributes);
     for (name, value) in &attributes {
         let read = |left: &mut usize| Value::read_within(objects, builtins, *value, left);
-        match budget.value(&mut own_text, read) {
+        match budget.value(&mut reserved_text, read) {
             Some(value) => plain.push((name.clone(), value)),
             None => others.push((name.clone(), *value)),
         }

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::NO_LAYOUT;
+use super::problem::Problem;
 use super::tensor::Layout;
+use super::{MAX_OPTIMIZERS, no_layout};
 use crate::addr::VirtAddr;
 use crate::cpython::{Builtins, Interpreter, ObjectError, Objects, Value};
+use crate::diagnostic::Diagnostic;
 use crate::model::{Model, NamedTensor, Optimizer, ParamGroup, TensorKind};
-use crate::words::counted;
 
 /// Where the base class of all optimizers is defined, in every PyTorch.
 const OPTIMIZER_CLASS: (&str, &str) = ("torch.optim.optimizer", "Optimizer");
@@ -15,8 +16,7 @@ const OPTIMIZER_CLASS: (&str, &str) = ("torch.optim.optimizer", "Optimizer");
 const MAX_DEPTH: u32 = 4;
 /// Values of one optimizer that are read, on all levels together.
 const MAX_VALUES: usize = 1 << 20;
-/// Optimizers that are listed with one model, and bytes of the text that is listed of one optimizer for one model.
-const MAX_OPTIMIZERS: usize = 32;
+/// Bytes of the text that is listed of one optimizer for one model.
 const MAX_TEXT: usize = 1 << 24;
 /// The longest name, in bytes.
 const MAX_NAME: usize = 4096;
@@ -46,8 +46,7 @@ pub(super) fn attach_optimizers(
             let holders = models.iter_mut().filter(|model| content.holds_any_of(model));
             for model in holders {
                 if model.optimizers.len() >= MAX_OPTIMIZERS {
-                    let problem =
-                        format!("its parameters are held by more optimizers than the {MAX_OPTIMIZERS} that are listed");
+                    let problem = Diagnostic::from(Problem::OptimizersLeftOut);
                     if model.problems.last() != Some(&problem) {
                         model.problems.push(problem);
                     }
@@ -152,16 +151,20 @@ fn attach(
         text: MAX_TEXT,
         left_out: 0,
     };
-    let mut problems = Vec::new();
+    let mut problems: Vec<Diagnostic> = Vec::new();
     match &content.state {
-        Err(error) => problems.push(format!("its state could not be read: {error}")),
+        Err(error) => problems.push(Problem::UnreadableState { object: content.object, error: *error }.into()),
         Ok(state) => {
-            let mut own: Vec<usize> = names.keys().filter_map(|object| content.state_of.get(object).copied()).collect();
-            own.sort_unstable();
-            for (parameter, values) in own.into_iter().filter_map(|index| state.get(index)) {
+            let mut of_model: Vec<usize> =
+                names.keys().filter_map(|object| content.state_of.get(object).copied()).collect();
+            of_model.sort_unstable();
+            for (parameter, values) in of_model.into_iter().filter_map(|index| state.get(index)) {
                 let Some(name) = names.get(parameter) else { continue };
                 match objects.str_dict(*values) {
-                    Err(error) => problems.push(format!("the state of {name:?} could not be read: {error}")),
+                    Err(error) => {
+                        let (parameter, object) = (name.clone(), *values);
+                        problems.push(Problem::UnreadableStateOf { parameter, object, error }.into());
+                    }
                     Ok(values) => {
                         for (key, value) in values {
                             walk.visit(*parameter, name, key, value, MAX_DEPTH);
@@ -172,8 +175,7 @@ fn attach(
         }
     }
     if walk.left_out > 0 {
-        let count = counted(walk.left_out, "value", "values");
-        problems.push(format!("left out of its state: {count} beyond the limits on number, depth and length of text"));
+        problems.push(Problem::ValuesLeftOut(walk.left_out).into());
     }
     model.training.append(&mut walk.tensors);
     let optimizer = Optimizer { class: class.to_owned(), object: content.object, groups, state: walk.plain, problems };
@@ -213,8 +215,8 @@ impl State<'_> {
             self.plain.push((name.to_owned(), key, plain));
         } else if self.is_tensor_like(value, parameter) {
             let read = match self.layout {
-                Some(layout) => layout.read_header(self.objects, value).map_err(|error| error.to_string()),
-                None => Err(NO_LAYOUT.to_owned()),
+                Some(layout) => layout.read_header(self.objects, value).map_err(Diagnostic::from),
+                None => Err(no_layout(Some(value))),
             };
             self.tensors.push(NamedTensor::new(format!("{name}.{key}"), TensorKind::Optimizer, value, read));
         } else if let Ok(items) = self.objects.list(value).or_else(|_| self.objects.tuple(value)) {
@@ -231,7 +233,7 @@ impl State<'_> {
     /// Whether an object is a tensor: it and a parameter derive from something that is not `object`.
     fn is_tensor_like(&self, value: VirtAddr, parameter: VirtAddr) -> bool {
         let mro = |object| self.objects.type_of(object).and_then(|found| self.objects.mro(found));
-        let (Ok(own), Ok(known)) = (mro(value), mro(parameter)) else { return false };
-        own.iter().filter(|base| known.contains(base)).count() > 1
+        let (Ok(bases), Ok(known)) = (mro(value), mro(parameter)) else { return false };
+        bases.iter().filter(|base| known.contains(base)).count() > 1
     }
 }

@@ -3,15 +3,16 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::NO_LAYOUT;
 use super::extra::Extra;
 use super::module::{Graph, ModuleObject};
+use super::no_layout;
+use super::problem::Problem;
 use super::script::{Scripts, unread_model};
 use super::tensor::Layout;
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, UNREADABLE};
+use crate::diagnostic::Diagnostic;
 use crate::model::{self, Model, Module, NamedTensor, TensorKind};
-use crate::words::counted;
 
 /// Occurrences beside the first that modules and tensors of all models together may have, for each one that there is,
 /// and at least: modules that are shared on every level of a hostile tree would give 2^depth.
@@ -61,7 +62,8 @@ fn damaged(graph: &Graph) -> impl Iterator<Item = Model> {
     let damaged = graph.damaged.iter().filter(move |(object, _)| !held.contains(object)).take(MAX_DAMAGED);
     damaged.filter_map(|(object, class)| {
         let error = graph.unreadable.get(object)?;
-        Some(unread_model(class.clone(), *object, vec![format!("this module can't be read: {error}")]))
+        let problem = Problem::UnreadableRoot { object: *object, error: *error };
+        Some(unread_model(class.clone(), *object, vec![problem.into()]))
     })
 }
 
@@ -73,8 +75,8 @@ fn occurrences(graph: &Graph, module: VirtAddr, known: &mut HashMap<VirtAddr, u6
     while let Some((at, is_below_counted)) = todo.pop() {
         if is_below_counted {
             let below = children(at).filter_map(|(_, child)| known.get(&(*child)?).copied());
-            let own = graph.modules.get(&at).map_or(0, |module| module.parameters.len() + module.buffers.len());
-            let all = below.fold(1 + own as u64, u64::saturating_add);
+            let tensors = graph.modules.get(&at).map_or(0, |module| module.parameters.len() + module.buffers.len());
+            let all = below.fold(1 + tensors as u64, u64::saturating_add);
             known.insert(at, all);
         } else if let Entry::Vacant(entry) = known.entry(at) {
             entry.insert(0);
@@ -117,8 +119,8 @@ fn model(
         not_repeated: 0,
     };
     walk.visit(root, "");
-    walk.say_what_is_left_out();
-    walk.say_what_may_be_more();
+    walk.add_what_is_left_out();
+    walk.add_what_may_be_more();
     let Walk { modules, tensors, training, problems, is_too_deep, .. } = walk;
     let model = Model {
         id: String::new(),
@@ -132,8 +134,8 @@ fn model(
         problems,
     };
     // One whose class can't be read, or whose tensors may lie too deep, says so in any case.
-    let is_said = is_too_deep || graph.of_unread_class.contains_key(&root);
-    (!model.tensors.is_empty() || is_said).then_some(model)
+    let is_reported = is_too_deep || graph.of_unread_class.contains_key(&root);
+    (!model.tensors.is_empty() || is_reported).then_some(model)
 }
 
 struct Walk<'a> {
@@ -144,7 +146,7 @@ struct Walk<'a> {
     modules: Vec<Module>,
     tensors: Vec<NamedTensor>,
     training: Vec<NamedTensor>,
-    problems: Vec<String>,
+    problems: Vec<Diagnostic>,
     /// Problems beyond those that are listed.
     more_problems: usize,
     /// The name under which each tensor came first.
@@ -176,9 +178,7 @@ impl Walk<'_> {
     fn visit(&mut self, object: VirtAddr, name: &str) {
         if self.above.len() > MAX_DEPTH || self.above.contains(&object) {
             self.is_too_deep |= self.above.len() > MAX_DEPTH;
-            self.problem(format!(
-                "the module {name:?} at {object} is left out: modules are nested too deeply or contain each other"
-            ));
+            self.problem(Problem::NestedTooDeeply { name: name.to_owned(), object });
             return;
         }
         let graph = self.graph;
@@ -186,19 +186,19 @@ impl Walk<'_> {
             if self.add_script(object, name) {
                 return;
             }
-            let reason = match graph.unreadable.get(&object) {
-                Some(reason) => reason.to_string(),
-                None => "it is not a module object".to_owned(),
-            };
-            self.problem(format!("the module {name:?} at {object} could not be read: {reason}"));
+            let name = name.to_owned();
+            self.problem(match graph.unreadable.get(&object) {
+                Some(error) => Problem::UnreadableModule { name, object, error: *error },
+                None => Problem::NoModule { name, object },
+            });
             return;
         };
         let is_first = !self.seen.contains(&object);
         let Some(name) = self.name(name.to_owned(), object, is_first) else { return };
         self.seen.insert(object);
-        if let Some((class, error)) = graph.of_unread_class.get(&object).filter(|_| is_first) {
-            let class = format!("its class {} at {class} can't be read: {error}", module.class);
-            self.problem(format!("the module {name:?} at {object} is known by its dictionaries alone: {class}"));
+        if let Some((class_object, error)) = graph.of_unread_class.get(&object).filter(|_| is_first) {
+            let (name, class, class_object) = (name.clone(), module.class.clone(), *class_object);
+            self.problem(Problem::UnreadableClass { name, object, class, class_object, error: *error });
         }
         // What a method adds to state_dict() is most often what the module has packed, and that is listed.
         let has_packed = module.objects.iter().any(|(_, held)| self.scripts.holds(*held));
@@ -207,7 +207,7 @@ impl Walk<'_> {
             let with = self.extra.entry(extra.clone());
             with.and_modify(|(_, others)| *others += 1).or_insert_with(|| (name.clone(), 0));
         }
-        let own = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
+        let full_name = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
         let mut row = describe(module, object, &name);
         if !is_first && !self.may_repeat(&row) {
             (row.hyperparameters, row.private) = (Vec::new(), Vec::new());
@@ -217,16 +217,10 @@ impl Walk<'_> {
         let registered = [&module.parameters, &module.buffers, &module.children].into_iter().flatten();
         let nameless = registered.filter(|(key, _)| key.starts_with(UNREADABLE)).count();
         if nameless > 0 {
-            let names = counted(nameless, "name", "names");
-            self.problem(format!(
-                "{names} of parameters, buffers or children of the module {name:?} could not be read"
-            ));
+            self.problem(Problem::UnreadableNames { module: name.clone(), object, count: nameless });
         }
         if module.left_out > 0 && is_first {
-            let entries = counted(module.left_out, "entry", "entries");
-            self.problem(format!(
-                "left out: {entries} of the module {name:?}, because all modules together have too many"
-            ));
+            self.problem(Problem::EntriesLeftOut { module: name.clone(), object, count: module.left_out });
         }
         let parameters = module.parameters.iter().map(|(key, tensor)| (key, tensor, TensorKind::Parameter, true));
         let buffers = module
@@ -236,7 +230,7 @@ impl Walk<'_> {
         for (key, tensor, kind, persistent) in parameters.chain(buffers) {
             let Some(tensor) = *tensor else { continue };
             let is_first = !self.first_names.contains_key(&tensor);
-            let Some(full) = self.name(own(key), tensor, is_first) else { continue };
+            let Some(full) = self.name(full_name(key), tensor, is_first) else { continue };
             if let Some(row) = self.modules.get_mut(index) {
                 let names = if kind == TensorKind::Buffer { &mut row.buffers } else { &mut row.parameters };
                 names.push(full.clone());
@@ -244,19 +238,19 @@ impl Walk<'_> {
             self.add(full, tensor, kind, persistent);
         }
         for (key, held) in &module.objects {
-            self.add_packed(own(key), *held);
+            self.add_packed(full_name(key), *held);
         }
         self.above.push(object);
         for (key, child) in module.children.iter().filter_map(|(key, child)| Some((key, (*child)?))) {
-            self.visit(child, &own(key));
+            self.visit(child, &full_name(key));
         }
         self.above.pop();
     }
 
     /// Reports why `state_dict()` may hold more than what is listed.
-    fn say_what_may_be_more(&mut self) {
-        for (extra, (name, others)) in std::mem::take(&mut self.extra) {
-            self.problem(extra.describe(&name, others));
+    fn add_what_may_be_more(&mut self) {
+        for (extra, (module, others)) in std::mem::take(&mut self.extra) {
+            self.problem(Problem::StateDict { extra, module, others });
         }
     }
 
@@ -269,8 +263,7 @@ impl Walk<'_> {
             if is_short {
                 return Some(name);
             }
-            let len = name.len();
-            self.problem(format!("the name of the object at {object} is left out: it is {len} bytes long"));
+            self.problem(Problem::NameTooLong { object, len: name.len() });
             return Some(format!("{UNREADABLE}{object}"));
         }
         if name.len() > MAX_NAME || name.len() > self.names || self.occurrences == 0 {
@@ -293,35 +286,34 @@ impl Walk<'_> {
         self.not_repeated == 0
     }
 
-    fn problem(&mut self, problem: String) {
+    fn problem(&mut self, problem: impl Into<Diagnostic>) {
         if self.problems.len() < MAX_PROBLEMS {
-            self.problems.push(problem);
+            self.problems.push(problem.into());
         } else {
             self.more_problems += 1;
         }
     }
 
-    fn say_what_is_left_out(&mut self) {
-        let said = [
-            (self.left_out, "further name", "further names", "left out: too many names for shared modules and tensors"),
-            (self.not_repeated, "module", "modules", "listed again without attributes, which are too long"),
-            (self.more_problems, "more problem", "more problems", "left out"),
+    fn add_what_is_left_out(&mut self) {
+        let left_out = [
+            (self.left_out, Problem::NamesLeftOut(self.left_out)),
+            (self.not_repeated, Problem::AttributesLeftOut(self.not_repeated)),
+            (self.more_problems, Problem::ProblemsLeftOut(self.more_problems)),
         ];
-        let said = said.into_iter().filter(|(count, ..)| *count > 0);
-        let said = said.map(|(count, one, many, what)| format!("{} {what}", counted(count, one, many)));
-        self.problems.extend(said);
+        let left_out = left_out.into_iter().filter(|(count, _)| *count > 0);
+        self.problems.extend(left_out.map(|(_, problem)| problem.into()));
     }
 
     fn add(&mut self, name: String, object: VirtAddr, kind: TensorKind, persistent: bool) {
         let same_as = self.first_names.get(&object).cloned();
         self.first_names.entry(object).or_insert_with(|| name.clone());
         let read = match self.layout {
-            Some(layout) => layout.read_header(self.objects, object).map_err(|error| error.to_string()),
-            None => Err(NO_LAYOUT.to_owned()),
+            Some(layout) => layout.read_header(self.objects, object).map_err(Diagnostic::from),
+            None => Err(no_layout(Some(object))),
         };
         // A gradient is of the tensor, not of its names.
         if let (Some(layout), Ok(info), None) = (self.layout, &read, &same_as) {
-            let grad = layout.read_grad(self.objects, info).map_err(|error| error.to_string());
+            let grad = layout.read_grad(self.objects, info).map_err(Diagnostic::from);
             if let Some(grad) = grad.transpose() {
                 let object = grad.as_ref().map(|info| info.object).unwrap_or_default();
                 self.training.push(NamedTensor::new(name.clone(), TensorKind::Gradient, object, grad));

@@ -7,6 +7,7 @@ mod layout;
 mod module;
 mod object;
 mod packed;
+mod problem;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,13 +15,15 @@ use super::module::Graph;
 use super::tensor::Layout;
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Objects};
+use crate::diagnostic::Diagnostic;
 use crate::model::{Model, Module, NamedTensor, TensorKind};
-use crate::words::counted;
 
 pub use layout::{MatrixNumbers, ObjectNumbers, ScriptLayouts};
 use module::{Held, Walk};
+use object::ScriptError;
 use object::{Reader, ScriptObject, SlotValue, is_pointer};
-use packed::{Context, capsule};
+use packed::{Context, PackedError, capsule};
+use problem::Problem;
 
 /// What PyTorch calls the Python class of its C++ objects; that of script modules derives from it.
 const SCRIPT_OBJECT: &str = "ScriptObject";
@@ -175,9 +178,8 @@ impl<'a> Scripts<'a> {
         Self { layout, ..self }
     }
 
-    fn read(&self, object: VirtAddr) -> Result<ScriptObject, String> {
-        let reader = self.reader.ok_or_else(|| "no known layout reads its C++ classes".to_owned())?;
-        reader.read(object).map_err(|error| error.to_string())
+    fn read(&self, object: VirtAddr) -> Result<ScriptObject, ScriptError> {
+        self.reader.ok_or(ScriptError::NoLayout)?.read(object)
     }
 
     fn python_module(&self, object: VirtAddr) -> Option<VirtAddr> {
@@ -203,8 +205,9 @@ impl<'a> Scripts<'a> {
             Some(object) => self.packed_at(name, object, value, true),
             None => {
                 let class = &wrapper.class;
-                let reason = format!("it is packed in a C++ object ({class} at {value}), which is not read");
-                let unread = NamedTensor::new(name.to_owned(), TensorKind::Parameter, value, Err(reason));
+                let error = PackedError::NotRead { class: class.clone(), object: value };
+                let read = Err(error.diagnostic(value));
+                let unread = NamedTensor::new(name.to_owned(), TensorKind::Parameter, value, read);
                 vec![NamedTensor { persistent: true, class: Some(class.clone()), ..unread }]
             }
         }
@@ -216,8 +219,9 @@ impl<'a> Scripts<'a> {
         let class = self.wrappers.get(&wrapper).map(|wrapper| wrapper.class.clone());
         let named = |packed: packed::Packed| {
             let name = format!("{name}{}", packed.suffix);
-            let object = packed.weight.as_ref().map(|info| info.object).unwrap_or(wrapper);
-            let mut tensor = NamedTensor::new(name, TensorKind::Parameter, object, packed.weight);
+            let python_object = packed.weight.as_ref().map(|info| info.object).unwrap_or(wrapper);
+            let read = packed.weight.map_err(|error| error.diagnostic(object));
+            let mut tensor = NamedTensor::new(name, TensorKind::Parameter, python_object, read);
             for (part, info) in packed.parts {
                 let name = format!("{}.{part}", tensor.name);
                 tensor.parts.push(NamedTensor::new(name, TensorKind::Parameter, info.object, Ok(info)));
@@ -255,11 +259,7 @@ impl<'a> Scripts<'a> {
             if root.training.is_some() {
                 return None;
             }
-            problems.push(
-                "it has no attributes with tensors: if the script module is frozen (torch.jit.freeze), its weights \
-                 are constants in its code, which is not read"
-                    .to_owned(),
-            );
+            problems.push(Problem::Frozen { object }.into());
         }
         let class = root.class.clone();
         let object = self.python_module(object).unwrap_or(wrapper);
@@ -274,14 +274,12 @@ impl<'a> Scripts<'a> {
         let mut unread = self.wrappers.iter().filter(is_unread);
         let (object, wrapper) = unread.next()?;
         let count = 1 + unread.count();
-        let modules = counted(count, "script module", "script modules");
-        let problem = format!("{modules} (TorchScript) found, whose tensors are not read");
-        Some(unread_model(wrapper.class.clone(), *object, vec![problem]))
+        Some(unread_model(wrapper.class.clone(), *object, vec![Problem::TensorsNotRead(count).into()]))
     }
 }
 
 /// A model of which nothing but its problems is known.
-pub(super) fn unread_model(class: String, object: VirtAddr, problems: Vec<String>) -> Model {
+pub(super) fn unread_model(class: String, object: VirtAddr, problems: Vec<Diagnostic>) -> Model {
     Model {
         id: String::new(),
         class,

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use super::Scripts;
 use super::object::{Slot, SlotKind, SlotValue};
 use super::packed::capsule;
+use super::problem::Problem;
 use crate::addr::VirtAddr;
 use crate::cpython::Value;
-use crate::framework::torch::NO_LAYOUT;
+use crate::diagnostic::Diagnostic;
+use crate::framework::torch::no_layout;
 use crate::model::{Module, NamedTensor, TensorKind};
 
 /// The deepest nesting of modules.
@@ -25,7 +27,7 @@ pub(crate) struct Held {
     pub(crate) modules: Vec<Module>,
     pub(crate) tensors: Vec<NamedTensor>,
     pub(crate) training: Vec<NamedTensor>,
-    pub(crate) problems: Vec<String>,
+    pub(crate) problems: Vec<Diagnostic>,
 }
 
 /// A walk through a script module and those below it.
@@ -43,9 +45,7 @@ impl<'a> Walk<'a> {
         let (held, first_names, above) = (Held::default(), BTreeMap::new(), Vec::new());
         let mut walk = Self { scripts, held, first_names, above, left: MAX_NAMES };
         if !walk.visit(object, name) {
-            walk.held
-                .problems
-                .push("the rest of it is left out: its modules or tensors have too many names".to_owned());
+            walk.held.problems.push(Problem::NamesLeftOut.into());
         }
         walk.held
     }
@@ -56,17 +56,18 @@ impl<'a> Walk<'a> {
             return false;
         }
         if self.above.len() > MAX_DEPTH || self.above.contains(&object) || name.len() > MAX_NAME {
-            self.held.problems.push(format!("a script module at {object} is left out: it is nested too deeply"));
+            self.held.problems.push(Problem::NestedTooDeeply { object }.into());
             return true;
         }
         let read = match self.scripts.read(object) {
             Ok(read) => read,
-            Err(reason) => {
-                self.held.problems.push(format!("the script module {name:?} could not be read: {reason}"));
+            Err(error) => {
+                let name = name.to_owned();
+                self.held.problems.push(Problem::Unreadable { name, object, error }.into());
                 return true;
             }
         };
-        let own = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
+        let full_name = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
         let is_tensor = |slot: &&Slot| matches!(slot.value, SlotValue::Tensor(_));
         let of_kind = |kind: SlotKind| -> Vec<&Slot> { read.slots.iter().filter(|slot| slot.kind == kind).collect() };
         let (parameters, buffers) = (of_kind(SlotKind::Parameter), of_kind(SlotKind::Buffer));
@@ -74,7 +75,8 @@ impl<'a> Walk<'a> {
             SlotValue::Other(payload) if slot.name == TRAINING => Some(payload & 0xff == 1),
             _ => None,
         });
-        let names = |slots: &[&Slot]| slots.iter().copied().filter(is_tensor).map(|slot| own(&slot.name)).collect();
+        let names =
+            |slots: &[&Slot]| slots.iter().copied().filter(is_tensor).map(|slot| full_name(&slot.name)).collect();
         let unset = |slots: &[&Slot], kind| -> Vec<(String, TensorKind)> {
             let unset = slots.iter().filter(|slot| slot.value == SlotValue::Unset);
             unset.map(|slot| (slot.name.clone(), kind)).collect()
@@ -99,14 +101,14 @@ impl<'a> Walk<'a> {
                 if !self.take_name() {
                     return false;
                 }
-                self.add(own(&slot.name), tensor, kind, persistent);
+                self.add(full_name(&slot.name), tensor, kind, persistent);
             }
         }
         self.above.push(object);
         let mut is_whole = true;
         for slot in others {
             let SlotValue::Object(child) = slot.value else { continue };
-            let name = own(&slot.name);
+            let name = full_name(&slot.name);
             let is_packed = self.scripts.read(child).is_ok_and(|child| capsule(&child.slots).is_some());
             is_whole = if is_packed { self.add_packed(&name, child) } else { self.visit(child, &name) };
             if !is_whole {
@@ -127,8 +129,7 @@ impl<'a> Walk<'a> {
     fn add(&mut self, name: String, tensor: VirtAddr, kind: TensorKind, persistent: bool) {
         let objects = self.scripts.objects;
         let Some(layout) = self.scripts.layout else {
-            let read = Err(NO_LAYOUT.to_owned());
-            let unread = NamedTensor::new(name, kind, VirtAddr(0), read);
+            let unread = NamedTensor::new(name, kind, VirtAddr(0), Err(no_layout(None)));
             self.held.tensors.push(NamedTensor { persistent, ..unread });
             return;
         };
@@ -137,9 +138,9 @@ impl<'a> Walk<'a> {
         }
         let same_as = self.first_names.get(&tensor).cloned();
         self.first_names.entry(tensor).or_insert_with(|| name.clone());
-        let read = layout.read_tensor_impl(&objects, tensor).map_err(|error| error.to_string());
+        let read = layout.read_tensor_impl(&objects, tensor).map_err(Diagnostic::from);
         if let (Ok(info), None) = (&read, &same_as) {
-            let grad = layout.read_grad(&objects, info).map_err(|error| error.to_string());
+            let grad = layout.read_grad(&objects, info).map_err(Diagnostic::from);
             if let Some(grad) = grad.transpose() {
                 let object = grad.as_ref().map(|info| info.object).unwrap_or_default();
                 self.held.training.push(NamedTensor::new(name.clone(), TensorKind::Gradient, object, grad));

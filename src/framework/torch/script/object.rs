@@ -64,8 +64,14 @@ pub(super) struct ScriptObject {
 pub(super) enum ScriptError {
     #[error(transparent)]
     Object(#[from] ObjectError),
-    #[error("the script object at {object} is inconsistent: {reason}")]
-    Contradiction { object: VirtAddr, reason: String },
+    #[error("no known layout reads its C++ classes")]
+    NoLayout,
+    #[error("the script object at {object} is inconsistent: {slots} slots for {attributes} attributes")]
+    Slots { object: VirtAddr, slots: u64, attributes: u64 },
+    #[error("the script object at {object} is inconsistent: its attribute {index} at {at} is invalid")]
+    Attribute { object: VirtAddr, index: u64, at: VirtAddr },
+    #[error("the script object at {object} is inconsistent: a vector of {bytes} bytes at {at}")]
+    Vector { object: VirtAddr, bytes: u64, at: VirtAddr },
 }
 
 /// Where the fields lie that no header fixes for all versions, and which numbers read the rest.
@@ -122,21 +128,22 @@ impl<'a> Reader<'a> {
     /// It can't be read, or is not such an object.
     pub(super) fn read(&self, object: VirtAddr) -> Result<ScriptObject, ScriptError> {
         let (objects, numbers) = (self.objects, self.numbers);
-        let contradiction = |reason: String| ScriptError::Contradiction { object, reason };
         let table = objects.word(object, 0)?;
         let class = objects.pointer(object, self.offsets.class)?;
         let slots = self.vector(object, self.offsets.slots, numbers.ivalue_size)?;
         let attributes = self.vector(class, self.offsets.attributes, numbers.attribute_size)?;
         if slots.count > attributes.count {
-            let reason = format!("{} slots for {} attributes", slots.count, attributes.count);
-            return Err(contradiction(reason));
+            return Err(ScriptError::Slots { object, slots: slots.count, attributes: attributes.count });
         }
         let mut found = Vec::new();
         for index in 0..attributes.count {
             let at = |vector: &Vector, size: i64| field(vector.begin, size.wrapping_mul(index.cast_signed()));
             let attribute = at(&attributes, numbers.attribute_size);
-            let (kind, name) = attribute_at(objects, numbers, attribute)
-                .ok_or_else(|| contradiction(format!("its attribute {index} at {attribute} is invalid")))?;
+            let (kind, name) = attribute_at(objects, numbers, attribute).ok_or(ScriptError::Attribute {
+                object,
+                index,
+                at: attribute,
+            })?;
             let value = match slots.count.checked_sub(index) {
                 None | Some(0) => SlotValue::Unset,
                 Some(_) => self.value(at(&slots, numbers.ivalue_size), table)?,
@@ -171,8 +178,7 @@ impl<'a> Reader<'a> {
         let size = size.unsigned_abs().max(1);
         let (count, rest) = (bytes / size, bytes % size);
         if rest != 0 || count > MAX_SLOTS {
-            let reason = format!("a vector of {bytes} bytes at {}", field(of, offset));
-            return Err(ScriptError::Contradiction { object: of, reason });
+            return Err(ScriptError::Vector { object: of, bytes, at: field(of, offset) });
         }
         Ok(Vector { offset, begin, count })
     }

@@ -5,9 +5,10 @@
 
 use super::fbgemm::Matrix;
 use super::layout::ScriptLayouts;
-use super::object::{Reader, SlotValue, is_pointer, words_at};
+use super::object::{Reader, ScriptError, SlotValue, is_pointer, words_at};
 use crate::addr::VirtAddr;
 use crate::cpython::{ObjectError, Objects};
+use crate::diagnostic::{Code, Diagnostic};
 use crate::framework::torch::tensor::Layout;
 use crate::paging::Fault;
 use crate::tensor::{Form, Quantizer, TensorInfo};
@@ -34,9 +35,37 @@ pub(crate) struct Packed {
     /// What tells it from others in the same object; empty if there are none.
     pub(crate) suffix: String,
     /// Its headers, or why there are none.
-    pub(crate) weight: Result<TensorInfo, String>,
+    pub(crate) weight: Result<TensorInfo, PackedError>,
     /// Tensors that belong to it.
     pub(crate) parts: Vec<(String, TensorInfo)>,
+}
+
+/// Why a packed weight is not recovered.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub(crate) enum PackedError {
+    #[error("it is packed in a C++ object ({class} at {object}), which is not read")]
+    NotRead { class: String, object: VirtAddr },
+    #[error("its C++ object can't be read: {0}")]
+    Object(ScriptError),
+    #[error("it is in a C++ object of class {0}, whose attributes are not read")]
+    Attributes(String),
+    #[error("it is packed in a {0}, and no known layout reads this PyTorch's tensors")]
+    NoLayout(String),
+    #[error("it is packed in a {0} in an unknown format: its weight is not recovered")]
+    UnknownFormat(String),
+    #[error("a pointer in its {class}, possibly to its bias, can't be followed: {fault}")]
+    LostPointer { class: String, fault: Fault },
+}
+
+impl PackedError {
+    /// The same as a problem of the tensor that the C++ object at that address has packed.
+    pub(super) fn diagnostic(&self, object: VirtAddr) -> Diagnostic {
+        let code = match self {
+            Self::NoLayout(_) => Code::NoTensorLayout,
+            _ => Code::PackedWeight,
+        };
+        Diagnostic::new(code, Some(object.into()), self.to_string())
+    }
 }
 
 /// What C++ objects are read with.
@@ -50,6 +79,8 @@ pub(super) struct Context<'a> {
 
 /// What may still be visited, and what could not be read.
 struct Walk {
+    /// The class of the object that holds all of them.
+    class: String,
     /// C++ objects that may still be visited.
     visits: usize,
     /// The first pointer to unreadable memory.
@@ -79,31 +110,28 @@ impl Context<'_> {
     pub(super) fn packed(&self, object: VirtAddr) -> Vec<Packed> {
         let read = match self.reader.read(object) {
             Ok(read) => read,
-            Err(error) => return vec![unread(format!("its C++ object can't be read: {error}"))],
+            Err(error) => return vec![unread(PackedError::Object(error))],
         };
         let class = read.class.clone();
         let Some(holder) = capsule(&read.slots) else {
-            return vec![unread(format!("it is in a C++ object of class {class}, whose attributes are not read"))];
+            return vec![unread(PackedError::Attributes(class))];
         };
         if self.layout.is_none() {
-            return vec![unread(format!(
-                "it is packed in a {class}, and no known layout reads this PyTorch's tensors"
-            ))];
+            return vec![unread(PackedError::NoLayout(class))];
         }
-        let mut walk = Walk { visits: MAX_VISITS, unreadable: None };
+        let mut walk = Walk { class: class.clone(), visits: MAX_VISITS, unreadable: None };
         let mut found = self.holder(holder, MAX_DEPTH, &mut walk);
         if found.iter().all(|packed| packed.weight.is_err()) {
             let parts = found.into_iter().flat_map(|packed| packed.parts).collect();
-            let reason = format!("it is packed in a {class} in an unknown format: its weight is not recovered");
-            return vec![Packed { parts, ..unread(reason) }];
+            return vec![Packed { parts, ..unread(PackedError::UnknownFormat(class)) }];
         }
         if let [only] = found.as_mut_slice() {
             only.suffix.clear();
         }
         let has_bias = |packed: &Packed| packed.parts.iter().any(|(name, _)| name == BIAS);
         if let Some(fault) = walk.unreadable.filter(|_| !found.iter().all(has_bias)) {
-            let reason = format!("a pointer in its {class}, possibly to its bias, can't be followed: {fault}");
-            found.push(Packed { suffix: ".unreadable".to_owned(), ..unread(reason) });
+            let error = PackedError::LostPointer { class, fault };
+            found.push(Packed { suffix: ".unreadable".to_owned(), ..unread(error) });
         }
         found
     }
@@ -159,7 +187,9 @@ impl Context<'_> {
         let rest = (named..).zip(tensors).map(|(index, info)| (format!("tensor{index}"), info));
         match found.first_mut() {
             Some(first) => first.parts.extend(rest),
-            None => found.push(Packed { parts: rest.collect(), ..unread(String::new()) }),
+            None => {
+                found.push(Packed { parts: rest.collect(), ..unread(PackedError::UnknownFormat(walk.class.clone())) })
+            }
         }
         for (index, packed) in found.iter_mut().enumerate() {
             packed.suffix = format!(".{index}");
@@ -227,6 +257,6 @@ impl Context<'_> {
     }
 }
 
-fn unread(reason: String) -> Packed {
-    Packed { suffix: String::new(), weight: Err(reason), parts: Vec::new() }
+fn unread(error: PackedError) -> Packed {
+    Packed { suffix: String::new(), weight: Err(error), parts: Vec::new() }
 }

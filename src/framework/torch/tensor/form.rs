@@ -1,8 +1,9 @@
 //! Reading tensors that are more, or other, than elements at strides: quantized, sparse, without a storage.
 
+use super::error::{Contradiction, TensorError};
 use super::keys::Keys;
 use super::layout::Layout;
-use super::read::{TensorError, WORD};
+use super::read::WORD;
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, field};
 use crate::tensor::{Flips, Form, Nested, Quantizer, ScalarType, Sparse, TensorInfo};
@@ -54,9 +55,9 @@ impl Layout {
         if let Some((sparse, device)) = sparse(&head, &parts) {
             return Ok(TensorInfo { form: Form::Sparse(sparse), device, ..head });
         }
-        let contradiction = |reason: String| TensorError::Contradiction { object: head.header, reason };
         let (Some(device_type), Some(device_index)) = (self.offsets.device_type, self.offsets.device_index) else {
-            return Err(contradiction("it has no storage: it is sparse, or on another device".to_owned()));
+            let contradiction = Contradiction::NoStorage;
+            return Err(TensorError::Contradiction { object: head.header, contradiction });
         };
         let device = self.device(objects, head.header, device_type, device_index)?;
         Ok(TensorInfo { form: Form::Opaque, device, ..head })

@@ -1,7 +1,7 @@
 //! Tensors that Python has never seen, found by their `TensorImpl` instead of a Python object.
 
+use super::error::{Contradiction, TensorError};
 use super::layout::Layout;
-use super::read::TensorError;
 use crate::addr::VirtAddr;
 use crate::cpython::Objects;
 use crate::tensor::{ScalarType, TensorInfo};
@@ -18,10 +18,8 @@ impl Layout {
         if info.object.0 != 0 && is_owned_by_python {
             let named = objects.pointer(info.object, self.offsets.impl_pointer)?;
             if named != tensor {
-                let reason = format!(
-                    "the Python object of its TensorImpl at {tensor} belongs to another TensorImpl, at {named}"
-                );
-                return Err(TensorError::Contradiction { object: info.object, reason });
+                let contradiction = Contradiction::OtherTensorImpl { tensor_impl: tensor, other: named };
+                return Err(TensorError::Contradiction { object: info.object, contradiction });
             }
         }
         Ok(info)

@@ -11,7 +11,7 @@ use crate::addr::VirtAddr;
 use crate::cpython::{Objects, UNREADABLE};
 use crate::framework::tables::{LayoutError, table};
 use crate::signature;
-use crate::tensor::{Flips, Form, ScalarType, TensorInfo};
+use crate::tensor::{Flips, Form, Obstacle, ScalarType, TensorInfo};
 
 /// The family of the layout files that number the keys.
 const FAMILY: &str = "torch-keys";
@@ -107,9 +107,9 @@ impl KeyTable {
 
     /// The same without the names of the keys that mean something else by one of these tables.
     fn without_disagreement<'t>(&self, rivals: impl Iterator<Item = &'t Self>) -> Self {
-        let mut own = self.clone();
+        let mut agreed = self.clone();
         for rival in rivals {
-            for ((bit, name), meant) in own.bits.iter_mut().enumerate().zip(&self.bits) {
+            for ((bit, name), meant) in agreed.bits.iter_mut().enumerate().zip(&self.bits) {
                 let other = rival.bits.get(bit).map_or("nothing", String::as_str);
                 let is_listed = name.split(" or ").any(|listed| listed == other);
                 if self.means.get(meant) != rival.means.get(other) && !is_listed {
@@ -117,7 +117,7 @@ impl KeyTable {
                 }
             }
         }
-        own
+        agreed
     }
 
     /// The sets that ordinary tensors in the computer's own memory have, the most frequent first.
@@ -244,35 +244,24 @@ impl Keys {
     }
 
     /// Why the bytes of a tensor with these keys may not be its elements; `None` if nothing says so.
-    fn doubt(&self, of: &TensorInfo) -> Option<String> {
+    fn doubt(&self, of: &TensorInfo) -> Option<Obstacle> {
         if self.is_unreadable {
-            return Some("its dispatch keys are not in the dump, so its bytes may mean something else".to_owned());
+            return Some(Obstacle::UnreadableKeys);
         }
         if !self.unknown.is_empty() {
-            let names = self.unknown.join(", ");
-            return Some(format!("its dispatch keys {names} are not understood, so its bytes may mean something else"));
+            return Some(Obstacle::UnknownKeys(self.unknown.clone()));
         }
         if self.python && of.data.0 == 0 && of.form != Form::Nested(None) {
-            return Some(
-                "its class handles it in Python (`__torch_dispatch__`): its elements are in other tensors that it \
-                 refers to"
-                    .to_owned(),
-            );
+            return Some(Obstacle::PythonDispatch);
         }
         if matches!(of.form, Form::Nested(None) | Form::Short) {
             return None;
         }
         let is_lazy = self.conjugate || self.negative;
         if !self.allow(&of.form) || (is_lazy && of.form != Form::Strided) {
-            let names = self.unusual.join(", ");
-            return Some(format!(
-                "its dispatch keys {names} do not match the form in which its elements were found ({})",
-                of.form.name()
-            ));
+            return Some(Obstacle::OtherForm { keys: self.unusual.clone(), form: of.form.name() });
         }
-        (is_lazy && self.flips(&of.dtype).is_none()).then(|| {
-            format!("it is a lazy conjugate or negative view, which is not supported for the type {}", of.dtype.name)
-        })
+        (is_lazy && self.flips(&of.dtype).is_none()).then(|| Obstacle::LazyView(of.dtype.name.clone()))
     }
 
     /// Whether a form is the one that they name, if they name any.

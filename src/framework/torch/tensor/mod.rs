@@ -1,6 +1,7 @@
 //! PyTorch's tensors: where the headers of each version have their fields, which layout reads those of a process, and
 //! what they say.
 
+mod error;
 mod form;
 mod headers;
 mod infer;
@@ -11,7 +12,8 @@ mod select;
 mod shape;
 mod vote;
 
+pub use error::{Contradiction, TensorError};
 pub use keys::{KeyTable, key_tables};
 pub use layout::{DtypeAt, Layout, Offsets, ShapeAt, layouts};
-pub use read::{SizesAndStrides, TensorError};
+pub use read::SizesAndStrides;
 pub use select::{Sample, TensorScore, select_layout};

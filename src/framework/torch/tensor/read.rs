@@ -1,5 +1,6 @@
 //! Reading a tensor: from the Python object to the C++ `TensorImpl` and its storage.
 
+use super::error::{Contradiction, TensorError};
 use super::keys::Keys;
 use super::layout::{DtypeAt, Layout, ShapeAt};
 use crate::addr::VirtAddr;
@@ -15,25 +16,6 @@ pub(super) const WORD: u64 = 8;
 
 /// Sizes and strides, outermost dimension first.
 pub type SizesAndStrides = (Vec<u64>, Vec<u64>);
-
-/// Why an object is not a tensor, by a layout.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum TensorError {
-    /// A part could not be read.
-    #[error(transparent)]
-    Object(#[from] ObjectError),
-    /// Two fields contradict each other.
-    #[error("the tensor at {object} is inconsistent: {reason}")]
-    Contradiction {
-        /// The Python object, or the `TensorImpl` where there is none.
-        object: VirtAddr,
-        /// Which fields, and how.
-        reason: String,
-    },
-    /// The storage has fewer bytes than the elements need; everything else is consistent.
-    #[error("the tensor at {} is inconsistent: {}", .0.object, .0.shortage())]
-    Short(Box<TensorInfo>),
-}
 
 impl ShapeAt {
     /// Sizes and strides of a `TensorImpl`; `None` if it has more dimensions than a tensor can have.
@@ -93,8 +75,7 @@ impl Layout {
         let tensor = objects.pointer(object, self.offsets.impl_pointer)?;
         let named = self.python_object(objects, tensor)?;
         if named != object {
-            let reason = format!("its TensorImpl belongs to the object at {named}");
-            return Err(TensorError::Contradiction { object, reason });
+            return Err(TensorError::Contradiction { object, contradiction: Contradiction::OtherObject(named) });
         }
         Ok(tensor)
     }
@@ -136,9 +117,9 @@ impl Layout {
             TensorInfo { requires_grad: self.requires_grad(objects, tensor)?, ..self.read_form(objects, tensor)? };
         let differs = |rival: &&Self| !rival.read_form(objects, tensor).is_ok_and(|other| other.is_like(&info));
         if let Some(rival) = self.rivals.iter().find(differs) {
-            let (own, other) = (&self.offsets.version, &rival.offsets.version);
-            let reason = format!("the layouts {own} and {other} fit the process equally well, but read it differently");
-            return Err(TensorError::Contradiction { object: info.object, reason });
+            let layouts = [self, rival].map(|layout| layout.offsets.version.clone());
+            let contradiction = Contradiction::Undecided(layouts);
+            return Err(TensorError::Contradiction { object: info.object, contradiction });
         }
         let is_known = |table: &Self| {
             let found = match info.object {
@@ -185,29 +166,27 @@ impl Layout {
     ) -> Result<(TensorInfo, Keys), TensorError> {
         let at = &self.offsets;
         let object = self.python_object(objects, tensor)?;
-        let contradiction = |reason: String| {
+        let contradiction = |contradiction| {
             let object = if object.0 == 0 { tensor } else { object };
-            TensorError::Contradiction { object, reason }
+            TensorError::Contradiction { object, contradiction }
         };
         let Some((shape, stride)) = self.shape.read(objects, tensor)? else {
-            return Err(contradiction("it has more dimensions than a tensor can have".to_owned()));
+            return Err(contradiction(Contradiction::Dimensions));
         };
         let numel = objects.word(tensor, at.numel)?;
         let product = shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size));
         if product != Some(numel) {
-            return Err(contradiction(format!("the sizes {shape:?} do not make {numel} elements")));
+            return Err(contradiction(Contradiction::Sizes { sizes: shape, numel }));
         }
         let dtype = match self.dtype {
             DtypeAt::Index(offset) => {
                 let index = objects.word(tensor, offset)? & 0xffff;
-                self.scalar_type(index as u16)
-                    .ok_or_else(|| contradiction(format!("the scalar type {index} is unknown")))?
+                self.scalar_type(index as u16).ok_or_else(|| contradiction(Contradiction::ScalarType(index)))?
             }
             DtypeAt::Pointer { pointer, item_size, id } => {
                 let described = objects.pointer(tensor, pointer)?;
                 let (size, id) = (objects.word(described, item_size)?, objects.word(described, id)?.cast_signed());
-                let unknown =
-                    || contradiction(format!("the scalar type of {size} bytes with the name checksum {id} is unknown"));
+                let unknown = || contradiction(Contradiction::DescribedScalarType { size, checksum: id });
                 self.scalar_type_described(size, id).ok_or_else(unknown)?
             }
         };
@@ -221,12 +200,11 @@ impl Layout {
         let base = objects.pointer(storage, at.storage_data)?;
         let storage_bytes = objects.word(storage, at.storage_bytes)?;
         let device = self.device(objects, storage, at.storage_device_type, at.storage_device_index)?;
-        if let Some(own) = self.own_device_type(objects, tensor)?
-            && device.split(':').next() != Some(own)
+        if let Some(tensor_impl) = self.own_device_type(objects, tensor)?
+            && device.split(':').next() != Some(tensor_impl)
         {
-            return Err(contradiction(format!(
-                "its TensorImpl is on the device {own}, but its storage is on {device}"
-            )));
+            let tensor_impl = tensor_impl.to_owned();
+            return Err(contradiction(Contradiction::Device { tensor_impl, storage: device }));
         }
         let offset = storage_offset.wrapping_mul(dtype.size);
         let data = VirtAddr(if base.0 == 0 { 0 } else { base.0.wrapping_add(offset) });
@@ -248,10 +226,9 @@ impl Layout {
         device_index: i64,
     ) -> Result<String, TensorError> {
         let number = objects.byte(of, device_type)?;
-        let name = self.device_type(number).ok_or_else(|| TensorError::Contradiction {
-            object: of,
-            reason: format!("the device type {number} is unknown"),
-        })?;
+        let name = self
+            .device_type(number)
+            .ok_or(TensorError::Contradiction { object: of, contradiction: Contradiction::DeviceType(number) })?;
         let index = objects.byte(of, device_index)?.cast_signed();
         Ok(if index < 0 { name.to_owned() } else { format!("{name}:{index}") })
     }
@@ -285,8 +262,8 @@ impl Layout {
     pub(super) fn string_abi_fits(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Option<bool> {
         let meta = objects.pointer(tensor, self.offsets.autograd_meta).ok()?;
         let text = objects.word(meta, self.offsets.name).ok()?;
-        let own = field(meta, self.offsets.name + Self::STRING_INLINE_AT).0;
-        Some(if self.offsets.name_is_inline != 0 { text == own } else { text != own && text != 0 })
+        let inline = field(meta, self.offsets.name + Self::STRING_INLINE_AT).0;
+        Some(if self.offsets.name_is_inline != 0 { text == inline } else { text != inline && text != 0 })
     }
 }
 

@@ -9,9 +9,9 @@ use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
+use super::error::TensorError;
 use super::infer::Evidence;
 use super::layout::Layout;
-use super::read::TensorError;
 use crate::addr::VirtAddr;
 use crate::cpython::{Change, ObjectError, Objects};
 use crate::tensor::TensorInfo;

@@ -7,8 +7,8 @@ pub(in super::super) fn sum(workgroups: usize, memory: &[[u32; 4]], total: &mut 
     for workgroup in 0..workgroups {
         let mut partial = 0u32;
         for lane in 0..LANES {
-            let own = memory.iter().skip(workgroup * LANES + lane).step_by(workgroups * LANES);
-            partial = own.flatten().fold(partial, |sum, word| sum.wrapping_add(*word));
+            let words = memory.iter().skip(workgroup * LANES + lane).step_by(workgroups * LANES);
+            partial = words.flatten().fold(partial, |sum, word| sum.wrapping_add(*word));
         }
         *total = total.wrapping_add(partial);
     }

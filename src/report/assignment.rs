@@ -1,4 +1,4 @@
-//! Which file a tensor's bytes go to, and as what.
+//! The assignment of tensors to files of weights: which file the bytes of each go to, and as what.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,7 +9,8 @@ use serde::de::value::{Error, StrDeserializer};
 
 use super::keys;
 use crate::addr::VirtAddr;
-use crate::model::{Model, NamedTensor, Reading, StandaloneTensor, Status, TensorKind};
+use crate::diagnostic::{Code, Diagnostic};
+use crate::model::{self, Model, NamedTensor, Reading, StandaloneTensor, Status, TensorKind};
 use crate::tensor::{Elements, ScalarType};
 
 /// The longest header that the safetensors library reads, minus room for the part that every header has.
@@ -19,7 +20,6 @@ const ENTRY_BYTES: u64 = 128;
 /// Bytes of one size in a header, at most.
 const SIZE_BYTES: u64 = 21;
 const TOO_MANY_ELEMENTS: &str = "it is not written: it has more elements than a safetensors file can count";
-const LEFT_OUT: &str = "its bytes are left out: all tensors together have more bytes than the dump can hold";
 const NO_FIRST: &str = "it is not written: it is another name for a tensor that is not written either";
 const HEADER_FULL: &str = "it is not written: the header of its file would be longer than safetensors allows";
 /// What a tensor of a type that safetensors has not is called where it is written byte by byte.
@@ -49,9 +49,9 @@ pub(super) enum WeightFile {
     /// The same with holes.
     PartialOptimizer,
     /// Tensors and arrays of no model.
-    Others,
+    Standalone,
     /// The same with holes.
-    PartialOthers,
+    PartialStandalone,
 }
 
 impl WeightFile {
@@ -67,7 +67,7 @@ impl WeightFile {
         Self::PartialOptimizer,
     ];
     /// Those beside the models.
-    pub(super) const OF_OTHERS: [Self; 2] = [Self::Others, Self::PartialOthers];
+    pub(super) const OF_STANDALONE: [Self; 2] = [Self::Standalone, Self::PartialStandalone];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -79,8 +79,8 @@ impl WeightFile {
             Self::PartialGradients => "partial_grads.safetensors",
             Self::Optimizer => "optimizer.safetensors",
             Self::PartialOptimizer => "partial_optimizer.safetensors",
-            Self::Others => "tensors.safetensors",
-            Self::PartialOthers => "partial_tensors.safetensors",
+            Self::Standalone => "tensors.safetensors",
+            Self::PartialStandalone => "partial_tensors.safetensors",
         }
     }
 
@@ -92,8 +92,8 @@ impl WeightFile {
             (Status::Partial, TensorKind::Gradient) => Self::PartialGradients,
             (Status::Complete, TensorKind::Optimizer) => Self::Optimizer,
             (Status::Partial, TensorKind::Optimizer) => Self::PartialOptimizer,
-            (Status::Complete, TensorKind::Other | TensorKind::Array) => Self::Others,
-            (Status::Partial, TensorKind::Other | TensorKind::Array) => Self::PartialOthers,
+            (Status::Complete, TensorKind::Other | TensorKind::Array) => Self::Standalone,
+            (Status::Partial, TensorKind::Other | TensorKind::Array) => Self::PartialStandalone,
             (Status::Partial, TensorKind::Parameter | TensorKind::Buffer) => Self::Partial,
             (Status::Complete, _) if in_parts => Self::Parts,
             (Status::Complete, _) if tensor.persistent => Self::Model,
@@ -120,12 +120,12 @@ pub(super) struct Entry<'a> {
 }
 
 /// A tensor, and what is written of it.
-pub(super) struct Planned<'a> {
+pub(super) struct Assignment<'a> {
     pub(super) tensor: &'a NamedTensor,
     /// One entry, several for a tensor in parts, or none.
     pub(super) entries: Vec<Entry<'a>>,
     /// Why nothing is written, where the status does not say it.
-    pub(super) unwritten: Option<&'static str>,
+    pub(super) unwritten: Option<Diagnostic>,
     /// The file and the key of the tensor that it is another name of, if nothing is written for it.
     pub(super) first: Option<(WeightFile, String)>,
 }
@@ -139,25 +139,30 @@ impl Entry<'_> {
     }
 }
 
-impl Planned<'_> {
-    fn leave_out(&mut self, why: &'static str) {
+impl Assignment<'_> {
+    fn leave_out(&mut self, why: Diagnostic) {
         self.entries.clear();
         self.unwritten = Some(why);
     }
 
+    /// Why it is not complete, or not in the files, where holes do not say it.
+    pub(super) fn problem(&self) -> Option<&Diagnostic> {
+        self.unwritten.as_ref().or(self.tensor.problem.as_ref())
+    }
+
     /// Whether it is written as something else than a tensor of its name, type and shape.
     pub(super) fn is_in_parts(&self) -> bool {
-        self.own_entries().any(|entry| entry.name != self.tensor.name)
+        self.entries_of_itself().any(|entry| entry.name != self.tensor.name)
     }
 
     /// The entries but those of tensors in attributes.
-    pub(super) fn own_entries(&self) -> impl Iterator<Item = &Entry<'_>> {
+    pub(super) fn entries_of_itself(&self) -> impl Iterator<Item = &Entry<'_>> {
         self.entries.iter().filter(|entry| !entry.is_inner)
     }
 
     /// The file that holds its bytes.
     pub(super) fn file(&self) -> Option<WeightFile> {
-        self.own_entries().next().map(|entry| entry.file).or(self.first.as_ref().map(|(file, _)| *file))
+        self.entries_of_itself().next().map(|entry| entry.file).or(self.first.as_ref().map(|(file, _)| *file))
     }
 
     /// How much of it is in the files.
@@ -167,24 +172,24 @@ impl Planned<'_> {
 }
 
 /// All tensors of a model, in their order, and what is written of each.
-pub(super) fn plan_model(model: &Model) -> Vec<Planned<'_>> {
-    finished(model.all_tensors().map(|tensor| planned(tensor, None, tensor.elements())).collect())
+pub(super) fn assign_model(model: &Model) -> Vec<Assignment<'_>> {
+    finish(model.all_tensors().map(|tensor| assign(tensor, None, tensor.elements())).collect())
 }
 
 /// All tensors and arrays of no model, likewise.
-pub(super) fn plan_others<'a>(others: impl Iterator<Item = &'a StandaloneTensor>) -> Vec<Planned<'a>> {
-    let planned = others.map(|other| {
-        let dtype = other.array.as_ref().map(|array| &array.dtype);
-        planned(&other.tensor, dtype, other.elements())
+pub(super) fn assign_standalone<'a>(tensors: impl Iterator<Item = &'a StandaloneTensor>) -> Vec<Assignment<'a>> {
+    let assignments = tensors.map(|found| {
+        let dtype = found.array.as_ref().map(|array| &array.dtype);
+        assign(&found.tensor, dtype, found.elements())
     });
-    finished(planned.collect())
+    finish(assignments.collect())
 }
 
 /// Gives every entry its key, and leaves out entries that do not fit in the headers.
-fn finished(mut planned: Vec<Planned<'_>>) -> Vec<Planned<'_>> {
-    keys::assign(&mut planned);
+fn finish(mut assignments: Vec<Assignment<'_>>) -> Vec<Assignment<'_>> {
+    keys::assign(&mut assignments);
     let mut headers: HashMap<WeightFile, u64> = HashMap::new();
-    for tensor in &mut planned {
+    for tensor in &mut assignments {
         let is_full = tensor.entries.iter().any(|entry| {
             let header = headers.entry(entry.file).or_default();
             let sizes = SIZE_BYTES.saturating_mul(entry.shape.len() as u64);
@@ -192,56 +197,54 @@ fn finished(mut planned: Vec<Planned<'_>>) -> Vec<Planned<'_>> {
             *header > MAX_HEADER
         });
         if is_full {
-            tensor.leave_out(HEADER_FULL);
+            tensor.leave_out(tensor.tensor.diagnostic(Code::NotWritten, HEADER_FULL));
         }
     }
-    refer_to_firsts(&mut planned);
-    planned
+    refer_to_firsts(&mut assignments);
+    assignments
 }
 
 /// Names for which nothing is written get the file and key of the tensor that they are another name for.
-fn refer_to_firsts(planned: &mut [Planned<'_>]) {
-    let refers = |planned: &Planned<'_>| planned.tensor.reading == Reading::SameAsFirst;
-    let wanted: HashSet<VirtAddr> = planned.iter().filter(|of| refers(of)).map(|of| of.tensor.object).collect();
+fn refer_to_firsts(assignments: &mut [Assignment<'_>]) {
+    let refers = |assignment: &Assignment<'_>| assignment.tensor.reading == Reading::SameAsFirst;
+    let wanted: HashSet<VirtAddr> = assignments.iter().filter(|of| refers(of)).map(|of| of.tensor.object).collect();
     let mut firsts: HashMap<VirtAddr, (WeightFile, String)> = HashMap::new();
-    for of in planned.iter().filter(|of| wanted.contains(&of.tensor.object)) {
+    for of in assignments.iter().filter(|of| wanted.contains(&of.tensor.object)) {
         if let Some(entry) = of.entries.first().filter(|_| !of.is_in_parts()) {
             firsts.entry(of.tensor.object).or_insert_with(|| (entry.file, entry.key.clone()));
         }
     }
-    for of in planned.iter_mut().filter(|of| refers(of)) {
+    for of in assignments.iter_mut().filter(|of| refers(of)) {
         of.first = firsts.get(&of.tensor.object).cloned();
-        of.unwritten = of.first.is_none().then_some(NO_FIRST);
+        of.unwritten = of.first.is_none().then(|| of.tensor.diagnostic(Code::NotWritten, NO_FIRST));
     }
 }
 
-fn planned<'a>(tensor: &'a NamedTensor, dtype: Option<&ScalarType>, elements: Option<Elements>) -> Planned<'a> {
+fn assign<'a>(tensor: &'a NamedTensor, dtype: Option<&ScalarType>, elements: Option<Elements>) -> Assignment<'a> {
     let mut entries = Vec::new();
     let elements = elements.filter(|_| tensor.reading != Reading::SameAsFirst);
     let dtype = dtype.or(tensor.info.as_ref().map(|info| &info.dtype));
-    let own = dtype.zip(elements).and_then(|(dtype, elements)| entry(tensor, tensor, dtype, elements));
-    entries.extend(own);
+    entries.extend(dtype.zip(elements).and_then(|(dtype, elements)| entry(tensor, tensor, dtype, elements)));
     for part in &tensor.parts {
         let dtype = part.info.as_ref().map(|info| &info.dtype);
-        let own = dtype.zip(part.elements()).and_then(|(dtype, elements)| entry(part, tensor, dtype, elements));
-        entries.extend(own);
+        entries.extend(dtype.zip(part.elements()).and_then(|(dtype, elements)| entry(part, tensor, dtype, elements)));
     }
-    let mut planned = Planned { tensor, entries, unwritten: None, first: None };
-    if !planned.entries.iter().all(Entry::is_countable) {
-        planned.leave_out(TOO_MANY_ELEMENTS);
+    let mut assignment = Assignment { tensor, entries, unwritten: None, first: None };
+    if !assignment.entries.iter().all(Entry::is_countable) {
+        assignment.leave_out(tensor.diagnostic(Code::NotWritten, TOO_MANY_ELEMENTS));
     }
     if tensor.reading == Reading::LeftOut {
-        planned.leave_out(LEFT_OUT);
+        assignment.leave_out(model::left_out(tensor));
     }
     for inner in &tensor.inner {
         let dtype = inner.array.as_ref().map(|array| &array.dtype);
         let dtype = dtype.or(inner.tensor.info.as_ref().map(|info| &info.dtype));
-        let own =
+        let of_inner =
             dtype.zip(inner.elements()).and_then(|(dtype, elements)| entry(&inner.tensor, tensor, dtype, elements));
-        let own = own.filter(Entry::is_countable);
-        planned.entries.extend(own.map(|entry| Entry { is_inner: true, ..entry }));
+        let of_inner = of_inner.filter(Entry::is_countable);
+        assignment.entries.extend(of_inner.map(|entry| Entry { is_inner: true, ..entry }));
     }
-    planned
+    assignment
 }
 
 /// What is written of a tensor, which is a part of `whole` or that itself.
@@ -251,13 +254,13 @@ fn entry<'a>(
     scalar: &ScalarType,
     elements: Elements,
 ) -> Option<Entry<'a>> {
-    let own = match tensor.reading {
+    let stored_name = match tensor.reading {
         Reading::Storage(_) => format!("{}.{STORAGE}", tensor.name),
         _ => tensor.name.clone(),
     };
     let mut shape = elements.shape.clone();
     let (name, dtype) = match dtype(scalar) {
-        Some(dtype) => (own, dtype),
+        Some(dtype) => (stored_name, dtype),
         None => {
             let raw = scalar.raw.as_ref().and_then(|raw| Some((raw.name.as_str(), dtype_named(&raw.safetensors)?)));
             let is_whole = |(_, dtype): &(&str, Dtype)| scalar.size.is_multiple_of((dtype.bitsize() as u64 / 8).max(1));
@@ -266,7 +269,7 @@ fn entry<'a>(
             if per_element != 1 {
                 shape.push(per_element);
             }
-            (format!("{own}.{name}"), dtype)
+            (format!("{stored_name}.{name}"), dtype)
         }
     };
     let file = WeightFile::of(tensor, name != whole.name)?;

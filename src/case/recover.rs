@@ -1,12 +1,12 @@
-//! The main job: from a dump to the models in it.
+//! The stage that finds the models of a dump, and the bytes of their tensors.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::{CaseError, Pythons, Spaces};
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
-use crate::case::{CaseError, Pythons, Spaces};
 use crate::cpython::{self, Interpreter, LayoutScore, LayoutSource};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::digest::{self, Target};
@@ -154,7 +154,10 @@ pub(crate) fn models(
     join_sightings(&mut processes);
     join_standalone(&mut processes);
     warnings.extend(processes.iter_mut().flat_map(|process| std::mem::take(&mut process.standalone.warnings)));
-    warnings.extend(mapped::warnings(memory, &processes));
+    warnings.extend(processes.iter().flat_map(|process| {
+        let standalone = process.standalone.found.iter().map(|found| &found.tensor);
+        mapped::warnings(memory, &process.models, standalone)
+    }));
     Ok(Recovery {
         memory: Arc::clone(&spaces.memory),
         mmu: Arc::clone(&spaces.mmu),
@@ -219,19 +222,19 @@ fn join_sightings(processes: &mut [Process]) {
     let mut sightings: BTreeMap<(usize, usize), Vec<Sighting>> = BTreeMap::new();
     let mut shared: Vec<(usize, (usize, usize))> = Vec::new();
     for (index, process) in processes.iter_mut().enumerate() {
-        let mut own: Vec<Model> = Vec::new();
+        let mut first_seen: Vec<Model> = Vec::new();
         for model in std::mem::take(&mut process.models) {
             let bytes = model.all_tensors().map(|tensor| (tensor.name.clone(), tensor.sha256.clone())).collect();
-            let here = (index, own.len());
+            let here = (index, first_seen.len());
             let first = *known.entry((model.object, model.class.clone(), bytes)).or_insert(here);
             sightings.entry(first).or_default().push(Sighting { root: process.root, object: model.object });
             if first == here {
-                own.push(model);
+                first_seen.push(model);
             } else {
                 shared.push((index, first));
             }
         }
-        process.models = own;
+        process.models = first_seen;
     }
     let mut number = 0;
     let mut ids = BTreeMap::new();

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::plan::{Planned, plan_others};
-use super::rows::TensorRow;
+use super::assignment::{Assignment, assign_standalone};
+use super::tensor::TensorRow;
 use super::{SCHEMA_VERSION, TOOL};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::model::{Model, Referrer, Sighting, StandaloneTensor};
@@ -19,25 +19,25 @@ pub(super) const DEPTH: usize = 2;
 
 /// All tensors and arrays of no model, with the process that each is listed with.
 pub(super) fn all(recovery: &Recovery) -> impl Iterator<Item = (&Process, &StandaloneTensor)> {
-    recovery.processes.iter().flat_map(|process| process.standalone.found.iter().map(move |other| (process, other)))
+    recovery.processes.iter().flat_map(|process| process.standalone.found.iter().map(move |found| (process, found)))
 }
 
 /// What is written of each, in the same order.
-pub(super) fn planned(recovery: &Recovery) -> Vec<Planned<'_>> {
-    plan_others(all(recovery).map(|(_, other)| other))
+pub(super) fn assignments(recovery: &Recovery) -> Vec<Assignment<'_>> {
+    assign_standalone(all(recovery).map(|(_, found)| found))
 }
 
 /// The document.
 #[derive(Serialize)]
-pub(super) struct OthersDocument<'a> {
+pub(super) struct StandaloneDocument<'a> {
     schema_version: u32,
     tool: &'static str,
-    tensors: Vec<OtherRow<'a>>,
+    tensors: Vec<StandaloneRow<'a>>,
     arrays: Vec<ArrayRow<'a>>,
 }
 
 #[derive(Serialize)]
-struct OtherRow<'a> {
+struct StandaloneRow<'a> {
     #[serde(flatten)]
     tensor: TensorRow<'a>,
     storage: Option<VirtAddr>,
@@ -66,15 +66,15 @@ struct ArrayRow<'a> {
     place: PlaceRow<'a>,
 }
 
-impl<'a> OthersDocument<'a> {
-    pub(super) fn new(recovery: &'a Recovery, planned: &[Planned<'a>]) -> Self {
+impl<'a> StandaloneDocument<'a> {
+    pub(super) fn new(recovery: &'a Recovery, assignments: &[Assignment<'a>]) -> Self {
         let names = ModuleNames::new(recovery);
         let (mut tensors, mut arrays) = (Vec::new(), Vec::new());
-        for ((process, other), planned) in all(recovery).zip(planned) {
-            let tensor = TensorRow::new(planned);
-            let referrers = other.referrers.iter().map(|referrer| names.describe(process.root, referrer)).collect();
-            let place = PlaceRow { root: process.root, referrers, sightings: &other.sightings };
-            match &other.array {
+        for ((process, found), assignment) in all(recovery).zip(assignments) {
+            let tensor = TensorRow::new(assignment);
+            let referrers = found.referrers.iter().map(|referrer| names.describe(process.root, referrer)).collect();
+            let place = PlaceRow { root: process.root, referrers, sightings: &found.sightings };
+            match &found.array {
                 Some(array) => arrays.push(ArrayRow {
                     tensor: tensor.of_array(array),
                     numpy_dtype: &array.dtype.name,
@@ -84,8 +84,8 @@ impl<'a> OthersDocument<'a> {
                     place,
                 }),
                 None => {
-                    let storage = other.tensor.info.as_ref().map(|info| info.storage);
-                    tensors.push(OtherRow { tensor, storage: storage.filter(|storage| storage.0 != 0), place });
+                    let storage = found.tensor.info.as_ref().map(|info| info.storage);
+                    tensors.push(StandaloneRow { tensor, storage: storage.filter(|storage| storage.0 != 0), place });
                 }
             }
         }
@@ -136,10 +136,10 @@ pub(super) struct HeldRow<'a> {
 pub(super) fn held_by<'a>(recovery: &'a Recovery, model: &Model) -> HashMap<VirtAddr, Vec<HeldRow<'a>>> {
     let is_here = |sighting: &Sighting| model.sightings.iter().any(|here| here.root == sighting.root);
     let mut held: HashMap<VirtAddr, Vec<HeldRow<'a>>> = HashMap::new();
-    for (_, other) in all(recovery).filter(|(_, other)| other.sightings.iter().any(is_here)) {
-        for referrer in &other.referrers {
+    for (_, found) in all(recovery).filter(|(_, found)| found.sightings.iter().any(is_here)) {
+        for referrer in &found.referrers {
             if let Referrer::Module { object, path } = referrer {
-                held.entry(*object).or_default().push(HeldRow { attribute: path, name: &other.tensor.name });
+                held.entry(*object).or_default().push(HeldRow { attribute: path, name: &found.tensor.name });
             }
         }
     }
