@@ -111,6 +111,7 @@ pub(super) fn of_type(interpreter: &Interpreter, type_object: VirtAddr, bases: &
     if !mro.iter().any(|class| bases.contains(class)) {
         return Vec::new();
     }
+    let called = called_methods(&objects, bases);
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();
     for class in mro.iter().take_while(|class| !bases.contains(class)) {
@@ -126,7 +127,7 @@ pub(super) fn of_type(interpreter: &Interpreter, type_object: VirtAddr, bases: &
         };
         for (name, function) in names {
             let Some(method) = objects.str_among(name, &METHODS) else { continue };
-            if !seen.insert(method) {
+            if !called.contains(method) || !seen.insert(method) {
                 continue;
             }
             let class_name = objects.type_name(*class).unwrap_or_else(|_| class.to_string());
@@ -139,6 +140,19 @@ pub(super) fn of_type(interpreter: &Interpreter, type_object: VirtAddr, bases: &
         }
     }
     found
+}
+
+/// The methods that `state_dict()` calls: those that the base class of all modules has. Before PyTorch 1.10 it has no
+/// `get_extra_state()`.
+fn called_methods(objects: &Objects<'_>, bases: &BTreeSet<VirtAddr>) -> BTreeSet<&'static str> {
+    let mut called = BTreeSet::new();
+    for base in bases {
+        let names = objects.pointer(*base, objects.layout().tp_dict).and_then(|dict| objects.dict(dict));
+        // What can't be read could have them all.
+        let Ok(names) = names else { return METHODS.into() };
+        called.extend(names.into_iter().filter_map(|(name, _)| objects.str_among(name, &METHODS)));
+    }
+    called
 }
 
 /// Those of a type that concern a module which has these attributes, and what it has of itself. `known` are the names
