@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use super::layout::ObjectNumbers;
 use crate::addr::VirtAddr;
 use crate::cpython::{ObjectError, Objects, field};
+use crate::layout::Structure;
 
 /// Words of an object, and of a class, in which fields are looked for.
 const OBJECT_WORDS: u64 = 24;
@@ -279,10 +280,7 @@ fn text_at(objects: Objects<'_>, numbers: &ObjectNumbers, at: VirtAddr) -> Optio
 
 /// Words from an address on, as far as they can be read.
 pub(super) fn words_at(objects: Objects<'_>, at: VirtAddr, count: u64) -> Vec<u64> {
-    objects.words(at, count).unwrap_or_else(|_| {
-        let words = (0..count.cast_signed()).map(|index| objects.word(at, WORD.wrapping_mul(index)));
-        words.map_while(Result::ok).collect()
-    })
+    Structure::read(objects.memory(), at, count.saturating_mul(WORD.unsigned_abs())).words().collect()
 }
 
 /// Whether a word could be the address of a structure.

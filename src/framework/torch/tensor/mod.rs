@@ -9,7 +9,6 @@ mod layout;
 mod read;
 mod select;
 mod shape;
-mod vote;
 
 pub use keys::{KeyTable, key_tables};
 pub use layout::{DtypeAt, Layout, Offsets, ShapeAt, layouts};
