@@ -49,6 +49,7 @@ const LISTS: [(&str, &str); 2] = [("sys", "path"), ("sys", "meta_path")];
 const SAMPLE: usize = 16;
 /// Checks of one type.
 const CHECKS: usize = 8;
+
 /// What can be learned from `type` itself.
 const OF_TYPE: [Group; 2] =
     [Group { types: &["type", "heap_type"], moving: 2, unit: 8 }, Group { types: &["tuple"], moving: 1, unit: 8 }];

@@ -362,6 +362,7 @@ impl<'a> Evidence<'a> {
     }
 }
 
+/// What can be read of the structure at an address.
 fn structure(objects: &Objects<'_>, at: VirtAddr, bytes: i64) -> Structure {
     Structure::read(objects.memory(), at, bytes.unsigned_abs())
 }
