@@ -29,6 +29,9 @@
 //! share a kernel half and map themselves. Each hit is then checked against every address space: if the address that it
 //! holds translates to where it was found, it is `type`.
 //!
+//! [`layout`] is the mechanism by which the following rooms choose the offsets of structures: tables are ranked by the evidence
+//! for each, and where none fits, the structures vote, or a table is changed until what it reads makes sense.
+//!
 //! [`linux`] reads the kernel's own structures without symbols: which processes ran, and what each had mapped.
 //!
 //! [`cpython`] sweeps the pages of these address spaces for the address of `type`, which finds all types. Of the
@@ -101,6 +104,7 @@ pub mod diagnostic;
 mod digest;
 pub mod dump;
 pub mod framework;
+pub mod layout;
 pub mod linux;
 mod mapped;
 pub mod model;

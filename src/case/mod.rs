@@ -22,7 +22,8 @@ use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{self, Interpreter, RunningInterpreters, RuntimeLayout};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::{self, Dump, DumpError};
-use crate::framework::{Frameworks, LayoutError};
+use crate::framework::Frameworks;
+use crate::layout::{LayoutError, MissingField};
 use crate::linux::{self, Machine, NoMachine};
 use crate::progress::{Observer, Phase, Silent};
 use crate::scan::{self, BackendChoice, BackendError, SelectedBackend};
@@ -309,7 +310,7 @@ pub enum CaseError {
     Backend(#[from] BackendError),
     /// A CPython layout lacks a number.
     #[error(transparent)]
-    PythonLayout(#[from] cpython::MissingField),
+    PythonLayout(#[from] MissingField),
     /// The layout of a framework lacks a number or a table.
     #[error(transparent)]
     FrameworkLayout(#[from] LayoutError),

@@ -11,6 +11,7 @@ use super::layout::Layout;
 use super::object::{ObjectError, Objects, field};
 use super::sweeper::Sweeper;
 use crate::addr::VirtAddr;
+use crate::layout::StructLayout;
 use crate::paging::VirtualMemory;
 use crate::scan::Hit;
 use crate::signature;

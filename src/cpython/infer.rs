@@ -1,11 +1,5 @@
-//! Layouts of builds that no table describes: the nearest table, changed until what it reads makes sense.
-//!
-//! A later version or a patched build differs from a known one in that something was added to a structure or taken
-//! away, so that what follows it moved, or in that a structure is that of another version. Such changes are tried one
-//! after the other, and kept where more of what every Python has can be read: first of `type` itself, then of the
-//! names and dictionaries of types, at last of values that are the same everywhere.
-
-use std::collections::BTreeSet;
+//! Layouts of builds that no table describes: the nearest table, changed until what it reads makes sense ([`climb`]): first of
+//! `type` itself, then of the names and dictionaries of types, at last of values that are the same everywhere.
 
 use super::candidate::is_type_type;
 use super::layout::Layout;
@@ -14,6 +8,7 @@ use super::object::{ObjectError, Objects};
 use super::process::Interpreter;
 use super::types::c_string;
 use crate::addr::VirtAddr;
+use crate::layout::{self, Checks, Group, StructLayout};
 use crate::paging::VirtualMemory;
 
 /// Structures that begin with an object's header, by their names in layout files.
@@ -39,9 +34,7 @@ const OBJECTS: [&str; 18] = [
 ];
 /// Words of `type` in which the size of its items is looked for.
 const WORDS_OF_TYPE: u64 = 24;
-/// How far what follows something new may have moved, in units (words, or bits), and how far everything that follows
-/// the header of objects, in bytes.
-const MAX_MOVE: i64 = 4;
+/// How far everything that follows the header of objects may have moved, in bytes.
 const MAX_GROWTH: i64 = 64;
 /// Integers that every 64-bit Python has, by module and name.
 const INTS: [(&str, &str, i128); 4] = [
@@ -56,17 +49,6 @@ const LISTS: [(&str, &str); 2] = [("sys", "path"), ("sys", "meta_path")];
 const SAMPLE: usize = 16;
 /// Checks of one type.
 const CHECKS: usize = 8;
-/// How often all groups are gone through.
-const MAX_ROUNDS: usize = 3;
-
-/// Structures whose numbers change together.
-struct Group {
-    types: &'static [&'static str],
-    /// How many of them, from the first on, are one structure, in which fields may move.
-    moving: usize,
-    /// What fields move by: the size of a word in bytes, or one bit.
-    unit: i64,
-}
 
 /// What can be learned from `type` itself.
 const OF_TYPE: [Group; 2] =
@@ -85,42 +67,6 @@ const OF_INTS: [Group; 1] = [Group { types: &["int"], moving: 1, unit: 8 }];
 const OF_LISTS: [Group; 1] = [Group { types: &["list"], moving: 1, unit: 8 }];
 const OF_INSTANCES: [Group; 1] = [Group { types: &["instance", "dict_values", "tp_flags"], moving: 1, unit: 8 }];
 
-impl Group {
-    fn has(&self, key: &str) -> bool {
-        key.split_once('.').is_some_and(|(of, _)| self.types.contains(&of))
-    }
-
-    /// Layouts that differ from one in this group: as another table has it, or with a run of its numbers moved.
-    fn variants(&self, layout: &Layout, tables: &[Layout]) -> Vec<Layout> {
-        let mut variants: Vec<Layout> = Vec::new();
-        for table in tables {
-            let mut variant = layout.clone();
-            let grown = layout.object_size.wrapping_sub(table.object_size);
-            for (key, value) in table.numbers().into_iter().filter(|(key, _)| self.has(key)) {
-                let grows = is_object(key) && !is_bit(key);
-                variant.set(key, value.map(|value| if grows { value.wrapping_add(grown) } else { value }));
-            }
-            variants.push(variant);
-        }
-        let structure = Self { types: self.types.get(..self.moving).unwrap_or_default(), ..*self };
-        let numbers = layout.numbers().into_iter().filter(|(key, _)| structure.has(key));
-        let numbers: Vec<(&str, i64)> = numbers.filter_map(|(key, value)| Some((key, value?))).collect();
-        let places: Vec<i64> = numbers.iter().map(|(_, value)| *value).collect::<BTreeSet<i64>>().into_iter().collect();
-        // What moved is most often all that follows: the longest runs come first.
-        let runs = places.iter().rev().flat_map(|last| places.iter().rev().map(move |first| *first..=*last));
-        for run in runs.filter(|run| !run.is_empty()) {
-            for amount in (1..=MAX_MOVE).flat_map(|units| [units * self.unit, -units * self.unit]) {
-                let mut variant = layout.clone();
-                for (key, value) in numbers.iter().filter(|(_, value)| run.contains(value)) {
-                    variant.set(key, Some(value.wrapping_add(amount)));
-                }
-                variants.push(variant);
-            }
-        }
-        variants
-    }
-}
-
 /// Whether a number is an offset in a structure that begins with an object's header.
 fn is_object(key: &str) -> bool {
     key.split_once('.').is_some_and(|(of, _)| OBJECTS.contains(&of))
@@ -131,40 +77,23 @@ fn is_bit(key: &str) -> bool {
     key == "object.ref_shared_shift"
 }
 
-/// Evidence for a layout: how many checks hold with it.
-struct Evidence<F: Fn(&Layout) -> usize> {
-    count: F,
-    /// All checks that there are.
-    full: usize,
-    /// What a change has to bring to be kept: less may be chance.
-    margin: usize,
+/// A table whose objects have a header that is larger by some bytes: what follows the header moves as far.
+fn with_header_grown(table: &Layout, by: i64) -> Layout {
+    let mut grown = table.clone();
+    for (key, value) in table.numbers().into_iter().filter(|(key, _)| is_object(key) && !is_bit(key)) {
+        grown.set(key, value.map(|value| value.wrapping_add(by)));
+    }
+    grown
 }
 
-/// Changes a layout group by group as long as there is more evidence for it.
-fn climb<F>(layout: Layout, groups: &[Group], tables: &[Layout], evidence: &Evidence<F>) -> (usize, Layout)
+/// Changes a layout group by group as long as more checks hold; structures are taken from tables with the layout's own header.
+fn climb<F>(layout: Layout, groups: &[Group], tables: &[Layout], checks: &Checks<F>) -> (usize, Layout)
 where
     F: Fn(&Layout) -> usize,
 {
-    let mut best = ((evidence.count)(&layout), layout);
-    for _ in 0..MAX_ROUNDS {
-        let before = best.0;
-        for group in groups {
-            if best.0 >= evidence.full {
-                return best;
-            }
-            let needed = best.0 + evidence.margin;
-            for variant in group.variants(&best.1, tables) {
-                let found = (evidence.count)(&variant);
-                if found >= needed && found > best.0 {
-                    best = (found, variant);
-                }
-            }
-        }
-        if best.0 == before {
-            break;
-        }
-    }
-    best
+    let with_own_header = |table| with_header_grown(table, layout.object_size.wrapping_sub(table.object_size));
+    let tables: Vec<Layout> = tables.iter().map(with_own_header).collect();
+    layout::climb(layout, groups, &tables, checks)
 }
 
 /// Layouts that read a `type` object which no table reads; `ob_type` is where its type stands in it.
@@ -186,8 +115,8 @@ pub(super) fn from_type(
         return reading;
     }
     let count = |layout: &Layout| of_type(&Objects::new(memory, layout), type_object);
-    let evidence = Evidence { count, full: CHECKS, margin: 1 };
-    let learned = headers.into_iter().map(|layout| climb(layout, &OF_TYPE, tables, &evidence).1);
+    let checks = Checks { count, total: CHECKS, margin: 1 };
+    let learned = headers.into_iter().map(|layout| climb(layout, &OF_TYPE, tables, &checks).1);
     learned.filter(|layout| reads(layout)).collect()
 }
 
@@ -200,12 +129,7 @@ fn with_header(memory: &dyn VirtualMemory, type_object: VirtAddr, ob_type: i64, 
     let grown = places.map(|place| place - table.tp_itemsize).filter(|grown| grown.abs() <= MAX_GROWTH);
     let mut layouts = Vec::new();
     for grown in grown {
-        let mut layout = table.clone();
-        for (key, value) in table.numbers() {
-            if is_object(key) && !is_bit(key) {
-                layout.set(key, value.map(|value| value + grown));
-            }
-        }
+        let mut layout = with_header_grown(table, grown);
         // The counts keep their distance from the type, or stand in another word of the header.
         let moved = ob_type - table.ob_type;
         layout.ob_type = ob_type;
@@ -294,8 +218,8 @@ pub(super) fn from_names(
     tables: &[Layout],
 ) -> (usize, Layout) {
     let count = |layout: &Layout| evidence_of_names(memory, layout, types);
-    let evidence = Evidence { count, full: CHECKS * types.len(), margin: (types.len() / 2).max(1) };
-    let (found, mut layout) = climb(layout, &OF_NAMES, tables, &evidence);
+    let checks = Checks { count, total: CHECKS * types.len(), margin: (types.len() / 2).max(1) };
+    let (found, mut layout) = climb(layout, &OF_NAMES, tables, &checks);
     // `type` tells the size of its own instances.
     if let Ok(size) = Objects::new(memory, &layout).word(type_object, layout.tp_basicsize) {
         layout.heap_type_size = size.cast_signed();
@@ -331,13 +255,13 @@ pub(super) fn from_values(interpreter: &mut Interpreter, tables: &[Layout]) {
     };
     let layout = interpreter.layout.clone();
     let count = |layout: &Layout| of_ints(&Objects::new(memory, layout), &modules);
-    let (_, layout) = climb(layout, &OF_INTS, tables, &Evidence { count, full: INTS.len(), margin: 2 });
+    let (_, layout) = climb(layout, &OF_INTS, tables, &Checks { count, total: INTS.len(), margin: 2 });
     let count = |layout: &Layout| of_lists(&Objects::new(memory, layout), &modules);
-    let (_, layout) = climb(layout, &OF_LISTS, tables, &Evidence { count, full: LISTS.len(), margin: 1 });
+    let (_, layout) = climb(layout, &OF_LISTS, tables, &Checks { count, total: LISTS.len(), margin: 1 });
     // What is read wrongly by chance is less than what is there.
     let margin = of_instances(&layout) + 1;
-    let evidence = Evidence { count: of_instances, full: instances.len(), margin };
-    let (_, mut layout) = climb(layout, &OF_INSTANCES, tables, &evidence);
+    let checks = Checks { count: of_instances, total: instances.len(), margin };
+    let (_, mut layout) = climb(layout, &OF_INSTANCES, tables, &checks);
     if of_ints(&Objects::new(memory, &layout), &modules) < INTS.len() {
         (layout.int_lv_tag, layout.int_ob_size) = (None, None);
     }

@@ -21,12 +21,12 @@ mod text;
 mod types;
 mod value;
 
+pub use crate::layout::{Change, LayoutSource};
 pub use candidate::{Candidate, candidates};
 pub use debug_offsets::{UnsoundOffset, read_debug_offsets};
 pub use dict::{Attributes, UNREADABLE};
 pub(crate) use holders::{Holders, Shape, Step};
-pub(crate) use layout::layout_struct;
-pub use layout::{Layout, MissingField, layouts};
+pub use layout::{Layout, layouts};
 pub use modules::{Builtins, Modules, attribute_str, python_version};
 pub(crate) use object::{DIGIT_BITS, field};
 pub use object::{ObjectError, Objects};
@@ -36,7 +36,7 @@ pub use runtime::{
     ObjectRow, Repr, RunningInterpreters, Runtime, RuntimeLayout, Suspended, SuspendedKind, Thread, TypeCount,
     TypeNames, Unlisted, all_types, collected_types, runtime_layouts, wanted_types,
 };
-pub use selection::{Change, LayoutScore, LayoutSource};
+pub use selection::LayoutScore;
 pub use sweeper::Sweeper;
 pub(crate) use text::bounded;
 pub use types::{TypeInfo, Types};

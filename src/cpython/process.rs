@@ -11,10 +11,11 @@ use super::debug_offsets::DebugOffsets;
 use super::infer;
 use super::layout::Layout;
 use super::object::{Objects, field};
-use super::selection::{LayoutScore, LayoutSource, changes, select_layout};
+use super::selection::{LayoutScore, select_layout};
 use super::sweeper::Sweeper;
 use super::types::{Types, read_types, unread_classes};
 use crate::addr::VirtAddr;
+use crate::layout::{LayoutSource, changes_from_table};
 use crate::paging::{AddressSpace, Cached};
 
 /// Sweeps for what newly found types are the types of.
@@ -157,7 +158,7 @@ pub fn interpreters(
     let is_inferred = |interpreter: &&mut Interpreter| interpreter.scores.0.source == LayoutSource::Inferred;
     interpreters.par_iter_mut().filter(is_inferred).for_each(|interpreter| {
         infer::from_values(interpreter, tables);
-        interpreter.scores.0.changes = changes(&interpreter.layout, tables);
+        interpreter.scores.0.changes = changes_from_table(&interpreter.layout, tables);
     });
     (interpreters, unread.into_iter().flatten().collect())
 }

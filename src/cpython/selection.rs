@@ -1,7 +1,6 @@
 //! Which layout reads an interpreter: the table that reads most of its types, or what is made of one.
 
 use std::cmp::Reverse;
-use std::fmt;
 use std::rc::Rc;
 
 use super::candidate::Candidate;
@@ -10,6 +9,7 @@ use super::layout::Layout;
 use super::object::Objects;
 use super::types::{Types, read_types};
 use crate::addr::VirtAddr;
+use crate::layout::{Change, LayoutSource, Ranking, StructLayout, changes_from_table};
 use crate::paging::VirtualMemory;
 
 /// Heap types that are read to score a layout, and those that are read to make one.
@@ -17,39 +17,6 @@ const SAMPLE: usize = 256;
 const SAMPLE_TO_INFER: usize = 24;
 /// Tables that are changed to fit, at most.
 const MAX_STARTS: usize = 4;
-
-/// Where the numbers of a layout come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LayoutSource {
-    /// A layout file.
-    Table,
-    /// A layout file, and for those that it has the interpreter's own `_Py_DebugOffsets`.
-    DebugOffsets,
-    /// A layout file, changed until what is read with it makes sense.
-    Inferred,
-}
-
-impl fmt::Display for LayoutSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Table => "table",
-            Self::DebugOffsets => "table and debug offsets",
-            Self::Inferred => "inferred",
-        })
-    }
-}
-
-/// A number that is not that of the layout file.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Change {
-    /// Its name in layout files.
-    pub number: &'static str,
-    /// The file's number, if it has one.
-    pub from: Option<i64>,
-    /// The one that is used, if there is one.
-    pub to: Option<i64>,
-}
 
 /// How well a layout reads an interpreter's types.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,17 +52,16 @@ pub(super) fn select_layout(
     slots: &[(VirtAddr, VirtAddr)],
     tables: &[Layout],
 ) -> Option<(Layout, (LayoutScore, Option<LayoutScore>), Types)> {
-    let mut readings: Vec<Reading> = Vec::new();
-    let add = |readings: &mut Vec<Reading>, layouts: &[Layout]| {
+    let mut readings = Ranking::new();
+    let add = |readings: &mut Ranking<Key, Reading>, layouts: &[Layout]| {
         for layout in layouts {
             // Most layouts differ elsewhere, and read the same types.
             let known = readings.iter().find(|other| layout.reads_types_like(&other.layout));
             let types = known.map(|known| Rc::clone(&known.types));
-            readings.push(read((candidate, memory), layout.clone(), types, slots, tables));
+            let reading = read((candidate, memory), layout.clone(), types, slots, tables);
+            readings.insert(reading.score.key(), reading);
         }
-        readings
-            .sort_by_key(|Reading { score, .. }| (score.readable, score.size_matches, Reverse(score.changes.len())));
-        readings.last().is_some_and(|best| best.score.fits())
+        readings.best().is_some_and(|(_, best)| best.score.fits())
     };
     if !add(&mut readings, &candidate.layouts) {
         // A table may read `type` by chance, with the counts of references in other words of the header.
@@ -108,13 +74,21 @@ pub(super) fn select_layout(
             add(&mut readings, inferred.as_slice());
         }
     }
-    let best = readings.pop().filter(|best| best.score.readable > 0)?;
-    let next = readings.pop().map(|reading| reading.score).filter(|next| next.readable > 0);
+    let mut readings = readings.into_candidates().filter(|reading| reading.score.readable > 0);
+    let best = readings.next()?;
+    let next = readings.next().map(|reading| reading.score);
     drop(readings);
     Some((best.layout, (best.score, next), Rc::unwrap_or_clone(best.types)))
 }
 
+/// What decides between layouts: types that are read, whether the size fits, and how few numbers were changed.
+type Key = (usize, bool, Reverse<usize>);
+
 impl LayoutScore {
+    fn key(&self) -> Key {
+        (self.readable, self.size_matches, Reverse(self.changes.len()))
+    }
+
     /// Whether there is nothing to learn: the size is right, and what can't be read is missing in the dump.
     fn fits(&self) -> bool {
         self.size_matches && self.readable * 4 > self.sampled
@@ -138,7 +112,7 @@ fn read(
     };
     let readable = sample.iter().filter(is_readable).count();
     let size = objects.word(candidate.type_object, layout.tp_basicsize);
-    let changes = changes(&layout, tables);
+    let changes = changes_from_table(&layout, tables);
     let published = candidate.debug_offsets.as_ref();
     let is_published = |change: &Change| published.is_some_and(|offsets| offsets.get(change.number) == change.to);
     let source = match published {
@@ -166,19 +140,11 @@ fn heap_types(layout: &Layout, types: &Types, count: usize) -> Vec<VirtAddr> {
     all.into_iter().step_by(step).collect()
 }
 
-/// Where a layout differs from the table that it has its version from.
-pub(super) fn changes(layout: &Layout, tables: &[Layout]) -> Vec<Change> {
-    let Some(table) = tables.iter().find(|table| table.version == layout.version) else { return Vec::new() };
-    let pairs = layout.numbers().into_iter().zip(table.numbers());
-    let changed = pairs.filter(|((_, to), (_, from))| to != from);
-    changed.map(|((number, to), (_, from))| Change { number, from, to }).collect()
-}
-
 /// The layout that is made of those which read `type`, from the names of some types.
 fn infer_layout(
     type_object: VirtAddr,
     memory: &dyn VirtualMemory,
-    readings: &[Reading],
+    readings: &Ranking<Key, Reading>,
     tables: &[Layout],
 ) -> Option<Layout> {
     // What reads most already is nearest, then what has a type object of about that size.
@@ -187,18 +153,14 @@ fn infer_layout(
         let types = heap_types(layout, &reading.types, SAMPLE_TO_INFER);
         let size = Objects::new(memory, layout).word(type_object, layout.tp_basicsize);
         let distance = size.map_or(u64::MAX, |size| size.abs_diff(layout.heap_type_size.cast_unsigned()));
-        (Reverse(infer::evidence_of_names(memory, layout, &types)), distance)
+        (infer::evidence_of_names(memory, layout, &types), Reverse(distance))
     };
-    let mut starts: Vec<&Reading> = readings.iter().collect();
-    starts.sort_by_cached_key(|reading| nearness(reading));
-    let inferred = starts.into_iter().take(MAX_STARTS).map(|start| {
+    let starts: Ranking<_, &Reading> = readings.iter().rev().map(|reading| (nearness(reading), reading)).collect();
+    let inferred = starts.into_candidates().take(MAX_STARTS).map(|start| {
         let types = heap_types(&start.layout, &start.types, SAMPLE_TO_INFER);
         let (found, layout) = infer::from_names(memory, type_object, &types, start.layout.clone(), tables);
-        (found, Reverse(changes(&layout, tables).len()), layout)
+        ((found, Reverse(changes_from_table(&layout, tables).len())), layout)
     });
     // Of equally good ones the one in which least was changed.
-    let better = |a: (usize, Reverse<usize>, Layout), b: (usize, Reverse<usize>, Layout)| {
-        if (b.0, b.1) > (a.0, a.1) { b } else { a }
-    };
-    inferred.reduce(better).map(|(.., layout)| layout)
+    inferred.collect::<Ranking<_, _>>().into_candidates().next()
 }

@@ -9,7 +9,6 @@ mod describe;
 pub mod numpy;
 mod referrers;
 mod standalone;
-mod tables;
 pub mod torch;
 
 use std::collections::BTreeSet;
@@ -19,12 +18,12 @@ use serde::{Deserialize, Serialize};
 use crate::addr::VirtAddr;
 use crate::cpython::{self, Builtins, Holders, Interpreter, Modules, Objects};
 use crate::diagnostic::Diagnostic;
+use crate::layout::LayoutError;
 use crate::model::{self, Model, StandaloneTensors};
 use crate::signature::Signatures;
 use crate::tensor::{ArrayInfo, TensorInfo};
 
 use standalone::{Found, Listed};
-pub use tables::LayoutError;
 
 /// The modules by which machine-learning frameworks are imported, sorted: those that are read, and others.
 const PACKAGES: [&str; 11] = [

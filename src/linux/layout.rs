@@ -3,16 +3,7 @@
 //! Members that were renamed or moved have alternatives. A member that a kernel lacks is `None`.
 
 use super::btf::Btf;
-
-/// The source of the numbers of a [`Layout`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LayoutSource {
-    /// The BTF in the dump.
-    Btf,
-    /// A vote among the tasks of the dump.
-    Voting,
-}
+use crate::layout::LayoutSource;
 
 macro_rules! layouts {
     ($($(#[$doc:meta])* $group:ident: $type:ident = $structure:literal { $($member:ident: $($path:literal)|+,)+ })+) => {

@@ -33,12 +33,13 @@ use crate::paging::Discovery;
 use crate::scan::Backend;
 use crate::signature::Mmu;
 
+pub use crate::layout::LayoutSource;
 use btf::Btf;
 pub use core::Core;
 pub use image::{command_line_of_image, executable_of_image};
 use kernel::Candidate;
 pub use kernel::Kernel;
-pub use layout::{Layout, LayoutSource};
+pub use layout::Layout;
 use path::Paths;
 use process::Memory;
 pub use process::Process;

@@ -7,6 +7,7 @@ use super::kernel::Kernel;
 use super::layout::Layout;
 use super::task::Task;
 use crate::addr::VirtAddr;
+use crate::layout::{Votes, elect};
 use crate::signature::USER_POINTER_MAX;
 
 /// Sizes of kernel stacks: 16 KiB, and 32 KiB with KASAN (`THREAD_SIZE` of arch/x86/include/asm/page_64_types.h).
@@ -81,12 +82,7 @@ impl Place {
         let size = (NAMES.len() * 8) as u64;
         let places = STACK_SIZES.iter().flat_map(|stack| PADDINGS.map(|padding| Self(stack - padding - size)));
         let votes = |place: &Self| threads.iter().filter(|task| place.read(kernel, layout, task).is_some()).count();
-        places
-            .map(|place| (votes(&place), place))
-            .rev()
-            .max_by_key(|(votes, _)| *votes)
-            .filter(|(votes, _)| *votes > 0)
-            .map(|(_, place)| place)
+        elect(places.map(|place| (place, 0, Votes::significant(votes(&place))))).map(|(place, _)| place)
     }
 
     /// The registers of a thread, if they are plausible.

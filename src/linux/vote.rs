@@ -11,11 +11,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use memchr::memmem;
 
 use super::kernel::Kernel;
-use super::layout::{Layout, LayoutSource};
+use super::layout::Layout;
 use super::roots::RootPointer;
 use super::task::{COMM_LEN, MAX_PID};
 use crate::addr::{PhysAddr, VirtAddr};
-use crate::paging::VirtualMemory;
+use crate::layout::{LayoutSource, Ranking, Structure};
 
 /// The bytes of a `task_struct` that are examined; it has up to 10 KiB.
 const TASK_LEN: u64 = 12 << 10;
@@ -66,36 +66,12 @@ impl Budget {
     }
 }
 
-/// The bytes of a structure from its start.
-struct Bytes(Vec<u8>);
-
-impl Bytes {
-    fn read(kernel: &Kernel, at: VirtAddr, len: u64) -> Self {
-        let mut bytes = Vec::new();
-        while (bytes.len() as u64) < len {
-            let Some(next) = at.checked_add(bytes.len() as u64) else { break };
-            let Ok(piece) = kernel.bytes_at(next) else { break };
-            let left = (len as usize).saturating_sub(bytes.len());
-            bytes.extend(piece.iter().take(left));
-        }
-        Self(bytes)
-    }
-
-    fn u64(&self, offset: u64) -> Option<u64> {
-        self.0.get(usize::try_from(offset).ok()?..)?.first_chunk().map(|word| u64::from_le_bytes(*word))
-    }
-
-    fn u32(&self, offset: u64) -> Option<u32> {
-        self.0.get(usize::try_from(offset).ok()?..)?.first_chunk().map(|word| u32::from_le_bytes(*word))
-    }
-
-    /// The name of a command: printable characters, then a NUL.
-    fn comm(&self, offset: u64) -> Option<&[u8]> {
-        let start = usize::try_from(offset).ok()?;
-        let field = self.0.get(start..start.checked_add(COMM_LEN)?)?;
-        let name = field.get(..memchr::memchr(0, field)?)?;
-        (name.len() > 1 && name.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ')).then_some(name)
-    }
+/// The name of a command at an offset in a task: printable characters, then a NUL.
+fn comm_at(task: &Structure, offset: u64) -> Option<&[u8]> {
+    let start = usize::try_from(offset).ok()?;
+    let field = task.bytes().get(start..start.checked_add(COMM_LEN)?)?;
+    let name = field.get(..memchr::memchr(0, field)?)?;
+    (name.len() > 1 && name.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ')).then_some(name)
 }
 
 /// The layout that the tasks agree on: `tasks`, `mm`, `pid`, `tgid`, `comm` and `real_parent` of `task_struct`, `pgd` and
@@ -114,12 +90,11 @@ pub(super) fn layout(kernel: &Kernel, pointers: &[RootPointer]) -> Option<Layout
             votes.entry(chain).or_default().insert(pointer.root, task);
         }
     }
-    let mut ranked: Vec<(Chain, Vec<VirtAddr>)> =
-        votes.into_iter().map(|(chain, tasks)| (chain, tasks.into_values().collect())).collect();
-    ranked.retain(|(_, tasks)| tasks.len() >= MIN_VOTES);
-    ranked.sort_by_key(|(chain, tasks)| (std::cmp::Reverse(tasks.len()), *chain));
+    votes.retain(|_, tasks| tasks.len() >= MIN_VOTES);
     // In processes `mm` and `active_mm` are equal, and `mm` comes first: it has the smaller offset.
-    ranked.into_iter().take(MAX_CHAINS).find_map(|(chain, tasks)| {
+    let ranking: Ranking<usize, _> = votes.into_iter().map(|(chain, tasks)| (tasks.len(), (chain, tasks))).collect();
+    ranking.into_candidates().take(MAX_CHAINS).find_map(|(chain, tasks)| {
+        let tasks: Vec<VirtAddr> = tasks.into_values().collect();
         let mut layout = of_tasks(kernel, &tasks, &budget)?;
         layout.task.mm = Some(chain.mm);
         layout.mm.pgd = Some(chain.pgd);
@@ -132,7 +107,7 @@ pub(super) fn layout(kernel: &Kernel, pointers: &[RootPointer]) -> Option<Layout
 fn chains(kernel: &Kernel, slot: VirtAddr) -> BTreeSet<(Chain, VirtAddr)> {
     let mut found = BTreeSet::new();
     let Some(first) = slot.0.checked_sub(MM_BEFORE) else { return found };
-    let around = Bytes::read(kernel, VirtAddr(first), MM_BEFORE + MM_AFTER);
+    let around = Structure::read(kernel, VirtAddr(first), MM_BEFORE + MM_AFTER);
     let mut seen = HashSet::new();
     for at in (0..MM_BEFORE + MM_AFTER).step_by(8) {
         let Some(task) = around.u64(at).map(VirtAddr).filter(|task| task.0.is_multiple_of(8)) else { continue };
@@ -140,7 +115,7 @@ fn chains(kernel: &Kernel, slot: VirtAddr) -> BTreeSet<(Chain, VirtAddr)> {
             continue;
         }
         let owner = at.cast_signed() - MM_BEFORE.cast_signed();
-        let bytes = Bytes::read(kernel, task, TASK_LEN);
+        let bytes = Structure::read(kernel, task, TASK_LEN);
         for mm in (0..TASK_LEN).step_by(8) {
             let Some(memory) = bytes.u64(mm) else { break };
             let pgd = slot.0.wrapping_sub(memory);
@@ -156,7 +131,7 @@ fn chains(kernel: &Kernel, slot: VirtAddr) -> BTreeSet<(Chain, VirtAddr)> {
 /// The layout of tasks, given some known tasks.
 fn of_tasks(kernel: &Kernel, known: &[VirtAddr], budget: &Budget) -> Option<Layout> {
     let first = known.first()?;
-    let bytes = Bytes::read(kernel, *first, TASK_LEN);
+    let bytes = Structure::read(kernel, *first, TASK_LEN);
     (0..TASK_LEN).step_by(8).find_map(|tasks| {
         // This check is cheap and rejects most offsets: the next node must point back.
         let node = first.checked_add(tasks)?;
@@ -195,8 +170,8 @@ fn of_list(kernel: &Kernel, tasks: u64, all: &[VirtAddr], budget: &Budget) -> Op
     // The name can occur more than once: a task can be directly before the first one, or another task can have that name.
     let affordable = all.iter().enumerate().take_while(|_| budget.spend(STEPS_PER_TASK).is_some());
     let places = affordable.flat_map(|(index, task)| {
-        let bytes = Bytes::read(kernel, *task, TASK_LEN);
-        let found: Vec<usize> = memmem::find_iter(&bytes.0, FIRST_TASK).take(MAX_PLACES).collect();
+        let bytes = Structure::read(kernel, *task, TASK_LEN);
+        let found: Vec<usize> = memmem::find_iter(bytes.bytes(), FIRST_TASK).take(MAX_PLACES).collect();
         found.into_iter().map(move |offset| (index, offset as u64))
     });
     places.take(MAX_PLACES).find_map(|(swapper, comm)| {
@@ -209,21 +184,22 @@ fn of_list(kernel: &Kernel, tasks: u64, all: &[VirtAddr], budget: &Budget) -> Op
 fn of_first_task(kernel: &Kernel, tasks: u64, all: &[VirtAddr], swapper: usize, comm: u64) -> Option<Layout> {
     // The first task is the first in the list, and the oldest tasks follow.
     let sample: Vec<VirtAddr> = all.iter().cycle().skip(swapper).take(all.len().min(MAX_SAMPLE)).copied().collect();
-    let bytes: Vec<Bytes> = sample.iter().map(|task| Bytes::read(kernel, *task, TASK_LEN)).collect();
+    let bytes: Vec<Structure> = sample.iter().map(|task| Structure::read(kernel, *task, TASK_LEN)).collect();
     let (first, others) = bytes.split_first()?;
     let tolerated = sample.len() / TOLERATED;
-    let most = |holds: &dyn Fn(&Bytes) -> bool| {
+    let most = |holds: &dyn Fn(&Structure) -> bool| {
         let failed = bytes.iter().filter(|task| !holds(task)).take(tolerated + 1).count();
         failed <= tolerated
     };
-    let mut threads = others.iter().filter(|task| task.comm(comm) == Some(KERNEL_THREADS));
+    let mut threads = others.iter().filter(|task| comm_at(task, comm) == Some(KERNEL_THREADS));
     let kthreadd = threads.next().filter(|_| threads.next().is_none())?;
-    if !most(&|task| task.comm(comm).is_some()) {
+    if !most(&|task| comm_at(task, comm).is_some()) {
         return None;
     }
     // Every thread group leader has the same thread id and process id, and no two leaders share one.
     let pid = (0..TASK_LEN).step_by(4).find(|offset| {
-        let of = |task: &Bytes| task.u32(*offset).filter(|pid| *pid <= MAX_PID && task.u32(*offset + 4) == Some(*pid));
+        let of =
+            |task: &Structure| task.u32(*offset).filter(|pid| *pid <= MAX_PID && task.u32(*offset + 4) == Some(*pid));
         let differ = || bytes.iter().filter_map(of).collect::<HashSet<u32>>().len() + tolerated >= bytes.len();
         of(first) == Some(0) && of(kthreadd) == Some(KERNEL_THREADS_PID) && differ()
     })?;
@@ -231,7 +207,7 @@ fn of_first_task(kernel: &Kernel, tasks: u64, all: &[VirtAddr], swapper: usize, 
     let swapper = sample.first()?.0;
     // Pointers to parents lead to the start of a task: without agreement here, the assumed start of a task is wrong.
     let real_parent = (0..TASK_LEN).step_by(8).find(|offset| {
-        let is_first = |task: &Bytes| task.u64(*offset) == Some(swapper);
+        let is_first = |task: &Structure| task.u64(*offset) == Some(swapper);
         is_first(first)
             && is_first(kthreadd)
             && !most(&is_first)

@@ -1,6 +1,6 @@
 //! Offsets of fields in the interpreter's own structures: threads, frames, code, generators, the collector.
 
-use crate::cpython::{MissingField, layout_struct};
+use crate::layout::{MissingField, layout_struct};
 use crate::signature::Signatures;
 
 layout_struct! {

@@ -28,6 +28,7 @@ use self::state::{State, pointer};
 use super::{Interpreter, Modules, Objects, field};
 use crate::addr::VirtAddr;
 use crate::diagnostic::{self, Diagnostic};
+use crate::layout::{Ranking, StructLayout};
 
 pub use census::{Census, TypeCount, all_types};
 pub use details::{HeldObject, ImportedModule, ObjectDetails, ObjectRow};
@@ -195,17 +196,11 @@ fn select_layout(
         };
         threads.iter().map(of_thread).sum()
     };
-    let mut best = (score(&own_layout), own_layout);
-    if best.0 > 0 {
-        return best.1;
+    if score(&own_layout) > 0 {
+        return own_layout;
     }
-    for table in tables {
-        let found = score(table);
-        if found > best.0 {
-            best = (found, table.clone());
-        }
-    }
-    best.1
+    let ranking: Ranking<usize, &RuntimeLayout> = tables.iter().map(|table| (score(table), table)).collect();
+    ranking.best().filter(|(found, _)| **found > 0).map_or(own_layout, |(_, table)| (*table).clone())
 }
 
 /// The type of code objects, if the module `types` is not imported: the type of the code of the import system's functions.

@@ -3,8 +3,8 @@
 use serde::Deserialize;
 
 use crate::addr::VirtAddr;
-use crate::cpython::{MissingField, ObjectError, Objects, field, layout_struct};
-use crate::framework::tables::{LayoutError, table};
+use crate::cpython::{ObjectError, Objects, field};
+use crate::layout::{LayoutError, Ranking, layout_struct, table};
 use crate::signature;
 use crate::tensor::{ArrayField, ArrayInfo, Elements, Raw, ScalarType};
 
@@ -79,10 +79,8 @@ struct Size {
 /// # Errors
 /// A layout lacks a number or a table that the code needs.
 pub fn array_layouts(signatures: &signature::Signatures) -> Result<Vec<ArrayLayout>, LayoutError> {
-    let layout = |layout: &signature::Layout| {
-        let offsets = Offsets::new(layout).map_err(|error: MissingField| LayoutError::from(error))?;
-        Ok(ArrayLayout { offsets, kinds: table(layout, "kinds")? })
-    };
+    let layout =
+        |layout: &signature::Layout| Ok(ArrayLayout { offsets: Offsets::new(layout)?, kinds: table(layout, "kinds")? });
     signatures.layouts(FAMILY).map(layout).collect()
 }
 
@@ -118,14 +116,12 @@ pub fn select_layout<'a>(
 ) -> Option<ArrayReader<'a>> {
     let score = |layout: &'a ArrayLayout| {
         let readable = arrays.iter().filter(|array| layout.read(objects, **array).is_ok()).count();
-        (readable, layout.is_of(version), layout)
+        ((readable, layout.is_of(version)), layout)
     };
-    let scored: Vec<_> = layouts.iter().map(score).filter(|(readable, ..)| *readable > 0).collect();
-    let &(readable, is_of_version, layout) = scored.iter().max_by_key(|(readable, is_of, _)| (*readable, *is_of))?;
-    let is_rival = |other: &&(usize, bool, &'a ArrayLayout)| {
-        (other.0, other.1) == (readable, is_of_version) && !std::ptr::eq(other.2, layout)
-    };
-    let rivals: Vec<_> = scored.iter().filter(is_rival).map(|(.., layout)| *layout).collect();
+    // Of layouts that fit equally well the newest is used.
+    let ranking: Ranking<(usize, bool), &ArrayLayout> = layouts.iter().rev().map(score).collect();
+    let (&(readable, _), &layout) = ranking.best().filter(|((readable, _), _)| *readable > 0)?;
+    let rivals: Vec<_> = ranking.rivals().copied().collect();
     let mut reader = ArrayReader {
         layout,
         rivals,

@@ -5,10 +5,11 @@ mod array;
 use std::collections::BTreeSet;
 
 use super::standalone::{Found, Listed, instances};
-use super::{Context, Facts, Framework, Header, LayoutError, Reader, module_item};
+use super::{Context, Facts, Framework, Header, Reader, module_item};
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Modules};
 use crate::diagnostic::{Code, Diagnostic};
+use crate::layout::LayoutError;
 use crate::model::{NamedTensor, StandaloneTensor};
 use crate::signature::Signatures;
 use crate::words::counted;

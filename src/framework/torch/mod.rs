@@ -16,10 +16,11 @@ mod tree;
 use std::collections::BTreeSet;
 
 use super::standalone::{Found, Listed, instances};
-use super::{Context, Framework, Header, LayoutError, NetworkModule, Reader, module_item};
+use super::{Context, Framework, Header, NetworkModule, Reader, module_item};
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Modules};
 use crate::diagnostic::{Code, Diagnostic};
+use crate::layout::LayoutError;
 use crate::model::{Model, NamedTensor, Referrer, StandaloneTensor, TensorKind};
 use crate::signature::Signatures;
 use crate::tensor::Form;

@@ -1,6 +1,6 @@
 //! Offsets in PyTorch's C++ objects that the headers fix for all versions.
 
-use crate::cpython::{MissingField, layout_struct};
+use crate::layout::{MissingField, layout_struct};
 use crate::signature::Signatures;
 
 layout_struct! {

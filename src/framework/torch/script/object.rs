@@ -3,12 +3,12 @@
 //! The offsets of the class pointer, the slots and the list of attributes differ between versions, so the objects vote.
 //! An object has as many slots as its class has attributes, and each attribute has one of three kinds and a name.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::layout::ObjectNumbers;
 use crate::addr::VirtAddr;
 use crate::cpython::{ObjectError, Objects, field};
+use crate::layout::{Structure, Votes, elect};
 
 /// Words of an object, and of a class, in which fields are looked for.
 const OBJECT_WORDS: u64 = 24;
@@ -112,7 +112,8 @@ impl<'a> Reader<'a> {
                 *votes.entry(offsets).or_default() += 1;
             }
         }
-        let (offsets, _) = votes.into_iter().max_by_key(|(offsets, votes)| (*votes, Reverse(*offsets)))?;
+        let candidates = votes.into_iter().map(|(offsets, count)| (offsets, 0, Votes::significant(count)));
+        let (offsets, _) = elect(candidates)?;
         Some(Self { objects, numbers: all.get(offsets.numbers)?, offsets })
     }
 
@@ -285,10 +286,7 @@ fn text_at(objects: Objects<'_>, numbers: &ObjectNumbers, at: VirtAddr) -> Optio
 
 /// Words from an address on, as far as they can be read.
 pub(super) fn words_at(objects: Objects<'_>, at: VirtAddr, count: u64) -> Vec<u64> {
-    objects.words(at, count).unwrap_or_else(|_| {
-        let words = (0..count.cast_signed()).map(|index| objects.word(at, WORD.wrapping_mul(index)));
-        words.map_while(Result::ok).collect()
-    })
+    Structure::read(objects.memory(), at, count.saturating_mul(WORD.unsigned_abs())).words().collect()
 }
 
 /// Whether a word could be the address of a structure.

@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::layout::{DtypeAt, Layout, ShapeAt};
 use super::read::{WORD, last_element};
 use super::shape::{ShapeGuess, is_contiguous, product};
-use super::vote::{Structure, Votes, elect, word_offsets};
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, field};
+use crate::layout::{Structure, Votes, elect, word_offsets};
 
 /// Tensors that vote.
 const MAX_VOTERS: usize = 128;
@@ -49,16 +49,16 @@ impl<'a> Evidence<'a> {
         // From all over the list: neighbours are alike.
         let step = tensors.len().div_ceil(MAX_VOTERS).max(1);
         let voters: Vec<_> =
-            tensors.iter().step_by(step).map(|object| Structure::read(objects, *object, OBJECT_BYTES)).collect();
+            tensors.iter().step_by(step).map(|object| structure(objects, *object, OBJECT_BYTES)).collect();
         let mut links = BTreeMap::new();
         for object in &voters {
             for at in word_offsets(OBJECT_BYTES) {
-                let Some(target) = object.word(at).filter(|target| *target != 0 && *target != object.at.0) else {
+                let Some(target) = object.u64(at).filter(|target| *target != 0 && *target != object.at.0) else {
                     continue;
                 };
-                let target = Structure::read(objects, VirtAddr(target), IMPL_BYTES);
+                let target = structure(objects, VirtAddr(target), IMPL_BYTES);
                 let back = word_offsets(IMPL_BYTES)
-                    .filter(|back| target.word(*back).is_some_and(|word| word & !1 == object.at.0));
+                    .filter(|back| target.u64(*back).is_some_and(|word| word & !1 == object.at.0));
                 back.for_each(|back| *links.entry((at, back)).or_insert(0) += 1);
             }
         }
@@ -91,13 +91,13 @@ impl<'a> Evidence<'a> {
         let at = &mut layout.offsets;
         let links = self.links.iter().map(|(link, count)| {
             let distance = link.0.abs_diff(at.impl_pointer) + link.1.abs_diff(at.pyobj);
-            (*link, distance, Votes { agree: *count, significant: *count })
+            (*link, distance, Votes::significant(*count))
         });
         let (link, votes) = elect(links)?;
         (at.impl_pointer, at.pyobj) = link;
         let linked = |object: &Structure| {
-            let tensor = Structure::read(self.objects, VirtAddr(object.word(link.0)?), IMPL_BYTES);
-            (tensor.word(link.1)? & !1 == object.at.0).then_some(tensor)
+            let tensor = structure(self.objects, VirtAddr(object.u64(link.0)?), IMPL_BYTES);
+            (tensor.u64(link.1)? & !1 == object.at.0).then_some(tensor)
         };
         (2 * votes.agree > self.voters.len()).then(|| self.voters.iter().filter_map(linked).collect())
     }
@@ -119,7 +119,7 @@ impl<'a> Evidence<'a> {
                 let votes = impls
                     .iter()
                     .zip(&products)
-                    .map(|(tensor, product)| ((*product)? == tensor.word(numel)?).then_some((*product)? > 1));
+                    .map(|(tensor, product)| ((*product)? == tensor.u64(numel)?).then_some((*product)? > 1));
                 let relative = numel - sizes_at - (table.offsets.numel - guess.sizes);
                 let distance = guess.distance(dim, sizes_at, shift) + relative.unsigned_abs();
                 ((dim, sizes_at, numel, distance), distance, Votes::count(votes))
@@ -135,7 +135,7 @@ impl<'a> Evidence<'a> {
             .iter()
             .filter_map(|tensor| {
                 let sizes = guess.sizes(self.objects, tensor, dim, sizes_at)?;
-                (product(&sizes) == tensor.word(numel)).then(|| (tensor.clone(), sizes))
+                (product(&sizes) == tensor.u64(numel)).then(|| (tensor.clone(), sizes))
             })
             .collect();
         let free = word_offsets(IMPL_BYTES).filter(|at| ![dim, numel].contains(at) && !guess.overlaps(sizes_at, *at));
@@ -160,8 +160,8 @@ impl<'a> Evidence<'a> {
     fn storages(&self, table: &Layout, layout: &mut Layout, voters: &mut [Voter]) -> Option<Vec<Structure>> {
         let shift = layout.offsets.pyobj - table.offsets.pyobj;
         let of = |voter: &Voter, at: i64| {
-            let storage = voter.tensor.word(at).unwrap_or_default();
-            Structure::read(self.objects, VirtAddr(storage), STORAGE_BYTES)
+            let storage = voter.tensor.u64(at).unwrap_or_default();
+            structure(self.objects, VirtAddr(storage), STORAGE_BYTES)
         };
         // A storage without elements votes for nothing; the size of an element must be a power of two.
         let element = |voter: &Voter, bytes: u64| {
@@ -175,7 +175,7 @@ impl<'a> Evidence<'a> {
             elected.extend(elect(word_offsets(STORAGE_BYTES).map(|bytes_at| {
                 let votes = voters.iter().zip(&storages);
                 let votes =
-                    votes.map(|(voter, storage)| element(voter, storage.word(bytes_at)?).map(|_| voter.numel > 1));
+                    votes.map(|(voter, storage)| element(voter, storage.u64(bytes_at)?).map(|_| voter.numel > 1));
                 let distance = distance + bytes_at.abs_diff(table.offsets.storage_bytes);
                 ((at, bytes_at, distance), distance, Votes::count(votes))
             })));
@@ -183,7 +183,7 @@ impl<'a> Evidence<'a> {
         let ((at, bytes_at, _), _) = elect(elected.into_iter().map(|(found, votes)| (found, found.2, votes)))?;
         let storages: Vec<Structure> = voters.iter().map(|voter| of(voter, at)).collect();
         for (voter, storage) in voters.iter_mut().zip(&storages) {
-            voter.size = storage.word(bytes_at).and_then(|bytes| element(voter, bytes)).unwrap_or_default();
+            voter.size = storage.u64(bytes_at).and_then(|bytes| element(voter, bytes)).unwrap_or_default();
         }
         let offsets = &mut layout.offsets;
         (offsets.storage_pointer, offsets.storage_bytes) = (at, bytes_at);
@@ -202,7 +202,7 @@ impl<'a> Evidence<'a> {
         let (found, _) = elect(word_offsets(STORAGE_BYTES).filter(|at| *at != bytes_at).map(|at| {
             let mut blocks: Vec<(u64, u64)> = distinct
                 .iter()
-                .filter_map(|storage| Some((storage.word(at)?, storage.word(bytes_at)?)))
+                .filter_map(|storage| Some((storage.u64(at)?, storage.u64(bytes_at)?)))
                 .filter(|(data, bytes)| *data != 0 && *bytes != 0)
                 .collect();
             blocks.sort_unstable();
@@ -223,8 +223,8 @@ impl<'a> Evidence<'a> {
         let expected = table.offsets.storage_device_type + layout.offsets.storage_data - table.offsets.storage_data;
         let found = elect((0..STORAGE_BYTES).map(|at| {
             let votes = storages.iter().map(|storage| {
-                let device = storage.byte(at)?;
-                let index = storage.byte(at + between)?.cast_signed();
+                let device = storage.u8(at)?;
+                let index = storage.u8(at + between)?.cast_signed();
                 // No index is -1: chance rarely gives that beside a number of a device.
                 (table.device_type(device).is_some() && index >= -1).then_some(index == -1)
             });
@@ -238,9 +238,9 @@ impl<'a> Evidence<'a> {
     fn dtype(&self, table: &Layout, layout: &mut Layout, voters: &mut [Voter]) -> Option<()> {
         let shift = layout.offsets.numel - table.offsets.numel;
         let scalar_type = |tensor: &Structure, at: DtypeAt| match at {
-            DtypeAt::Index(at) => table.scalar_type(tensor.short(at)?),
+            DtypeAt::Index(at) => table.scalar_type(tensor.u16(at)?),
             DtypeAt::Pointer { pointer, item_size, id } => {
-                let described = VirtAddr(tensor.word(pointer)?);
+                let described = VirtAddr(tensor.u64(pointer)?);
                 let word = |at| self.objects.word(described, at).ok();
                 table.scalar_type_described(word(item_size)?, word(id)?.cast_signed())
             }
@@ -284,10 +284,10 @@ impl<'a> Evidence<'a> {
         let expected = table.offsets.storage_offset + layout.offsets.numel - table.offsets.numel;
         let candidates = word_offsets(IMPL_BYTES).filter(|at| is_free(layout, *at)).map(|at| {
             let votes = voters.iter().zip(storages).filter(|(voter, _)| voter.numel > 0).map(|(voter, storage)| {
-                let offset = voter.tensor.word(at)?;
+                let offset = voter.tensor.u64(at)?;
                 let last = last_element(&voter.sizes, &voter.strides, offset)?;
                 let end = last.checked_add(1)?.checked_mul(voter.size)?;
-                (end <= storage.word(layout.offsets.storage_bytes)?).then_some(offset > 0)
+                (end <= storage.u64(layout.offsets.storage_bytes)?).then_some(offset > 0)
             });
             (at, at.abs_diff(expected), Votes::count(votes))
         });
@@ -304,7 +304,7 @@ impl<'a> Evidence<'a> {
     /// Finds the autograd data by the gradients in them, which are tensors of the same sizes, or by the name that they begin with.
     fn autograd(&self, table: &Layout, layout: &mut Layout, voters: &[Voter]) {
         let shift = layout.offsets.storage_pointer - table.offsets.storage_pointer;
-        let tables: BTreeSet<u64> = voters.iter().filter_map(|voter| voter.tensor.word(0)).collect();
+        let tables: BTreeSet<u64> = voters.iter().filter_map(|voter| voter.tensor.u64(0)).collect();
         let shape = layout.shape;
         let grad_fits = |voter: &Voter, grad: VirtAddr| {
             let is_tensor = self.objects.word(grad, 0).is_ok_and(|vtable| tables.contains(&vtable));
@@ -317,18 +317,17 @@ impl<'a> Evidence<'a> {
         let taken = layout.offsets.storage_pointer;
         for at in word_offsets(IMPL_BYTES).filter(|at| *at != taken && is_free(layout, *at)) {
             let distance = at.abs_diff(table.offsets.autograd_meta + shift);
-            let read = |voter: &Voter| {
-                Structure::read(self.objects, VirtAddr(voter.tensor.word(at).unwrap_or(0)), AUTOGRAD_BYTES)
-            };
+            let read =
+                |voter: &Voter| structure(self.objects, VirtAddr(voter.tensor.u64(at).unwrap_or(0)), AUTOGRAD_BYTES);
             let metas: Vec<Structure> = voters.iter().map(read).collect();
             by_grad.extend(word_offsets(AUTOGRAD_BYTES).map(|grad| {
-                let votes = voters.iter().zip(&metas).map(|(voter, meta)| grad_fits(voter, VirtAddr(meta.word(grad)?)));
+                let votes = voters.iter().zip(&metas).map(|(voter, meta)| grad_fits(voter, VirtAddr(meta.u64(grad)?)));
                 let distance = distance + grad.abs_diff(table.offsets.grad);
                 ((at, grad), distance, Votes::count(votes))
             }));
             by_name.extend(word_offsets(AUTOGRAD_BYTES).map(|name| {
                 let own = |meta: &Structure| field(meta.at, name + Layout::STRING_INLINE_AT).0;
-                let votes = metas.iter().map(|meta| (meta.word(name)? == own(meta)).then_some(true));
+                let votes = metas.iter().map(|meta| (meta.u64(name)? == own(meta)).then_some(true));
                 let grad = table.offsets.grad + name - table.offsets.name;
                 let distance = distance + name.abs_diff(table.offsets.name);
                 ((at, grad), distance, Votes::count(votes))
@@ -349,18 +348,23 @@ impl<'a> Evidence<'a> {
     fn requires_grad(&self, autograd_meta: i64, expected: i64, voters: &[Voter]) -> i64 {
         let metas: Vec<Structure> = voters
             .iter()
-            .filter_map(|voter| voter.tensor.word(autograd_meta).filter(|meta| *meta != 0))
-            .map(|meta| Structure::read(self.objects, VirtAddr(meta), AUTOGRAD_BYTES))
+            .filter_map(|voter| voter.tensor.u64(autograd_meta).filter(|meta| *meta != 0))
+            .map(|meta| structure(self.objects, VirtAddr(meta), AUTOGRAD_BYTES))
             .collect();
         let found = elect((0..AUTOGRAD_BYTES).map(|at| {
             let votes = metas.iter().map(|meta| {
-                let (flag, others) = (meta.byte(at)?, [meta.byte(at + 1)?, meta.byte(at + 2)?]);
+                let (flag, others) = (meta.u8(at)?, [meta.u8(at + 1)?, meta.u8(at + 2)?]);
                 (flag <= 1 && others.iter().all(|other| *other <= 1)).then_some(flag == 1)
             });
             (at, at.abs_diff(expected), Votes::count(votes))
         }));
         found.map_or(expected, |(at, _)| at)
     }
+}
+
+/// What can be read of the structure at an address.
+fn structure(objects: &Objects<'_>, at: VirtAddr, bytes: i64) -> Structure {
+    Structure::read(objects.memory(), at, bytes.unsigned_abs())
 }
 
 /// Whether a place in `TensorImpl` is none of those that are found first: the pointer to the object, the shape, the number of elements.

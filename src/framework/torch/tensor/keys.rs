@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::layout::Layout;
 use crate::addr::VirtAddr;
 use crate::cpython::{Objects, UNREADABLE};
-use crate::framework::tables::{LayoutError, table};
+use crate::layout::{LayoutError, Ranking, release, table};
 use crate::signature;
 use crate::tensor::{Flips, Form, Obstacle, ScalarType, TensorInfo};
 
@@ -155,23 +155,21 @@ impl KeyTable {
 /// A table is missing, or has another form.
 pub fn key_tables(signatures: &signature::Signatures) -> Result<Vec<KeyTable>, LayoutError> {
     let mut tables = signatures.layouts(FAMILY).map(KeyTable::new).collect::<Result<Vec<_>, _>>()?;
-    let number =
-        |table: &KeyTable| table.version.split('.').map(|part| part.parse().unwrap_or(0u32)).collect::<Vec<_>>();
-    tables.sort_by_key(number);
+    tables.sort_by_key(|table| release(&table.version));
     Ok(tables)
 }
 
 impl Layout {
     /// The same layout with the keys of its release: the table by which most of the tensors have the set of an ordinary
-    /// one. Among equals it is the one of that `release` (`1.13.1`), else the newest. No table if no tensor votes for one,
-    /// unless the release is known and the layout is not a guess: then what keys mean stays unknown, and is not asked.
+    /// one. Among equals it is the one of PyTorch's own `version` (`1.13.1`), else the newest. No table if no tensor votes for
+    /// one, unless the release is known and the layout is not a guess: then what keys mean stays unknown, and is not asked.
     #[must_use]
     pub fn with_keys(
         mut self,
         tables: &[KeyTable],
         objects: &Objects<'_>,
         tensors: &[VirtAddr],
-        release: Option<&str>,
+        version: Option<&str>,
         is_inferred: bool,
     ) -> Self {
         let impls = tensors.iter().filter_map(|tensor| objects.pointer(*tensor, self.offsets.impl_pointer).ok());
@@ -180,27 +178,23 @@ impl Layout {
             let sets = impls.iter().filter_map(|tensor| objects.word(*tensor, at).ok());
             sets.filter(|set| table.ordinary.contains(set)).count()
         };
-        let minor = release.map(|release| release.split('.').take(2).collect::<Vec<_>>().join("."));
-        let of_release = |table: &KeyTable| minor.as_ref().is_some_and(|minor| table.releases.contains(minor));
+        let own = version.and_then(release);
+        let of_release = |table: &KeyTable| own.is_some() && table.releases.iter().any(|known| release(known) == own);
         let word = self.dtype.offset() & !7;
         let offsets: Vec<i64> = match self.offsets.key_set {
             Some(at) if !is_inferred => vec![at],
             _ => KEY_SET_OFFSETS.iter().map(|offset| word + offset).collect(),
         };
         let candidates = offsets.iter().enumerate().flat_map(|(order, at)| {
-            tables
-                .iter()
-                .enumerate()
-                .map(move |(age, table)| (votes(table, *at), of_release(table), Reverse(order), age, *at, table))
+            let newest_first = tables.iter().rev();
+            newest_first.map(move |table| ((votes(table, *at), of_release(table), Reverse(order)), (*at, table)))
         });
-        let candidates: Vec<_> = candidates.collect();
-        let best = candidates.iter().max_by_key(|(votes, of_release, order, age, ..)| (votes, of_release, order, age));
-        let known = best.filter(|(votes, of_release, ..)| *votes > 0 || (*of_release && !is_inferred));
-        if let Some((votes, of_release, _, _, at, table)) = known {
-            let is_rival = |(of_other, _, _, _, offset, _): &&_| !of_release && (of_other, offset) == (votes, at);
-            let rivals = candidates.iter().filter(is_rival).map(|(.., rival)| *rival);
+        let ranking: Ranking<_, (i64, &KeyTable)> = candidates.collect();
+        let known = ranking.best().filter(|((votes, of_release, _), _)| *votes > 0 || (*of_release && !is_inferred));
+        if let Some(((_, of_release, _), (at, table))) = known {
+            let oldest_first = ranking.rivals().rev().map(|(_, rival)| *rival);
             self.offsets.key_set = Some(*at);
-            self.keys = Some(table.without_disagreement(rivals));
+            self.keys = Some(table.without_disagreement(oldest_first.filter(|_| !of_release)));
         }
         // What they read is held against what this one reads.
         for beside in self.rivals.iter_mut().chain(self.table.as_deref_mut()) {

@@ -3,8 +3,7 @@
 use serde::Deserialize;
 
 use super::keys::KeyTable;
-use crate::cpython::{MissingField, layout_struct};
-use crate::framework::tables::{LayoutError, table};
+use crate::layout::{LayoutError, Numbers, StructLayout, layout_struct, required, table};
 use crate::signature;
 use crate::tensor::{Raw, ScalarType};
 
@@ -162,10 +161,7 @@ pub struct Layout {
 
 impl Layout {
     fn new(layout: &signature::Layout) -> Result<Self, LayoutError> {
-        let get = |key: &'static str| {
-            let (family, version) = (layout.family.clone(), layout.version.clone());
-            layout.get(key).ok_or(MissingField { family, version, key })
-        };
+        let get = |key| required(layout, key);
         let shape = if layout.get(SIZES_BEGIN).is_some() {
             ShapeAt::Vectors {
                 sizes_begin: get(SIZES_BEGIN)?,
@@ -209,11 +205,11 @@ impl Layout {
     }
 
     /// All offsets by their names in layout files.
-    pub(super) fn numbers(&self) -> Vec<(&'static str, i64)> {
-        let mut numbers: Vec<_> =
-            self.offsets.numbers().into_iter().filter_map(|(name, number)| Some((name, number?))).collect();
+    pub(super) fn numbers(&self) -> Numbers {
+        let mut numbers = self.offsets.numbers();
+        let mut add = |forms: &[(&'static str, i64)]| numbers.extend(forms.iter().map(|(name, at)| (*name, Some(*at))));
         match self.shape {
-            ShapeAt::Counted { dim, sizes, strides, out_of_line, inline_dims } => numbers.extend([
+            ShapeAt::Counted { dim, sizes, strides, out_of_line, inline_dims } => add(&[
                 (DIM, dim),
                 (SIZES, sizes),
                 (STRIDES, strides),
@@ -221,13 +217,13 @@ impl Layout {
                 (INLINE_DIMS, inline_dims.cast_signed()),
             ]),
             ShapeAt::Vectors { sizes_begin, sizes_end, strides_begin } => {
-                numbers.extend([(SIZES_BEGIN, sizes_begin), (SIZES_END, sizes_end), (STRIDES_BEGIN, strides_begin)])
+                add(&[(SIZES_BEGIN, sizes_begin), (SIZES_END, sizes_end), (STRIDES_BEGIN, strides_begin)])
             }
         }
         match self.dtype {
-            DtypeAt::Index(index) => numbers.push((DTYPE_INDEX, index)),
+            DtypeAt::Index(index) => add(&[(DTYPE_INDEX, index)]),
             DtypeAt::Pointer { pointer, item_size, id } => {
-                numbers.extend([(TYPE_META, pointer), (ITEM_SIZE, item_size), (TYPE_ID, id)])
+                add(&[(TYPE_META, pointer), (ITEM_SIZE, item_size), (TYPE_ID, id)])
             }
         }
         numbers

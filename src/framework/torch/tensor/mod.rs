@@ -10,7 +10,6 @@ mod layout;
 mod read;
 mod select;
 mod shape;
-mod vote;
 
 pub use error::{Contradiction, TensorError};
 pub use keys::{KeyTable, key_tables};

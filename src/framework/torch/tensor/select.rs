@@ -13,7 +13,8 @@ use super::error::TensorError;
 use super::infer::Evidence;
 use super::layout::Layout;
 use crate::addr::VirtAddr;
-use crate::cpython::{Change, ObjectError, Objects};
+use crate::cpython::{ObjectError, Objects};
+use crate::layout::{Change, Ranking, Release, changes, nearest, release};
 use crate::tensor::TensorInfo;
 
 /// Number of damaged words that must not decide which layout is right.
@@ -186,27 +187,28 @@ pub fn select_layout<'a>(
     objects: &Objects<'_>,
     sample: &Sample<'_>,
 ) -> Option<(Cow<'a, Layout>, TensorScore, Option<TensorScore>)> {
-    let nearest = nearest(tables, sample.version);
+    let nearest = nearest(tables.iter().map(|table| table.offsets.version.as_str()), sample.version);
     let tally = |layout: &Layout| Tally::new(layout, objects, sample, &nearest);
-    let mut tallied: Vec<(&Layout, Tally)> = tables.iter().map(|table| (table, tally(table))).collect();
-    tallied.sort_by_key(|(_, tally)| (Reverse(tally.key()), Reverse(tally.score.is_of_version)));
-    let (table, best) = tallied.first()?;
-    let scores = |tallies: &[(&Layout, Tally)]| {
-        tallies.iter().find(|(_, tally)| tally.points() > 0).map(|(_, tally)| tally.score.clone())
+    let ranked = |table| {
+        let tally = tally(table);
+        ((tally.key(), tally.score.is_of_version), (table, tally))
     };
-    if let Some((layout, score)) = inferred(&tallied, objects, sample, tally) {
-        return Some((Cow::Owned(layout), score, scores(&tallied)));
+    let ranking: Ranking<_, (&Layout, Tally)> = tables.iter().map(ranked).collect();
+    let (_, (table, best)) = ranking.best()?;
+    let mut scores = ranking.iter().filter(|(_, tally)| tally.points() > 0).map(|(_, tally)| tally.score.clone());
+    if let Some((layout, score)) = inferred(&ranking, objects, sample, tally) {
+        return Some((Cow::Owned(layout), score, scores.next()));
     }
-    let runner_up = scores(tallied.get(1..).unwrap_or_default());
+    let runner_up = scores.nth(1);
     if best.points() == 0 {
         return best.score.is_of_version.then(|| (Cow::Borrowed(*table), best.score.clone(), None));
     }
-    let tied = tallied.iter().skip(1).take_while(|(_, tally)| tally.key() == best.key()).map(|(layout, _)| *layout);
     let differs = |rival: &Layout, tensor: &VirtAddr| {
         let (own, other) = (table.read_headers(objects, *tensor), rival.read_headers(objects, *tensor));
         own.is_ok_and(|own| !other.is_ok_and(|other| other.is_like(&own)))
     };
     let all = || sample.tensors.iter().chain(sample.standalone);
+    let tied = ranking.rivals().map(|(layout, _)| *layout);
     let rivals: Vec<&Layout> = tied.filter(|rival| all().any(|tensor| differs(rival, tensor))).collect();
     if rivals.is_empty() {
         return Some((Cow::Borrowed(*table), best.score.clone(), runner_up));
@@ -217,20 +219,20 @@ pub fn select_layout<'a>(
 }
 
 /// A layout in place of the best table, if there is more against that table than damage to a few words would be.
-fn inferred(
-    tallied: &[(&Layout, Tally)],
+fn inferred<K: Ord>(
+    ranking: &Ranking<K, (&Layout, Tally)>,
     objects: &Objects<'_>,
     sample: &Sample<'_>,
     tally: impl Fn(&Layout) -> Tally,
 ) -> Option<(Layout, TensorScore)> {
-    let (table, best) = tallied.first()?;
+    let (_, (table, best)) = ranking.best()?;
     // Python objects lead to their headers, and headers back: without them nothing tells chance from a layout.
     if sample.tensors.is_empty() {
         return None;
     }
     let evidence = || Evidence::new(objects, sample.tensors);
     let scored = |of: &Layout, layout: Layout| {
-        let changes = changes(of, &layout);
+        let changes = changes(of.numbers(), layout.numbers());
         let tally = tally(&layout);
         // As it stands, the table is among those that were tried.
         (!changes.is_empty()).then(|| {
@@ -246,14 +248,14 @@ fn inferred(
         let evidence = evidence();
         let is_alike =
             |tally: &Tally| (tally.headers, tally.score.exact_storages) == (best.headers, best.score.exact_storages);
-        let alike = tallied.iter().filter(|(_, tally)| is_alike(tally));
+        let alike = ranking.iter().filter(|(_, tally)| is_alike(tally));
         let moved = alike.filter_map(|(start, _)| scored(start, evidence.infer_autograd(start)?));
         let gain = |tally: &Tally| tally.score.same_abi + tally.score.requiring_grad;
         let (layout, found) = moved.max_by_key(|(_, tally)| gain(tally))?;
         return (gain(&found) > gain(best) + FEW).then(|| (layout.inferred_beside(table), found.score));
     }
     let evidence = evidence();
-    let candidates = tallied.iter().filter_map(|(start, _)| scored(start, evidence.infer(start)?));
+    let candidates = ranking.iter().filter_map(|(start, _)| scored(start, evidence.infer(start)?));
     // Each word belongs to one tensor or to one storage: damage to a few makes no more than a few storages unreadable.
     let is_better = |(layout, found): &(Layout, Tally)| {
         found.storages.len() > best.storages.len() + FEW && agrees(layout, (table, best), objects, sample.tensors)
@@ -275,51 +277,4 @@ fn agrees(layout: &Layout, (table, tally): (&Layout, &Tally), objects: &Objects<
 fn fills_its_storage(info: &TensorInfo) -> bool {
     let end = info.storage_offset.saturating_mul(info.dtype.size).saturating_add(info.byte_len());
     info.storage_bytes > 0 && info.storage_bytes == end
-}
-
-/// Major and minor number of a release.
-type Release = (u32, u32);
-
-fn release(version: &str) -> Option<Release> {
-    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-/// The releases of the tables that could be of a version: its own, or else the last before it and the first after it.
-fn nearest(tables: &[Layout], version: Option<&str>) -> BTreeSet<Release> {
-    let Some(own) = version.and_then(release) else { return BTreeSet::new() };
-    let known: BTreeSet<Release> = tables.iter().filter_map(|table| release(&table.offsets.version)).collect();
-    let before = known.range(..=own).next_back().copied();
-    let after = known.range(own..).next().copied().filter(|_| before != Some(own));
-    before.into_iter().chain(after).collect()
-}
-
-fn changes(table: &Layout, found: &Layout) -> Vec<Change> {
-    let pairs = table.numbers().into_iter().zip(found.numbers());
-    pairs
-        .filter(|((_, table), (_, found))| table != found)
-        .map(|((number, table), (_, found))| Change { number, from: Some(table), to: Some(found) })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::layout::layouts;
-    use super::nearest;
-    use crate::signature::Signatures;
-
-    #[test]
-    fn tables_that_could_be_of_a_version() {
-        let tables = layouts(&Signatures::load(None).unwrap()).unwrap();
-        let nearest = |version| nearest(&tables, Some(version)).into_iter().collect::<Vec<_>>();
-        assert_eq!(nearest("1.13.0a0"), [(1, 13)]);
-        assert_eq!(nearest("2.0.1+cu117"), [(1, 13), (2, 1)]);
-        assert_eq!(nearest("2.10.0"), [(2, 10)]);
-        assert_eq!(nearest("2.8.0"), [(2, 6), (2, 10)]);
-        assert_eq!(nearest("1.5.0"), [(1, 7)]);
-        assert_eq!(nearest("99.1"), [(2, 14)]);
-        for nothing in ["", "unknown", "2", "99999999999.1"] {
-            assert!(nearest(nothing).is_empty(), "{nothing:?}");
-        }
-    }
 }

@@ -2,9 +2,9 @@
 
 use super::layout::ShapeAt;
 use super::read::{MAX_DIMS, WORD};
-use super::vote::{Structure, word_offsets};
 use crate::addr::VirtAddr;
 use crate::cpython::Objects;
+use crate::layout::{Structure, word_offsets};
 
 /// The most dimensions that a structure is taken to hold itself.
 const MAX_INLINE_DIMS: u64 = 16;
@@ -42,9 +42,9 @@ impl ShapeGuess {
 
     fn dims(&self, tensor: &Structure, at: i64) -> Option<u64> {
         let dims = match self.form {
-            ShapeAt::Counted { .. } => tensor.word(at)?,
+            ShapeAt::Counted { .. } => tensor.u64(at)?,
             ShapeAt::Vectors { sizes_begin, sizes_end, .. } => {
-                let (begin, end) = (tensor.word(at)?, tensor.word(at + sizes_end - sizes_begin)?);
+                let (begin, end) = (tensor.u64(at)?, tensor.u64(at + sizes_end - sizes_begin)?);
                 let bytes = end.checked_sub(begin).filter(|bytes| begin != 0 && bytes % WORD == 0)?;
                 bytes / WORD
             }
@@ -61,12 +61,12 @@ impl ShapeGuess {
         match self.form {
             ShapeAt::Counted { inline_dims, .. } => {
                 if dims <= inline_dims {
-                    tensor.words(at, dims).map(<[u64]>::to_vec)
+                    tensor.words_at(at, dims)
                 } else {
                     None
                 }
             }
-            ShapeAt::Vectors { .. } => objects.words(VirtAddr(tensor.word(at)?), dims).ok(),
+            ShapeAt::Vectors { .. } => objects.words(VirtAddr(tensor.u64(at)?), dims).ok(),
         }
     }
 
