@@ -82,7 +82,7 @@ fn an_output_folder_that_is_not_ours_is_refused_and_not_touched() {
     fs::create_dir(&out).unwrap();
     fs::write(out.join("thesis.tex"), "all of it").unwrap();
     refused(&recover(&dump, &out, &[]), &["not empty", "--overwrite"]);
-    refused(&recover(&dump, &out, &["--overwrite"]), &["no manifest.json", "--output-dir"]);
+    refused(&recover(&dump, &out, &["--overwrite"]), &["no manifest.json", "-o"]);
     let names: Vec<_> = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["thesis.tex"]);
     assert_eq!(fs::read_to_string(out.join("thesis.tex")).unwrap(), "all of it");

@@ -116,7 +116,11 @@ impl Case {
 
     fn note(&self, message: String, hint: Option<String>) {
         let note = Diagnostic { hint, ..Diagnostic::new(Code::IndexUnusable, None, message) };
-        self.0.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
+        let mut notes = self.0.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        // Several parts of the index can fail for one reason.
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
     }
 
     /// The dump.

@@ -19,6 +19,9 @@ use super::stderr::{print_diagnostics, print_message};
 use super::work::{gpu_warning, in_pool, open};
 use super::{Failure, Outcome, stdout};
 
+/// Rows below one line of headings.
+const ROWS_PER_TABLE: usize = 1 << 13;
+
 pub(super) const AFTER: &str = "\
 Examples:
   tensorcarve scan memory.lime
@@ -222,8 +225,9 @@ fn print_table<'a>(
     rejected: Option<Rejected<'a>>,
 ) -> io::Result<()> {
     let mut rows = rows.peekable();
-    if rows.peek().is_some() {
-        let cells = rows.map(|row| {
+    // A table is laid out as a whole: a dump that matches everywhere must not need many times its size in memory.
+    while rows.peek().is_some() {
+        let cells = rows.by_ref().take(ROWS_PER_TABLE).map(|row| {
             let signature = printable(row.signature);
             let numbers = [row.tested.to_string(), row.deferred.to_string()];
             [vec![row.address.to_string(), signature, row.anchor.to_string(), row.value], numbers.to_vec()].concat()

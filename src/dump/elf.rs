@@ -132,6 +132,13 @@ fn refuse_kind(bytes: &[u8]) -> Result<(), DumpErrorKind> {
     if [m0, m1, m2, m3] != MAGIC {
         return Err(DumpErrorKind::ElfHeader { offset: FileOffset(0), what: "expected the magic 7f 45 4c 46" });
     }
+    let byte = |at: u64, what| DumpErrorKind::ElfHeader { offset: FileOffset(at), what };
+    if !matches!(class, 1 | 2) {
+        return Err(byte(4, "expected the class 1 (32-bit) or 2 (64-bit)"));
+    }
+    if !matches!(order, 1 | 2) {
+        return Err(byte(5, "expected the byte order 1 (little-endian) or 2 (big-endian)"));
+    }
     let big_endian = order == 2;
     let half = |bytes| if big_endian { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) };
     match half([t0, t1]) {

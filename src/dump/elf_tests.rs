@@ -294,6 +294,12 @@ fn broken_tables_and_segments_are_refused() {
     assert!(matches!(parse(&file), Err(DumpErrorKind::ElfSegment { index: 0, len: 16, .. })));
     file[32] = 0xf0; // the table's place
     assert!(matches!(parse(&file), Err(DumpErrorKind::ElfHeader { offset: FileOffset(0xf0), .. })));
+    // What is neither of 32 nor of 64 bits is of no other machine.
+    for at in [4, 5] {
+        let mut file = core(&[load(0, 0x1000, 16)]);
+        file[at] = 3;
+        assert!(matches!(parse(&file), Err(DumpErrorKind::ElfHeader { offset, .. }) if offset.0 == at as u64));
+    }
 }
 
 #[test]

@@ -91,13 +91,13 @@ impl OutputError {
     /// What to try.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::NotAFolder(..) => "choose another path with --output-dir",
+            Self::NotAFolder(..) => "choose another path with -o",
             Self::NotEmpty(..) => {
-                "choose another folder with --output-dir, or use --overwrite to replace the output of an earlier run \
+                "choose another folder with -o, or use --overwrite to replace the output of an earlier run \
                  of tensorcarve"
             }
-            Self::Busy(..) => "wait for it, or choose another folder with --output-dir",
-            Self::NotOurs(..) => "choose another folder with --output-dir",
+            Self::Busy(..) => "wait for it, or choose another folder with -o",
+            Self::NotOurs(..) => "choose another folder with -o",
             Self::Foreign(..) => "move it away first",
             Self::Exists(..) => "choose another file with -o, or use --overwrite to replace it",
             Self::NotAFile(..) => "choose another file with -o",

@@ -100,6 +100,10 @@ impl Elements {
     }
 }
 
+/// How many times the limit the pages of a tensor may have whose elements are far apart. Views that overlap, as of a sliding
+/// window, visit a page several times.
+const MAX_SPREAD: u64 = 64;
+
 /// The tensor claims more bytes than the storage, or the dump, can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{bytes} bytes are more than the limit of {limit}")]
@@ -126,6 +130,10 @@ pub fn gather<E: From<TooLarge>>(
     let bytes = elements.byte_len();
     if bytes > limit {
         return Err(TooLarge { bytes, limit }.into());
+    }
+    let (spread, limit) = (spread(elements), limit.saturating_mul(MAX_SPREAD));
+    if spread > limit {
+        return Err(TooLarge { bytes: spread, limit }.into());
     }
     let mut gatherer = Gatherer {
         pages: Pages::new(memory, elements),
@@ -162,6 +170,17 @@ pub fn gather<E: From<TooLarge>>(
     }
     gatherer.flush()?;
     Ok(gatherer.holes.finish())
+}
+
+/// The bytes of the pages that the elements are in, where each is in a page of its own; 0 where several share a page.
+fn spread(elements: &Elements) -> u64 {
+    let is_far = |stride: i64| stride.unsigned_abs() >= FRAME_SIZE;
+    let strided = elements.shape.iter().zip(&elements.stride).filter(|(size, _)| **size > 1);
+    if strided.clone().all(|(_, stride)| !is_far(*stride)) {
+        return 0;
+    }
+    let far = strided.filter(|(_, stride)| is_far(**stride)).map(|(size, _)| *size);
+    far.fold(FRAME_SIZE, u64::saturating_mul)
 }
 
 /// Splits the dimensions: outer ones as size and stride, and the bytes of the contiguous rest.
@@ -459,5 +478,21 @@ mod tests {
         let endless = elements(&[1 << 40, 1 << 10], &[0, 0], 0, 8);
         let result = gather::<TooLarge>(&Pattern::new(&[]), &endless, 1 << 20, |_| Ok(()));
         assert_eq!(result, Err(TooLarge { bytes: 1 << 53, limit: 1 << 20 }));
+    }
+
+    #[test]
+    fn a_tensor_whose_elements_are_far_apart_is_bounded() {
+        let gathered = |shape: &[u64], stride: &[i64]| {
+            let far = elements(shape, stride, 0x1000, 1);
+            gather::<TooLarge>(&Pattern::new(&[]), &far, 1 << 16, |_| Ok(())).map(|_| ())
+        };
+        let limit = MAX_SPREAD << 16;
+        let pages = limit / FRAME_SIZE;
+        assert_eq!(gathered(&[pages], &[4099]), Ok(()));
+        assert_eq!(gathered(&[pages + 1], &[4099]), Err(TooLarge { bytes: limit + FRAME_SIZE, limit }));
+        assert_eq!(gathered(&[2, pages], &[8192, -4096]), Err(TooLarge { bytes: 2 * limit, limit }));
+        // Elements side by side share a page.
+        assert_eq!(gathered(&[pages + 1], &[4095]), Ok(()));
+        assert_eq!(gathered(&[8, 1 << 10], &[1 << 20, 1]), Ok(()));
     }
 }
