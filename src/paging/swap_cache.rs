@@ -14,7 +14,7 @@ use super::space::Mapping;
 use super::tables::{ENTRIES, PageTables, is_leaf, page_address, table_entries};
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
-use crate::signature::{KernelFacts, Mmu, SwapSlot};
+use crate::signature::{KERNEL_POINTER_MIN, KernelFacts, Mmu, SwapSlot};
 
 /// Bytes of a `struct page`: one cache line on x86-64 (include/linux/mm_types.h, `_struct_page_alignment`).
 pub(crate) const PAGE_STRUCT_SIZE: u64 = 64;
@@ -204,8 +204,10 @@ impl<'a> PageStructs<'a> {
                 let (words, _) = bytes.as_chunks();
                 let word = |index: usize| words.get(index).map_or(0, |word| u64::from_le_bytes(*word));
                 let (mapping, private) = (word(self.index - BEFORE_INDEX), word(self.index + AFTER_INDEX));
-                let is_anonymous = mapping & IS_ANONYMOUS != 0;
-                let is_slot = private != 0 && private >> (u64::BITS - 1) == 0;
+                // The other parts of a large page keep counts where its first part has `mapping`.
+                let is_part = word(COMPOUND_HEAD) & IS_PART != 0;
+                let is_anonymous = mapping & IS_ANONYMOUS != 0 && mapping >= KERNEL_POINTER_MIN;
+                let is_slot = !is_part && private != 0 && private >> (u64::BITS - 1) == 0;
                 (is_slot && (is_anonymous || mapping == 0)).then(|| Candidate {
                     page: PhysAddr(page),
                     flags: word(FLAGS) & PAGE_FLAGS,
@@ -354,6 +356,17 @@ mod tests {
         let mut of_a_file = Machine::new();
         of_a_file.describe(50, READ, ANONYMOUS & !IS_ANONYMOUS, 100, 5);
         assert_eq!(of_a_file.find(0, 5), swapped(0, 5));
+    }
+
+    #[test]
+    fn what_a_large_page_keeps_in_its_other_parts_is_no_slot() {
+        let mut machine = Machine::new();
+        machine.describe(50, READ, ANONYMOUS, 100, 5);
+        machine.describe(51, READ, ANONYMOUS, 100, 5);
+        machine.set(ARRAY + 51 * PAGE_STRUCT_SIZE + 8, 0xffff_8000_0000_0000 | IS_PART);
+        // Two counts.
+        machine.describe(52, READ, 0x3_0000_0001, 100, 5);
+        assert_eq!(machine.find(0, 5), Ok(50));
     }
 
     #[test]
