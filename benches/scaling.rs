@@ -50,7 +50,8 @@ fn main() {
     let packed = File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/cifar10-pdb.lime.zst")).unwrap();
     io::copy(&mut zstd::Decoder::new(packed).unwrap(), &mut shipped).unwrap();
     let mut tile = Tile::new();
-    let planted = tile.plant(&Signatures::load(None).unwrap()).len() as u64;
+    // The commands that ask a question get no made-up hits: a false name of another Python costs a search of its own.
+    let planted = if asks_verbs { 0 } else { tile.plant(&Signatures::load(None).unwrap()).len() as u64 };
     let tile = tile.bytes();
     let path = dir.path().join("dump.lime");
     let mut hits = None;

@@ -22,6 +22,8 @@ const MAPPINGS_PER_FRAME: u64 = 4;
 const MIN_MAPPINGS: u64 = 1 << 16;
 /// Address spaces without room that are named one by one.
 const MAX_ROOTS_NAMED: usize = 8;
+/// Pythons that can't be read and that are named one by one.
+const MAX_OTHERS_NAMED: usize = 16;
 
 /// The interpreters in a dump, with their types and the instances of those that were wanted.
 pub struct Pythons {
@@ -91,7 +93,12 @@ impl Pythons {
         let unreadable: Vec<OtherPython> =
             unreadable.filter(|found| others.iter().all(|other| other.root != found.root)).collect();
         others.extend(unreadable);
-        warnings.extend(others.iter().map(OtherPython::warning));
+        warnings.extend(others.iter().take(MAX_OTHERS_NAMED).map(OtherPython::warning));
+        let further = others.len().saturating_sub(MAX_OTHERS_NAMED);
+        if further > 0 {
+            let message = format!("{further} further Pythons that can't be read: other_pythons lists them");
+            warnings.push(Diagnostic::new(Code::UnsupportedPython, None, message));
+        }
         memory.check()?;
         Ok(Self { interpreters, others, sweeper, layouts, warnings })
     }
