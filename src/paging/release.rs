@@ -3,9 +3,9 @@
 //! It is only needed for numbers that changed between releases, and only if an entry has one of them.
 
 use std::collections::BTreeMap;
+use std::thread;
 
 use memchr::memmem;
-use rayon::prelude::*;
 
 use crate::dump::PhysicalMemory;
 
@@ -34,9 +34,17 @@ pub(super) fn kernel_release(memory: &PhysicalMemory) -> Option<[u64; 2]> {
         let found = memmem::find_iter(piece, BANNER).take(MAX_COUNTED);
         found.filter_map(|at| numbers(piece.get(at + BANNER.len()..)?)).collect()
     };
-    let found: Vec<Vec<[u64; 2]>> = pieces.into_par_iter().map(of_piece).collect();
+    // Others wait for the result. A thread of the pool that waits for its share of this could take up work that waits for it.
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let found: Vec<[u64; 2]> = thread::scope(|scope| {
+        let of_pieces =
+            |pieces: &[&[u8]]| -> Vec<[u64; 2]> { pieces.iter().flat_map(|piece| of_piece(piece)).collect() };
+        let share = pieces.len().div_ceil(threads).max(1);
+        let workers: Vec<_> = pieces.chunks(share).map(|pieces| scope.spawn(move || of_pieces(pieces))).collect();
+        workers.into_iter().filter_map(|worker| worker.join().ok()).flatten().collect()
+    });
     let mut counts: BTreeMap<[u64; 2], usize> = BTreeMap::new();
-    for release in found.into_iter().flatten() {
+    for release in found {
         *counts.entry(release).or_default() += 1;
     }
     counts.into_iter().max_by_key(|(release, count)| (*count, *release)).map(|(release, _)| release)
