@@ -84,7 +84,8 @@ impl PageTables<'_> {
         (runs, is_all)
     }
 
-    fn walk<F>(&self, range: Range<VirtAddr>, budget: &mut u64, see: F) -> Option<()>
+    /// Calls `see` with the pages of the user half in a range, as [`Walk`] says; `None` if it ended before.
+    pub(super) fn walk<F>(&self, range: Range<VirtAddr>, budget: &mut u64, see: F) -> Option<()>
     where
         F: FnMut(Range<u64>, Result<u64, Gone>, &mut u64) -> Option<()>,
     {

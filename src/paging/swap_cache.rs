@@ -9,9 +9,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::absent::Gone;
 use super::release::kernel_release;
 use super::space::Mapping;
-use super::tables::{ENTRIES, PageTables, is_leaf, page_address, table_entries};
+use super::tables::{ENTRIES, PageTables};
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
 use crate::signature::{KERNEL_POINTER_MIN, KernelFacts, Mmu, SwapSlot};
@@ -43,7 +44,7 @@ const MAX_SPACES: usize = 32;
 const MAX_PAGES: usize = 1 << 12;
 const MAX_VOTERS: usize = 1 << 9;
 /// Page tables of a space that are read for them.
-const MAX_TABLES: usize = 1 << 10;
+const MAX_TABLES: u64 = 1 << 10;
 /// Addresses that are tried.
 const MAX_ARRAYS: usize = 1 << 12;
 /// Pages that must agree. A wrong address of the array gives none: a page number has 36 bits.
@@ -79,32 +80,17 @@ fn read(memory: &PhysicalMemory, mmu: &Mmu, facts: &KernelFacts) -> Option<HashM
     Some(array.swap_cache(memory, release))
 }
 
-/// The 4 KiB pages of a process that are present and that user mode may reach.
+/// The 4 KiB pages of a process, those with the lowest addresses.
 fn user_pages(tables: &PageTables<'_>) -> Vec<UserPage> {
     let mut pages = Vec::new();
-    let mut todo = vec![(tables.root(), tables.levels(), 0u64)];
-    let mmu = tables.mmu();
-    let wanted = mmu.present | mmu.user;
-    for _ in 0..MAX_TABLES {
-        let Some((table, level, base)) = todo.pop() else { break };
-        let (Some(rules), Some(bytes)) = (tables.rules(level), tables.memory().bytes(table, FRAME_SIZE)) else {
-            continue;
-        };
-        let entries = if level == tables.levels() { ENTRIES / 2 } else { ENTRIES };
-        for (index, entry) in (0..entries).zip(table_entries(bytes)) {
-            let va = base | index << rules.shift;
-            match (entry & wanted == wanted, is_leaf(mmu, rules, entry)) {
-                (true, true) if level == 1 => {
-                    pages.push((VirtAddr(va), PhysAddr(page_address(mmu, rules, entry))));
-                }
-                (true, false) => todo.push((PhysAddr(entry & mmu.address), level - 1, va)),
-                _ => {}
-            }
-            if pages.len() == MAX_PAGES {
-                return pages;
-            }
+    let see = |part: Range<u64>, page: Result<u64, Gone>, _: &mut u64| {
+        if let Some(page) = page.ok().filter(|_| part.end - part.start == FRAME_SIZE) {
+            pages.push((VirtAddr(part.start), PhysAddr(page)));
         }
-    }
+        (pages.len() < MAX_PAGES).then_some(())
+    };
+    // That it ends early is meant.
+    let _ = tables.walk(VirtAddr(0)..VirtAddr(u64::MAX), &mut MAX_TABLES.clone(), see);
     pages
 }
 
