@@ -33,10 +33,11 @@ pub fn command_line_of_image(memory: &dyn VirtualMemory, image: &ProcessImage) -
     let environment = list(vector.checked_sub(8)?)?;
     let arguments_end = environment.checked_sub(8)?;
     // The number of arguments is before them, not a zero.
-    let places = (1..MAX_POINTERS).map_while(|count| Some((count, arguments_end.checked_sub((count + 1) * 8)?)));
-    let (_, number) = places
-        .map_while(|(count, at)| Some((count, at, word(at)?)))
-        .find_map(|(count, at, found)| (found == count).then_some((count, at)))?;
+    let mut places = (1..MAX_POINTERS).map_while(|count| {
+        let at = arguments_end.checked_sub((count + 1) * 8)?;
+        Some((count, at, word(at)?))
+    });
+    let (_, number, _) = places.find(|(count, _, found)| found == count)?;
     let start = word(number + 8)?;
     let end_of_all = value(image, AT_EXECFN)?;
     let end = word(environment).filter(|first| *first != 0).unwrap_or(end_of_all);
@@ -58,12 +59,12 @@ fn value(image: &ProcessImage, kind: u64) -> Option<u64> {
 fn vector(memory: &dyn VirtualMemory, image: &ProcessImage) -> Option<u64> {
     let sample = image.auxiliary_vector.get(..SAMPLE)?;
     let after = [AT_PLATFORM, AT_RANDOM].into_iter().filter_map(|kind| value(image, kind)).min()? & !7;
-    let places = (1..MAX_GAP / 8).map_while(|index| after.checked_sub(index * 8));
+    let mut places = (1..MAX_GAP / 8).map_while(|index| after.checked_sub(index * 8));
     let is_here = |at: &u64| {
         (*at..).step_by(16).zip(sample).all(|(at, (kind, value))| {
             let word = |at: u64| memory.read_u64(VirtAddr(at)).ok();
             word(at) == Some(*kind) && at.checked_add(8).and_then(word) == Some(*value)
         })
     };
-    places.into_iter().find(is_here)
+    places.find(is_here)
 }
