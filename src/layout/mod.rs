@@ -1,9 +1,9 @@
 //! Layouts of structures: numbers with names, from a file or from the evidence of the dump.
 //!
 //! A layout is a table of offsets, sizes and flags, of one version of a program ([`StructLayout`]). Which one reads a dump is
-//! decided by evidence: [`Ranking`] orders the tables by it and names the runner-up and the rivals, [`nearest`] tells which
-//! tables could be of a version. Where no table fits, the numbers are inferred in one of two ways: the structures vote for each
-//! number ([`Structure`], [`Votes`], [`elect`]), or a table is changed as long as more of what is read makes sense ([`climb`]).
+//! decided by evidence: `rank` orders the tables by it and names the runner-up and the rivals, `release` tells which tables
+//! could be of a version. Where no table fits, the numbers are inferred in one of two ways: the structures vote for each
+//! number (`vote`), or a table is changed as long as more of what is read makes sense (`climb`).
 //! [`LayoutSource`] and [`Change`] tell the analyst where the numbers come from.
 
 mod change;
