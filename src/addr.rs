@@ -71,3 +71,8 @@ address! {
     /// A position in the dump file, in bytes from its start.
     FileOffset
 }
+
+/// An address plus a signed offset; wraps, because what lies outside the space faults when read.
+pub(crate) fn field(address: VirtAddr, offset: i64) -> VirtAddr {
+    VirtAddr(address.0.wrapping_add_signed(offset))
+}

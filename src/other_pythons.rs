@@ -4,8 +4,8 @@ use std::fmt;
 
 use memchr::memmem::Finder;
 
-use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
-use crate::cpython::{Candidate, field};
+use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr, field};
+use crate::cpython::Candidate;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::paging::{AddressSpace, Mapping, VirtualMemory};
 use crate::scan::Hit;

@@ -8,9 +8,9 @@ use std::ops::RangeInclusive;
 
 use super::candidate::{Candidate, is_type_type};
 use super::layout::Layout;
-use super::object::{ObjectError, Objects, field};
+use super::object::{ObjectError, Objects};
 use super::sweeper::Sweeper;
-use crate::addr::VirtAddr;
+use crate::addr::{VirtAddr, field};
 use crate::layout::StructLayout;
 use crate::paging::VirtualMemory;
 use crate::scan::Hit;

@@ -5,9 +5,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::object::{ObjectError, Objects, field};
+use super::object::{ObjectError, Objects};
 use super::text::bounded;
-use crate::addr::VirtAddr;
+use crate::addr::{VirtAddr, field};
 
 /// Base-2 logarithm of the largest key table that is read.
 const MAX_LOG2_SIZE: u32 = 26;

@@ -7,9 +7,9 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::modules::Modules;
-use super::object::{ObjectError, Objects, field};
+use super::object::{ObjectError, Objects};
 use super::types::c_string;
-use crate::addr::VirtAddr;
+use crate::addr::{VirtAddr, field};
 
 /// Slots of one class that are read.
 const MAX_SLOTS: u64 = 256;

@@ -28,7 +28,7 @@ pub use dict::{Attributes, UNREADABLE};
 pub(crate) use holders::{Holders, Shape, Step};
 pub use layout::{Layout, layouts};
 pub use modules::{Builtins, Modules, attribute_str, python_version};
-pub(crate) use object::{DIGIT_BITS, field};
+pub(crate) use object::DIGIT_BITS;
 pub use object::{ObjectError, Objects};
 pub use process::{Instances, Interpreter, interpreters};
 pub use runtime::{

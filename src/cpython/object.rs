@@ -2,7 +2,7 @@
 
 use super::layout::Layout;
 use super::references::References;
-use crate::addr::VirtAddr;
+use crate::addr::{VirtAddr, field};
 use crate::paging::{Fault, VirtualMemory};
 
 /// The most elements that are read of one container; a model has fewer parameters by far.
@@ -77,37 +77,22 @@ impl<'a> Objects<'a> {
 
     /// The 64-bit word at an offset from an address.
     pub(crate) fn word(&self, address: VirtAddr, offset: i64) -> Result<u64, ObjectError> {
-        Ok(self.memory.read_u64(field(address, offset))?)
+        Ok(self.memory.word(address, offset)?)
     }
 
     /// The pointer at an offset from an address.
     pub(crate) fn pointer(&self, address: VirtAddr, offset: i64) -> Result<VirtAddr, ObjectError> {
-        self.word(address, offset).map(VirtAddr)
+        Ok(self.memory.pointer(address, offset)?)
     }
 
     /// The byte at an offset from an address.
     pub(crate) fn byte(&self, address: VirtAddr, offset: i64) -> Result<u8, ObjectError> {
-        let mut byte = [0];
-        self.memory.read(field(address, offset), &mut byte)?;
-        Ok(u8::from_le_bytes(byte))
+        Ok(self.memory.byte(address, offset)?)
     }
 
     /// Consecutive 64-bit words; how many is checked by the caller.
     pub(crate) fn words(&self, address: VirtAddr, count: u64) -> Result<Vec<u64>, ObjectError> {
-        let mut words = Vec::new();
-        let mut at = address;
-        while (words.len() as u64) < count {
-            let bytes = self.memory.bytes_at(at)?;
-            let (chunks, _) = bytes.as_chunks();
-            let before = words.len();
-            let wanted = (count - words.len() as u64) as usize;
-            words.extend(chunks.iter().take(wanted).map(|chunk| u64::from_le_bytes(*chunk)));
-            if words.len() == before {
-                words.push(self.memory.read_u64(at)?);
-            }
-            at = VirtAddr(at.0.wrapping_add(8 * (words.len() - before) as u64));
-        }
-        Ok(words)
+        Ok(self.memory.words(address, count)?)
     }
 
     /// The type of an object.
@@ -337,11 +322,6 @@ pub(super) struct StrState {
     ascii: bool,
     /// Bytes before the characters; `None` if these lie elsewhere.
     pub(super) head: Option<i64>,
-}
-
-/// An address plus a signed offset; wraps, because what lies outside the space faults when read.
-pub(crate) fn field(address: VirtAddr, offset: i64) -> VirtAddr {
-    VirtAddr(address.0.wrapping_add_signed(offset))
 }
 
 /// The state of a `str` that can't be one.

@@ -10,11 +10,11 @@ use super::candidate::Candidate;
 use super::debug_offsets::DebugOffsets;
 use super::infer;
 use super::layout::Layout;
-use super::object::{Objects, field};
+use super::object::Objects;
 use super::selection::{LayoutScore, select_layout};
 use super::sweeper::Sweeper;
 use super::types::{Types, read_types, unread_classes};
-use crate::addr::VirtAddr;
+use crate::addr::{VirtAddr, field};
 use crate::layout::{LayoutSource, changes_from_table};
 use crate::paging::{AddressSpace, Cached};
 

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::layout::Layout;
-use super::object::{ObjectError, Objects, field};
+use super::object::{ObjectError, Objects};
 use super::references::References;
 use super::text::bounded;
-use crate::addr::VirtAddr;
+use crate::addr::{VirtAddr, field};
 use crate::paging::VirtualMemory;
 
 /// The longest `tp_name` that is read, in bytes.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
+use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr, field};
 use crate::dump::{Absence, FilledPart, MemoryRange, PhysicalMemory};
 use crate::signature::Mmu;
 
@@ -91,6 +91,53 @@ pub trait VirtualMemory: Sync {
             done += count;
         }
         Ok(())
+    }
+
+    /// The 64-bit word at an offset from an address.
+    ///
+    /// # Errors
+    /// A byte of it could not be read.
+    fn word(&self, address: VirtAddr, offset: i64) -> Result<u64, Fault> {
+        self.read_u64(field(address, offset))
+    }
+
+    /// The pointer at an offset from an address.
+    ///
+    /// # Errors
+    /// A byte of it could not be read.
+    fn pointer(&self, address: VirtAddr, offset: i64) -> Result<VirtAddr, Fault> {
+        self.word(address, offset).map(VirtAddr)
+    }
+
+    /// The byte at an offset from an address.
+    ///
+    /// # Errors
+    /// It could not be read.
+    fn byte(&self, address: VirtAddr, offset: i64) -> Result<u8, Fault> {
+        let mut byte = [0];
+        self.read(field(address, offset), &mut byte)?;
+        Ok(u8::from_le_bytes(byte))
+    }
+
+    /// Consecutive 64-bit words; how many is checked by the caller.
+    ///
+    /// # Errors
+    /// A byte of them could not be read.
+    fn words(&self, address: VirtAddr, count: u64) -> Result<Vec<u64>, Fault> {
+        let mut words = Vec::new();
+        let mut at = address;
+        while (words.len() as u64) < count {
+            let bytes = self.bytes_at(at)?;
+            let (chunks, _) = bytes.as_chunks();
+            let before = words.len();
+            let wanted = (count - words.len() as u64) as usize;
+            words.extend(chunks.iter().take(wanted).map(|chunk| u64::from_le_bytes(*chunk)));
+            if words.len() == before {
+                words.push(self.read_u64(at)?);
+            }
+            at = VirtAddr(at.0.wrapping_add(8 * (words.len() - before) as u64));
+        }
+        Ok(words)
     }
 
     /// The little-endian 32-bit word at `va`.

@@ -105,7 +105,7 @@ proptest! {
         // Python's layout makes little difference to tensors: one for each case is enough.
         let objects = Objects::new(&memory, pick.get(&layouts));
         let sample = torch::Sample { tensors: &tensors, ..Default::default() };
-        if let Some((chosen, best, _)) = torch::select_layout(&torch_layouts, &objects, &sample) {
+        if let Some((chosen, best, _)) = torch::select_layout(&torch_layouts, objects.memory(), &sample) {
             prop_assert!(best.readable > 0 && best.readable <= best.tried);
             let read = tensors.iter().filter_map(|at| chosen.read(&objects, *at).ok());
             for elements in read.filter_map(|info| info.elements()) {

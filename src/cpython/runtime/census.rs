@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::kind::Kind;
 use super::state::pointer;
 use super::{Collector, Runtime};
-use crate::addr::VirtAddr;
-use crate::cpython::{DIGIT_BITS, Interpreter, field};
+use crate::addr::{VirtAddr, field};
+use crate::cpython::{DIGIT_BITS, Interpreter};
 
 /// The objects of one type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -5,8 +5,8 @@
 
 use super::bytes;
 use super::layout::RuntimeLayout;
-use crate::addr::VirtAddr;
-use crate::cpython::{Objects, bounded, field};
+use crate::addr::{VirtAddr, field};
+use crate::cpython::{Objects, bounded};
 
 /// The longest name or path that is kept whole, in bytes.
 const MAX_NAME: usize = 1024;

@@ -6,8 +6,8 @@ use std::collections::HashSet;
 use super::code::{UNIT, int32};
 use super::layout::RuntimeLayout;
 use super::state::pointer;
-use crate::addr::VirtAddr;
-use crate::cpython::{ObjectError, Objects, field};
+use crate::addr::{VirtAddr, field};
+use crate::cpython::{ObjectError, Objects};
 
 /// Tag bits of a reference on the interpreter's stack (`_PyStackRef`, from 3.14 on). Objects are aligned to at least 8 bytes.
 const TAGS: u64 = 7;

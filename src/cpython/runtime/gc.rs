@@ -14,8 +14,8 @@ use serde::Serialize;
 use super::layout::RuntimeLayout;
 use super::state::{State, pointer};
 use super::{Runtime, own_layout};
-use crate::addr::VirtAddr;
-use crate::cpython::{Interpreter, ObjectError, field};
+use crate::addr::{VirtAddr, field};
+use crate::cpython::{Interpreter, ObjectError};
 
 /// The flag bits of a link. Objects are aligned to at least 8 bytes.
 const FLAGS: u64 = 3;

@@ -25,8 +25,8 @@ use self::frame::{Frames, KnownTypes};
 use self::kind::Kinds;
 use self::stack::SUSPENDED;
 use self::state::{State, pointer};
-use super::{Interpreter, Modules, Objects, field};
-use crate::addr::VirtAddr;
+use super::{Interpreter, Modules, Objects};
+use crate::addr::{VirtAddr, field};
 use crate::diagnostic::{self, Diagnostic};
 use crate::layout::{Ranking, StructLayout};
 

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::layout::RuntimeLayout;
 use super::names::TypeNames;
 use super::text::{decimal, float, printable, quoted_bytes, quoted_str};
-use crate::addr::VirtAddr;
-use crate::cpython::{Builtins, Interpreter, Modules, ObjectError, Objects, field};
+use crate::addr::{VirtAddr, field};
+use crate::cpython::{Builtins, Interpreter, Modules, ObjectError, Objects};
 
 /// Maximum number of characters of a representation, and of one text in it. An ellipsis marks what is left out.
 const MAX_CHARACTERS: usize = 400;

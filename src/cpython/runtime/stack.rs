@@ -11,8 +11,8 @@ use super::Runtime;
 use super::code::Code;
 use super::frame::{Chain, RawFrame};
 use super::state::{self, pointer};
-use crate::addr::VirtAddr;
-use crate::cpython::{bounded, field};
+use crate::addr::{VirtAddr, field};
+use crate::cpython::bounded;
 use crate::words::printable;
 
 /// Maximum number of frames of one thread, and of all threads of an interpreter.

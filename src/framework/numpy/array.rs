@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
-use crate::addr::VirtAddr;
-use crate::cpython::{ObjectError, Objects, field};
+use crate::addr::{VirtAddr, field};
+use crate::cpython::{ObjectError, Objects};
 use crate::layout::{LayoutError, Ranking, layout_struct, table};
 use crate::signature;
 use crate::tensor::{ArrayField, ArrayInfo, Elements, Raw, ScalarType};

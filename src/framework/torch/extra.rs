@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::addr::VirtAddr;
-use crate::cpython::{Interpreter, Objects, field};
+use crate::addr::{VirtAddr, field};
+use crate::cpython::{Interpreter, Objects};
 use crate::words::counted;
 
 /// The methods of `torch.nn.Module` that make up `state_dict()`.

@@ -164,14 +164,15 @@ impl Torch {
         let standalone: Vec<VirtAddr> = instances.copied().take(SAMPLE).collect();
         if tensors.is_empty() {
             // Any pointer to the type looks like an instance; what no layout reads decides nothing.
-            let is_tensor = |at: &&VirtAddr| layouts.iter().any(|layout| layout.read(&objects, **at).is_ok());
+            let is_tensor = |at: &&VirtAddr| layouts.iter().any(|layout| layout.read(objects.memory(), **at).is_ok());
             tensors.extend(standalone.iter().filter(is_tensor));
         }
         let known: BTreeSet<VirtAddr> = tensors.iter().copied().collect();
         let standalone: Vec<VirtAddr> = standalone.into_iter().filter(|object| !known.contains(object)).collect();
         let sample = Sample { tensors: &tensors, standalone: &standalone, headers, version };
-        let (layout, best, next) = select_layout(&layouts, &objects, &sample)?;
-        let layout = layout.into_owned().with_keys(&self.key_tables, &objects, &tensors, version, best.inferred);
+        let (layout, best, next) = select_layout(&layouts, objects.memory(), &sample)?;
+        let layout =
+            layout.into_owned().with_keys(&self.key_tables, objects.memory(), &tensors, version, best.inferred);
         Some((layout, (best, next)))
     }
 }
@@ -205,7 +206,7 @@ impl Reader for Networks<'_> {
     }
 
     fn read_part(&self, object: VirtAddr) -> Option<Result<Header, Diagnostic>> {
-        match self.layout.as_ref()?.read(&self.context.objects, object) {
+        match self.layout.as_ref()?.read(self.context.objects.memory(), object) {
             Err(TensorError::Contradiction { .. }) => None,
             read => Some(read.map(Header::Tensor).map_err(Diagnostic::from)),
         }
@@ -219,7 +220,7 @@ impl Reader for Networks<'_> {
             if listed.objects.contains(&object) {
                 continue;
             }
-            let read = layout.read_header(&objects, object).map_err(Diagnostic::from);
+            let read = layout.read_header(objects.memory(), object).map_err(Diagnostic::from);
             let sound = read.as_ref().ok().filter(|info| info.form != Form::Short);
             if sound.is_some_and(|info| !listed.add(info)) {
                 continue;
@@ -230,7 +231,7 @@ impl Reader for Networks<'_> {
         }
         let mut gradients = Vec::new();
         for of in all.readable.iter().filter_map(|found| found.tensor.info.as_ref()) {
-            if let Ok(Some(grad)) = layout.read_grad(&objects, of)
+            if let Ok(Some(grad)) = layout.read_grad(objects.memory(), of)
                 && listed.add(&grad)
             {
                 let address = if grad.object.0 == 0 { grad.header } else { grad.object };

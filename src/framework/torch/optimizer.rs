@@ -215,7 +215,7 @@ impl State<'_> {
             self.plain.push((name.to_owned(), key, plain));
         } else if self.is_tensor_like(value, parameter) {
             let read = match self.layout {
-                Some(layout) => layout.read_header(self.objects, value).map_err(Diagnostic::from),
+                Some(layout) => layout.read_header(self.objects.memory(), value).map_err(Diagnostic::from),
                 None => Err(no_layout(Some(value))),
             };
             self.tensors.push(NamedTensor::new(format!("{name}.{key}"), TensorKind::Optimizer, value, read));

@@ -308,12 +308,12 @@ impl Walk<'_> {
         let same_as = self.first_names.get(&object).cloned();
         self.first_names.entry(object).or_insert_with(|| name.clone());
         let read = match self.layout {
-            Some(layout) => layout.read_header(self.objects, object).map_err(Diagnostic::from),
+            Some(layout) => layout.read_header(self.objects.memory(), object).map_err(Diagnostic::from),
             None => Err(no_layout(Some(object))),
         };
         // A gradient is of the tensor, not of its names.
         if let (Some(layout), Ok(info), None) = (self.layout, &read, &same_as) {
-            let grad = layout.read_grad(self.objects, info).map_err(Diagnostic::from);
+            let grad = layout.read_grad(self.objects.memory(), info).map_err(Diagnostic::from);
             if let Some(grad) = grad.transpose() {
                 let object = grad.as_ref().map(|info| info.object).unwrap_or_default();
                 self.training.push(NamedTensor::new(name.clone(), TensorKind::Gradient, object, grad));

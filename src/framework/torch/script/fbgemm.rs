@@ -2,8 +2,8 @@
 
 use super::layout::MatrixNumbers;
 use super::object::is_pointer;
-use crate::addr::VirtAddr;
-use crate::cpython::{Objects, field};
+use crate::addr::{VirtAddr, field};
+use crate::cpython::Objects;
 use crate::tensor::Jump;
 
 /// The most rows, columns and blocks: what an `int32_t` holds.

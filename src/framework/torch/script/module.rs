@@ -133,14 +133,14 @@ impl<'a> Walk<'a> {
             self.held.tensors.push(NamedTensor { persistent, ..unread });
             return;
         };
-        if layout.is_undefined(&objects, tensor) {
+        if layout.is_undefined(objects.memory(), tensor) {
             return;
         }
         let same_as = self.first_names.get(&tensor).cloned();
         self.first_names.entry(tensor).or_insert_with(|| name.clone());
-        let read = layout.read_tensor_impl(&objects, tensor).map_err(Diagnostic::from);
+        let read = layout.read_tensor_impl(objects.memory(), tensor).map_err(Diagnostic::from);
         if let (Ok(info), None) = (&read, &same_as) {
-            let grad = layout.read_grad(&objects, info).map_err(Diagnostic::from);
+            let grad = layout.read_grad(objects.memory(), info).map_err(Diagnostic::from);
             if let Some(grad) = grad.transpose() {
                 let object = grad.as_ref().map(|info| info.object).unwrap_or_default();
                 self.held.training.push(NamedTensor::new(name.clone(), TensorKind::Gradient, object, grad));

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use super::layout::ObjectNumbers;
-use crate::addr::VirtAddr;
-use crate::cpython::{ObjectError, Objects, field};
+use crate::addr::{VirtAddr, field};
+use crate::cpython::{ObjectError, Objects};
 use crate::layout::{Structure, Votes, elect};
 
 /// Words of an object, and of a class, in which fields are looked for.

@@ -212,7 +212,7 @@ impl Context<'_> {
     }
 
     fn tensor(&self, layout: &Layout, pointer: VirtAddr) -> Option<TensorInfo> {
-        layout.read_tensor_impl(&self.objects, pointer).ok().filter(|info| info.storage.0 != 0)
+        layout.read_tensor_impl(self.objects.memory(), pointer).ok().filter(|info| info.storage.0 != 0)
     }
 
     /// The headers of a packed matrix of a linear layer, with its scales and zero points from the vectors beside it: sums of

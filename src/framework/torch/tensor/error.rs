@@ -3,6 +3,7 @@
 use crate::addr::VirtAddr;
 use crate::cpython::ObjectError;
 use crate::diagnostic::{Code, Diagnostic};
+use crate::paging::Fault;
 use crate::tensor::TensorInfo;
 
 /// Why an object is not a tensor, by a layout.
@@ -77,6 +78,12 @@ pub enum Contradiction {
     /// Layouts that fit the process equally well read it differently.
     #[error("the layouts {} and {} fit the process equally well, but read it differently", .0[0], .0[1])]
     Undecided([String; 2]),
+}
+
+impl From<Fault> for TensorError {
+    fn from(fault: Fault) -> Self {
+        Self::Object(fault.into())
+    }
 }
 
 impl From<TensorError> for Diagnostic {

@@ -3,7 +3,7 @@
 use super::error::{Contradiction, TensorError};
 use super::layout::Layout;
 use crate::addr::VirtAddr;
-use crate::cpython::Objects;
+use crate::paging::VirtualMemory;
 use crate::tensor::{ScalarType, TensorInfo};
 
 impl Layout {
@@ -11,12 +11,12 @@ impl Layout {
     ///
     /// # Errors
     /// As [`Layout::read`].
-    pub fn read_tensor_impl(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
-        let info = self.read_impl(objects, tensor)?;
+    pub fn read_tensor_impl(&self, memory: &dyn VirtualMemory, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
+        let info = self.read_impl(memory, tensor)?;
         // The lowest bit says that C++ owns the Python object, which no longer names the tensor then.
-        let is_owned_by_python = objects.word(tensor, self.offsets.pyobj)? & 1 == 0;
+        let is_owned_by_python = memory.word(tensor, self.offsets.pyobj)? & 1 == 0;
         if info.object.0 != 0 && is_owned_by_python {
-            let named = objects.pointer(info.object, self.offsets.impl_pointer)?;
+            let named = memory.pointer(info.object, self.offsets.impl_pointer)?;
             if named != tensor {
                 let contradiction = Contradiction::OtherTensorImpl { tensor_impl: tensor, other: named };
                 return Err(TensorError::Contradiction { object: info.object, contradiction });
@@ -26,9 +26,9 @@ impl Layout {
     }
 
     /// Whether that is the one `TensorImpl` that stands for no tensor: without elements and storage.
-    pub fn is_undefined(&self, objects: &Objects<'_>, tensor: VirtAddr) -> bool {
-        objects.pointer(tensor, self.offsets.storage_pointer).is_ok_and(|storage| storage.0 == 0)
-            && objects.word(tensor, self.offsets.numel) == Ok(0)
+    pub fn is_undefined(&self, memory: &dyn VirtualMemory, tensor: VirtAddr) -> bool {
+        memory.pointer(tensor, self.offsets.storage_pointer).is_ok_and(|storage| storage.0 == 0)
+            && memory.word(tensor, self.offsets.numel) == Ok(0)
     }
 
     /// The scalar type of that name in PyTorch.

@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::layout::{DtypeAt, Layout, ShapeAt};
 use super::read::{WORD, last_element};
 use super::shape::{ShapeGuess, is_contiguous, product};
-use crate::addr::VirtAddr;
-use crate::cpython::{Objects, field};
+use crate::addr::{VirtAddr, field};
 use crate::layout::{Structure, Votes, elect, word_offsets};
+use crate::paging::VirtualMemory;
 
 /// Tensors that vote.
 const MAX_VOTERS: usize = 128;
@@ -26,7 +26,7 @@ const MAX_ELEMENT: u64 = 16;
 
 /// What the tensors of a process say.
 pub(super) struct Evidence<'a> {
-    objects: &'a Objects<'a>,
+    memory: &'a dyn VirtualMemory,
     /// The Python objects of those that vote.
     voters: Vec<Structure>,
     /// Where in the object a pointer lies, where in its target the one back, and for how many.
@@ -45,24 +45,24 @@ struct Voter {
 
 impl<'a> Evidence<'a> {
     /// Looks at the objects of tensors.
-    pub(super) fn new(objects: &'a Objects<'a>, tensors: &[VirtAddr]) -> Self {
+    pub(super) fn new(memory: &'a dyn VirtualMemory, tensors: &[VirtAddr]) -> Self {
         // From all over the list: neighbours are alike.
         let step = tensors.len().div_ceil(MAX_VOTERS).max(1);
         let voters: Vec<_> =
-            tensors.iter().step_by(step).map(|object| structure(objects, *object, OBJECT_BYTES)).collect();
+            tensors.iter().step_by(step).map(|object| structure(memory, *object, OBJECT_BYTES)).collect();
         let mut links = BTreeMap::new();
         for object in &voters {
             for at in word_offsets(OBJECT_BYTES) {
                 let Some(target) = object.u64(at).filter(|target| *target != 0 && *target != object.at.0) else {
                     continue;
                 };
-                let target = structure(objects, VirtAddr(target), IMPL_BYTES);
+                let target = structure(memory, VirtAddr(target), IMPL_BYTES);
                 let back = word_offsets(IMPL_BYTES)
                     .filter(|back| target.u64(*back).is_some_and(|word| word & !1 == object.at.0));
                 back.for_each(|back| *links.entry((at, back)).or_insert(0) += 1);
             }
         }
-        Self { objects, voters, links }
+        Self { memory, voters, links }
     }
 
     /// A layout whose numbers most tensors agree with; `None` if there is none, or the tensors don't tell enough.
@@ -96,7 +96,7 @@ impl<'a> Evidence<'a> {
         let (link, votes) = elect(links)?;
         (at.impl_pointer, at.pyobj) = link;
         let linked = |object: &Structure| {
-            let tensor = structure(self.objects, VirtAddr(object.u64(link.0)?), IMPL_BYTES);
+            let tensor = structure(self.memory, VirtAddr(object.u64(link.0)?), IMPL_BYTES);
             (tensor.u64(link.1)? & !1 == object.at.0).then_some(tensor)
         };
         (2 * votes.agree > self.voters.len()).then(|| self.voters.iter().filter_map(linked).collect())
@@ -109,7 +109,7 @@ impl<'a> Evidence<'a> {
         let most = |votes: usize| 4 * votes >= 3 * impls.len();
         let mut elected = Vec::new();
         for (dim, sizes_at) in guess.candidates(&impls, IMPL_BYTES) {
-            let sizes: Vec<_> = impls.iter().map(|tensor| guess.sizes(self.objects, tensor, dim, sizes_at)).collect();
+            let sizes: Vec<_> = impls.iter().map(|tensor| guess.sizes(self.memory, tensor, dim, sizes_at)).collect();
             let products: Vec<_> = sizes.iter().map(|sizes| product(sizes.as_ref()?)).collect();
             if !most(products.iter().flatten().count()) {
                 continue;
@@ -134,14 +134,14 @@ impl<'a> Evidence<'a> {
         let known: Vec<(Structure, Vec<u64>)> = impls
             .iter()
             .filter_map(|tensor| {
-                let sizes = guess.sizes(self.objects, tensor, dim, sizes_at)?;
+                let sizes = guess.sizes(self.memory, tensor, dim, sizes_at)?;
                 (product(&sizes) == tensor.u64(numel)).then(|| (tensor.clone(), sizes))
             })
             .collect();
         let free = word_offsets(IMPL_BYTES).filter(|at| ![dim, numel].contains(at) && !guess.overlaps(sizes_at, *at));
         let (strides_at, _) = elect(free.map(|at| {
             let votes = known.iter().map(|(tensor, sizes)| {
-                let strides = guess.vector(self.objects, tensor, at, sizes.len() as u64)?;
+                let strides = guess.vector(self.memory, tensor, at, sizes.len() as u64)?;
                 is_contiguous(sizes, &strides).then_some(sizes.iter().any(|size| *size > 1))
             });
             let distance = (at - sizes_at).abs_diff(guess.strides - guess.sizes);
@@ -149,7 +149,7 @@ impl<'a> Evidence<'a> {
         }))?;
         layout.shape = guess.found(dim, sizes_at, strides_at);
         let voter = |(tensor, sizes): (Structure, Vec<u64>)| {
-            let strides = guess.vector(self.objects, &tensor, strides_at, sizes.len() as u64)?;
+            let strides = guess.vector(self.memory, &tensor, strides_at, sizes.len() as u64)?;
             let numel = product(&sizes)?;
             Some(Voter { tensor, sizes, strides, numel, size: 0 })
         };
@@ -161,7 +161,7 @@ impl<'a> Evidence<'a> {
         let shift = layout.offsets.pyobj - table.offsets.pyobj;
         let of = |voter: &Voter, at: i64| {
             let storage = voter.tensor.u64(at).unwrap_or_default();
-            structure(self.objects, VirtAddr(storage), STORAGE_BYTES)
+            structure(self.memory, VirtAddr(storage), STORAGE_BYTES)
         };
         // A storage without elements votes for nothing; the size of an element must be a power of two.
         let element = |voter: &Voter, bytes: u64| {
@@ -209,7 +209,7 @@ impl<'a> Evidence<'a> {
             let apart =
                 blocks.iter().zip(blocks.iter().skip(1).map(Some).chain([None])).map(|((data, bytes), next)| {
                     let is_apart = data.checked_add(*bytes).is_some_and(|end| next.is_none_or(|next| end <= next.0));
-                    is_apart.then(|| self.objects.memory().bytes_at(VirtAddr(*data)).is_ok())
+                    is_apart.then(|| self.memory.bytes_at(VirtAddr(*data)).is_ok())
                 });
             (at, at.abs_diff(table.offsets.storage_data + shift), Votes::count(apart))
         }))?;
@@ -241,7 +241,7 @@ impl<'a> Evidence<'a> {
             DtypeAt::Index(at) => table.scalar_type(tensor.u16(at)?),
             DtypeAt::Pointer { pointer, item_size, id } => {
                 let described = VirtAddr(tensor.u64(pointer)?);
-                let word = |at| self.objects.word(described, at).ok();
+                let word = |at| self.memory.word(described, at).ok();
                 table.scalar_type_described(word(item_size)?, word(id)?.cast_signed())
             }
         };
@@ -307,9 +307,9 @@ impl<'a> Evidence<'a> {
         let tables: BTreeSet<u64> = voters.iter().filter_map(|voter| voter.tensor.u64(0)).collect();
         let shape = layout.shape;
         let grad_fits = |voter: &Voter, grad: VirtAddr| {
-            let is_tensor = self.objects.word(grad, 0).is_ok_and(|vtable| tables.contains(&vtable));
+            let is_tensor = self.memory.word(grad, 0).is_ok_and(|vtable| tables.contains(&vtable));
             let shape =
-                if is_tensor && grad != voter.tensor.at { shape.read(self.objects, grad).ok()?? } else { return None };
+                if is_tensor && grad != voter.tensor.at { shape.read(self.memory, grad).ok()?? } else { return None };
             (shape.0 == voter.sizes).then_some(true)
         };
         let mut by_grad = Vec::new();
@@ -318,7 +318,7 @@ impl<'a> Evidence<'a> {
         for at in word_offsets(IMPL_BYTES).filter(|at| *at != taken && is_free(layout, *at)) {
             let distance = at.abs_diff(table.offsets.autograd_meta + shift);
             let read =
-                |voter: &Voter| structure(self.objects, VirtAddr(voter.tensor.u64(at).unwrap_or(0)), AUTOGRAD_BYTES);
+                |voter: &Voter| structure(self.memory, VirtAddr(voter.tensor.u64(at).unwrap_or(0)), AUTOGRAD_BYTES);
             let metas: Vec<Structure> = voters.iter().map(read).collect();
             by_grad.extend(word_offsets(AUTOGRAD_BYTES).map(|grad| {
                 let votes = voters.iter().zip(&metas).map(|(voter, meta)| grad_fits(voter, VirtAddr(meta.u64(grad)?)));
@@ -349,7 +349,7 @@ impl<'a> Evidence<'a> {
         let metas: Vec<Structure> = voters
             .iter()
             .filter_map(|voter| voter.tensor.u64(autograd_meta).filter(|meta| *meta != 0))
-            .map(|meta| structure(self.objects, VirtAddr(meta), AUTOGRAD_BYTES))
+            .map(|meta| structure(self.memory, VirtAddr(meta), AUTOGRAD_BYTES))
             .collect();
         let found = elect((0..AUTOGRAD_BYTES).map(|at| {
             let votes = metas.iter().map(|meta| {
@@ -363,8 +363,8 @@ impl<'a> Evidence<'a> {
 }
 
 /// What can be read of the structure at an address.
-fn structure(objects: &Objects<'_>, at: VirtAddr, bytes: i64) -> Structure {
-    Structure::read(objects.memory(), at, bytes.unsigned_abs())
+fn structure(memory: &dyn VirtualMemory, at: VirtAddr, bytes: i64) -> Structure {
+    Structure::read(memory, at, bytes.unsigned_abs())
 }
 
 /// Whether a place in `TensorImpl` is none of those that are found first: the pointer to the object, the shape, the number of elements.

@@ -8,8 +8,9 @@ use serde::Deserialize;
 
 use super::layout::Layout;
 use crate::addr::VirtAddr;
-use crate::cpython::{Objects, UNREADABLE};
+use crate::cpython::UNREADABLE;
 use crate::layout::{LayoutError, Ranking, release, table};
+use crate::paging::VirtualMemory;
 use crate::signature;
 use crate::tensor::{Flips, Form, Obstacle, ScalarType, TensorInfo};
 
@@ -167,15 +168,15 @@ impl Layout {
     pub fn with_keys(
         mut self,
         tables: &[KeyTable],
-        objects: &Objects<'_>,
+        memory: &dyn VirtualMemory,
         tensors: &[VirtAddr],
         version: Option<&str>,
         is_inferred: bool,
     ) -> Self {
-        let impls = tensors.iter().filter_map(|tensor| objects.pointer(*tensor, self.offsets.impl_pointer).ok());
+        let impls = tensors.iter().filter_map(|tensor| memory.pointer(*tensor, self.offsets.impl_pointer).ok());
         let impls: Vec<VirtAddr> = impls.take(MAX_VOTERS).collect();
         let votes = |table: &KeyTable, at: i64| {
-            let sets = impls.iter().filter_map(|tensor| objects.word(*tensor, at).ok());
+            let sets = impls.iter().filter_map(|tensor| memory.word(*tensor, at).ok());
             sets.filter(|set| table.ordinary.contains(set)).count()
         };
         let own = version.and_then(release);
@@ -206,11 +207,11 @@ impl Layout {
 
 impl Layout {
     /// The keys of a tensor; none where it is not known what they mean.
-    pub(super) fn read_keys(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Keys {
+    pub(super) fn read_keys(&self, memory: &dyn VirtualMemory, tensor: VirtAddr) -> Keys {
         let Some((at, table)) = self.offsets.key_set.zip(self.keys.as_ref()) else {
             return Keys::default();
         };
-        match objects.word(tensor, at) {
+        match memory.word(tensor, at) {
             Ok(set) => table.read(set),
             Err(_) => Keys { unusual: vec![UNREADABLE.to_owned()], is_unreadable: true, ..Keys::default() },
         }

@@ -3,8 +3,9 @@
 use super::error::{Contradiction, TensorError};
 use super::keys::Keys;
 use super::layout::{DtypeAt, Layout, ShapeAt};
-use crate::addr::VirtAddr;
-use crate::cpython::{ObjectError, Objects, field};
+use crate::addr::{VirtAddr, field};
+use crate::cpython::ObjectError;
+use crate::paging::VirtualMemory;
 use crate::tensor::{Form, TensorInfo};
 
 /// The most dimensions that a tensor may have; PyTorch's own limit is 64.
@@ -22,29 +23,29 @@ impl ShapeAt {
     ///
     /// # Errors
     /// They can't be read.
-    pub fn read(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<Option<SizesAndStrides>, ObjectError> {
+    pub fn read(&self, memory: &dyn VirtualMemory, tensor: VirtAddr) -> Result<Option<SizesAndStrides>, ObjectError> {
         match *self {
             Self::Counted { dim, sizes, strides, out_of_line, inline_dims } => {
-                let dims = objects.word(tensor, dim)?;
+                let dims = memory.word(tensor, dim)?;
                 if dims > MAX_DIMS {
                     return Ok(None);
                 }
                 if dims <= inline_dims {
-                    let inline = |offset| objects.words(field(tensor, offset), dims);
+                    let inline = |offset| memory.words(field(tensor, offset), dims);
                     return Ok(Some((inline(sizes)?, inline(strides)?)));
                 }
-                let both = objects.words(objects.pointer(tensor, out_of_line)?, 2 * dims)?;
+                let both = memory.words(memory.pointer(tensor, out_of_line)?, 2 * dims)?;
                 let (sizes, strides) = both.split_at(dims as usize);
                 Ok(Some((sizes.to_vec(), strides.to_vec())))
             }
             Self::Vectors { sizes_begin, sizes_end, strides_begin } => {
-                let begin = objects.pointer(tensor, sizes_begin)?;
-                let dims = objects.word(tensor, sizes_end)?.wrapping_sub(begin.0) / WORD;
+                let begin = memory.pointer(tensor, sizes_begin)?;
+                let dims = memory.word(tensor, sizes_end)?.wrapping_sub(begin.0) / WORD;
                 if dims > MAX_DIMS {
                     return Ok(None);
                 }
-                let strides = objects.words(objects.pointer(tensor, strides_begin)?, dims)?;
-                Ok(Some((objects.words(begin, dims)?, strides)))
+                let strides = memory.words(memory.pointer(tensor, strides_begin)?, dims)?;
+                Ok(Some((memory.words(begin, dims)?, strides)))
             }
         }
     }
@@ -61,19 +62,19 @@ impl Layout {
     /// the `TensorImpl` names, sizes must multiply to the number of elements, the elements must
     /// lie inside the storage, and tensor and storage on the same device. Or a layout that fits the process equally well reads it
     /// differently.
-    pub fn read(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<TensorInfo, TensorError> {
-        self.read_impl(objects, self.tensor_impl(objects, object)?)
+    pub fn read(&self, memory: &dyn VirtualMemory, object: VirtAddr) -> Result<TensorInfo, TensorError> {
+        self.read_impl(memory, self.tensor_impl(memory, object)?)
     }
 
     /// The same by this layout alone and without the autograd data: the tensor is said to require no gradient.
-    pub(super) fn read_headers(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<TensorInfo, TensorError> {
-        self.read_form(objects, self.tensor_impl(objects, object)?)
+    pub(super) fn read_headers(&self, memory: &dyn VirtualMemory, object: VirtAddr) -> Result<TensorInfo, TensorError> {
+        self.read_form(memory, self.tensor_impl(memory, object)?)
     }
 
     /// The `TensorImpl` of a Python object, which must point back to it.
-    fn tensor_impl(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<VirtAddr, TensorError> {
-        let tensor = objects.pointer(object, self.offsets.impl_pointer)?;
-        let named = self.python_object(objects, tensor)?;
+    fn tensor_impl(&self, memory: &dyn VirtualMemory, object: VirtAddr) -> Result<VirtAddr, TensorError> {
+        let tensor = memory.pointer(object, self.offsets.impl_pointer)?;
+        let named = self.python_object(memory, tensor)?;
         if named != object {
             return Err(TensorError::Contradiction { object, contradiction: Contradiction::OtherObject(named) });
         }
@@ -84,38 +85,37 @@ impl Layout {
     ///
     /// # Errors
     /// As [`Layout::read`], but for the storage.
-    pub fn read_header(&self, objects: &Objects<'_>, object: VirtAddr) -> Result<TensorInfo, TensorError> {
-        self.read(objects, object).or_else(header_of_short)
+    pub fn read_header(&self, memory: &dyn VirtualMemory, object: VirtAddr) -> Result<TensorInfo, TensorError> {
+        self.read(memory, object).or_else(header_of_short)
     }
 
     /// Reads the gradient of a tensor (`.grad`); `None` if it has none.
     ///
     /// # Errors
     /// It has one, or may have, that can't be read.
-    pub fn read_grad(&self, objects: &Objects<'_>, of: &TensorInfo) -> Result<Option<TensorInfo>, TensorError> {
-        let meta = objects.pointer(of.header, self.offsets.autograd_meta)?;
+    pub fn read_grad(&self, memory: &dyn VirtualMemory, of: &TensorInfo) -> Result<Option<TensorInfo>, TensorError> {
+        let meta = memory.pointer(of.header, self.offsets.autograd_meta)?;
         if meta.0 == 0 {
             return Ok(None);
         }
-        let grad = objects.pointer(meta, self.offsets.grad)?;
+        let grad = memory.pointer(meta, self.offsets.grad)?;
         // No tensor is a pointer to the one `UndefinedTensorImpl`, which has neither elements nor a storage.
         let is_undefined = grad.0 == 0
-            || (objects.pointer(grad, self.offsets.storage_pointer)?.0 == 0
-                && objects.word(grad, self.offsets.numel)? == 0);
-        if is_undefined { Ok(None) } else { self.read_impl(objects, grad).or_else(header_of_short).map(Some) }
+            || (memory.pointer(grad, self.offsets.storage_pointer)?.0 == 0
+                && memory.word(grad, self.offsets.numel)? == 0);
+        if is_undefined { Ok(None) } else { self.read_impl(memory, grad).or_else(header_of_short).map(Some) }
     }
 
     /// The Python object of a `TensorImpl`. The lowest bit of the pointer says which of the two owns the other
     /// (c10/core/impl/PyObjectSlot.h).
-    fn python_object(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<VirtAddr, TensorError> {
-        Ok(VirtAddr(objects.word(tensor, self.offsets.pyobj)? & !1))
+    fn python_object(&self, memory: &dyn VirtualMemory, tensor: VirtAddr) -> Result<VirtAddr, TensorError> {
+        Ok(VirtAddr(memory.word(tensor, self.offsets.pyobj)? & !1))
     }
 
     /// Reads a tensor by its `TensorImpl`, whatever its form.
-    pub(super) fn read_impl(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
-        let info =
-            TensorInfo { requires_grad: self.requires_grad(objects, tensor)?, ..self.read_form(objects, tensor)? };
-        let differs = |rival: &&Self| !rival.read_form(objects, tensor).is_ok_and(|other| other.is_like(&info));
+    pub(super) fn read_impl(&self, memory: &dyn VirtualMemory, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
+        let info = TensorInfo { requires_grad: self.requires_grad(memory, tensor)?, ..self.read_form(memory, tensor)? };
+        let differs = |rival: &&Self| !rival.read_form(memory, tensor).is_ok_and(|other| other.is_like(&info));
         if let Some(rival) = self.rivals.iter().find(differs) {
             let layouts = [self, rival].map(|layout| layout.offsets.version.clone());
             let contradiction = Contradiction::Undecided(layouts);
@@ -123,8 +123,8 @@ impl Layout {
         }
         let is_known = |table: &Self| {
             let found = match info.object {
-                VirtAddr(0) => table.read_form(objects, tensor),
-                object => table.read_headers(objects, object),
+                VirtAddr(0) => table.read_form(memory, tensor),
+                object => table.read_headers(memory, object),
             };
             found.is_ok_and(|found| found.is_like(&info))
         };
@@ -133,11 +133,11 @@ impl Layout {
     }
 
     /// Reads a tensor by its `TensorImpl` but for its autograd data.
-    fn read_form(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
-        let (head, keys) = match self.read_strided(objects, tensor) {
+    fn read_form(&self, memory: &dyn VirtualMemory, tensor: VirtAddr) -> Result<TensorInfo, TensorError> {
+        let (head, keys) = match self.read_strided(memory, tensor) {
             Err(TensorError::Short(head)) => {
                 // The sizes of a nested tensor are not in its header.
-                let keys = self.read_keys(objects, tensor);
+                let keys = self.read_keys(memory, tensor);
                 if !keys.nested {
                     return Err(TensorError::Short(head));
                 }
@@ -146,11 +146,11 @@ impl Layout {
             read => read?,
         };
         let info = if keys.nested {
-            self.nested(objects, head, &keys)
+            self.nested(memory, head, &keys)
         } else if head.storage.0 == 0 {
-            self.without_storage(objects, head)?
+            self.without_storage(memory, head)?
         } else if head.dtype.raw.as_ref().is_some_and(|raw| raw.name == INT_REPR) {
-            TensorInfo { form: Form::Quantized(self.quantizer(objects, &head)), ..head }
+            TensorInfo { form: Form::Quantized(self.quantizer(memory, &head)), ..head }
         } else {
             head
         };
@@ -161,46 +161,46 @@ impl Layout {
     /// gradient is left open.
     pub(super) fn read_strided(
         &self,
-        objects: &Objects<'_>,
+        memory: &dyn VirtualMemory,
         tensor: VirtAddr,
     ) -> Result<(TensorInfo, Keys), TensorError> {
         let at = &self.offsets;
-        let object = self.python_object(objects, tensor)?;
+        let object = self.python_object(memory, tensor)?;
         let contradiction = |contradiction| {
             let object = if object.0 == 0 { tensor } else { object };
             TensorError::Contradiction { object, contradiction }
         };
-        let Some((shape, stride)) = self.shape.read(objects, tensor)? else {
+        let Some((shape, stride)) = self.shape.read(memory, tensor)? else {
             return Err(contradiction(Contradiction::Dimensions));
         };
-        let numel = objects.word(tensor, at.numel)?;
+        let numel = memory.word(tensor, at.numel)?;
         let product = shape.iter().try_fold(1u64, |product, size| product.checked_mul(*size));
         if product != Some(numel) {
             return Err(contradiction(Contradiction::Sizes { sizes: shape, numel }));
         }
         let dtype = match self.dtype {
             DtypeAt::Index(offset) => {
-                let index = objects.word(tensor, offset)? & 0xffff;
+                let index = memory.word(tensor, offset)? & 0xffff;
                 self.scalar_type(index as u16).ok_or_else(|| contradiction(Contradiction::ScalarType(index)))?
             }
             DtypeAt::Pointer { pointer, item_size, id } => {
-                let described = objects.pointer(tensor, pointer)?;
-                let (size, id) = (objects.word(described, item_size)?, objects.word(described, id)?.cast_signed());
+                let described = memory.pointer(tensor, pointer)?;
+                let (size, id) = (memory.word(described, item_size)?, memory.word(described, id)?.cast_signed());
                 let unknown = || contradiction(Contradiction::DescribedScalarType { size, checksum: id });
                 self.scalar_type_described(size, id).ok_or_else(unknown)?
             }
         };
-        let storage = objects.pointer(tensor, at.storage_pointer)?;
-        let keys = self.read_keys(objects, tensor);
+        let storage = memory.pointer(tensor, at.storage_pointer)?;
+        let keys = self.read_keys(memory, tensor);
         let head = TensorInfo { storage, ..TensorInfo::without_storage(object, tensor, dtype.clone(), shape) };
         if storage.0 == 0 {
             return Ok((head, keys));
         }
-        let storage_offset = objects.word(tensor, at.storage_offset)?;
-        let base = objects.pointer(storage, at.storage_data)?;
-        let storage_bytes = objects.word(storage, at.storage_bytes)?;
-        let device = self.device(objects, storage, at.storage_device_type, at.storage_device_index)?;
-        if let Some(tensor_impl) = self.own_device_type(objects, tensor)?
+        let storage_offset = memory.word(tensor, at.storage_offset)?;
+        let base = memory.pointer(storage, at.storage_data)?;
+        let storage_bytes = memory.word(storage, at.storage_bytes)?;
+        let device = self.device(memory, storage, at.storage_device_type, at.storage_device_index)?;
+        if let Some(tensor_impl) = self.own_device_type(memory, tensor)?
             && device.split(':').next() != Some(tensor_impl)
         {
             let tensor_impl = tensor_impl.to_owned();
@@ -220,48 +220,48 @@ impl Layout {
     /// The device that a tensor or a storage names.
     pub(super) fn device(
         &self,
-        objects: &Objects<'_>,
+        memory: &dyn VirtualMemory,
         of: VirtAddr,
         device_type: i64,
         device_index: i64,
     ) -> Result<String, TensorError> {
-        let number = objects.byte(of, device_type)?;
+        let number = memory.byte(of, device_type)?;
         let name = self
             .device_type(number)
             .ok_or(TensorError::Contradiction { object: of, contradiction: Contradiction::DeviceType(number) })?;
-        let index = objects.byte(of, device_index)?.cast_signed();
+        let index = memory.byte(of, device_index)?.cast_signed();
         Ok(if index < 0 { name.to_owned() } else { format!("{name}:{index}") })
     }
 
     /// The type of the device that a `TensorImpl` names itself; `None` where it names none that is known.
-    fn own_device_type(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<Option<&str>, ObjectError> {
+    fn own_device_type(&self, memory: &dyn VirtualMemory, tensor: VirtAddr) -> Result<Option<&str>, ObjectError> {
         let (Some(has_value), Some(device_type)) = (self.offsets.device_has_value, self.offsets.device_type) else {
             return Ok(None);
         };
-        let has_value = objects.byte(tensor, has_value)? == 1;
-        Ok(if has_value { self.device_type(objects.byte(tensor, device_type)?) } else { None })
+        let has_value = memory.byte(tensor, has_value)? == 1;
+        Ok(if has_value { self.device_type(memory.byte(tensor, device_type)?) } else { None })
     }
 
     /// Whether gradients are recorded for a tensor.
-    pub(super) fn requires_grad(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Result<bool, ObjectError> {
-        let meta = objects.pointer(tensor, self.offsets.autograd_meta)?;
+    pub(super) fn requires_grad(&self, memory: &dyn VirtualMemory, tensor: VirtAddr) -> Result<bool, ObjectError> {
+        let meta = memory.pointer(tensor, self.offsets.autograd_meta)?;
         if meta.0 == 0 {
             return Ok(false);
         }
-        let flag = objects.byte(meta, self.offsets.requires_grad)?;
+        let flag = memory.byte(meta, self.offsets.requires_grad)?;
         if flag > 1 {
             return Err(ObjectError::Implausible { address: meta, field: "requires_grad_", value: flag.into() });
         }
-        Ok(flag == 1 || objects.word(meta, self.offsets.grad_fn)? != 0)
+        Ok(flag == 1 || memory.word(meta, self.offsets.grad_fn)? != 0)
     }
 
     /// Whether the string in a tensor's autograd data is of the C++ ABI that the layout is for;
     /// `None` for a tensor without such data.
     ///
     /// The two ABIs differ in the size of `std::string`, and so in all that follows it.
-    pub(super) fn string_abi_fits(&self, objects: &Objects<'_>, tensor: VirtAddr) -> Option<bool> {
-        let meta = objects.pointer(tensor, self.offsets.autograd_meta).ok()?;
-        let text = objects.word(meta, self.offsets.name).ok()?;
+    pub(super) fn string_abi_fits(&self, memory: &dyn VirtualMemory, tensor: VirtAddr) -> Option<bool> {
+        let meta = memory.pointer(tensor, self.offsets.autograd_meta).ok()?;
+        let text = memory.word(meta, self.offsets.name).ok()?;
         let inline = field(meta, self.offsets.name + Self::STRING_INLINE_AT).0;
         Some(if self.offsets.name_is_inline != 0 { text == inline } else { text != inline && text != 0 })
     }

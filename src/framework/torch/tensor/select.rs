@@ -13,8 +13,9 @@ use super::error::TensorError;
 use super::infer::Evidence;
 use super::layout::Layout;
 use crate::addr::VirtAddr;
-use crate::cpython::{ObjectError, Objects};
+use crate::cpython::ObjectError;
 use crate::layout::{Change, Ranking, Release, changes, nearest, release};
+use crate::paging::VirtualMemory;
 use crate::tensor::TensorInfo;
 
 /// Number of damaged words that must not decide which layout is right.
@@ -87,15 +88,15 @@ struct Tally {
 }
 
 impl Tally {
-    fn new(layout: &Layout, objects: &Objects<'_>, sample: &Sample<'_>, nearest: &BTreeSet<Release>) -> Self {
+    fn new(layout: &Layout, memory: &dyn VirtualMemory, sample: &Sample<'_>, nearest: &BTreeSet<Release>) -> Self {
         let of_objects = |tensors: &[VirtAddr]| {
-            let read = tensors.iter().map(|tensor| layout.read_headers(objects, *tensor));
-            Self::count(layout, objects, read)
+            let read = tensors.iter().map(|tensor| layout.read_headers(memory, *tensor));
+            Self::count(layout, memory, read)
         };
-        let read = sample.headers.iter().map(|tensor| layout.read_tensor_impl(objects, *tensor));
+        let read = sample.headers.iter().map(|tensor| layout.read_tensor_impl(memory, *tensor));
         // What has no storage says little: by a wrong layout, nearly anything reads so.
         let has_storage = |read: &Result<TensorInfo, _>| read.as_ref().is_ok_and(|info| info.storage.0 != 0);
-        let of_headers = Self::count(layout, objects, read.filter(has_storage));
+        let of_headers = Self::count(layout, memory, read.filter(has_storage));
         let (mut tally, mut others) = (of_objects(sample.tensors), vec![of_objects(sample.standalone)]);
         if sample.tensors.is_empty() {
             tally = of_headers
@@ -113,7 +114,7 @@ impl Tally {
 
     fn count(
         layout: &Layout,
-        objects: &Objects<'_>,
+        memory: &dyn VirtualMemory,
         tensors: impl Iterator<Item = Result<TensorInfo, TensorError>>,
     ) -> Self {
         let mut tally = Self::default();
@@ -135,14 +136,14 @@ impl Tally {
             tally.headers += 1;
             tally.storages.extend(Some(info.storage).filter(|storage| storage.0 != 0));
             score.exact_storages += usize::from(fills_its_storage(&info));
-            if let Some(is_same) = layout.string_abi_fits(objects, info.header) {
+            if let Some(is_same) = layout.string_abi_fits(memory, info.header) {
                 tally.autograd += 1;
                 score.same_abi += usize::from(is_same);
             }
-            match layout.requires_grad(objects, info.header) {
+            match layout.requires_grad(memory, info.header) {
                 Ok(requires_grad) => {
                     let grad_fits = || {
-                        let grad = layout.read_grad(objects, &info);
+                        let grad = layout.read_grad(memory, &info);
                         grad.is_ok_and(|grad| grad.is_none_or(|grad| grad.shape == info.shape))
                     };
                     score.readable += 1;
@@ -184,11 +185,11 @@ impl Tally {
 /// says of each tensor what is wrong with it.
 pub fn select_layout<'a>(
     tables: &'a [Layout],
-    objects: &Objects<'_>,
+    memory: &dyn VirtualMemory,
     sample: &Sample<'_>,
 ) -> Option<(Cow<'a, Layout>, TensorScore, Option<TensorScore>)> {
     let nearest = nearest(tables.iter().map(|table| table.offsets.version.as_str()), sample.version);
-    let tally = |layout: &Layout| Tally::new(layout, objects, sample, &nearest);
+    let tally = |layout: &Layout| Tally::new(layout, memory, sample, &nearest);
     let ranked = |table| {
         let tally = tally(table);
         ((tally.key(), tally.score.is_of_version), (table, tally))
@@ -196,7 +197,7 @@ pub fn select_layout<'a>(
     let ranking: Ranking<_, (&Layout, Tally)> = tables.iter().map(ranked).collect();
     let (_, (table, best)) = ranking.best()?;
     let mut scores = ranking.iter().filter(|(_, tally)| tally.points() > 0).map(|(_, tally)| tally.score.clone());
-    if let Some((layout, score)) = inferred(&ranking, objects, sample, tally) {
+    if let Some((layout, score)) = inferred(&ranking, memory, sample, tally) {
         return Some((Cow::Owned(layout), score, scores.next()));
     }
     let runner_up = scores.nth(1);
@@ -204,7 +205,7 @@ pub fn select_layout<'a>(
         return best.score.is_of_version.then(|| (Cow::Borrowed(*table), best.score.clone(), None));
     }
     let differs = |rival: &Layout, tensor: &VirtAddr| {
-        let (own, other) = (table.read_headers(objects, *tensor), rival.read_headers(objects, *tensor));
+        let (own, other) = (table.read_headers(memory, *tensor), rival.read_headers(memory, *tensor));
         own.is_ok_and(|own| !other.is_ok_and(|other| other.is_like(&own)))
     };
     let all = || sample.tensors.iter().chain(sample.standalone);
@@ -221,7 +222,7 @@ pub fn select_layout<'a>(
 /// A layout in place of the best table, if there is more against that table than damage to a few words would be.
 fn inferred<K: Ord>(
     ranking: &Ranking<K, (&Layout, Tally)>,
-    objects: &Objects<'_>,
+    memory: &dyn VirtualMemory,
     sample: &Sample<'_>,
     tally: impl Fn(&Layout) -> Tally,
 ) -> Option<(Layout, TensorScore)> {
@@ -230,7 +231,7 @@ fn inferred<K: Ord>(
     if sample.tensors.is_empty() {
         return None;
     }
-    let evidence = || Evidence::new(objects, sample.tensors);
+    let evidence = || Evidence::new(memory, sample.tensors);
     let scored = |of: &Layout, layout: Layout| {
         let changes = changes(of.numbers(), layout.numbers());
         let tally = tally(&layout);
@@ -258,18 +259,23 @@ fn inferred<K: Ord>(
     let candidates = ranking.iter().filter_map(|(start, _)| scored(start, evidence.infer(start)?));
     // Each word belongs to one tensor or to one storage: damage to a few makes no more than a few storages unreadable.
     let is_better = |(layout, found): &(Layout, Tally)| {
-        found.storages.len() > best.storages.len() + FEW && agrees(layout, (table, best), objects, sample.tensors)
+        found.storages.len() > best.storages.len() + FEW && agrees(layout, (table, best), memory, sample.tensors)
     };
     let (layout, found) = candidates.filter(is_better).max_by_key(|(_, tally)| tally.key())?;
     Some((layout.inferred_beside(table), found.score))
 }
 
 /// Whether a layout reads what a table reads as that reads it, where chance would not give that.
-fn agrees(layout: &Layout, (table, tally): (&Layout, &Tally), objects: &Objects<'_>, tensors: &[VirtAddr]) -> bool {
-    let mut known = tensors.iter().filter_map(|tensor| Some((tensor, table.read_headers(objects, *tensor).ok()?)));
+fn agrees(
+    layout: &Layout,
+    (table, tally): (&Layout, &Tally),
+    memory: &dyn VirtualMemory,
+    tensors: &[VirtAddr],
+) -> bool {
+    let mut known = tensors.iter().filter_map(|tensor| Some((tensor, table.read_headers(memory, *tensor).ok()?)));
     tally.score.exact_storages == 0
         || known.all(|(tensor, info)| {
-            info.numel() <= 1 || layout.read_headers(objects, *tensor).is_ok_and(|found| found.is_like(&info))
+            info.numel() <= 1 || layout.read_headers(memory, *tensor).is_ok_and(|found| found.is_like(&info))
         })
 }
 

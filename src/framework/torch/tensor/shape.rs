@@ -3,8 +3,8 @@
 use super::layout::ShapeAt;
 use super::read::{MAX_DIMS, WORD};
 use crate::addr::VirtAddr;
-use crate::cpython::Objects;
 use crate::layout::{Structure, word_offsets};
+use crate::paging::VirtualMemory;
 
 /// The most dimensions that a structure is taken to hold itself.
 const MAX_INLINE_DIMS: u64 = 16;
@@ -52,12 +52,24 @@ impl ShapeGuess {
         (dims <= MAX_DIMS).then_some(dims)
     }
 
-    pub(super) fn sizes(&self, objects: &Objects<'_>, tensor: &Structure, dim: i64, sizes: i64) -> Option<Vec<u64>> {
-        self.vector(objects, tensor, sizes, self.dims(tensor, dim)?)
+    pub(super) fn sizes(
+        &self,
+        memory: &dyn VirtualMemory,
+        tensor: &Structure,
+        dim: i64,
+        sizes: i64,
+    ) -> Option<Vec<u64>> {
+        self.vector(memory, tensor, sizes, self.dims(tensor, dim)?)
     }
 
     /// Sizes or strides at an offset; `None` where they are too many to lie there.
-    pub(super) fn vector(&self, objects: &Objects<'_>, tensor: &Structure, at: i64, dims: u64) -> Option<Vec<u64>> {
+    pub(super) fn vector(
+        &self,
+        memory: &dyn VirtualMemory,
+        tensor: &Structure,
+        at: i64,
+        dims: u64,
+    ) -> Option<Vec<u64>> {
         match self.form {
             ShapeAt::Counted { inline_dims, .. } => {
                 if dims <= inline_dims {
@@ -66,7 +78,7 @@ impl ShapeGuess {
                     None
                 }
             }
-            ShapeAt::Vectors { .. } => objects.words(VirtAddr(tensor.u64(at)?), dims).ok(),
+            ShapeAt::Vectors { .. } => memory.words(VirtAddr(tensor.u64(at)?), dims).ok(),
         }
     }
 
