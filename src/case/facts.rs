@@ -40,11 +40,13 @@ impl Kept for PythonFacts {
 impl PythonFacts {
     pub(super) fn new(spaces: &Spaces, processes: &[Process], others: &[OtherPython], warnings: &[Diagnostic]) -> Self {
         let roots = |root: Option<PhysAddr>| root.map(|root| spaces.roots_of_same_memory(root)).unwrap_or_default();
-        let readable = processes.iter().map(|process| InterpreterFacts {
-            roots: roots(process.root),
-            version: process.python_version.clone(),
-            frameworks: process.frameworks.clone(),
-            models: process.models.len() + process.shared_models.len(),
+        let readable = processes.iter().filter_map(|process| {
+            Some(InterpreterFacts {
+                roots: roots(process.root),
+                version: process.python.as_ref()?.version.clone(),
+                frameworks: process.frameworks.clone(),
+                models: process.models.len() + process.shared_models.len(),
+            })
         });
         let unreadable = others.iter().map(|other| InterpreterFacts {
             roots: roots(other.root),

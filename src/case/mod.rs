@@ -7,6 +7,7 @@
 
 mod facts;
 mod handles;
+mod headers;
 mod index;
 mod python;
 mod pythons;
@@ -31,6 +32,7 @@ use crate::signature::{SignatureError, Signatures};
 
 pub use facts::{InterpreterFacts, PythonFacts};
 pub use handles::{BytesError, Model, Process, Tensor};
+pub use headers::HeaderCounts;
 pub use index::Index;
 use index::{Identity, Kept};
 pub use python::{Object, Python};
@@ -70,11 +72,13 @@ pub struct Options {
     pub observer: Arc<dyn Observer + Send + Sync>,
     /// Where what is learned is kept for the next time, if it is.
     pub index: Option<Index>,
+    /// Whether models are looked for by the headers of tensors alone, as if no Python could be read.
+    pub without_python: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { backend: BackendChoice::Auto, observer: Arc::new(Silent), index: None }
+        Self { backend: BackendChoice::Auto, observer: Arc::new(Silent), index: None, without_python: false }
     }
 }
 
@@ -283,15 +287,18 @@ impl Case {
     /// # Errors
     /// As for [`Case::spaces`].
     pub fn recovery(&self) -> Result<Arc<Recovery>, CaseError> {
-        let Inner { dump, options, python_facts, .. } = &*self.0;
+        let Inner { dump, signatures, options, python_facts, .. } = &*self.0;
         self.0.recovery.get(|| {
             // What both need comes first, so that neither waits for the other.
             let (spaces, _, frameworks) = (self.spaces()?, self.backend()?, self.frameworks()?);
-            let (linux, pythons) = rayon::join(|| self.find_linux(&Silent), || self.pythons());
+            let pythons = || (!options.without_python).then(|| self.pythons()).transpose();
+            let (linux, pythons) = rayon::join(|| self.find_linux(&Silent), pythons);
             let (linux, pythons) = (linux?, pythons?);
-            let machine = linux.as_ref().as_ref().ok();
-            let recovery = recover::models(dump, &frameworks, (&spaces, machine, &pythons), &*options.observer)?;
-            python_facts.get(|| Ok::<_, CaseError>(self.keep_facts(&spaces, &recovery.processes, &pythons)))?;
+            let stages = (&*spaces, linux.as_ref().as_ref().ok(), pythons.as_deref());
+            let recovery = recover::models(dump, signatures, &frameworks, stages, &*options.observer)?;
+            if let Some(pythons) = &pythons {
+                python_facts.get(|| Ok::<_, CaseError>(self.keep_facts(&spaces, &recovery.processes, pythons)))?;
+            }
             Ok(recovery)
         })
     }

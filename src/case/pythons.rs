@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{CaseError, Spaces};
-use crate::addr::{FRAME_SIZE, VirtAddr};
+use crate::addr::VirtAddr;
 use crate::cpython::{self, Candidate, Interpreter, Layout, Sweeper, UnsoundOffset};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::PhysicalMemory;
@@ -17,9 +17,6 @@ pub(super) const TYPE_SIGNATURE: &str = "cpython.type";
 const DEBUG_OFFSETS: &str = "cpython.debug_offsets";
 /// The signature of the name of a module that every PyPy has.
 const PYPY_NAME: &str = "pypy.module_name";
-/// Page tables and mappings of a space per frame of the dump, and at least, before it is taken for hostile.
-const MAPPINGS_PER_FRAME: u64 = 4;
-const MIN_MAPPINGS: u64 = 1 << 16;
 /// Address spaces without room that are named one by one.
 const MAX_ROOTS_NAMED: usize = 8;
 /// Pythons that can't be read and that are named one by one.
@@ -66,8 +63,7 @@ impl Pythons {
             warnings.push(Diagnostic::new(Code::CopiedRoots, None, message));
         }
         let mut candidates = cpython::candidates(memory, &types, &distinct, &layouts);
-        let frames: u64 = memory.ranges().iter().map(|range| range.len() / FRAME_SIZE).sum();
-        let limit = MAPPINGS_PER_FRAME * frames + MIN_MAPPINGS;
+        let limit = spaces.mapping_limit();
         let mut others = other_pythons::python2(&mut candidates, signatures, limit);
         let pypy_names: Vec<Hit> = spaces.hits_of(signatures, |name| name == PYPY_NAME).collect();
         others.extend(other_pythons::pypys(&spaces.of_processes(), &pypy_names, limit));

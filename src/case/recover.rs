@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::headers::{self, HeaderCounts};
 use super::{CaseError, Pythons, Spaces};
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::cpython::{self, Interpreter, LayoutScore, LayoutSource};
-use crate::diagnostic::{Code, Diagnostic};
+use crate::diagnostic::{Address, Code, Diagnostic};
 use crate::digest::{self, Target};
 use crate::dump::{Addresses, Dump, PhysicalMemory, ProcessImage};
 use crate::framework::{Facts, Findings, Frameworks, ImportedFramework};
@@ -51,7 +52,7 @@ impl Recovery {
     }
 }
 
-/// A Python process.
+/// A process with Python, or with tensors that were found by their headers.
 pub struct Process {
     /// Root of its address space; `None` if the dump is a process image, which has no page tables.
     pub root: Option<PhysAddr>,
@@ -61,14 +62,8 @@ pub struct Process {
     pub pid: Option<u32>,
     /// Its command's name, where the dump says it.
     pub comm: Option<String>,
-    /// Address of `type`, and its physical address where addresses have one.
-    pub type_object: (VirtAddr, Option<PhysAddr>),
-    /// The interpreter's version as its `sys.version` says; `None` if that can't be read.
-    pub python_version: Option<String>,
-    /// Layout that reads its objects, with score and runner-up.
-    pub python_layout: (LayoutScore, Option<LayoutScore>),
-    /// Type objects in it.
-    pub type_count: usize,
+    /// The Python that runs in it; `None` where none was found, or it can't be read.
+    pub python: Option<PythonProcess>,
     /// The machine-learning frameworks that it has imported, by name.
     pub frameworks: Vec<ImportedFramework>,
     /// What those that are read say of themselves, and how their tensors were read.
@@ -81,9 +76,54 @@ pub struct Process {
     pub shared_models: Vec<String>,
     /// Its tensors and arrays that belong to no model; one that several processes share is listed with the first.
     pub standalone: StandaloneTensors,
+    /// How the tensors that its headers give compare with those that Python leads to; `None` where no header was found.
+    pub headers: Option<HeaderCounts>,
+}
+
+/// The Python of a process.
+#[derive(Clone, Debug)]
+pub struct PythonProcess {
+    /// Address of `type`, and its physical address where addresses have one.
+    pub type_object: (VirtAddr, Option<PhysAddr>),
+    /// The version that its `sys.version` says; `None` if that can't be read.
+    pub version: Option<String>,
+    /// Layout that reads its objects, with score and runner-up.
+    pub layout: (LayoutScore, Option<LayoutScore>),
+    /// Type objects in it.
+    pub type_count: usize,
 }
 
 impl Process {
+    /// A process of which only its address space is known.
+    pub(super) fn new(root: Option<PhysAddr>, levels: Option<u8>) -> Self {
+        Self {
+            root,
+            levels,
+            pid: None,
+            comm: None,
+            python: None,
+            frameworks: Vec::new(),
+            facts: Facts::default(),
+            module_count: 0,
+            models: Vec::new(),
+            shared_models: Vec::new(),
+            standalone: StandaloneTensors::default(),
+            headers: None,
+        }
+    }
+
+    /// What warnings call it, and an address of it.
+    fn in_words(&self) -> (String, Option<Address>) {
+        match (&self.python, self.root) {
+            (Some(python), _) => {
+                let at = python.type_object.0;
+                (format!("the process with `type` at {at}"), Some(at.into()))
+            }
+            (None, Some(root)) => (format!("the process with the page tables at {root}"), Some(root.into())),
+            (None, None) => ("the process".to_owned(), None),
+        }
+    }
+
     /// Its address space in the memory that was searched.
     pub fn space(&self, memory: &Arc<PhysicalMemory>, mmu: &Arc<Mmu>) -> AddressSpace {
         match (self.root, self.levels) {
@@ -107,22 +147,25 @@ pub fn recover(
     let frameworks = Frameworks::new(signatures)?;
     let wanted = |interpreter: &Interpreter| frameworks.wanted_types(interpreter);
     let pythons = Pythons::find(&spaces, signatures, backend, wanted, observer)?;
-    models(dump, &frameworks, (&spaces, None, &pythons), observer)
+    models(dump, signatures, &frameworks, (&spaces, None, Some(&pythons)), observer)
 }
 
-/// The models of interpreters that were found with [`Frameworks::wanted_types`].
+/// The models of interpreters that were found with [`Frameworks::wanted_types`], and those of tensors that have no other owner.
 ///
 /// # Errors
 /// The dump can no longer be read.
 pub(crate) fn models(
     dump: &Dump,
+    signatures: &Signatures,
     frameworks: &Frameworks,
-    (spaces, machine, pythons): (&Spaces, Option<&Machine>, &Pythons),
+    (spaces, machine, pythons): (&Spaces, Option<&Machine>, Option<&Pythons>),
     observer: &dyn Observer,
 ) -> Result<Recovery, CaseError> {
     let memory: &PhysicalMemory = &spaces.memory;
-    let mut warnings: Vec<Diagnostic> = spaces.warnings.iter().chain(&pythons.warnings).cloned().collect();
-    let mut processes = self::processes(frameworks, pythons);
+    let of_pythons = pythons.iter().flat_map(|pythons| &pythons.warnings);
+    let mut warnings: Vec<Diagnostic> = spaces.warnings.iter().chain(of_pythons).cloned().collect();
+    let mut processes = pythons.map(|pythons| self::processes(frameworks, pythons)).unwrap_or_default();
+    headers::add(&mut processes, frameworks, spaces, signatures);
     if let Addresses::Virtual(ProcessImage { pid, comm, .. }) = &dump.addresses {
         for process in &mut processes {
             (process.pid, process.comm) = (*pid, comm.clone());
@@ -137,18 +180,20 @@ pub(crate) fn models(
     warnings.extend(processes.iter().filter_map(inferred_python));
     warnings.extend(processes.iter().filter_map(|process| {
         let tensors = process.models.iter().map(|model| model.tensors.len()).sum();
-        process.facts.warnings(process.type_object.0, tensors)
+        let (name, address) = process.in_words();
+        process.facts.warnings((&name, address), tensors)
     }));
     let standalone = processes.iter_mut().flat_map(|process| &mut process.standalone.found);
     warnings.extend(model::limit(standalone, memory.size()));
     model::limit_models(processes.iter_mut().flat_map(|process| &mut process.models), memory.size());
 
     let count = processes.iter().map(|process| process.models.len()).sum();
+    let space = |process: &Process| process.space(&spaces.memory, &spaces.mmu);
+    let spaces_of_them: Vec<AddressSpace> = processes.iter().map(space).collect();
     let targets = processes.iter_mut().map(|process| {
         let models = process.models.iter_mut().flat_map(|model| Target::of_model(model, count));
         models.chain(Target::standalone(&mut process.standalone.found)).collect()
     });
-    let spaces_of_them = pythons.interpreters.iter().map(|interpreter| interpreter.space().clone());
     digest::tensors(targets.zip(spaces_of_them), memory.size(), observer);
     memory.check()?;
     join_sightings(&mut processes);
@@ -163,7 +208,7 @@ pub(crate) fn models(
         mmu: Arc::clone(&spaces.mmu),
         discovery: spaces.discovery.clone(),
         processes,
-        other_pythons: pythons.others.clone(),
+        other_pythons: pythons.map(|pythons| pythons.others.clone()).unwrap_or_default(),
         warnings,
     })
 }
@@ -181,35 +226,36 @@ fn describe(interpreter: &Interpreter, frameworks: &Frameworks, plain_header: i6
     let Findings { imported, facts, module_count, models, standalone } =
         frameworks.read(interpreter, &modules, plain_header);
     let type_at = interpreter.space().translate(interpreter.type_object).ok().map(|found| found.pa);
-    Process {
-        root: interpreter.space().root(),
-        levels: interpreter.space().levels(),
-        pid: None,
-        comm: None,
-        type_object: (interpreter.type_object, type_at.filter(|_| interpreter.space().root().is_some())),
-        python_version: cpython::python_version(&interpreter.objects(), &modules),
-        python_layout: interpreter.scores.clone(),
+    let type_object = (interpreter.type_object, type_at.filter(|_| interpreter.space().root().is_some()));
+    let python = PythonProcess {
+        type_object,
+        version: cpython::python_version(&interpreter.objects(), &modules),
+        layout: interpreter.scores.clone(),
         type_count: interpreter.types.len(),
+    };
+    Process {
+        python: Some(python),
         frameworks: imported,
         facts,
         module_count,
         models,
-        shared_models: Vec::new(),
         standalone,
+        ..Process::new(interpreter.space().root(), interpreter.space().levels())
     }
 }
 
 /// Says so if the layout of an interpreter is no known one.
 fn inferred_python(process: &Process) -> Option<Diagnostic> {
-    let LayoutScore { version, source, changes, readable, sampled, .. } = &process.python_layout.0;
+    let python = process.python.as_ref()?;
+    let LayoutScore { version, source, changes, readable, sampled, .. } = &python.layout.0;
     (*source == LayoutSource::Inferred).then(|| {
         let message = format!(
             "no layout file fits the CPython with `type` at {}: a layout inferred from the one for {version} ({} \
              changed) reads {readable} of {sampled} classes; recovery.json lists the changes",
-            process.type_object.0,
+            python.type_object.0,
             counted(changes.len(), "number", "numbers")
         );
-        Diagnostic::new(Code::InferredPythonLayout, Some(process.type_object.0.into()), message)
+        Diagnostic::new(Code::InferredPythonLayout, Some(python.type_object.0.into()), message)
     })
 }
 

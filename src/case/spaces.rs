@@ -28,6 +28,10 @@ const MAX_KEPT_HITS: usize = 1 << 20;
 /// like one can be there more often: a dump of Linux 5.10 has frames with over 16 of them.
 const MAX_HITS_PER_FRAME: usize = 64;
 
+/// Page tables and mappings of a space per frame of the dump, and at least, before it is taken for hostile.
+const MAPPINGS_PER_FRAME: u64 = 4;
+const MIN_MAPPINGS: u64 = 1 << 16;
+
 /// What the one pass over a dump found, and the address spaces in it.
 pub struct Spaces {
     /// The memory of the dump, with the addresses that are used; for a file without headers they were determined from
@@ -123,6 +127,12 @@ impl Spaces {
         });
         let copies = count - all.len();
         (all, copies)
+    }
+
+    /// Page tables and mappings together that a space may have before it is taken for hostile.
+    pub(super) fn mapping_limit(&self) -> u64 {
+        let frames: u64 = self.memory.ranges().iter().map(|range| range.len() / FRAME_SIZE).sum();
+        MAPPINGS_PER_FRAME * frames + MIN_MAPPINGS
     }
 
     /// The roots of the spaces that have the same user memory as the one with this root: that one first.

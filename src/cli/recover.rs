@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::Args;
-use tensorcarve::case::{Case, Spaces};
+use tensorcarve::case::{Case, HeaderCounts, Options, Spaces};
 use tensorcarve::cpython::Change;
 use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::dump::{Dump, Format, Source};
 use tensorcarve::other_pythons::{OtherPython, OtherPythonKind};
 use tensorcarve::paging::SpaceKind;
-use tensorcarve::recover::Recovery;
+use tensorcarve::recover::{PythonProcess, Recovery};
 use tensorcarve::report::{self, OutputFolder, Run};
 use tensorcarve::scan::SelectedBackend;
 use tensorcarve::signature::Signatures;
@@ -68,6 +68,9 @@ pub(super) struct RecoverArgs {
     work: WorkArgs,
     #[command(flatten)]
     index: IndexArgs,
+    /// Find tensors by their headers alone, as if no Python could be read
+    #[arg(long)]
+    without_python: bool,
     /// Do not compute the SHA-256 of the dump file for the manifest
     #[arg(long)]
     no_hash: bool,
@@ -92,7 +95,8 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let (mut times, mut hashed, mut unhashed) = (Vec::new(), None, None);
     let (case, recovery, choice) = in_pool(args.work.threads, || -> Result<_, Failure> {
         dump.fill(&args.mapped.files())?;
-        let case = Case::new(dump, signatures, case_options(&args.work, &args.index, &progress));
+        let options = case_options(&args.work, &args.index, &progress);
+        let case = Case::new(dump, signatures, Options { without_python: args.without_python, ..options });
         let (choice, recovery) = (case.backend()?, case.recovery()?);
         let threads = rayon::current_num_threads();
         report::write(folder, case.dump(), &recovery, &*progress, || {
@@ -210,34 +214,37 @@ fn print_summary(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_di
 }
 
 fn print_layouts(process: &tensorcarve::recover::Process) {
-    let (best, next) = &process.python_layout;
-    let next = next.as_ref().map_or(String::new(), |next| format!(" (next best: {}, {})", next.version, next.readable));
-    print_message(&format!(
-        "process {}: the layout for CPython {} ({}) reads {} of {} types{next}",
-        report::process_name(process),
-        best.version,
-        best.source,
-        best.readable,
-        best.sampled
-    ));
+    let name = report::process_name(process);
+    let next_best = |version: &str, readable: usize| format!(" (next best: {version}, {readable})");
+    if let Some(PythonProcess { layout: (best, next), .. }) = &process.python {
+        let next = next.as_ref().map_or(String::new(), |next| next_best(&next.version, next.readable));
+        print_message(&format!(
+            "process {name}: the layout for CPython {} ({}) reads {} of {} types{next}",
+            best.version, best.source, best.readable, best.sampled
+        ));
+    }
     let torch_layout = process.facts.torch.as_ref().and_then(|torch| torch.layout.as_ref());
     if let Some((best, next)) = torch_layout {
-        let next =
-            next.as_ref().map_or(String::new(), |next| format!(" (next best: {}, {})", next.version, next.readable));
+        let next = next.as_ref().map_or(String::new(), |next| next_best(&next.version, next.readable));
         print_message(&format!(
-            "process {}: the layout {} PyTorch {} reads {} of {} tensors{next}",
-            report::process_name(process),
+            "process {name}: the layout {} PyTorch {} reads {} of {} tensors{next}",
             if best.inferred { "inferred from" } else { "for" },
             best.version,
             best.readable,
             best.tried
         ));
     }
+    if let Some(HeaderCounts { found, of_python, differing, not_found }) = process.headers {
+        print_message(&format!(
+            "process {name}: {found} tensors found by their headers, {of_python} of them through Python as well, of which              {differing} read differently; {not_found} found through Python alone"
+        ));
+    }
+    let of_python = process.python.iter().flat_map(|python| &python.layout.0.changes);
     let of_torch = torch_layout.iter().flat_map(|(best, _)| &best.changes);
-    for Change { number, from, to } in best.changes.iter().chain(of_torch) {
+    for Change { number, from, to } in of_python.chain(of_torch) {
         let in_words = |value: &Option<i64>| value.map_or_else(|| "absent".to_owned(), |value| value.to_string());
         let (from, to) = (in_words(from), in_words(to));
-        print_message(&format!("process {}: {number} is {to} instead of {from}", report::process_name(process)));
+        print_message(&format!("process {name}: {number} is {to} instead of {from}"));
     }
 }
 
@@ -245,7 +252,7 @@ fn print_layouts(process: &tensorcarve::recover::Process) {
 fn print_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
     let spaces = &recovery.discovery.spaces;
     let of_processes = spaces.iter().filter(|space| space.kind == SpaceKind::Process).count();
-    let python = recovery.processes.len();
+    let python = recovery.processes.iter().filter(|process| process.python.is_some()).count();
     let torch = recovery.processes.iter().filter(|process| process.facts.torch.is_some()).count();
     let is_image = dump.addresses.process().is_some();
     let searched = match is_image {

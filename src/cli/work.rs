@@ -50,7 +50,7 @@ pub(super) fn open_source(source: Source, input: &InputArgs, progress: &Progress
 
 /// How a verb works on its case.
 pub(super) fn case_options(work: &WorkArgs, index: &IndexArgs, progress: &Arc<Progress>) -> Options {
-    Options { backend: work.backend, observer: Arc::clone(progress) as _, index: index.index() }
+    Options { backend: work.backend, observer: Arc::clone(progress) as _, index: index.index(), ..Options::default() }
 }
 
 /// That the GPU failed on the way, if it did.

@@ -9,11 +9,9 @@ use super::candidate::Candidate;
 use super::references::References;
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
-use crate::paging::ReverseMap;
+use crate::paging::{ReverseMap, data_mappings};
 use crate::scan::{Backend, FrameSlots, PointerSet, TypeSlot, sweep, sweep_slots, type_slots};
 
-/// Spaces that may use up what is granted to each; real ones need a small part of it.
-const SPACES_AT_LIMIT: u64 = 16;
 /// Addresses of one space under which a slot is looked at: a hostile space maps a frame a million times.
 const MAX_ALIASES: usize = 16;
 
@@ -34,21 +32,11 @@ impl Sweeper {
     /// `limit` bounds the page tables that are read and the mappings that are kept of each space, so that
     /// a hostile one hides no other; spaces that exceed it are left out and named in the second value.
     pub fn new(memory: PhysicalMemory, backend: Backend, candidates: &[Candidate], limit: u64) -> (Self, Vec<usize>) {
-        let mut left = limit.saturating_mul(SPACES_AT_LIMIT);
-        let mut mapped = Vec::new();
-        let mut left_out = Vec::new();
+        // Objects are data; code is most of what a process maps.
+        let (mapped, left_out) = data_mappings(candidates.iter().map(|candidate| &candidate.space), limit);
         let mut types = VirtAddr(u64::MAX)..=VirtAddr(0);
-        for (index, candidate) in candidates.iter().enumerate() {
-            let granted = limit.min(left);
-            let mut budget = granted;
-            let mappings = candidate.space.user_mappings(&mut budget);
-            left -= granted - budget;
-            let Some(mut mappings) = mappings else {
-                left_out.push(index);
-                continue;
-            };
-            // Objects are data; code is most of what a process maps.
-            mappings.retain(|mapping| !mapping.executable);
+        for (index, mappings) in &mapped {
+            let Some(candidate) = candidates.get(*index) else { continue };
             // Types are objects too: they lie where something is mapped.
             let (first, last) = (mappings.first(), mappings.last());
             let first = first.map_or(candidate.type_object, |first| candidate.type_object.min(first.va));
@@ -58,7 +46,6 @@ impl Sweeper {
             // One can begin just before the page that its own type stands in.
             let first = VirtAddr(first.0.saturating_sub(FRAME_SIZE));
             types = first.min(*types.start())..=last.max(*types.end());
-            mapped.push((index, mappings));
         }
         let reverse = ReverseMap::new(mapped);
         let layouts = candidates.iter().flat_map(|candidate| &candidate.layouts);

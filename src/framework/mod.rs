@@ -8,18 +8,19 @@ mod attributes;
 mod describe;
 pub mod numpy;
 mod referrers;
-mod standalone;
+pub(crate) mod standalone;
 pub mod torch;
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::addr::VirtAddr;
+use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{self, Builtins, Holders, Interpreter, Modules, Objects};
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Address, Diagnostic};
 use crate::layout::LayoutError;
 use crate::model::{self, Model, StandaloneTensors};
+use crate::paging::AddressSpace;
 use crate::signature::Signatures;
 use crate::tensor::{ArrayInfo, TensorInfo};
 
@@ -47,6 +48,16 @@ trait Framework: Send + Sync {
 
     /// The types of an interpreter whose instances it reads, as far as they are known by now; `modules` are the imported ones.
     fn wanted_types(&self, interpreter: &Interpreter, modules: &Modules) -> BTreeSet<VirtAddr>;
+
+    /// What the names of the signatures of its tensors' headers begin with; `None` where it has none.
+    fn header_signatures(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The tensors of an address space that some of those addresses are the headers of; `None` where there are none.
+    fn headers<'a>(&'a self, _space: &'a AddressSpace, _addresses: &[VirtAddr]) -> Option<Box<dyn Headers + 'a>> {
+        None
+    }
 
     /// A reader of what it has in an interpreter.
     fn reader<'a>(&'a self, context: Context<'a>) -> Box<dyn Reader + 'a>;
@@ -76,6 +87,22 @@ trait Reader {
 
     /// Adds what it says of itself.
     fn describe(&self, facts: &mut Facts);
+}
+
+/// The tensors of one address space that were found by their headers, whoever holds them. Their bytes are not read.
+pub(crate) trait Headers: Send + Sync {
+    /// The tensors, sorted by the address of their headers.
+    fn tensors(&self) -> &[HeaderTensor];
+
+    /// Adds how they were read.
+    fn describe(&self, facts: &mut Facts);
+}
+
+/// A tensor that was found by its header.
+pub(crate) struct HeaderTensor {
+    pub(crate) info: TensorInfo,
+    /// The header of its gradient, if it has one.
+    pub(crate) gradient: Option<VirtAddr>,
 }
 
 /// The headers of a tensor or an array.
@@ -108,12 +135,9 @@ impl Context<'_> {
         cpython::attribute_str(&self.objects, *self.modules.get(module)?, name)
     }
 
-    /// The name of a tensor or an array that belongs to no model.
-    fn standalone_name(&self, address: VirtAddr) -> String {
-        match self.interpreter.space().root() {
-            Some(root) => format!("{root}.{address}"),
-            None => address.to_string(),
-        }
+    /// The root of the interpreter's address space; `None` in the image of a process.
+    fn root(&self) -> Option<PhysAddr> {
+        self.interpreter.space().root()
     }
 }
 
@@ -132,9 +156,9 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Warnings that concern the process with `type` at that address, whose models have so many tensors.
-    pub(crate) fn warnings(&self, type_object: VirtAddr, tensors: usize) -> Option<Diagnostic> {
-        self.torch.as_ref()?.warning(type_object, tensors)
+    /// Warnings that concern a process, which is called so and known by that address, and whose models have so many tensors.
+    pub(crate) fn warnings(&self, process: (&str, Option<Address>), tensors: usize) -> Option<Diagnostic> {
+        self.torch.as_ref()?.warning(process, tensors)
     }
 }
 
@@ -171,6 +195,23 @@ impl Frameworks {
     /// A layout lacks a number or a table that the code needs.
     pub(crate) fn new(signatures: &Signatures) -> Result<Self, LayoutError> {
         Ok(Self(vec![Box::new(torch::Torch::new(signatures)?), Box::new(numpy::Numpy::new(signatures)?)]))
+    }
+
+    /// What the names of signatures of tensors' headers begin with, one for each framework that has some.
+    pub(crate) fn header_signatures(&self) -> impl Iterator<Item = &'static str> {
+        self.0.iter().filter_map(|framework| framework.header_signatures())
+    }
+
+    /// The tensors of an address space that some of those addresses are the headers of. The addresses are those of hits of the
+    /// signatures whose names begin with `signatures`.
+    pub(crate) fn headers<'a>(
+        &'a self,
+        signatures: &str,
+        space: &'a AddressSpace,
+        addresses: &[VirtAddr],
+    ) -> Option<Box<dyn Headers + 'a>> {
+        let framework = self.0.iter().find(|framework| framework.header_signatures() == Some(signatures))?;
+        framework.headers(space, addresses)
     }
 
     /// The types whose instances models and tensors are made of, as far as they are known by now.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::attributes::attach_to_standalone;
 use super::{Context, NetworkModule, Reader, referrers};
-use crate::addr::VirtAddr;
+use crate::addr::{PhysAddr, VirtAddr};
 use crate::cpython::{Holders, Interpreter};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::model::{Model, StandaloneTensor, StandaloneTensors};
@@ -12,6 +12,11 @@ use crate::tensor::TensorInfo;
 
 /// Objects of one process that are read.
 const MAX_OBJECTS: usize = 1 << 18;
+
+/// The name of a tensor or an array that belongs to no model: the root of its address space, if that has one, and its address.
+pub(crate) fn name(root: Option<PhysAddr>, address: VirtAddr) -> String {
+    root.map_or_else(|| address.to_string(), |root| format!("{root}.{address}"))
+}
 
 /// The tensors and arrays of one framework that belong to no model.
 #[derive(Default)]
@@ -86,7 +91,7 @@ pub(super) fn find<'a>(
     for found in &mut all.found {
         found.referrers.append(&mut referrers.remove(&found.tensor.object).unwrap_or_default());
     }
-    all.found.sort_by_key(|found| (found.array.is_some(), found.tensor.object, found.tensor.name.clone()));
+    all.sort();
     all
 }
 

@@ -43,3 +43,10 @@ pub struct StandaloneTensors {
     /// What was left out.
     pub warnings: Vec<Diagnostic>,
 }
+
+impl StandaloneTensors {
+    /// Puts them in their order.
+    pub(crate) fn sort(&mut self) {
+        self.found.sort_by_key(|found| (found.array.is_some(), found.tensor.object, found.tensor.name.clone()));
+    }
+}

@@ -20,7 +20,7 @@ pub use cached::Cached;
 pub use encryption::find_spaces;
 pub use pages::Residency;
 pub use placement::{Placement, infer_ranges};
-pub use reverse::ReverseMap;
+pub use reverse::{ReverseMap, data_mappings};
 pub use roots::{Attempt, Discovery, Pointers, Space, SpaceKind, discover};
 pub use space::{AddressSpace, Fault, Mapping, Translation, VirtualMemory};
 pub(crate) use swap_cache::{PAGE_STRUCT_SIZE, page_struct_arrays};

@@ -2,8 +2,35 @@
 
 use std::ops::Range;
 
-use super::space::Mapping;
+use super::space::{AddressSpace, Mapping};
 use crate::addr::{PhysAddr, VirtAddr};
+
+/// Spaces that may use up what is granted to each; real ones need a small part of it.
+const SPACES_AT_LIMIT: u64 = 16;
+
+/// The mappings of the user halves of spaces without those of code, each with the position of its space; and the positions of
+/// spaces that have more than `limit` page tables and mappings, so that a hostile one hides no other.
+pub fn data_mappings<'s>(
+    spaces: impl IntoIterator<Item = &'s AddressSpace>,
+    limit: u64,
+) -> (Vec<(usize, Vec<Mapping>)>, Vec<usize>) {
+    let mut left = limit.saturating_mul(SPACES_AT_LIMIT);
+    let (mut mapped, mut left_out) = (Vec::new(), Vec::new());
+    for (index, space) in spaces.into_iter().enumerate() {
+        let granted = limit.min(left);
+        let mut budget = granted;
+        let mappings = space.user_mappings(&mut budget);
+        left -= granted - budget;
+        match mappings {
+            Some(mut mappings) => {
+                mappings.retain(|mapping| !mapping.executable);
+                mapped.push((index, mappings));
+            }
+            None => left_out.push(index),
+        }
+    }
+    (mapped, left_out)
+}
 
 /// Mappings of several spaces, ordered by physical address.
 #[derive(Clone, Debug, Default)]

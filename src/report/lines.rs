@@ -29,7 +29,7 @@ pub fn print_jsonl(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
             let line = ModelLine {
                 root: process.root,
                 pid: process.pid,
-                python: process.python_version.as_deref(),
+                python: process.python.as_ref().and_then(|python| python.version.as_deref()),
                 torch: process.facts.torch.as_ref().and_then(|torch| torch.version.as_deref()),
                 model: ModelRow::new(model),
             };

@@ -1,14 +1,15 @@
-//! A Python process as the documents describe it.
+//! A process as the documents describe it.
 
 use serde::Serialize;
 
 use super::model::ModelRow;
 use crate::addr::{PhysAddr, VirtAddr};
+use crate::case::HeaderCounts;
 use crate::cpython::{Change, LayoutScore, LayoutSource};
 use crate::framework::torch::{self, TensorScore};
-use crate::recover::Process;
+use crate::recover::{Process, PythonProcess};
 
-/// A Python process.
+/// A process.
 #[derive(Serialize)]
 pub(super) struct ProcessRow<'a> {
     root: Option<PhysAddr>,
@@ -16,7 +17,8 @@ pub(super) struct ProcessRow<'a> {
     // From the image of a process. Of a machine the operating system would tell, which is not read: null, never guessed.
     pid: Option<u32>,
     comm: Option<&'a str>,
-    python: PythonRow<'a>,
+    /// Of a process in which no Python was found, or none that can be read: null.
+    python: Option<PythonRow<'a>>,
     torch: Option<TorchRow<'a>>,
     modules: usize,
     models: Vec<ModelRow<'a>>,
@@ -24,6 +26,7 @@ pub(super) struct ProcessRow<'a> {
     /// Tensors and arrays that belong to no model, which `tensors.json` lists.
     other_tensors: usize,
     arrays: usize,
+    headers: Option<HeaderCounts>,
 }
 
 #[derive(Serialize)]
@@ -84,6 +87,20 @@ impl<'a> PythonLayout<'a> {
     }
 }
 
+impl<'a> PythonRow<'a> {
+    fn new(python: &'a PythonProcess) -> Self {
+        let (best, next) = &python.layout;
+        let runner_up = next.as_ref().map(PythonLayout::new).map(Box::new);
+        Self {
+            version: python.version.as_deref(),
+            type_object: python.type_object.0,
+            type_object_physical: python.type_object.1,
+            types: python.type_count,
+            layout: PythonLayout { runner_up: Some(runner_up), ..PythonLayout::new(best) },
+        }
+    }
+}
+
 impl<'a> TorchRow<'a> {
     fn new(facts: &'a torch::Facts) -> Self {
         let layout = facts.layout.as_ref().map(|(best, next)| {
@@ -117,28 +134,20 @@ impl<'a> TorchLayout<'a> {
 
 impl<'a> ProcessRow<'a> {
     pub(super) fn new(process: &'a Process) -> Self {
-        let (best, next) = &process.python_layout;
-        let runner_up = next.as_ref().map(PythonLayout::new).map(Box::new);
-        let python_layout = PythonLayout { runner_up: Some(runner_up), ..PythonLayout::new(best) };
         let arrays = process.standalone.found.iter().filter(|found| found.array.is_some()).count();
         Self {
             root: process.root,
             levels: process.levels,
             pid: process.pid,
             comm: process.comm.as_deref(),
-            python: PythonRow {
-                version: process.python_version.as_deref(),
-                type_object: process.type_object.0,
-                type_object_physical: process.type_object.1,
-                types: process.type_count,
-                layout: python_layout,
-            },
+            python: process.python.as_ref().map(PythonRow::new),
             torch: process.facts.torch.as_ref().map(TorchRow::new),
             modules: process.module_count,
             models: process.models.iter().map(ModelRow::new).collect(),
             shared_models: &process.shared_models,
             other_tensors: process.standalone.found.len() - arrays,
             arrays,
+            headers: process.headers,
         }
     }
 }

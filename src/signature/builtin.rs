@@ -5,6 +5,7 @@ pub(super) static SIGNATURES: &[(&str, &str)] = &[
     ("signatures/cpython.toml", include_str!("../../signatures/cpython.toml")),
     ("signatures/linux.toml", include_str!("../../signatures/linux.toml")),
     ("signatures/pypy.toml", include_str!("../../signatures/pypy.toml")),
+    ("signatures/pytorch.toml", include_str!("../../signatures/pytorch.toml")),
     ("signatures/x86_64.toml", include_str!("../../signatures/x86_64.toml")),
 ];
 

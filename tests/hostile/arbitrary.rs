@@ -107,7 +107,7 @@ proptest! {
         let sample = torch::Sample { tensors: &tensors, ..Default::default() };
         if let Some((chosen, best, _)) = torch::select_layout(&torch_layouts, objects.memory(), &sample) {
             prop_assert!(best.readable > 0 && best.readable <= best.tried);
-            let read = tensors.iter().filter_map(|at| chosen.read(&objects, *at).ok());
+            let read = tensors.iter().filter_map(|at| chosen.read(objects.memory(), *at).ok());
             for elements in read.filter_map(|info| info.elements()) {
                 check_elements(&memory, &elements)?;
             }

@@ -4,7 +4,7 @@ mod array;
 
 use std::collections::BTreeSet;
 
-use super::standalone::{Found, Listed, instances};
+use super::standalone::{self, Found, Listed, instances};
 use super::{Context, Facts, Framework, Header, Reader, module_item};
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Modules};
@@ -94,7 +94,7 @@ impl Reader for Arrays<'_> {
                 && let Ok(info) = reader.read(&objects, object)
             {
                 undecided_count += usize::from(info.is_undecided);
-                let array = NamedTensor::array(self.context.standalone_name(object), object);
+                let array = NamedTensor::array(standalone::name(self.context.root(), object), object);
                 let problem = match &info {
                     info if info.is_undecided => Some(array.diagnostic(Code::UndecidedLayout, &undecided)),
                     info if info.holds_objects => {

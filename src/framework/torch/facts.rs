@@ -1,8 +1,7 @@
 //! What PyTorch says of itself, and how its tensors were read.
 
 use super::tensor::TensorScore;
-use crate::addr::VirtAddr;
-use crate::diagnostic::{Code, Diagnostic};
+use crate::diagnostic::{Address, Code, Diagnostic};
 use crate::words::counted;
 
 /// What is known of the PyTorch of a process.
@@ -18,13 +17,16 @@ pub struct Facts {
 
 impl Facts {
     /// A warning if no layout file reads the tensors of a process, or if several do and disagree. Its models have so many tensors.
-    pub(in crate::framework) fn warning(&self, type_object: VirtAddr, tensors: usize) -> Option<Diagnostic> {
-        let place = type_object;
-        let warning = |code, message| Diagnostic::new(code, Some(place.into()), message);
+    pub(in crate::framework) fn warning(
+        &self,
+        (process, place): (&str, Option<Address>),
+        tensors: usize,
+    ) -> Option<Diagnostic> {
+        let warning = |code, message| Diagnostic::new(code, place, message);
         let Some((score, _)) = &self.layout else {
             return (tensors > 0).then(|| {
                 let message = format!(
-                    "no layout file fits the PyTorch of the process with `type` at {place}, and none could be inferred \
+                    "no layout file fits the PyTorch of {process}, and none could be inferred \
                      from its {tensors} tensors"
                 );
                 warning(Code::NoTensorLayout, message)
@@ -33,7 +35,7 @@ impl Facts {
         let TensorScore { readable, tried, standalone, version, inferred, changes, rivals, .. } = score;
         if *inferred {
             let message = format!(
-                "no layout file fits the PyTorch of the process with `type` at {place}: a layout inferred from the one \
+                "no layout file fits the PyTorch of {process}: a layout inferred from the one \
                  for {version} ({} changed) reads {readable} of {tried} tensors; recovery.json lists the changes",
                 counted(changes.len(), "number", "numbers")
             );
@@ -41,7 +43,7 @@ impl Facts {
         }
         if !rivals.is_empty() {
             let message = format!(
-                "the layouts for PyTorch {version} and {} fit the tensors of the process with `type` at {place} \
+                "the layouts for PyTorch {version} and {} fit the tensors of {process} \
                  equally well: what they read differently is left out",
                 rivals.join(" and ")
             );
@@ -49,7 +51,7 @@ impl Facts {
         }
         (*readable + *standalone == 0 && *tried > 0).then(|| {
             let message = format!(
-                "no layout file reads any of the {tried} tensors of the process with `type` at {place}, and they are \
+                "no layout file reads any of the {tried} tensors of {process}, and they are \
                  too few or too damaged to infer a layout; each tensor's problem is stated according to the layout for \
                  {version}, the nearest to its PyTorch version"
             );

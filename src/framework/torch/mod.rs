@@ -6,6 +6,7 @@
 
 mod extra;
 mod facts;
+mod headers;
 mod module;
 mod optimizer;
 mod problem;
@@ -15,13 +16,14 @@ mod tree;
 
 use std::collections::BTreeSet;
 
-use super::standalone::{Found, Listed, instances};
-use super::{Context, Framework, Header, NetworkModule, Reader, module_item};
+use super::standalone::{self, Found, Listed, instances};
+use super::{Context, Framework, Header, Headers, NetworkModule, Reader, module_item};
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Modules};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::layout::LayoutError;
 use crate::model::{Model, NamedTensor, Referrer, StandaloneTensor, TensorKind};
+use crate::paging::AddressSpace;
 use crate::signature::Signatures;
 use crate::tensor::Form;
 
@@ -121,6 +123,14 @@ impl Framework for Torch {
         [modules, optimizers, tensors, scripts].into_iter().flatten().chain(unread).collect()
     }
 
+    fn header_signatures(&self) -> Option<&'static str> {
+        Some(headers::SIGNATURES)
+    }
+
+    fn headers<'a>(&'a self, space: &'a AddressSpace, addresses: &[VirtAddr]) -> Option<Box<dyn Headers + 'a>> {
+        Some(Box::new(headers::TorchHeaders::read(self, space, addresses)?))
+    }
+
     fn reader<'a>(&'a self, context: Context<'a>) -> Box<dyn Reader + 'a> {
         let Context { interpreter, objects, builtins, .. } = context;
         let types = WantedTypes::new(interpreter, context.modules);
@@ -171,8 +181,8 @@ impl Torch {
         let standalone: Vec<VirtAddr> = standalone.into_iter().filter(|object| !known.contains(object)).collect();
         let sample = Sample { tensors: &tensors, standalone: &standalone, headers, version };
         let (layout, best, next) = select_layout(&layouts, objects.memory(), &sample)?;
-        let layout =
-            layout.into_owned().with_keys(&self.key_tables, objects.memory(), &tensors, version, best.inferred);
+        let impls = layout.impls(objects.memory(), &tensors);
+        let layout = layout.into_owned().with_keys(&self.key_tables, objects.memory(), &impls, version, best.inferred);
         Some((layout, (best, next)))
     }
 }
@@ -226,7 +236,8 @@ impl Reader for Networks<'_> {
                 continue;
             }
             let found = if sound.is_some() { &mut all.readable } else { &mut all.unreadable };
-            let tensor = NamedTensor::new(self.context.standalone_name(object), TensorKind::Other, object, read);
+            let tensor =
+                NamedTensor::new(standalone::name(self.context.root(), object), TensorKind::Other, object, read);
             found.push(StandaloneTensor::new(NamedTensor { class, ..tensor }));
         }
         let mut gradients = Vec::new();
@@ -235,7 +246,7 @@ impl Reader for Networks<'_> {
                 && listed.add(&grad)
             {
                 let address = if grad.object.0 == 0 { grad.header } else { grad.object };
-                let name = self.context.standalone_name(address);
+                let name = standalone::name(self.context.root(), address);
                 let tensor = NamedTensor::new(name, TensorKind::Other, grad.object, Ok(grad));
                 let referrers = vec![Referrer::GradientOf { object: of.object }];
                 gradients.push(StandaloneTensor { referrers, ..StandaloneTensor::new(tensor) });

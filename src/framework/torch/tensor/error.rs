@@ -31,13 +31,11 @@ pub enum Contradiction {
     /// The `TensorImpl` of a Python object names another Python object.
     #[error("its TensorImpl belongs to the object at {0}")]
     OtherObject(VirtAddr),
-    /// The Python object of a `TensorImpl` names another `TensorImpl`.
-    #[error("the Python object of its TensorImpl at {tensor_impl} belongs to another TensorImpl, at {other}")]
-    OtherTensorImpl {
+    /// The Python object of a `TensorImpl` does not name it.
+    #[error("the Python object of its TensorImpl at {tensor_impl} does not belong to that")]
+    NotInObject {
         /// The tensor's own.
         tensor_impl: VirtAddr,
-        /// The one that its Python object names.
-        other: VirtAddr,
     },
     /// The number of dimensions is beyond PyTorch's limit.
     #[error("it has more dimensions than a tensor can have")]

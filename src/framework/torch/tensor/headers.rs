@@ -3,11 +3,16 @@
 use super::error::{Contradiction, TensorError};
 use super::layout::Layout;
 use crate::addr::VirtAddr;
+use crate::layout::Structure;
 use crate::paging::VirtualMemory;
 use crate::tensor::{ScalarType, TensorInfo};
 
+/// Bytes of a Python object among which its pointer to the tensor lies, in every build.
+const OBJECT_BYTES: u64 = 64;
+
 impl Layout {
-    /// Reads a tensor by its `TensorImpl`. Where that names a Python object that owns it, the object must name it in turn.
+    /// Reads a tensor by its `TensorImpl`. Where that names a Python object that owns it, the object must name it in turn, if it can
+    /// be read: where in the object depends on how Python was built, so any of its first words will do.
     ///
     /// # Errors
     /// As [`Layout::read`].
@@ -16,9 +21,9 @@ impl Layout {
         // The lowest bit says that C++ owns the Python object, which no longer names the tensor then.
         let is_owned_by_python = memory.word(tensor, self.offsets.pyobj)? & 1 == 0;
         if info.object.0 != 0 && is_owned_by_python {
-            let named = memory.pointer(info.object, self.offsets.impl_pointer)?;
-            if named != tensor {
-                let contradiction = Contradiction::OtherTensorImpl { tensor_impl: tensor, other: named };
+            let words: Vec<u64> = Structure::read(memory, info.object, OBJECT_BYTES).words().collect();
+            if !words.is_empty() && !words.contains(&tensor.0) {
+                let contradiction = Contradiction::NotInObject { tensor_impl: tensor };
                 return Err(TensorError::Contradiction { object: info.object, contradiction });
             }
         }

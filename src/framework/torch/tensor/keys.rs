@@ -161,7 +161,7 @@ pub fn key_tables(signatures: &signature::Signatures) -> Result<Vec<KeyTable>, L
 }
 
 impl Layout {
-    /// The same layout with the keys of its release: the table by which most of the tensors have the set of an ordinary
+    /// The same layout with the keys of its release: the table by which most of the `TensorImpl`s have the set of an ordinary
     /// one. Among equals it is the one of PyTorch's own `version` (`1.13.1`), else the newest. No table if no tensor votes for
     /// one, unless the release is known and the layout is not a guess: then what keys mean stays unknown, and is not asked.
     #[must_use]
@@ -169,14 +169,12 @@ impl Layout {
         mut self,
         tables: &[KeyTable],
         memory: &dyn VirtualMemory,
-        tensors: &[VirtAddr],
+        impls: &[VirtAddr],
         version: Option<&str>,
         is_inferred: bool,
     ) -> Self {
-        let impls = tensors.iter().filter_map(|tensor| memory.pointer(*tensor, self.offsets.impl_pointer).ok());
-        let impls: Vec<VirtAddr> = impls.take(MAX_VOTERS).collect();
         let votes = |table: &KeyTable, at: i64| {
-            let sets = impls.iter().filter_map(|tensor| memory.word(*tensor, at).ok());
+            let sets = impls.iter().take(MAX_VOTERS).filter_map(|tensor| memory.word(*tensor, at).ok());
             sets.filter(|set| table.ordinary.contains(set)).count()
         };
         let own = version.and_then(release);

@@ -81,6 +81,11 @@ impl Layout {
         Ok(tensor)
     }
 
+    /// The `TensorImpl`s that those Python objects name.
+    pub(in crate::framework::torch) fn impls(&self, memory: &dyn VirtualMemory, tensors: &[VirtAddr]) -> Vec<VirtAddr> {
+        tensors.iter().filter_map(|tensor| memory.pointer(*tensor, self.offsets.impl_pointer).ok()).collect()
+    }
+
     /// The same for a tensor that is known to be one: with a storage of too few bytes it has the form [`Form::Short`].
     ///
     /// # Errors

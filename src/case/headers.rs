@@ -1,0 +1,140 @@
+//! The tensors that their headers alone give, in all address spaces, beside those that Python leads to.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::Spaces;
+use super::recover::Process;
+use crate::addr::{PhysAddr, VirtAddr};
+use crate::framework::{Frameworks, HeaderTensor, Headers, standalone};
+use crate::model::{Model, NamedTensor, Referrer, StandaloneTensor, TensorKind};
+use crate::paging::{self, AddressSpace, ReverseMap};
+use crate::signature::Signatures;
+use crate::tensor::TensorInfo;
+
+/// Addresses of a space under which one header is looked at: a hostile space maps a frame a million times.
+const MAX_ALIASES: usize = 64;
+/// The device whose memory the dump holds.
+const CPU: &str = "cpu";
+
+/// How the tensors that headers give compare with those that Python leads to, in one process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct HeaderCounts {
+    /// Tensors that were found by their headers.
+    pub found: usize,
+    /// Those of them that Python leads to as well.
+    pub of_python: usize,
+    /// Those of these that Python leads to and that read differently.
+    pub differing: usize,
+    /// Tensors with a storage in the computer's own memory that Python leads to, and whose headers were not found.
+    pub not_found: usize,
+}
+
+/// Adds what headers give to the processes: to those that are there, and to new ones.
+pub(super) fn add(processes: &mut Vec<Process>, frameworks: &Frameworks, spaces: &Spaces, signatures: &Signatures) {
+    for prefix in frameworks.header_signatures() {
+        let candidates = candidates(spaces, signatures, prefix);
+        let spaces = candidates.par_iter();
+        let found = spaces.map(|(space, addresses)| (space, frameworks.headers(prefix, space, addresses)));
+        for (space, headers) in found.collect::<Vec<_>>() {
+            let (root, Some(headers)) = (space.root(), headers) else { continue };
+            match processes.iter_mut().find(|process| process.root == root) {
+                Some(process) => join(process, &*headers),
+                None => {
+                    let mut process = Process::new(root, space.levels());
+                    headers.describe(&mut process.facts);
+                    join(&mut process, &*headers);
+                    processes.push(process);
+                }
+            }
+        }
+    }
+}
+
+/// Where headers may lie, by the hits of the signatures whose names begin with `prefix`: for each address space the sorted
+/// addresses in its pages of data.
+fn candidates(spaces: &Spaces, signatures: &Signatures, prefix: &str) -> Vec<(AddressSpace, Vec<VirtAddr>)> {
+    let is_wanted = |signature: u16| signatures.name(signature).is_some_and(|name| name.starts_with(prefix));
+    // The base may lie in another frame than the anchor: only the anchor's address can be looked up.
+    let anchors: Vec<(PhysAddr, u64)> = spaces
+        .hits
+        .iter()
+        .filter(|hit| is_wanted(hit.signature))
+        .filter_map(|hit| Some((hit.anchor, signatures.structures().get(usize::from(hit.signature))?.anchor().offset)))
+        .collect();
+    if anchors.is_empty() {
+        return Vec::new();
+    }
+    let (all, _) = spaces.distinct();
+    let (mappings, _) = paging::data_mappings(all.iter(), spaces.mapping_limit());
+    let reverse = ReverseMap::new(mappings);
+    let mut found: BTreeMap<usize, Vec<VirtAddr>> = BTreeMap::new();
+    for (anchor, offset) in anchors {
+        for (space, at) in reverse.lookup(anchor).take(MAX_ALIASES) {
+            found.entry(space).or_default().extend(at.0.checked_sub(offset).map(VirtAddr));
+        }
+    }
+    let sorted = |(space, mut addresses): (usize, Vec<VirtAddr>)| {
+        addresses.sort_unstable();
+        addresses.dedup();
+        Some((all.get(space)?.clone(), addresses))
+    };
+    found.into_iter().filter_map(sorted).collect()
+}
+
+/// Compares what headers give with what is known of a process, and adds what is new.
+fn join(process: &mut Process, headers: &dyn Headers) {
+    let found = headers.tensors();
+    let (counts, free) = compare(&known(process), found);
+    let of_gradient: BTreeMap<VirtAddr, VirtAddr> =
+        found.iter().filter_map(|tensor| Some((tensor.gradient?, tensor.info.header))).collect();
+    let root = process.root;
+    let standalone = free.into_iter().map(|HeaderTensor { info, .. }| {
+        let (header, name) = (info.header, standalone::name(root, info.header));
+        let named = NamedTensor::new(name, TensorKind::Other, info.object, Ok(info.clone()));
+        let referrers = of_gradient.get(&header).map(|of| Referrer::GradientOf { object: *of }).into_iter().collect();
+        StandaloneTensor { referrers, ..StandaloneTensor::new(named) }
+    });
+    process.standalone.found.extend(standalone);
+    process.standalone.sort();
+    process.headers = Some(counts);
+}
+
+/// How the tensors that were found compare with those that are known by other means, and those that are not known.
+fn compare<'h>(
+    known: &BTreeMap<VirtAddr, &TensorInfo>,
+    found: &'h [HeaderTensor],
+) -> (HeaderCounts, Vec<&'h HeaderTensor>) {
+    let mut counts = HeaderCounts { found: found.len(), ..HeaderCounts::default() };
+    let mut free = Vec::new();
+    for tensor in found {
+        match known.get(&tensor.info.header) {
+            Some(other) => {
+                counts.of_python += 1;
+                counts.differing += usize::from(!other.is_like(&tensor.info));
+            }
+            None => free.push(tensor),
+        }
+    }
+    let is_found = |at: VirtAddr| found.binary_search_by_key(&at, |tensor| tensor.info.header).is_ok();
+    // What is packed in another structure has no header of its own.
+    let has_header = |info: &&&TensorInfo| info.storage.0 != 0 && info.storage != info.header && info.device == CPU;
+    counts.not_found = known.values().filter(has_header).filter(|info| !is_found(info.header)).count();
+    (counts, free)
+}
+
+/// The headers of all tensors that a process is known to have, and of their parts.
+fn known(process: &Process) -> BTreeMap<VirtAddr, &TensorInfo> {
+    fn add<'t>(all: &mut BTreeMap<VirtAddr, &'t TensorInfo>, tensor: &'t NamedTensor) {
+        let inner = tensor.inner.iter().map(|inner| &inner.tensor);
+        inner.chain(&tensor.parts).for_each(|tensor| add(all, tensor));
+        all.extend(tensor.info.iter().map(|info| (info.header, info)));
+    }
+    let mut all = BTreeMap::new();
+    let of_models = process.models.iter().flat_map(Model::all_tensors);
+    let others = process.standalone.found.iter().map(|found| &found.tensor);
+    of_models.chain(others).for_each(|tensor| add(&mut all, tensor));
+    all
+}

@@ -1,0 +1,81 @@
+//! Tensors that are found by their headers alone: no Python object leads to them.
+//!
+//! Signatures give addresses at which a `TensorImpl` may lie. Here the layout is chosen by which most of them read as
+//! tensors, and each is held against the memory around it: its storage is read, and its virtual table is one.
+
+use std::collections::BTreeMap;
+
+use super::tensor::{Layout, Sample, TensorScore, select_layout};
+use super::{Facts, SAMPLE, Torch};
+use crate::addr::VirtAddr;
+use crate::framework::{self, HeaderTensor, Headers};
+use crate::layout::Structure;
+use crate::paging::{AddressSpace, VirtualMemory};
+use crate::tensor::TensorInfo;
+
+/// What the names of the signatures of `TensorImpl`s begin with (`signatures/pytorch.toml`).
+pub(super) const SIGNATURES: &str = "pytorch.tensor_impl";
+/// Tensors of one address space that are read.
+const MAX_TENSORS: usize = 1 << 18;
+/// Functions at the begin of a virtual table that are looked at: those of the destructor, and one more
+/// (`c10::intrusive_ptr_target`, Itanium C++ ABI, 2.5.2).
+const FUNCTIONS: u64 = 3;
+/// Bytes of the code of one library, at most.
+const MAX_CODE: u64 = 1 << 32;
+/// Tensors whose virtual table can't be read must be so many that share it: chance does not give two of them the same.
+const MIN_SHARED: usize = 2;
+
+/// The tensors of one address space.
+pub(super) struct TorchHeaders {
+    tensors: Vec<HeaderTensor>,
+    facts: Facts,
+}
+
+impl TorchHeaders {
+    /// Those whose `TensorImpl`s lie at some of the addresses; `None` if none is one.
+    pub(super) fn read(torch: &Torch, space: &AddressSpace, addresses: &[VirtAddr]) -> Option<Self> {
+        let sample: Vec<VirtAddr> = addresses.iter().step_by(addresses.len() / SAMPLE + 1).copied().collect();
+        let selected = select_layout(&torch.layouts, space, &Sample { headers: &sample, ..Sample::default() });
+        let (layout, best, next) = selected.filter(|(_, best, _)| best.readable > 0)?;
+        let layout = layout.into_owned().with_keys(&torch.key_tables, space, &sample, None, false);
+        let tensors = tensors(&layout, space, addresses);
+        (!tensors.is_empty()).then(|| Self { tensors, facts: facts(&layout, best, next) })
+    }
+}
+
+fn facts(layout: &Layout, best: TensorScore, next: Option<TensorScore>) -> Facts {
+    let dispatch_keys = layout.keys.as_ref().map(|keys| keys.version.clone());
+    Facts { version: None, layout: Some((best, next)), dispatch_keys }
+}
+
+/// The tensors at some of the addresses: those with a storage, and with a virtual table that others have as well.
+fn tensors(layout: &Layout, space: &AddressSpace, addresses: &[VirtAddr]) -> Vec<HeaderTensor> {
+    let read = |at: &VirtAddr| {
+        let info = layout.read_tensor_impl(space, *at).ok().filter(|info| info.storage.0 != 0)?;
+        Some((space.pointer(*at, 0).ok()?, info))
+    };
+    let read: Vec<(VirtAddr, TensorInfo)> = addresses.iter().filter_map(read).take(MAX_TENSORS).collect();
+    let mut sharing: BTreeMap<VirtAddr, usize> = BTreeMap::new();
+    read.iter().for_each(|(table, _)| *sharing.entry(*table).or_default() += 1);
+    sharing.retain(|table, count| is_virtual_table(space, *table).unwrap_or(*count >= MIN_SHARED));
+    let gradient = |info: &TensorInfo| layout.read_grad(space, info).ok().flatten().map(|gradient| gradient.header);
+    let sound = read.into_iter().filter(|(table, _)| sharing.contains_key(table));
+    sound.map(|(_, info)| HeaderTensor { gradient: gradient(&info), info }).collect()
+}
+
+/// Whether what lies there begins with pointers into the code of one library; `None` where it can't be read.
+fn is_virtual_table(space: &AddressSpace, table: VirtAddr) -> Option<bool> {
+    let functions: Vec<u64> = Structure::read(space, table, FUNCTIONS * size_of::<u64>() as u64).words().collect();
+    let (first, last) = (*functions.iter().min()?, *functions.iter().max()?);
+    Some(first >= 0x1000 && last < 1 << 56 && last - first < MAX_CODE)
+}
+
+impl Headers for TorchHeaders {
+    fn tensors(&self) -> &[HeaderTensor] {
+        &self.tensors
+    }
+
+    fn describe(&self, facts: &mut framework::Facts) {
+        facts.torch = Some(self.facts.clone());
+    }
+}
