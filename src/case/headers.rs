@@ -20,16 +20,16 @@ const MAX_ALIASES: usize = 64;
 const CPU: &str = "cpu";
 
 /// How the tensors that headers give compare with those that Python leads to, in one process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct HeaderCounts {
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct HeaderComparison {
     /// Tensors that were found by their headers.
     pub found: usize,
     /// Those of them that Python leads to as well.
     pub of_python: usize,
-    /// Those of these that Python leads to and that read differently.
-    pub differing: usize,
-    /// Tensors with a storage in the computer's own memory that Python leads to, and whose headers were not found.
-    pub not_found: usize,
+    /// The headers of those that read differently in these two ways.
+    pub differing: Vec<VirtAddr>,
+    /// The headers of tensors with a storage in the computer's own memory that Python leads to, and that were not found by them.
+    pub not_found: Vec<VirtAddr>,
 }
 
 /// Adds what headers give to the processes: to those that are there, and to new ones.
@@ -87,7 +87,7 @@ fn candidates(spaces: &Spaces, signatures: &Signatures, prefix: &str) -> Vec<(Ad
 /// Compares what headers give with what is known of a process, and adds what is new.
 fn join(process: &mut Process, headers: &dyn Headers) {
     let found = headers.tensors();
-    let (counts, free) = compare(&known(process), found);
+    let (comparison, free) = compare(&known(process), found);
     let of_gradient: BTreeMap<VirtAddr, VirtAddr> =
         found.iter().filter_map(|tensor| Some((tensor.gradient?, tensor.info.header))).collect();
     let root = process.root;
@@ -99,21 +99,23 @@ fn join(process: &mut Process, headers: &dyn Headers) {
     });
     process.standalone.found.extend(standalone);
     process.standalone.sort();
-    process.headers = Some(counts);
+    process.headers = Some(comparison);
 }
 
 /// How the tensors that were found compare with those that are known by other means, and those that are not known.
 fn compare<'h>(
-    known: &BTreeMap<VirtAddr, &TensorInfo>,
+    known: &BTreeMap<VirtAddr, Vec<&TensorInfo>>,
     found: &'h [HeaderTensor],
-) -> (HeaderCounts, Vec<&'h HeaderTensor>) {
-    let mut counts = HeaderCounts { found: found.len(), ..HeaderCounts::default() };
+) -> (HeaderComparison, Vec<&'h HeaderTensor>) {
+    let mut comparison = HeaderComparison { found: found.len(), ..HeaderComparison::default() };
     let mut free = Vec::new();
     for tensor in found {
         match known.get(&tensor.info.header) {
-            Some(other) => {
-                counts.of_python += 1;
-                counts.differing += usize::from(!other.is_like(&tensor.info));
+            Some(others) => {
+                comparison.of_python += 1;
+                if !others.iter().any(|other| other.is_like(&tensor.info)) {
+                    comparison.differing.push(tensor.info.header);
+                }
             }
             None => free.push(tensor),
         }
@@ -121,16 +123,19 @@ fn compare<'h>(
     let is_found = |at: VirtAddr| found.binary_search_by_key(&at, |tensor| tensor.info.header).is_ok();
     // What is packed in another structure has no header of its own.
     let has_header = |info: &&&TensorInfo| info.storage.0 != 0 && info.storage != info.header && info.device == CPU;
-    counts.not_found = known.values().filter(has_header).filter(|info| !is_found(info.header)).count();
-    (counts, free)
+    let with_header = known.values().filter_map(|infos| infos.first()).filter(has_header).map(|info| info.header);
+    comparison.not_found = with_header.filter(|header| !is_found(*header)).collect();
+    (comparison, free)
 }
 
-/// The headers of all tensors that a process is known to have, and of their parts.
-fn known(process: &Process) -> BTreeMap<VirtAddr, &TensorInfo> {
-    fn add<'t>(all: &mut BTreeMap<VirtAddr, &'t TensorInfo>, tensor: &'t NamedTensor) {
+/// All tensors that a process is known to have, and their parts, by their headers. A part may be read from the header of another.
+fn known(process: &Process) -> BTreeMap<VirtAddr, Vec<&TensorInfo>> {
+    fn add<'t>(all: &mut BTreeMap<VirtAddr, Vec<&'t TensorInfo>>, tensor: &'t NamedTensor) {
         let inner = tensor.inner.iter().map(|inner| &inner.tensor);
         inner.chain(&tensor.parts).for_each(|tensor| add(all, tensor));
-        all.extend(tensor.info.iter().map(|info| (info.header, info)));
+        if let Some(info) = &tensor.info {
+            all.entry(info.header).or_default().push(info);
+        }
     }
     let mut all = BTreeMap::new();
     let of_models = process.models.iter().flat_map(Model::all_tensors);

@@ -32,7 +32,7 @@ use crate::signature::{SignatureError, Signatures};
 
 pub use facts::{InterpreterFacts, PythonFacts};
 pub use handles::{BytesError, Model, Process, Tensor};
-pub use headers::HeaderCounts;
+pub use headers::HeaderComparison;
 pub use index::Index;
 use index::{Identity, Kept};
 pub use python::{Object, Python};

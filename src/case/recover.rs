@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::headers::{self, HeaderCounts};
+use super::headers::{self, HeaderComparison};
 use super::{CaseError, Pythons, Spaces};
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::cpython::{self, Interpreter, LayoutScore, LayoutSource};
@@ -77,7 +77,7 @@ pub struct Process {
     /// Its tensors and arrays that belong to no model; one that several processes share is listed with the first.
     pub standalone: StandaloneTensors,
     /// How the tensors that its headers give compare with those that Python leads to; `None` where no header was found.
-    pub headers: Option<HeaderCounts>,
+    pub headers: Option<HeaderComparison>,
 }
 
 /// The Python of a process.

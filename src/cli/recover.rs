@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::Args;
-use tensorcarve::case::{Case, HeaderCounts, Options, Spaces};
+use tensorcarve::case::{Case, HeaderComparison, Options, Spaces};
 use tensorcarve::cpython::Change;
 use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::dump::{Dump, Format, Source};
@@ -234,9 +234,12 @@ fn print_layouts(process: &tensorcarve::recover::Process) {
             best.tried
         ));
     }
-    if let Some(HeaderCounts { found, of_python, differing, not_found }) = process.headers {
+    if let Some(HeaderComparison { found, of_python, differing, not_found }) = &process.headers {
         print_message(&format!(
-            "process {name}: {found} tensors found by their headers, {of_python} of them through Python as well, of which              {differing} read differently; {not_found} found through Python alone"
+            "process {name}: {found} tensors found by their headers, {of_python} of them through Python as well, of which {} \
+             read differently; {} found through Python alone",
+            differing.len(),
+            not_found.len()
         ));
     }
     let of_python = process.python.iter().flat_map(|python| &python.layout.0.changes);

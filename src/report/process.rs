@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::model::ModelRow;
 use crate::addr::{PhysAddr, VirtAddr};
-use crate::case::HeaderCounts;
+use crate::case::HeaderComparison;
 use crate::cpython::{Change, LayoutScore, LayoutSource};
 use crate::framework::torch::{self, TensorScore};
 use crate::recover::{Process, PythonProcess};
@@ -26,7 +26,7 @@ pub(super) struct ProcessRow<'a> {
     /// Tensors and arrays that belong to no model, which `tensors.json` lists.
     other_tensors: usize,
     arrays: usize,
-    headers: Option<HeaderCounts>,
+    headers: Option<&'a HeaderComparison>,
 }
 
 #[derive(Serialize)]
@@ -147,7 +147,7 @@ impl<'a> ProcessRow<'a> {
             shared_models: &process.shared_models,
             other_tensors: process.standalone.found.len() - arrays,
             arrays,
-            headers: process.headers,
+            headers: process.headers.as_ref(),
         }
     }
 }

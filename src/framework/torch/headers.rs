@@ -5,11 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use super::tensor::{Layout, Sample, TensorScore, select_layout};
+use super::tensor::{Layout, Sample, TensorScore, is_virtual_table, select_layout};
 use super::{Facts, SAMPLE, Torch};
 use crate::addr::VirtAddr;
 use crate::framework::{self, HeaderTensor, Headers};
-use crate::layout::Structure;
 use crate::paging::{AddressSpace, VirtualMemory};
 use crate::tensor::TensorInfo;
 
@@ -17,11 +16,6 @@ use crate::tensor::TensorInfo;
 pub(super) const SIGNATURES: &str = "pytorch.tensor_impl";
 /// Tensors of one address space that are read.
 const MAX_TENSORS: usize = 1 << 18;
-/// Functions at the begin of a virtual table that are looked at: those of the destructor, and one more
-/// (`c10::intrusive_ptr_target`, Itanium C++ ABI, 2.5.2).
-const FUNCTIONS: u64 = 3;
-/// Bytes of the code of one library, at most.
-const MAX_CODE: u64 = 1 << 32;
 /// Tensors whose virtual table can't be read must be so many that share it: chance does not give two of them the same.
 const MIN_SHARED: usize = 2;
 
@@ -61,13 +55,6 @@ fn tensors(layout: &Layout, space: &AddressSpace, addresses: &[VirtAddr]) -> Vec
     let gradient = |info: &TensorInfo| layout.read_grad(space, info).ok().flatten().map(|gradient| gradient.header);
     let sound = read.into_iter().filter(|(table, _)| sharing.contains_key(table));
     sound.map(|(_, info)| HeaderTensor { gradient: gradient(&info), info }).collect()
-}
-
-/// Whether what lies there begins with pointers into the code of one library; `None` where it can't be read.
-fn is_virtual_table(space: &AddressSpace, table: VirtAddr) -> Option<bool> {
-    let functions: Vec<u64> = Structure::read(space, table, FUNCTIONS * size_of::<u64>() as u64).words().collect();
-    let (first, last) = (*functions.iter().min()?, *functions.iter().max()?);
-    Some(first >= 0x1000 && last < 1 << 56 && last - first < MAX_CODE)
 }
 
 impl Headers for TorchHeaders {

@@ -37,6 +37,9 @@ pub enum Contradiction {
         /// The tensor's own.
         tensor_impl: VirtAddr,
     },
+    /// What its `TensorImpl` begins with is no virtual table.
+    #[error("its TensorImpl has no virtual table: it was freed or overwritten")]
+    NoVirtualTable,
     /// The number of dimensions is beyond PyTorch's limit.
     #[error("it has more dimensions than a tensor can have")]
     Dimensions,

@@ -12,6 +12,7 @@ mod select;
 mod shape;
 
 pub use error::{Contradiction, TensorError};
+pub(super) use headers::is_virtual_table;
 pub use keys::{KeyTable, key_tables};
 pub use layout::{DtypeAt, Layout, Offsets, ShapeAt, layouts};
 pub use read::SizesAndStrides;
