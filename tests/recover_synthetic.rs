@@ -184,13 +184,13 @@ fn model(torch: &Torch) -> (u64, Truth) {
 /// Asserts that [`model`] came out of a dump as it was written, and nothing else did.
 fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
     let [process] = recovery.processes.as_slice() else { panic!("{} processes", recovery.processes.len()) };
-    let is_inferred = process.python_layout.0.source == LayoutSource::Inferred;
+    let is_inferred = process.python.as_ref().unwrap().layout.0.source == LayoutSource::Inferred;
     assert_eq!(recovery.warnings.len(), usize::from(is_inferred), "{:#?}", recovery.warnings);
     let root_table = torch.python.process.machine.borrow().root(torch.python.process.space);
     assert_eq!(process.root, (!recovery.discovery.spaces.is_empty()).then_some(root_table));
-    assert_eq!(process.type_object.0, VirtAddr(torch.python.builtin.type_));
+    assert_eq!(process.python.as_ref().unwrap().type_object.0, VirtAddr(torch.python.builtin.type_));
     assert_eq!(
-        process.python_version.as_deref(),
+        process.python.as_ref().unwrap().version.as_deref(),
         Some(format!("{}.7", release(&torch.python.layout.version)).as_str())
     );
     assert!(process.facts.torch.is_some());
@@ -268,7 +268,7 @@ fn every_python_with_every_pytorch() {
             let (root, truth) = model(&torch);
             let recovery = recover(&dump(&torch.python.process));
             assert_model(&torch, root, &truth, &recovery);
-            let (layout, _) = &recovery.processes[0].python_layout;
+            let (layout, _) = &recovery.processes[0].python.as_ref().unwrap().layout;
             assert_eq!((layout.version.as_str(), layout.source), (cpython, LayoutSource::Table));
             assert_eq!(layout.changes, []);
         }

@@ -100,7 +100,9 @@ fn an_overwritten_dump_gives_what_is_left_and_nothing_wrong() {
         let space = process.space(&recovery.memory, &recovery.mmu);
         let model = &process.models[0];
         let objects = model.tensors.iter().map(|t| t.object).chain(model.modules.iter().map(|m| m.object));
-        let around = objects.chain([process.type_object.0]).flat_map(|at| [at, VirtAddr(at.0 + 0x1000)]);
+        let around = objects
+            .chain(process.python.as_ref().map(|python| python.type_object.0))
+            .flat_map(|at| [at, VirtAddr(at.0 + 0x1000)]);
         let pages: BTreeSet<u64> = around.filter_map(|at| Some(space.translate(at).ok()?.pa.0 & !0xfff)).collect();
         pages.into_iter().collect()
     };

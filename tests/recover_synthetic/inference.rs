@@ -63,7 +63,7 @@ fn recovered(layout: &Layout) -> LayoutScore {
     let (root, truth) = model(&torch);
     let recovery = recover(&dump(&torch.python.process));
     assert_model(&torch, root, &truth, &recovery);
-    recovery.processes[0].python_layout.0.clone()
+    recovery.processes[0].python.as_ref().unwrap().layout.0.clone()
 }
 
 /// The changes by name: from, to.
@@ -161,9 +161,9 @@ fn a_release_that_no_file_describes() {
         let signatures = without(release(version));
         let recovery = recover_with(&dump(&torch.python.process), &signatures);
         assert_eq!(recovery.processes.len(), 1, "{version}");
-        let (score, _) = &recovery.processes[0].python_layout;
+        let (score, _) = &recovery.processes[0].python.as_ref().unwrap().layout;
         assert_eq!(score.source, LayoutSource::Inferred, "{version}: {score:?}");
-        assert_eq!(recovery.processes[0].python_version, Some(format!("{}.7", release(version))));
+        assert_eq!(recovery.processes[0].python.as_ref().unwrap().version, Some(format!("{}.7", release(version))));
         // How instances keep their attributes in 3.11, and in 3.12, no other release does.
         if !["3.11", "3.12"].contains(&release(version)) {
             assert_model(&torch, root, &truth, &recovery);
@@ -217,7 +217,7 @@ fn what_an_interpreter_tells_of_itself_is_preferred() {
     for version in ["3.13", "3.13-free-threaded", "3.14", "3.14-free-threaded", "3.15", "3.15-free-threaded"] {
         let plain = layout(version);
         let (recovery, _) = with_runtime(version, &plain, true);
-        let (score, _) = &recovery.processes[0].python_layout;
+        let (score, _) = &recovery.processes[0].python.as_ref().unwrap().layout;
         assert_eq!((score.source, score.version.as_str()), (LayoutSource::DebugOffsets, version));
         assert_eq!(score.changes, []);
 
@@ -225,7 +225,7 @@ fn what_an_interpreter_tells_of_itself_is_preferred() {
         moved(&mut other, &["list"], plain.get("list.ob_item").unwrap(), 8);
         moved(&mut other, &["float"], 0, 8);
         let (recovery, _) = with_runtime(version, &other, true);
-        let (score, _) = &recovery.processes[0].python_layout;
+        let (score, _) = &recovery.processes[0].python.as_ref().unwrap().layout;
         assert_eq!(score.source, LayoutSource::DebugOffsets, "{score:?}");
         let moved = |key: &'static str| (key, plain.get(key), other.get(key));
         assert_eq!(changes(score), [moved("float.ob_fval"), moved("list.ob_item")]);
@@ -252,7 +252,7 @@ fn debug_offsets_of_no_running_interpreter_are_not_believed() {
         let unsound_offsets = |said: &mut Diagnostic| said.code == Code::UnsoundDebugOffsets;
         let said: Vec<Diagnostic> = recovery.warnings.extract_if(.., unsound_offsets).collect();
         assert_model(&torch, root, &truth, &recovery);
-        let (score, _) = &recovery.processes[0].python_layout;
+        let (score, _) = &recovery.processes[0].python.as_ref().unwrap().layout;
         assert_eq!((score.source, changes(score)), (LayoutSource::Table, vec![]));
         match unsound {
             Some((field, offset)) => {

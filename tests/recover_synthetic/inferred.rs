@@ -116,7 +116,7 @@ fn a_padded_python_with_shifted_tensors() {
             let placed = place(&torch);
             let recovery = recover(&dump(&torch.python.process));
             assert_inferred(&torch, &recovery, &placed, &SHIFTED);
-            let (python, _) = &recovery.processes[0].python_layout;
+            let (python, _) = &recovery.processes[0].python.as_ref().unwrap().layout;
             assert_eq!(python.source, LayoutSource::Inferred, "{version} {bytes}: {python:?}");
             let inferred = recovery
                 .warnings

@@ -90,9 +90,15 @@ fn data_in_large_pages() {
 /// What of a recovery has to be the same, however it was made.
 fn outcome(recovery: &Recovery) -> String {
     let processes = recovery.processes.iter().map(|process| {
-        let layouts = (&process.python_layout, process.facts.torch.as_ref().map(|torch| &torch.layout));
-        let counts = (process.type_count, process.module_count);
-        format!("{:?} {layouts:?} {counts:?} {:?} {:?}\n", process.type_object, process.models, process.shared_models)
+        let layouts =
+            (&process.python.as_ref().unwrap().layout, process.facts.torch.as_ref().map(|torch| &torch.layout));
+        let counts = (process.python.as_ref().unwrap().type_count, process.module_count);
+        format!(
+            "{:?} {layouts:?} {counts:?} {:?} {:?}\n",
+            process.python.as_ref().unwrap().type_object,
+            process.models,
+            process.shared_models
+        )
     });
     processes.collect::<String>() + &format!("{:?} {:?}", recovery.discovery.spaces, recovery.warnings)
 }
@@ -186,7 +192,7 @@ fn a_python_without_pytorch_and_one_of_another_version() {
     ] {
         let root = Rc::clone(&machine).borrow().root(process.space);
         let found = recovery.processes.iter().find(|process| process.root == Some(root)).unwrap();
-        assert_eq!(found.python_version.as_deref(), Some(python));
+        assert_eq!(found.python.as_ref().unwrap().version.as_deref(), Some(python));
         assert_eq!(found.facts.torch.is_some(), truth.is_some());
         assert_eq!(found.models.len(), usize::from(truth.is_some()));
         if let Some((torch, weight)) = truth {

@@ -13,7 +13,7 @@ use tensorcarve::framework::torch::{self, TensorScore};
 use tensorcarve::model::{Model, Module, NamedTensor, Reading, Sighting, StandaloneTensors, Status, TensorKind};
 use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
 use tensorcarve::progress::{Observer, Phase};
-use tensorcarve::recover::{Process, Recovery};
+use tensorcarve::recover::{Process, PythonProcess, Recovery};
 use tensorcarve::report::Run;
 use tensorcarve::signature::Signatures;
 use tensorcarve::tensor::{Form, Holes, Raw, ScalarType, TensorInfo, TooLarge, gather};
@@ -280,11 +280,13 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
         levels: Some(4),
         pid: None,
         comm: None,
-        type_object: (VirtAddr(0x95_0000), Some(PhysAddr(0x10_0000))),
-        python_version: Some("3.11.2".to_owned()),
+        python: Some(PythonProcess {
+            type_object: (VirtAddr(0x95_0000), Some(PhysAddr(0x10_0000))),
+            version: Some("3.11.2".to_owned()),
+            layout: (python.clone(), Some(LayoutScore { readable: 2, version: "3.12".to_owned(), ..python })),
+            type_count: 1234,
+        }),
         frameworks: Vec::new(),
-        python_layout: (python.clone(), Some(LayoutScore { readable: 2, version: "3.12".to_owned(), ..python })),
-        type_count: 1234,
         facts: Facts {
             torch: Some(torch::Facts { layout: Some((torch, None)), ..Default::default() }),
             ..Default::default()
@@ -293,6 +295,7 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
         models,
         shared_models: Vec::new(),
         standalone: StandaloneTensors::default(),
+        headers: None,
     };
     let space = Space { root: ROOT, levels: 4, kind: SpaceKind::Process, kpti_user_root: None };
     let discovery = Discovery { spaces: vec![space], ..Discovery::default() };
