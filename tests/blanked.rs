@@ -28,8 +28,9 @@ const SEEDS: u64 = 4;
 /// What came of damaged copies of a dump.
 #[derive(Default)]
 struct Counts {
-    /// Copies in which any tensor was found.
+    /// Copies in which any tensor was found, and in which one was found as a tensor of its module.
     found: usize,
+    named: usize,
     complete: usize,
     partial: usize,
     /// Named, with their headers or bytes lost.
@@ -38,10 +39,25 @@ struct Counts {
     unknown: usize,
 }
 
-/// The tensors of a recovery with their process; names are those of models.
+/// The tensors of a recovery's models with their process.
 fn tensors(recovery: &Recovery) -> impl Iterator<Item = (&Process, &NamedTensor)> {
     let models = recovery.processes.iter().flat_map(|process| process.models.iter().map(move |model| (process, model)));
     models.flat_map(|(process, model)| model.all_tensors().map(move |tensor| (process, tensor)))
+}
+
+/// The same, and the tensors of no model: of those that no module leads to, headers alone tell.
+fn all_tensors(recovery: &Recovery) -> impl Iterator<Item = (&Process, &NamedTensor)> {
+    let others = recovery
+        .processes
+        .iter()
+        .flat_map(|process| process.standalone.found.iter().map(move |found| (process, found)));
+    let others = others.filter(|(_, found)| found.array.is_none()).map(|(process, found)| (process, &found.tensor));
+    tensors(recovery).chain(others)
+}
+
+/// What headers say of where the elements are and how they are kept.
+fn place(info: &TensorInfo) -> (VirtAddr, &str, &[u64], &[u64], VirtAddr, u64) {
+    (info.storage, &info.dtype.name, &info.shape, &info.stride, info.data, info.storage_bytes)
 }
 
 fn is_training(kind: TensorKind) -> bool {
@@ -127,7 +143,8 @@ impl Whole {
         let damaged = self.without(lost);
         let recovery = recover(&damaged, &self.signatures, Backend::detect_best(), &Silent).unwrap();
         let mut seen = BTreeSet::new();
-        for (process, tensor) in tensors(&recovery) {
+        let mut is_named = false;
+        for (process, tensor) in all_tensors(&recovery) {
             let what = &tensor.name;
             // By what leads to it: a module whose holder is lost is a model of its own, with shorter names. A gradient
             // whose headers are lost has no address.
@@ -138,21 +155,23 @@ impl Whole {
                 };
                 // A name that can't be read is a question mark and an address; what training left of
                 // a tied weight goes by the first name that is left.
-                let is_named = what.contains('?') || truth.name.ends_with(what) || is_training(truth.kind);
-                is_same && holder.root == process.root && truth.kind == tensor.kind && is_named
+                let has_name = what.contains('?') || truth.name.ends_with(what) || is_training(truth.kind);
+                let is_alone = tensor.kind == TensorKind::Other;
+                is_same && holder.root == process.root && (is_alone || truth.kind == tensor.kind && has_name)
             };
-            let truth = tensors(&self.recovery).find(is_it).map(|(_, truth)| truth);
-            if let Some(truth) = truth {
-                seen.insert((process.root, truth.name.clone(), truth.kind as u8));
-            }
+            let truth = all_tensors(&self.recovery).find(is_it).map(|(_, truth)| truth);
+            is_named |= truth.is_some() && tensor.kind != TensorKind::Other;
+            let is_new = truth.is_none_or(|truth| {
+                truth.kind != TensorKind::Other && seen.insert((process.root, truth.name.clone(), truth.kind as u8))
+            });
             let Some(info) = &tensor.info else {
                 // Where not even headers are left it may be no tensor: `None` looks like that when its frame is blanked.
                 assert!(tensor.status == Status::Missing && tensor.problem.is_some(), "{tensor:?}");
-                counts.missing += usize::from(truth.is_some());
+                counts.missing += usize::from(truth.is_some() && is_new);
                 continue;
             };
             let Some(truth) = truth else { panic!("{tensor:?} is not in the whole dump") };
-            assert_eq!(Some(info), truth.info.as_ref(), "headers of {what}");
+            assert_eq!(Some(place(info)), truth.info.as_ref().map(place), "headers of {what}");
             let (whole, found) =
                 (self.bytes(&self.recovery.memory, process, info), self.bytes(&recovery.memory, process, info));
             let size = info.dtype.size as usize;
@@ -173,13 +192,14 @@ impl Whole {
             match tensor.status {
                 Status::Complete => {
                     assert_eq!(tensor.sha256, truth.sha256, "{what}");
-                    counts.complete += 1;
+                    counts.complete += usize::from(is_new);
                 }
-                Status::Partial => counts.partial += 1,
-                Status::Missing | Status::Device => counts.missing += 1,
+                Status::Partial => counts.partial += usize::from(is_new),
+                Status::Missing | Status::Device => counts.missing += usize::from(is_new),
             }
         }
         counts.found += usize::from(!seen.is_empty());
+        counts.named += usize::from(is_named);
         counts.unknown += tensors(&self.recovery)
             .filter(|(process, tensor)| !seen.contains(&(process.root, tensor.name.clone(), tensor.kind as u8)))
             .count();
@@ -203,10 +223,10 @@ impl Whole {
                 let lost = frames.iter().copied().filter(|_| random.below(rate) == 0).collect();
                 self.check(&lost, &mut counts);
             }
-            let Counts { found, complete, partial, missing, unknown } = counts;
+            let Counts { found, named, complete, partial, missing, unknown } = counts;
             let share = |count: usize| format!("{:.1}%", 100.0 * count as f64 / all as f64);
             println!(
-                "| {name} | {}% | {found} of {seeds} | {} | {} | {} | {} |",
+                "| {name} | {}% | {named} of {seeds} | {found} of {seeds} | {} | {} | {} | {} |",
                 100.0 / rate as f64,
                 share(complete),
                 share(partial),

@@ -176,8 +176,9 @@ pub(super) fn unread_classes(
 /// The printable ASCII text at `address` up to its zero byte.
 pub(super) fn c_string(memory: &dyn VirtualMemory, address: VirtAddr) -> Option<String> {
     let mut text = String::new();
-    for at in (address.0..).take(MAX_NAME) {
-        match *memory.bytes_at(VirtAddr(at)).ok()?.first()? {
+    for offset in 0..MAX_NAME as u64 {
+        // A name may be said to lie at the last addresses of all.
+        match *memory.bytes_at(address.checked_add(offset)?).ok()?.first()? {
             0 => return Some(text),
             byte if byte.is_ascii_graphic() => text.push(char::from(byte)),
             _ => return None,

@@ -61,9 +61,9 @@ fn vector(memory: &dyn VirtualMemory, image: &ProcessImage) -> Option<u64> {
     let after = [AT_PLATFORM, AT_RANDOM].into_iter().filter_map(|kind| value(image, kind)).min()? & !7;
     let mut places = (1..MAX_GAP / 8).map_while(|index| after.checked_sub(index * 8));
     let is_here = |at: &u64| {
-        (*at..).step_by(16).zip(sample).all(|(at, (kind, value))| {
-            let word = |at: u64| memory.read_u64(VirtAddr(at)).ok();
-            word(at) == Some(*kind) && at.checked_add(8).and_then(word) == Some(*value)
+        (0..).step_by(8).zip(sample.iter().flat_map(|(kind, value)| [kind, value])).all(|(offset, wanted)| {
+            let at = at.checked_add(offset).map(VirtAddr);
+            at.and_then(|at| memory.read_u64(at).ok()) == Some(*wanted)
         })
     };
     places.find(is_here)
