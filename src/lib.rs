@@ -40,7 +40,8 @@
 //!
 //! [`framework`] has a folder for each framework. PyTorch's recognizes a module by its structure: its type derives from
 //! `torch.nn.Module`, and it has the three dictionaries of a module. Modules that no other module holds are models. It reads
-//! the headers of tensors, whose layout is selected in the same way as that of Python. NumPy's reads arrays.
+//! the headers of tensors, whose layout is selected in the same way as that of Python. NumPy's reads arrays. Headers of
+//! tensors that no Python object leads to are found by their signatures.
 //!
 //! [`model`] is what was found, as data: modules, tensors under their names, optimizers, tensors of no model.
 //!
