@@ -17,6 +17,7 @@ use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Objects};
 use crate::diagnostic::Diagnostic;
 use crate::model::{Model, Module, NamedTensor, TensorKind};
+use crate::paging::VirtualMemory;
 
 pub use layout::{MatrixNumbers, ObjectNumbers, ScriptLayouts};
 use module::{Held, Walk};
@@ -59,7 +60,9 @@ impl Wrapper {
 
 /// The C++ objects that Python holds.
 pub struct Scripts<'a> {
-    objects: Objects<'a>,
+    memory: &'a dyn VirtualMemory,
+    /// The objects of Python, where that holds some.
+    python: Option<Objects<'a>>,
     layouts: &'a ScriptLayouts,
     reader: Option<Reader<'a>>,
     layout: Option<&'a Layout>,
@@ -85,7 +88,8 @@ impl<'a> Scripts<'a> {
     ) -> Self {
         let objects = interpreter.objects();
         let mut scripts = Self {
-            objects,
+            memory: objects.memory(),
+            python: Some(objects),
             layouts,
             reader: None,
             layout: None,
@@ -104,7 +108,7 @@ impl<'a> Scripts<'a> {
             }
         }
         let candidates: Vec<VirtAddr> = scripts.wrappers.values().filter_map(|wrapper| wrapper.object).collect();
-        scripts.reader = Reader::elect(objects, &layouts.objects, &candidates);
+        scripts.reader = Reader::elect(scripts.memory, &layouts.objects, &candidates);
         let reader = scripts.reader;
         for wrapper in scripts.wrappers.values_mut() {
             wrapper.object = wrapper.object.filter(|at| reader.is_some_and(|reader| reader.read(*at).is_ok()));
@@ -120,7 +124,7 @@ impl<'a> Scripts<'a> {
     fn find_python_modules(&mut self, graph: &Graph) {
         let mut inner: Vec<(VirtAddr, Vec<VirtAddr>)> = Vec::new();
         for module in graph.unreadable.keys() {
-            let Ok(attributes) = self.objects.attributes(*module) else { continue };
+            let Some(Ok(attributes)) = self.python.map(|python| python.attributes(*module)) else { continue };
             let values: Vec<VirtAddr> = attributes.into_iter().map(|(_, value)| value).collect();
             let wrapper = values.iter().find(|value| self.wrappers.get(value).is_some_and(Wrapper::is_module));
             match wrapper {
@@ -152,7 +156,7 @@ impl<'a> Scripts<'a> {
             }
             let Ok(read) = reader.read(object) else { continue };
             if let Some(holder) = capsule(&read.slots).filter(|_| self.headers.len() < MAX_HEADERS) {
-                let fields = packed::fields(self.objects, holder).into_iter().map(VirtAddr);
+                let fields = packed::fields(self.memory, holder).into_iter().map(VirtAddr);
                 self.headers.extend(fields.filter(is_pointer));
             }
             for slot in &read.slots {
@@ -215,7 +219,7 @@ impl<'a> Scripts<'a> {
 
     fn packed_at(&self, name: &str, object: VirtAddr, wrapper: VirtAddr, persistent: bool) -> Vec<NamedTensor> {
         let Some(reader) = self.reader else { return Vec::new() };
-        let context = Context { objects: self.objects, reader, layouts: self.layouts, layout: self.layout };
+        let context = Context { memory: self.memory, reader, layouts: self.layouts, layout: self.layout };
         let class = self.wrappers.get(&wrapper).map(|wrapper| wrapper.class.clone());
         let named = |packed: packed::Packed| {
             let name = format!("{name}{}", packed.suffix);

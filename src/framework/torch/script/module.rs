@@ -127,28 +127,28 @@ impl<'a> Walk<'a> {
     }
 
     fn add(&mut self, name: String, tensor: VirtAddr, kind: TensorKind, persistent: bool) {
-        let objects = self.scripts.objects;
+        let Scripts { memory, python, .. } = *self.scripts;
         let Some(layout) = self.scripts.layout else {
             let unread = NamedTensor::new(name, kind, VirtAddr(0), Err(no_layout(None)));
             self.held.tensors.push(NamedTensor { persistent, ..unread });
             return;
         };
-        if layout.is_undefined(objects.memory(), tensor) {
+        if layout.is_undefined(memory, tensor) {
             return;
         }
         let same_as = self.first_names.get(&tensor).cloned();
         self.first_names.entry(tensor).or_insert_with(|| name.clone());
-        let read = layout.read_tensor_impl(objects.memory(), tensor).map_err(Diagnostic::from);
+        let read = layout.read_tensor_impl(memory, tensor).map_err(Diagnostic::from);
         if let (Ok(info), None) = (&read, &same_as) {
-            let grad = layout.read_grad(objects.memory(), info).map_err(Diagnostic::from);
+            let grad = layout.read_grad(memory, info).map_err(Diagnostic::from);
             if let Some(grad) = grad.transpose() {
                 let object = grad.as_ref().map(|info| info.object).unwrap_or_default();
                 self.held.training.push(NamedTensor::new(name.clone(), TensorKind::Gradient, object, grad));
             }
         }
         let object = read.as_ref().map(|info| info.object).unwrap_or_default();
-        let type_object = || objects.type_of(object).and_then(|found| objects.type_name(found)).ok();
-        let class = if object.0 == 0 { None } else { type_object() };
+        let objects = python.filter(|_| object.0 != 0);
+        let class = objects.and_then(|objects| objects.type_name(objects.type_of(object).ok()?).ok());
         let named = NamedTensor::new(name, kind, object, read);
         self.held.tensors.push(NamedTensor { persistent, same_as, class, ..named });
     }
