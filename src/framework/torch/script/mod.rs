@@ -11,6 +11,7 @@ mod problem;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::held::Held;
 use super::module::Graph;
 use super::tensor::Layout;
 use crate::addr::VirtAddr;
@@ -20,9 +21,9 @@ use crate::model::{Model, Module, NamedTensor, TensorKind};
 use crate::paging::VirtualMemory;
 
 pub use layout::{MatrixNumbers, ObjectNumbers, ScriptLayouts};
-use module::{Held, Walk};
-use object::ScriptError;
-use object::{Reader, ScriptObject, SlotValue, is_pointer};
+use module::Walk;
+pub(super) use object::{MAX_SLOTS, OBJECT_WORDS, Reader, SlotValue, is_pointer, text_at};
+use object::{ScriptError, ScriptObject};
 use packed::{Context, PackedError, capsule};
 use problem::Problem;
 
@@ -79,6 +80,27 @@ pub struct Scripts<'a> {
 }
 
 impl<'a> Scripts<'a> {
+    /// None that Python holds: what `reader` reads is known by its address alone.
+    pub(super) fn of_memory(
+        memory: &'a dyn VirtualMemory,
+        layouts: &'a ScriptLayouts,
+        reader: Option<Reader<'a>>,
+        layout: Option<&'a Layout>,
+    ) -> Self {
+        Self {
+            memory,
+            python: None,
+            layouts,
+            reader,
+            layout,
+            wrappers: BTreeMap::new(),
+            modules: BTreeMap::new(),
+            python_modules: BTreeMap::new(),
+            held: BTreeSet::new(),
+            headers: Vec::new(),
+        }
+    }
+
     /// Finds those of an interpreter; `types` are those of [`script_types`]. Tensors are not read yet.
     pub fn find(
         interpreter: &'a Interpreter,
@@ -87,18 +109,7 @@ impl<'a> Scripts<'a> {
         graph: &Graph,
     ) -> Self {
         let objects = interpreter.objects();
-        let mut scripts = Self {
-            memory: objects.memory(),
-            python: Some(objects),
-            layouts,
-            reader: None,
-            layout: None,
-            wrappers: BTreeMap::new(),
-            modules: BTreeMap::new(),
-            python_modules: BTreeMap::new(),
-            held: BTreeSet::new(),
-            headers: Vec::new(),
-        };
+        let mut scripts = Self { python: Some(objects), ..Self::of_memory(objects.memory(), layouts, None, None) };
         let Some(numbers) = layouts.objects.first() else { return scripts };
         for type_object in types {
             let class = objects.type_name(*type_object).unwrap_or_else(|_| format!("torch.{SCRIPT_OBJECT}"));
@@ -255,7 +266,9 @@ impl<'a> Scripts<'a> {
         models
     }
 
-    fn model(&self, object: VirtAddr, wrapper: VirtAddr) -> Option<Model> {
+    /// The script module at `object` as a model; `wrapper` is what it is known by if no Python module stands for it. `None` if it
+    /// holds no tensor.
+    pub(super) fn model(&self, object: VirtAddr, wrapper: VirtAddr) -> Option<Model> {
         let Held { modules, tensors, training, mut problems } = Walk::run(self, object, "");
         let root: &Module = modules.first()?;
         if tensors.is_empty() && problems.is_empty() {

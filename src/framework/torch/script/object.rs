@@ -12,10 +12,10 @@ use crate::layout::{Structure, Votes, elect};
 use crate::paging::{Fault, VirtualMemory};
 
 /// Words of an object, and of a class, in which fields are looked for.
-const OBJECT_WORDS: u64 = 24;
+pub(crate) const OBJECT_WORDS: u64 = 24;
 const CLASS_WORDS: u64 = 96;
 /// The most slots of an object.
-const MAX_SLOTS: u64 = 1 << 14;
+pub(crate) const MAX_SLOTS: u64 = 1 << 14;
 /// The longest name, in bytes.
 const MAX_NAME: u64 = 4096;
 /// Objects that vote.
@@ -25,7 +25,7 @@ const WORD: i64 = 8;
 
 /// What an attribute is to its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SlotKind {
+pub(crate) enum SlotKind {
     Parameter,
     Buffer,
     Attribute,
@@ -33,15 +33,15 @@ pub(super) enum SlotKind {
 
 /// An attribute and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Slot {
-    pub(super) name: String,
-    pub(super) kind: SlotKind,
-    pub(super) value: SlotValue,
+pub(crate) struct Slot {
+    pub(crate) name: String,
+    pub(crate) kind: SlotKind,
+    pub(crate) value: SlotValue,
 }
 
 /// What a slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SlotValue {
+pub(crate) enum SlotValue {
     /// `None`, or not set yet.
     Unset,
     /// A `TensorImpl`.
@@ -54,15 +54,15 @@ pub(super) enum SlotValue {
 
 /// A `c10::ivalue::Object`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ScriptObject {
+pub(crate) struct ScriptObject {
     /// Qualified name of its class: `__torch__.Net`.
-    pub(super) class: String,
-    pub(super) slots: Vec<Slot>,
+    pub(crate) class: String,
+    pub(crate) slots: Vec<Slot>,
 }
 
 /// Why an object could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ScriptError {
+pub(crate) enum ScriptError {
     #[error(transparent)]
     Fault(#[from] Fault),
     #[error("no known layout reads its C++ classes")]
@@ -97,7 +97,7 @@ struct Vector {
 
 /// A reader of the objects of one process.
 #[derive(Clone, Copy)]
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     memory: &'a dyn VirtualMemory,
     numbers: &'a ObjectNumbers,
     offsets: Offsets,
@@ -105,7 +105,7 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// A reader whose offsets are those that most of the candidates agree on; `None` where no candidate is an object.
-    pub(super) fn elect(memory: &'a dyn VirtualMemory, all: &'a [ObjectNumbers], candidates: &[VirtAddr]) -> Option<Self> {
+    pub(crate) fn elect(memory: &'a dyn VirtualMemory, all: &'a [ObjectNumbers], candidates: &[VirtAddr]) -> Option<Self> {
         let mut votes: BTreeMap<Offsets, usize> = BTreeMap::new();
         let mut classes: BTreeMap<VirtAddr, Vec<(usize, i64, u64)>> = BTreeMap::new();
         for object in candidates.iter().take(MAX_VOTERS) {
@@ -118,6 +118,11 @@ impl<'a> Reader<'a> {
         Some(Self { memory, numbers: all.get(offsets.numbers)?, offsets })
     }
 
+    /// The object whose vector of slots lies at `slots`.
+    pub(crate) fn object_of(&self, slots: VirtAddr) -> VirtAddr {
+        field(slots, self.offsets.slots.wrapping_neg())
+    }
+
     /// The object that a Python object holds.
     pub(super) fn held_by(objects: Objects<'_>, numbers: &ObjectNumbers, wrapper: VirtAddr) -> Option<VirtAddr> {
         let value = objects.pointer(wrapper, objects.layout().object_size + numbers.wrapper_value).ok()?;
@@ -128,7 +133,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// It can't be read, or is not such an object.
-    pub(super) fn read(&self, object: VirtAddr) -> Result<ScriptObject, ScriptError> {
+    pub(crate) fn read(&self, object: VirtAddr) -> Result<ScriptObject, ScriptError> {
         let (memory, numbers) = (self.memory, self.numbers);
         let table = memory.word(object, 0)?;
         let class = memory.pointer(object, self.offsets.class)?;
@@ -267,7 +272,7 @@ fn attribute_at(memory: &dyn VirtualMemory, numbers: &ObjectNumbers, at: VirtAdd
 }
 
 /// The text of a `std::string` that is not empty; `None` where there is none.
-fn text_at(memory: &dyn VirtualMemory, numbers: &ObjectNumbers, at: VirtAddr) -> Option<String> {
+pub(crate) fn text_at(memory: &dyn VirtualMemory, numbers: &ObjectNumbers, at: VirtAddr) -> Option<String> {
     let data = memory.pointer(at, numbers.string_data).ok().filter(is_pointer)?;
     let length = match (numbers.string_length, numbers.text_length) {
         (Some(length), _) => memory.word(at, length).ok()?,
@@ -291,6 +296,6 @@ pub(super) fn words_at(memory: &dyn VirtualMemory, at: VirtAddr, count: u64) -> 
 }
 
 /// Whether a word could be the address of a structure.
-pub(super) fn is_pointer(address: &VirtAddr) -> bool {
+pub(crate) fn is_pointer(address: &VirtAddr) -> bool {
     (0x1000..1 << 56).contains(&address.0) && address.0.is_multiple_of(8)
 }
