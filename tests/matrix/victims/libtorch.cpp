@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <iostream>
+#include <set>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -132,7 +133,14 @@ static void tell(const char* role, const std::string& class_name, const void* ob
 static void tell_script(const char* role, const torch::jit::Module& net) {
   Items state, modules;
   for (const auto& item : net.named_parameters(true)) state.add(item.name, described(item.value));
-  for (const auto& item : net.named_buffers(true)) state.add(item.name, described(item.value));
+  // `named_buffers` of old versions also lists tensors that are plain attributes.
+  for (const auto& item : net.named_modules()) {
+    const auto& type = item.value.type();
+    for (size_t slot = 0; slot < type->numAttributes(); slot++) {
+      auto name = item.name + (item.name.empty() ? "" : ".") + type->getAttributeName(slot);
+      if (type->is_buffer(slot)) state.add(name, described(item.value._ivalue()->getSlot(slot).toTensor()));
+    }
+  }
   auto class_name = [](const torch::jit::Module& module) { return quoted(module.type()->name()->qualifiedName()); };
   for (const auto& item : net.named_modules())
     modules.add(item.name, module_row(class_name(item.value), item.value._ivalue().get(), item.value.is_training()));
@@ -182,11 +190,15 @@ static torch::Tensor momentum(torch::optim::SGD& optimizer, const torch::Tensor&
 
 static void tell_network(const Net& net, torch::optim::SGD& optimizer) {
   Items state, modules, grads, momenta;
+  std::set<void*> known;
   for (const auto& item : net.named_parameters()) {
     state.add(item.key(), described(item.value()));
+    // What training left is listed once, under the first name.
+    if (!known.insert(item.value().unsafeGetTensorImpl()).second) continue;
     if (item.value().grad().defined()) grads.add(item.key(), described(item.value().grad()));
     auto kept = momentum(optimizer, item.value());
-    if (kept.defined()) momenta.add(item.key(), "{\"momentum_buffer\": " + described(kept) + "}");
+    // Nothing in memory says what an optimizer of C++ calls the tensors of its state: they are numbered.
+    if (kept.defined()) momenta.add(item.key(), "{\"state0\": " + described(kept) + "}");
   }
   for (const auto& item : net.named_buffers()) state.add(item.key(), described(item.value()));
   for (const auto& item : net.named_modules()) modules.add(item.key(), module_row("null", item.value().get(), item.value()->is_training()));

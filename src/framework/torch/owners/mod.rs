@@ -7,16 +7,19 @@
 
 mod networks;
 mod objects;
+mod states;
 
 use std::collections::BTreeSet;
 
 use super::script::ScriptLayouts;
 use super::tensor::Layout;
 use crate::addr::VirtAddr;
+use crate::framework::Sweep;
 use crate::model::Model;
 use crate::paging::VirtualMemory;
 use networks::Networks;
 use objects::ScriptObjects;
+use states::States;
 
 /// Sweeps of memory: two for each level of nested modules, and those that find the first ones.
 const MAX_SWEEPS: usize = 64;
@@ -34,11 +37,12 @@ pub(super) fn models(
     layout: &Layout,
     layouts: &ScriptLayouts,
     headers: &BTreeSet<VirtAddr>,
-    sweep: &dyn Fn(&BTreeSet<VirtAddr>) -> Vec<Hit>,
+    sweep: &Sweep<'_>,
 ) -> Vec<Model> {
     let mut objects = ScriptObjects::new(memory, &layouts.objects, headers);
     let mut networks: Vec<Networks<'_>> =
         layouts.objects.iter().map(|numbers| Networks::new(memory, numbers, headers)).collect();
+    let mut states = States::new(memory, &layouts.objects, headers);
     let mut wanted = headers.clone();
     for _ in 0..MAX_SWEEPS {
         if wanted.is_empty() {
@@ -46,14 +50,16 @@ pub(super) fn models(
         }
         let hits = sweep(&wanted);
         wanted = objects.follow(&hits);
+        wanted.append(&mut states.follow(&hits));
         networks.iter_mut().for_each(|networks| wanted.append(&mut networks.follow(&hits)));
         if let Some(first) = wanted.iter().nth(MAX_WANTED).copied() {
-            wanted.split_off(&first);
+            _ = wanted.split_off(&first);
         }
     }
     let mut models = objects.models(layouts, layout);
     // One program has one string ABI.
     models.extend(networks.iter().max_by_key(|networks| networks.len()).map(|best| best.models(layout)).unwrap_or_default());
+    models.iter_mut().for_each(|model| states.attach(model, layout));
     models.sort_by_key(|model| model.object);
     models
 }

@@ -15,6 +15,8 @@ use crate::paging::VirtualMemory;
 const TAGS: u64 = 64;
 /// Slots before one that was found in which the vector may begin, unless another was found among them.
 const MAX_BEFORE: i64 = 1 << 10;
+/// More references to one object than there are.
+const MAX_COUNT: u64 = 1 << 24;
 /// Bytes of a word.
 const WORD: i64 = 8;
 
@@ -94,15 +96,22 @@ impl<'a> ScriptObjects<'a> {
         }
         self.vectors.insert(at);
         for candidate in before(at) {
-            let has_table = self.memory.word(candidate, 0).is_ok_and(|table| is_pointer(&VirtAddr(table)));
-            if has_table && self.candidates.insert(candidate) {
+            if self.is_counted(candidate) && self.candidates.insert(candidate) {
                 wanted.insert(candidate);
             }
         }
     }
 
-    /// Learns where the fields of objects lie. Nothing points into an object: the nearest address before its vector that
-    /// memory holds is its begin.
+    /// Whether a virtual table and reference counts lie at the begin of a candidate (c10/util/intrusive_ptr.h,
+    /// `intrusive_ptr_target`): two counts in two words, or both in one.
+    fn is_counted(&self, candidate: VirtAddr) -> bool {
+        let [Ok(table), Ok(counts)] = [0, WORD].map(|offset| self.memory.word(candidate, offset)) else { return false };
+        let (low, high) = (counts & u64::from(u32::MAX), counts >> u32::BITS);
+        is_pointer(&VirtAddr(table)) && (1..=MAX_COUNT).contains(&low) && high <= MAX_COUNT
+    }
+
+    /// Learns where the fields of objects lie: the nearest address before a vector that memory holds is probably where its object
+    /// begins, and the objects vote.
     fn elect(&mut self, hits: &[Hit]) {
         let named: BTreeSet<VirtAddr> =
             hits.iter().map(|(_, value)| *value).filter(|value| self.candidates.contains(value)).collect();
@@ -111,8 +120,9 @@ impl<'a> ScriptObjects<'a> {
         self.candidates.clear();
         self.reader = Reader::elect(self.memory, self.all, &voters);
         let Some(reader) = &self.reader else { return };
-        let are_objects = voters.into_iter().filter(|object| reader.read(*object).is_ok());
-        self.objects.extend(are_objects);
+        let objects = std::mem::take(&mut self.vectors).into_iter().map(|at| reader.object_of(at));
+        // All of them are among the candidates: this sweep has looked for them already.
+        self.objects.extend(objects.filter(|object| reader.read(*object).is_ok()));
     }
 
     /// The models: script modules that no other object holds.
