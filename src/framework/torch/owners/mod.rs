@@ -42,24 +42,32 @@ pub(super) fn models(
     let mut objects = ScriptObjects::new(memory, &layouts.objects, headers);
     let mut networks: Vec<Networks<'_>> =
         layouts.objects.iter().map(|numbers| Networks::new(memory, numbers, headers)).collect();
-    let mut states = States::new(memory, &layouts.objects, headers);
-    let mut wanted = headers.clone();
+    let references = sweep(headers);
+    let mut follow = |hits: &[Hit]| {
+        let mut wanted = objects.follow(hits);
+        networks.iter_mut().for_each(|networks| wanted.append(&mut networks.follow(hits)));
+        if let Some(first) = wanted.iter().nth(MAX_WANTED).copied() {
+            _ = wanted.split_off(&first);
+        }
+        wanted
+    };
+    let mut wanted = follow(&references);
     for _ in 0..MAX_SWEEPS {
         if wanted.is_empty() {
             break;
         }
-        let hits = sweep(&wanted);
-        wanted = objects.follow(&hits);
-        wanted.append(&mut states.follow(&hits));
-        networks.iter_mut().for_each(|networks| wanted.append(&mut networks.follow(&hits)));
-        if let Some(first) = wanted.iter().nth(MAX_WANTED).copied() {
-            _ = wanted.split_off(&first);
-        }
+        wanted = follow(&sweep(&wanted));
     }
     let mut models = objects.models(layouts, layout);
     // One program has one string ABI.
-    models.extend(networks.iter().max_by_key(|networks| networks.len()).map(|best| best.models(layout)).unwrap_or_default());
-    models.iter_mut().for_each(|model| states.attach(model, layout));
+    let best = networks.iter().max_by_key(|networks| networks.len());
+    models.extend(best.map(|best| best.models(layout)).unwrap_or_default());
     models.sort_by_key(|model| model.object);
+    if !models.is_empty() {
+        let mut states = States::new(memory, &layouts.objects, headers);
+        let wanted = states.begins(&references);
+        states.find(&sweep(&wanted));
+        models.iter_mut().for_each(|model| states.attach(model, layout));
+    }
     models
 }
