@@ -35,6 +35,8 @@ mod modules;
 mod other_pythons;
 #[path = "recover_synthetic/others.rs"]
 mod others;
+#[path = "recover_synthetic/owners.rs"]
+mod owners;
 #[path = "recover_synthetic/referrers.rs"]
 mod referrers;
 #[path = "recover_synthetic/scripts.rs"]

@@ -1,6 +1,6 @@
 //! The tensors that their headers alone give, in all address spaces, beside those that Python leads to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -8,9 +8,11 @@ use serde::Serialize;
 use super::Spaces;
 use super::recover::Process;
 use crate::addr::{PhysAddr, VirtAddr};
+use crate::dump::PhysicalMemory;
 use crate::framework::{Frameworks, HeaderTensor, Headers, standalone};
 use crate::model::{Model, NamedTensor, Referrer, StandaloneTensor, TensorKind};
-use crate::paging::{self, AddressSpace, ReverseMap};
+use crate::paging::{self, AddressSpace, DataPages, ReverseMap};
+use crate::scan::Backend;
 use crate::signature::Signatures;
 use crate::tensor::TensorInfo;
 
@@ -33,19 +35,28 @@ pub struct HeaderComparison {
 }
 
 /// Adds what headers give to the processes: to those that are there, and to new ones.
-pub(super) fn add(processes: &mut Vec<Process>, frameworks: &Frameworks, spaces: &Spaces, signatures: &Signatures) {
+pub(super) fn add(
+    processes: &mut Vec<Process>,
+    frameworks: &Frameworks,
+    spaces: &Spaces,
+    signatures: &Signatures,
+    backend: Backend,
+) {
     for prefix in frameworks.header_signatures() {
         let candidates = candidates(spaces, signatures, prefix);
-        let spaces = candidates.par_iter();
-        let found = spaces.map(|(space, addresses)| (space, frameworks.headers(prefix, space, addresses)));
+        let found = candidates.par_iter().map(|(space, addresses)| (space, frameworks.headers(prefix, space, addresses)));
         for (space, headers) in found.collect::<Vec<_>>() {
             let (root, Some(headers)) = (space.root(), headers) else { continue };
+            let pages = || {
+                let (mapped, _) = paging::data_mappings([space], spaces.mapping_limit());
+                DataPages::new(PhysicalMemory::clone(&spaces.memory), backend, mapped)
+            };
             match processes.iter_mut().find(|process| process.root == root) {
-                Some(process) => join(process, &*headers),
+                Some(process) => join(process, &*headers, &pages),
                 None => {
                     let mut process = Process::new(root, space.levels());
                     headers.describe(&mut process.facts);
-                    join(&mut process, &*headers);
+                    join(&mut process, &*headers, &pages);
                     processes.push(process);
                 }
             }
@@ -85,9 +96,18 @@ fn candidates(spaces: &Spaces, signatures: &Signatures, prefix: &str) -> Vec<(Ad
 }
 
 /// Compares what headers give with what is known of a process, and adds what is new.
-fn join(process: &mut Process, headers: &dyn Headers) {
+///
+/// `pages` gives the pages of data of its space.
+fn join(process: &mut Process, headers: &dyn Headers, pages: &dyn Fn() -> DataPages) {
     let found = headers.tensors();
-    let (comparison, free) = compare(&known(process), found);
+    let (comparison, mut free) = compare(&known(process), found);
+    if !free.is_empty() {
+        let pages = pages();
+        let sweep = |wanted: &BTreeSet<VirtAddr>| pages.sweep(std::slice::from_ref(wanted)).pop().unwrap_or_default();
+        process.models.extend(headers.models(&free.iter().map(|tensor| tensor.info.header).collect(), &sweep));
+        let known = known(process);
+        free.retain(|tensor| !known.contains_key(&tensor.info.header));
+    }
     let of_gradient: BTreeMap<VirtAddr, VirtAddr> =
         found.iter().filter_map(|tensor| Some((tensor.gradient?, tensor.info.header))).collect();
     let root = process.root;

@@ -290,12 +290,12 @@ impl Case {
         let Inner { dump, signatures, options, python_facts, .. } = &*self.0;
         self.0.recovery.get(|| {
             // What both need comes first, so that neither waits for the other.
-            let (spaces, _, frameworks) = (self.spaces()?, self.backend()?, self.frameworks()?);
+            let (spaces, backend, frameworks) = (self.spaces()?, self.backend()?.backend, self.frameworks()?);
             let pythons = || (!options.without_python).then(|| self.pythons()).transpose();
             let (linux, pythons) = rayon::join(|| self.find_linux(&Silent), pythons);
             let (linux, pythons) = (linux?, pythons?);
             let stages = (&*spaces, linux.as_ref().as_ref().ok(), pythons.as_deref());
-            let recovery = recover::models(dump, signatures, &frameworks, stages, &*options.observer)?;
+            let recovery = recover::models(dump, signatures, &frameworks, stages, backend, &*options.observer)?;
             if let Some(pythons) = &pythons {
                 python_facts.get(|| Ok::<_, CaseError>(self.keep_facts(&spaces, &recovery.processes, pythons)))?;
             }

@@ -147,7 +147,7 @@ pub fn recover(
     let frameworks = Frameworks::new(signatures)?;
     let wanted = |interpreter: &Interpreter| frameworks.wanted_types(interpreter);
     let pythons = Pythons::find(&spaces, signatures, backend, wanted, observer)?;
-    models(dump, signatures, &frameworks, (&spaces, None, Some(&pythons)), observer)
+    models(dump, signatures, &frameworks, (&spaces, None, Some(&pythons)), backend, observer)
 }
 
 /// The models of interpreters that were found with [`Frameworks::wanted_types`], and those of tensors that have no other owner.
@@ -159,13 +159,14 @@ pub(crate) fn models(
     signatures: &Signatures,
     frameworks: &Frameworks,
     (spaces, machine, pythons): (&Spaces, Option<&Machine>, Option<&Pythons>),
+    backend: Backend,
     observer: &dyn Observer,
 ) -> Result<Recovery, CaseError> {
     let memory: &PhysicalMemory = &spaces.memory;
     let of_pythons = pythons.iter().flat_map(|pythons| &pythons.warnings);
     let mut warnings: Vec<Diagnostic> = spaces.warnings.iter().chain(of_pythons).cloned().collect();
     let mut processes = pythons.map(|pythons| self::processes(frameworks, pythons)).unwrap_or_default();
-    headers::add(&mut processes, frameworks, spaces, signatures);
+    headers::add(&mut processes, frameworks, spaces, signatures, backend);
     if let Addresses::Virtual(ProcessImage { pid, comm, .. }) = &dump.addresses {
         for process in &mut processes {
             (process.pid, process.comm) = (*pid, comm.clone());

@@ -9,17 +9,13 @@ use super::candidate::Candidate;
 use super::references::References;
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
-use crate::paging::{ReverseMap, data_mappings};
-use crate::scan::{Backend, FrameSlots, PointerSet, TypeSlot, sweep, sweep_slots, type_slots};
+use crate::paging::{DataPages, data_mappings};
+use crate::scan::{Backend, FrameSlots, PointerSet, TypeSlot, sweep_slots, type_slots};
 
-/// Addresses of one space under which a slot is looked at: a hostile space maps a frame a million times.
-const MAX_ALIASES: usize = 16;
 
 /// The pages of several interpreters, ready to be swept for their objects.
 pub struct Sweeper {
-    memory: PhysicalMemory,
-    backend: Backend,
-    reverse: ReverseMap,
+    pages: DataPages,
     /// Where the type of a live object may stand.
     slots: Vec<FrameSlots>,
     /// Slots that hold the `type` of a candidate, and their values.
@@ -47,99 +43,40 @@ impl Sweeper {
             let first = VirtAddr(first.0.saturating_sub(FRAME_SIZE));
             types = first.min(*types.start())..=last.max(*types.end());
         }
-        let reverse = ReverseMap::new(mapped);
+        let pages = DataPages::new(memory, backend, mapped);
         let layouts = candidates.iter().flat_map(|candidate| &candidate.layouts);
         let mut references: Option<BTreeSet<References>> = layouts.map(References::of).collect();
         // A table can read `type` and still be wrong about the counts: those of free-threaded builds may be one count.
         references.iter_mut().for_each(|known| _ = known.insert(References::WORD_BEFORE));
-        let values = values(candidates.iter().map(|candidate| candidate.type_object));
-        let (slots, classes) = slots_of_live(&memory, &reverse.frames(), types, references, &values, backend);
-        (Self { memory, backend, reverse, slots, classes }, left_out)
+        let values = PointerSet::of(candidates.iter().map(|candidate| &candidate.type_object));
+        let (slots, classes) = slots_of_live(pages.memory(), &pages.frames(), types, references, &values, backend);
+        (Self { pages, slots, classes }, left_out)
     }
 
     /// Slots that hold the `type` of each candidate, as address of the slot and value: all those of its classes, and some
     /// others.
     pub fn classes(&self, candidates: &[Candidate]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
         let types: Vec<_> = candidates.iter().map(|candidate| BTreeSet::from([candidate.type_object])).collect();
-        self.by_space(&self.classes, &types)
+        self.pages.by_space(&self.classes, &types)
     }
 
     /// Slots that hold one of `wanted` of their space, as address of the slot and value, for each space:
     /// all those that are the type of a live object, and some others. Every slot is looked at once,
     /// however many spaces share it.
     pub fn sweep(&self, wanted: &[BTreeSet<VirtAddr>]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
-        let values = values(wanted.iter().flatten().copied());
-        self.by_space(&sweep_slots(&self.memory, &self.slots, &values), wanted)
+        let values = PointerSet::of(wanted.iter().flatten());
+        self.pages.by_space(&sweep_slots(self.pages.memory(), &self.slots, &values), wanted)
     }
 
     /// Aligned slots that hold one of `wanted` of their space, in all its pages of data: also in those that can hold no
     /// object, as structures of the interpreter do.
     pub fn sweep_all(&self, wanted: &[BTreeSet<VirtAddr>]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
-        let values = values(wanted.iter().flatten().copied());
-        self.by_space(&sweep(&self.memory, &self.reverse.frames(), &values, self.backend, &|_| ()), wanted)
+        self.pages.sweep(wanted)
     }
 
-    /// The slots at physical addresses, sorted, as each space has them.
-    fn by_space(&self, hits: &[(PhysAddr, u64)], wanted: &[BTreeSet<VirtAddr>]) -> Vec<Vec<(VirtAddr, VirtAddr)>> {
-        // Slots that the same mappings hold are looked up together.
-        let mut runs: Vec<Vec<Run<'_>>> = vec![Vec::new(); wanted.len()];
-        let mut rest = hits;
-        while let Some((first, _)) = rest.first() {
-            let (places, end) = self.reverse.lookup_run(*first, MAX_ALIASES * MAX_ALIASES.max(wanted.len()));
-            let count = rest.iter().take_while(|(pa, _)| *pa < end).count().max(1);
-            let (slots, behind) = rest.split_at_checked(count).unwrap_or((rest, &[]));
-            for (space, start) in places {
-                if let Some(runs) = runs.get_mut(space) {
-                    let aliases = runs
-                        .iter()
-                        .rev()
-                        .take(MAX_ALIASES)
-                        .take_while(|run| run.slots.as_ptr_range() == slots.as_ptr_range());
-                    if aliases.count() < MAX_ALIASES {
-                        runs.push(Run { start, slots });
-                    }
-                }
-            }
-            rest = behind;
-        }
-        runs.into_par_iter().zip(wanted).map(|(runs, wanted)| wanted_slots(runs, wanted)).collect()
-    }
-}
-
-/// The set of addresses.
-fn values(addresses: impl Iterator<Item = VirtAddr>) -> PointerSet {
-    PointerSet::new(&addresses.map(|address| address.0).collect::<Vec<u64>>())
-}
-
-/// Slots that one space has in one piece, by their physical addresses, and the virtual address of the first.
-#[derive(Clone, Copy)]
-struct Run<'s> {
-    start: VirtAddr,
-    slots: &'s [(PhysAddr, u64)],
-}
-
-/// The virtual addresses of the slots of a space that hold a wanted value, sorted, and the values.
-fn wanted_slots<'s>(mut runs: Vec<Run<'s>>, wanted: &BTreeSet<VirtAddr>) -> Vec<(VirtAddr, VirtAddr)> {
-    let wanted = PointerSet::new(&wanted.iter().map(|address| address.0).collect::<Vec<u64>>());
-    runs.par_sort_unstable_by_key(|run| run.start);
-    let slots_of = |run: Run<'s>| {
-        let first = run.slots.first().map_or(0, |(pa, _)| pa.0);
-        let slots = run.slots.iter().filter(|(_, value)| wanted.contains_quick(*value));
-        // Addresses of a mapping do not wrap; those of a hostile image are no worse for it.
-        slots.map(move |(pa, value)| (VirtAddr(run.start.0.wrapping_add(pa.0 - first)), VirtAddr(*value)))
-    };
-    let mut found: Vec<(VirtAddr, VirtAddr)> = runs.into_par_iter().flat_map_iter(slots_of).collect();
-    // Pages do not overlap, the ranges of an image might.
-    if !found.is_sorted() {
-        found.par_sort_unstable();
-    }
-    found
-}
-
-impl Sweeper {
     /// Where the candidates' spaces have a physical address: position of the candidate, and virtual address.
     pub(super) fn addresses(&self, pa: PhysAddr) -> impl Iterator<Item = (usize, VirtAddr)> {
-        self.reverse.lookup(pa).take(MAX_ALIASES * MAX_ALIASES)
+        self.pages.addresses(pa)
     }
 }
 

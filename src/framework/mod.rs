@@ -94,9 +94,16 @@ pub(crate) trait Headers: Send + Sync {
     /// The tensors, sorted by the address of their headers.
     fn tensors(&self) -> &[HeaderTensor];
 
+    /// The models whose modules hold some of the tensors with those headers. `sweep` finds the aligned slots in the pages of data
+    /// that hold one of a set of addresses.
+    fn models(&self, headers: &BTreeSet<VirtAddr>, sweep: &Sweep<'_>) -> Vec<Model>;
+
     /// Adds how they were read.
     fn describe(&self, facts: &mut Facts);
 }
+
+/// Finds the slots of an address space that hold one of a set of addresses, as address of the slot and value.
+pub(crate) type Sweep<'a> = dyn Fn(&BTreeSet<VirtAddr>) -> Vec<(VirtAddr, VirtAddr)> + 'a;
 
 /// A tensor that was found by its header.
 pub(crate) struct HeaderTensor {

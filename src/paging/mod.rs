@@ -5,6 +5,7 @@
 
 mod absent;
 mod cached;
+mod data_pages;
 mod encryption;
 mod pages;
 mod placement;
@@ -17,6 +18,7 @@ mod tables;
 
 pub use absent::Gone;
 pub use cached::Cached;
+pub use data_pages::DataPages;
 pub use encryption::find_spaces;
 pub use pages::Residency;
 pub use placement::{Placement, infer_ranges};

@@ -1,6 +1,7 @@
 //! The set of values that a sweep looks for, with quick tests that reject nearly every other value.
 
 use super::filter::Span;
+use crate::addr::VirtAddr;
 
 /// Values to sweep for.
 #[derive(Clone, Debug)]
@@ -39,6 +40,11 @@ impl PointerSet {
             set.bitmap.get_mut(word).into_iter().for_each(|w| *w |= bit);
         }
         set
+    }
+
+    /// The set of these addresses.
+    pub fn of<'a>(addresses: impl IntoIterator<Item = &'a VirtAddr>) -> Self {
+        Self::new(&addresses.into_iter().map(|address| address.0).collect::<Vec<u64>>())
     }
 
     /// The values, sorted.

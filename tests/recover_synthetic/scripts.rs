@@ -10,7 +10,7 @@ use super::synthetic::{ModuleSpec, Options, Placed, Tensor, Torch, dump, recover
 use super::{Truth, assert_whole, only_model, tensor};
 
 /// Python, PyTorch, string ABI, and where objects keep class and slots and classes keep their attributes.
-const MACHINES: [(&str, &str, &str, [u64; 3]); 4] = [
+pub const MACHINES: [(&str, &str, &str, [u64; 3]); 4] = [
     ("3.11", "1.13", "new-abi", [72, 88, 232]),
     ("3.12", "2.6-old-abi", "old-abi", [64, 80, 152]),
     ("3.13", "2.6", "new-abi", [64, 80, 240]),
@@ -19,7 +19,7 @@ const MACHINES: [(&str, &str, &str, [u64; 3]); 4] = [
 const PACKED_CLASS: &str = "__torch__.torch.classes.quantized.LinearPackedParamsBase";
 
 /// A tensor that Python has never seen.
-fn unseen(torch: &Torch, spec: &Tensor) -> Placed {
+pub fn unseen(torch: &Torch, spec: &Tensor) -> Placed {
     let placed = torch.tensor(spec);
     torch.python.process.put(placed.tensor_impl + torch.numbers.at("tensor.pyobj"), 0);
     Placed { object: 0, ..placed }

@@ -10,6 +10,7 @@ mod heap;
 mod holders;
 mod machine;
 mod memory;
+pub mod network;
 mod numpy;
 mod python;
 #[path = "../random/mod.rs"]

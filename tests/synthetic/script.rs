@@ -38,7 +38,7 @@ pub struct Blocks {
 /// PyTorch's C++ objects in a process.
 pub struct Script<'a> {
     pub torch: &'a Torch,
-    numbers: Layout,
+    pub(super) numbers: Layout,
     /// Where class, slots and attributes lie: a version has its own places.
     places: [u64; 3],
     object_class: u64,
@@ -56,12 +56,12 @@ impl<'a> Script<'a> {
         Self { torch, numbers, places, object_class, module_class }
     }
 
-    fn at(&self, key: &str) -> u64 {
+    pub(super) fn at(&self, key: &str) -> u64 {
         self.numbers.get(key).unwrap_or_else(|| panic!("the layout has no {key}")).cast_unsigned()
     }
 
     /// Writes a `std::string`.
-    fn string(&self, at: u64, text: &str) {
+    pub(super) fn string(&self, at: u64, text: &str) {
         let process = &self.torch.python.process;
         let length = text.len() as u64;
         if self.numbers.get("string.length").is_none() {
@@ -78,7 +78,7 @@ impl<'a> Script<'a> {
     }
 
     /// A vector of `count` elements at `at`; its first byte.
-    fn vector(&self, at: u64, count: u64, size: u64) -> u64 {
+    pub(super) fn vector(&self, at: u64, count: u64, size: u64) -> u64 {
         let process = &self.torch.python.process;
         let begin = process.alloc(count * size + 16);
         for (place, word) in [begin, begin + count * size, begin + count * size + 16].into_iter().zip(0u64..) {

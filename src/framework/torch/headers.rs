@@ -3,12 +3,13 @@
 //! Signatures give addresses at which a `TensorImpl` may lie. Here the layout is chosen by which most of them read as
 //! tensors, and each is held against the memory around it: its storage is read, and its virtual table is one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::tensor::{Layout, Sample, TensorScore, is_virtual_table, select_layout};
-use super::{Facts, SAMPLE, Torch};
+use super::{Facts, SAMPLE, Torch, owners};
 use crate::addr::VirtAddr;
-use crate::framework::{self, HeaderTensor, Headers};
+use crate::framework::{self, HeaderTensor, Headers, Sweep};
+use crate::model::Model;
 use crate::paging::{AddressSpace, VirtualMemory};
 use crate::tensor::TensorInfo;
 
@@ -20,20 +21,24 @@ const MAX_TENSORS: usize = 1 << 18;
 const MIN_SHARED: usize = 2;
 
 /// The tensors of one address space.
-pub(super) struct TorchHeaders {
+pub(super) struct TorchHeaders<'a> {
+    torch: &'a Torch,
+    space: &'a AddressSpace,
+    layout: Layout,
     tensors: Vec<HeaderTensor>,
     facts: Facts,
 }
 
-impl TorchHeaders {
+impl<'a> TorchHeaders<'a> {
     /// Those whose `TensorImpl`s lie at some of the addresses; `None` if none is one.
-    pub(super) fn read(torch: &Torch, space: &AddressSpace, addresses: &[VirtAddr]) -> Option<Self> {
+    pub(super) fn read(torch: &'a Torch, space: &'a AddressSpace, addresses: &[VirtAddr]) -> Option<Self> {
         let sample: Vec<VirtAddr> = addresses.iter().step_by(addresses.len() / SAMPLE + 1).copied().collect();
         let selected = select_layout(&torch.layouts, space, &Sample { headers: &sample, ..Sample::default() });
         let (layout, best, next) = selected.filter(|(_, best, _)| best.readable > 0)?;
         let layout = layout.into_owned().with_keys(&torch.key_tables, space, &sample, None, false);
         let tensors = tensors(&layout, space, addresses);
-        (!tensors.is_empty()).then(|| Self { tensors, facts: facts(&layout, best, next) })
+        let facts = facts(&layout, best, next);
+        (!tensors.is_empty()).then(|| Self { torch, space, layout, tensors, facts })
     }
 }
 
@@ -57,9 +62,13 @@ fn tensors(layout: &Layout, space: &AddressSpace, addresses: &[VirtAddr]) -> Vec
     sound.map(|(_, info)| HeaderTensor { gradient: gradient(&info), info }).collect()
 }
 
-impl Headers for TorchHeaders {
+impl Headers for TorchHeaders<'_> {
     fn tensors(&self) -> &[HeaderTensor] {
         &self.tensors
+    }
+
+    fn models(&self, headers: &BTreeSet<VirtAddr>, sweep: &Sweep<'_>) -> Vec<Model> {
+        owners::models(self.space, &self.layout, &self.torch.script_layouts, headers, sweep)
     }
 
     fn describe(&self, facts: &mut framework::Facts) {

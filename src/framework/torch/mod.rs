@@ -7,8 +7,10 @@
 mod extra;
 mod facts;
 mod headers;
+mod held;
 mod module;
 mod optimizer;
+mod owners;
 mod problem;
 mod script;
 mod tensor;

@@ -3,7 +3,7 @@
 use super::layout::MatrixNumbers;
 use super::object::is_pointer;
 use crate::addr::{VirtAddr, field};
-use crate::cpython::Objects;
+use crate::paging::VirtualMemory;
 use crate::tensor::Jump;
 
 /// The most rows, columns and blocks: what an `int32_t` holds.
@@ -28,17 +28,17 @@ impl Matrix {
     /// Reads a matrix that was packed from a transposed weight, in one group; `None` where there is none.
     ///
     /// All numbers of the blocks must follow from the matrix's own.
-    pub(super) fn read(objects: Objects<'_>, all: &[MatrixNumbers], object: VirtAddr) -> Option<Self> {
-        all.iter().find_map(|numbers| Self::read_with(objects, numbers, object))
+    pub(super) fn read(memory: &dyn VirtualMemory, all: &[MatrixNumbers], object: VirtAddr) -> Option<Self> {
+        all.iter().find_map(|numbers| Self::read_with(memory, numbers, object))
     }
 
-    fn read_with(objects: Objects<'_>, numbers: &MatrixNumbers, object: VirtAddr) -> Option<Self> {
+    fn read_with(memory: &dyn VirtualMemory, numbers: &MatrixNumbers, object: VirtAddr) -> Option<Self> {
         let number = |offset: i64| -> Option<u64> {
-            let word = objects.word(VirtAddr(field(object, offset).0 & !7), 0).ok()?;
+            let word = memory.word(VirtAddr(field(object, offset).0 & !7), 0).ok()?;
             let half = (word >> (8 * (offset & 4))) & u64::from(u32::MAX);
             Some(half).filter(|half| *half <= MAX)
         };
-        let data = objects.pointer(object, numbers.buf).ok().filter(is_pointer)?;
+        let data = memory.pointer(object, numbers.buf).ok().filter(is_pointer)?;
         let (rows, columns) = (number(numbers.rows)?, number(numbers.columns)?);
         let (block_rows, block_columns) = (number(numbers.block_rows)?, number(numbers.block_columns)?);
         let (row_blocks, column_blocks) = (number(numbers.row_blocks)?, number(numbers.column_blocks)?);

@@ -4,7 +4,7 @@ use crate::layout::{MissingField, layout_struct};
 use crate::signature::Signatures;
 
 layout_struct! {
-    /// Numbers of script objects for one C++ string ABI.
+    /// Numbers of PyTorch's C++ objects for one C++ string ABI.
     ObjectNumbers {
         wrapper_value: "instance.value" as i64,
         script_ivalue: "script_object.ivalue" as i64,
@@ -19,10 +19,22 @@ layout_struct! {
         kind_buffer: "attribute_kind.BUFFER" as i64,
         kind_parameter: "attribute_kind.PARAMETER" as i64,
         kind_regular: "attribute_kind.REGULAR_ATTRIBUTE" as i64,
+        string_size: "string.sizeof" as i64,
         string_data: "string.data" as i64,
         string_length: "string.length" as Option<i64>,
         text_length: "string_text.length" as Option<i64>,
         text_capacity: "string_text.capacity" as Option<i64>,
+        dict_elements: "ordered_dict.elements" as i64,
+        dict_items: "ordered_dict.items" as i64,
+        dict_description: "ordered_dict.description" as i64,
+        tensor_item_size: "tensor_item.sizeof" as i64,
+        tensor_item_value: "tensor_item.value" as i64,
+        module_item_size: "module_item.sizeof" as i64,
+        module_item_value: "module_item.value" as i64,
+        module_parameters: "module.parameters" as i64,
+        module_buffers: "module.buffers" as i64,
+        module_children: "module.children" as i64,
+        module_training: "module.training" as i64,
     }
 }
 
@@ -52,7 +64,7 @@ layout_struct! {
 /// All layouts of C++ objects of a set of signatures.
 #[derive(Clone, Debug, Default)]
 pub struct ScriptLayouts {
-    /// Of script objects, one per string ABI.
+    /// Of script objects and of modules of C++, one per string ABI.
     pub objects: Vec<ObjectNumbers>,
     /// Of packed matrices, one per range of versions.
     pub matrices: Vec<MatrixNumbers>,

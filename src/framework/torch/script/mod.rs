@@ -11,17 +11,19 @@ mod problem;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::held::Held;
 use super::module::Graph;
 use super::tensor::Layout;
 use crate::addr::VirtAddr;
 use crate::cpython::{Interpreter, Objects};
 use crate::diagnostic::Diagnostic;
 use crate::model::{Model, Module, NamedTensor, TensorKind};
+use crate::paging::VirtualMemory;
 
 pub use layout::{MatrixNumbers, ObjectNumbers, ScriptLayouts};
-use module::{Held, Walk};
-use object::ScriptError;
-use object::{Reader, ScriptObject, SlotValue, is_pointer};
+use module::Walk;
+pub(super) use object::{MAX_SLOTS, OBJECT_WORDS, Reader, SlotValue, is_pointer, text_at};
+use object::{ScriptError, ScriptObject};
 use packed::{Context, PackedError, capsule};
 use problem::Problem;
 
@@ -59,7 +61,9 @@ impl Wrapper {
 
 /// The C++ objects that Python holds.
 pub struct Scripts<'a> {
-    objects: Objects<'a>,
+    memory: &'a dyn VirtualMemory,
+    /// The objects of Python, where that holds some.
+    python: Option<Objects<'a>>,
     layouts: &'a ScriptLayouts,
     reader: Option<Reader<'a>>,
     layout: Option<&'a Layout>,
@@ -76,6 +80,27 @@ pub struct Scripts<'a> {
 }
 
 impl<'a> Scripts<'a> {
+    /// None that Python holds: what `reader` reads is known by its address alone.
+    pub(super) fn of_memory(
+        memory: &'a dyn VirtualMemory,
+        layouts: &'a ScriptLayouts,
+        reader: Option<Reader<'a>>,
+        layout: Option<&'a Layout>,
+    ) -> Self {
+        Self {
+            memory,
+            python: None,
+            layouts,
+            reader,
+            layout,
+            wrappers: BTreeMap::new(),
+            modules: BTreeMap::new(),
+            python_modules: BTreeMap::new(),
+            held: BTreeSet::new(),
+            headers: Vec::new(),
+        }
+    }
+
     /// Finds those of an interpreter; `types` are those of [`script_types`]. Tensors are not read yet.
     pub fn find(
         interpreter: &'a Interpreter,
@@ -84,17 +109,7 @@ impl<'a> Scripts<'a> {
         graph: &Graph,
     ) -> Self {
         let objects = interpreter.objects();
-        let mut scripts = Self {
-            objects,
-            layouts,
-            reader: None,
-            layout: None,
-            wrappers: BTreeMap::new(),
-            modules: BTreeMap::new(),
-            python_modules: BTreeMap::new(),
-            held: BTreeSet::new(),
-            headers: Vec::new(),
-        };
+        let mut scripts = Self { python: Some(objects), ..Self::of_memory(objects.memory(), layouts, None, None) };
         let Some(numbers) = layouts.objects.first() else { return scripts };
         for type_object in types {
             let class = objects.type_name(*type_object).unwrap_or_else(|_| format!("torch.{SCRIPT_OBJECT}"));
@@ -104,7 +119,7 @@ impl<'a> Scripts<'a> {
             }
         }
         let candidates: Vec<VirtAddr> = scripts.wrappers.values().filter_map(|wrapper| wrapper.object).collect();
-        scripts.reader = Reader::elect(objects, &layouts.objects, &candidates);
+        scripts.reader = Reader::elect(scripts.memory, &layouts.objects, &candidates);
         let reader = scripts.reader;
         for wrapper in scripts.wrappers.values_mut() {
             wrapper.object = wrapper.object.filter(|at| reader.is_some_and(|reader| reader.read(*at).is_ok()));
@@ -120,7 +135,7 @@ impl<'a> Scripts<'a> {
     fn find_python_modules(&mut self, graph: &Graph) {
         let mut inner: Vec<(VirtAddr, Vec<VirtAddr>)> = Vec::new();
         for module in graph.unreadable.keys() {
-            let Ok(attributes) = self.objects.attributes(*module) else { continue };
+            let Some(Ok(attributes)) = self.python.map(|python| python.attributes(*module)) else { continue };
             let values: Vec<VirtAddr> = attributes.into_iter().map(|(_, value)| value).collect();
             let wrapper = values.iter().find(|value| self.wrappers.get(value).is_some_and(Wrapper::is_module));
             match wrapper {
@@ -152,7 +167,7 @@ impl<'a> Scripts<'a> {
             }
             let Ok(read) = reader.read(object) else { continue };
             if let Some(holder) = capsule(&read.slots).filter(|_| self.headers.len() < MAX_HEADERS) {
-                let fields = packed::fields(self.objects, holder).into_iter().map(VirtAddr);
+                let fields = packed::fields(self.memory, holder).into_iter().map(VirtAddr);
                 self.headers.extend(fields.filter(is_pointer));
             }
             for slot in &read.slots {
@@ -215,7 +230,7 @@ impl<'a> Scripts<'a> {
 
     fn packed_at(&self, name: &str, object: VirtAddr, wrapper: VirtAddr, persistent: bool) -> Vec<NamedTensor> {
         let Some(reader) = self.reader else { return Vec::new() };
-        let context = Context { objects: self.objects, reader, layouts: self.layouts, layout: self.layout };
+        let context = Context { memory: self.memory, reader, layouts: self.layouts, layout: self.layout };
         let class = self.wrappers.get(&wrapper).map(|wrapper| wrapper.class.clone());
         let named = |packed: packed::Packed| {
             let name = format!("{name}{}", packed.suffix);
@@ -251,7 +266,9 @@ impl<'a> Scripts<'a> {
         models
     }
 
-    fn model(&self, object: VirtAddr, wrapper: VirtAddr) -> Option<Model> {
+    /// The script module at `object` as a model; `wrapper` is what it is known by if no Python module stands for it. `None` if it
+    /// holds no tensor.
+    pub(super) fn model(&self, object: VirtAddr, wrapper: VirtAddr) -> Option<Model> {
         let Held { modules, tensors, training, mut problems } = Walk::run(self, object, "");
         let root: &Module = modules.first()?;
         if tensors.is_empty() && problems.is_empty() {

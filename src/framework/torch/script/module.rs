@@ -1,69 +1,53 @@
 //! Script modules: the names under which their tensors stand in `state_dict()`.
 
-use std::collections::BTreeMap;
-
 use super::Scripts;
 use super::object::{Slot, SlotKind, SlotValue};
 use super::packed::capsule;
 use super::problem::Problem;
 use crate::addr::VirtAddr;
 use crate::cpython::Value;
-use crate::diagnostic::Diagnostic;
-use crate::framework::torch::no_layout;
-use crate::model::{Module, NamedTensor, TensorKind};
+use crate::framework::torch::held::{Collector, Held};
+use crate::model::{Module, TensorKind};
 
 /// The deepest nesting of modules.
 const MAX_DEPTH: usize = 200;
 /// The longest name, in bytes.
 const MAX_NAME: usize = 4096;
-/// Names that the tensors and modules of one script module may have.
-const MAX_NAMES: usize = 1 << 16;
 /// The attribute that all modules have, unless they are frozen (torch/csrc/jit/passes/freeze_module.cpp).
 const TRAINING: &str = "training";
-
-/// What a script module holds.
-#[derive(Default)]
-pub(crate) struct Held {
-    pub(crate) modules: Vec<Module>,
-    pub(crate) tensors: Vec<NamedTensor>,
-    pub(crate) training: Vec<NamedTensor>,
-    pub(crate) problems: Vec<Diagnostic>,
-}
 
 /// A walk through a script module and those below it.
 pub(super) struct Walk<'a> {
     scripts: &'a Scripts<'a>,
-    held: Held,
-    first_names: BTreeMap<VirtAddr, String>,
+    collector: Collector<'a>,
     above: Vec<VirtAddr>,
-    left: usize,
 }
 
 impl<'a> Walk<'a> {
     /// All that the module at `object` holds, under names that begin with `name`.
     pub(super) fn run(scripts: &'a Scripts<'a>, object: VirtAddr, name: &str) -> Held {
-        let (held, first_names, above) = (Held::default(), BTreeMap::new(), Vec::new());
-        let mut walk = Self { scripts, held, first_names, above, left: MAX_NAMES };
+        let Scripts { memory, python, layout, .. } = *scripts;
+        let mut walk = Self { scripts, collector: Collector::new(memory, python, layout), above: Vec::new() };
         if !walk.visit(object, name) {
-            walk.held.problems.push(Problem::NamesLeftOut.into());
+            walk.collector.held.problems.push(Problem::NamesLeftOut.into());
         }
-        walk.held
+        walk.collector.held
     }
 
     /// Lists a module and its descendants; `false` if there are too many.
     fn visit(&mut self, object: VirtAddr, name: &str) -> bool {
-        if !self.take_name() {
+        if !self.collector.take_name() {
             return false;
         }
         if self.above.len() > MAX_DEPTH || self.above.contains(&object) || name.len() > MAX_NAME {
-            self.held.problems.push(Problem::NestedTooDeeply { object }.into());
+            self.collector.held.problems.push(Problem::NestedTooDeeply { object }.into());
             return true;
         }
         let read = match self.scripts.read(object) {
             Ok(read) => read,
             Err(error) => {
                 let name = name.to_owned();
-                self.held.problems.push(Problem::Unreadable { name, object, error }.into());
+                self.collector.held.problems.push(Problem::Unreadable { name, object, error }.into());
                 return true;
             }
         };
@@ -81,7 +65,7 @@ impl<'a> Walk<'a> {
             let unset = slots.iter().filter(|slot| slot.value == SlotValue::Unset);
             unset.map(|slot| (slot.name.clone(), kind)).collect()
         };
-        self.held.modules.push(Module {
+        self.collector.held.modules.push(Module {
             name: name.to_owned(),
             class: read.class.clone(),
             framework_class: None,
@@ -98,10 +82,10 @@ impl<'a> Walk<'a> {
         for (slots, kind, persistent) in kinds.into_iter().chain([(others.clone(), TensorKind::Buffer, false)]) {
             for slot in slots {
                 let SlotValue::Tensor(tensor) = slot.value else { continue };
-                if !self.take_name() {
+                if !self.collector.take_name() {
                     return false;
                 }
-                self.add(full_name(&slot.name), tensor, kind, persistent);
+                self.collector.add(full_name(&slot.name), tensor, kind, persistent);
             }
         }
         self.above.push(object);
@@ -119,47 +103,13 @@ impl<'a> Walk<'a> {
         is_whole
     }
 
-    /// Counts a name; `false` if the limit is reached.
-    fn take_name(&mut self) -> bool {
-        let rest = self.left.checked_sub(1);
-        self.left = rest.unwrap_or_default();
-        rest.is_some()
-    }
-
-    fn add(&mut self, name: String, tensor: VirtAddr, kind: TensorKind, persistent: bool) {
-        let objects = self.scripts.objects;
-        let Some(layout) = self.scripts.layout else {
-            let unread = NamedTensor::new(name, kind, VirtAddr(0), Err(no_layout(None)));
-            self.held.tensors.push(NamedTensor { persistent, ..unread });
-            return;
-        };
-        if layout.is_undefined(objects.memory(), tensor) {
-            return;
-        }
-        let same_as = self.first_names.get(&tensor).cloned();
-        self.first_names.entry(tensor).or_insert_with(|| name.clone());
-        let read = layout.read_tensor_impl(objects.memory(), tensor).map_err(Diagnostic::from);
-        if let (Ok(info), None) = (&read, &same_as) {
-            let grad = layout.read_grad(objects.memory(), info).map_err(Diagnostic::from);
-            if let Some(grad) = grad.transpose() {
-                let object = grad.as_ref().map(|info| info.object).unwrap_or_default();
-                self.held.training.push(NamedTensor::new(name.clone(), TensorKind::Gradient, object, grad));
-            }
-        }
-        let object = read.as_ref().map(|info| info.object).unwrap_or_default();
-        let type_object = || objects.type_of(object).and_then(|found| objects.type_name(found)).ok();
-        let class = if object.0 == 0 { None } else { type_object() };
-        let named = NamedTensor::new(name, kind, object, read);
-        self.held.tensors.push(NamedTensor { persistent, same_as, class, ..named });
-    }
-
     /// Lists what a module has packed, which `state_dict()` of a script module leaves out.
     fn add_packed(&mut self, name: &str, object: VirtAddr) -> bool {
         for tensor in self.scripts.packed_at(name, object, VirtAddr(0), false) {
-            if !self.take_name() {
+            if !self.collector.take_name() {
                 return false;
             }
-            self.held.tensors.push(tensor);
+            self.collector.held.tensors.push(tensor);
         }
         true
     }

@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 
 use super::layout::ObjectNumbers;
 use crate::addr::{VirtAddr, field};
-use crate::cpython::{ObjectError, Objects};
+use crate::cpython::Objects;
 use crate::layout::{Structure, Votes, elect};
+use crate::paging::{Fault, VirtualMemory};
 
 /// Words of an object, and of a class, in which fields are looked for.
-const OBJECT_WORDS: u64 = 24;
+pub(crate) const OBJECT_WORDS: u64 = 24;
 const CLASS_WORDS: u64 = 96;
 /// The most slots of an object.
-const MAX_SLOTS: u64 = 1 << 14;
+pub(crate) const MAX_SLOTS: u64 = 1 << 14;
 /// The longest name, in bytes.
 const MAX_NAME: u64 = 4096;
 /// Objects that vote.
@@ -24,7 +25,7 @@ const WORD: i64 = 8;
 
 /// What an attribute is to its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SlotKind {
+pub(crate) enum SlotKind {
     Parameter,
     Buffer,
     Attribute,
@@ -32,15 +33,15 @@ pub(super) enum SlotKind {
 
 /// An attribute and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Slot {
-    pub(super) name: String,
-    pub(super) kind: SlotKind,
-    pub(super) value: SlotValue,
+pub(crate) struct Slot {
+    pub(crate) name: String,
+    pub(crate) kind: SlotKind,
+    pub(crate) value: SlotValue,
 }
 
 /// What a slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SlotValue {
+pub(crate) enum SlotValue {
     /// `None`, or not set yet.
     Unset,
     /// A `TensorImpl`.
@@ -53,17 +54,17 @@ pub(super) enum SlotValue {
 
 /// A `c10::ivalue::Object`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ScriptObject {
+pub(crate) struct ScriptObject {
     /// Qualified name of its class: `__torch__.Net`.
-    pub(super) class: String,
-    pub(super) slots: Vec<Slot>,
+    pub(crate) class: String,
+    pub(crate) slots: Vec<Slot>,
 }
 
 /// Why an object could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ScriptError {
+pub(crate) enum ScriptError {
     #[error(transparent)]
-    Object(#[from] ObjectError),
+    Fault(#[from] Fault),
     #[error("no known layout reads its C++ classes")]
     NoLayout,
     #[error("the script object at {object} is inconsistent: {slots} slots for {attributes} attributes")]
@@ -96,25 +97,30 @@ struct Vector {
 
 /// A reader of the objects of one process.
 #[derive(Clone, Copy)]
-pub(super) struct Reader<'a> {
-    objects: Objects<'a>,
+pub(crate) struct Reader<'a> {
+    memory: &'a dyn VirtualMemory,
     numbers: &'a ObjectNumbers,
     offsets: Offsets,
 }
 
 impl<'a> Reader<'a> {
     /// A reader whose offsets are those that most of the candidates agree on; `None` where no candidate is an object.
-    pub(super) fn elect(objects: Objects<'a>, all: &'a [ObjectNumbers], candidates: &[VirtAddr]) -> Option<Self> {
+    pub(crate) fn elect(memory: &'a dyn VirtualMemory, all: &'a [ObjectNumbers], candidates: &[VirtAddr]) -> Option<Self> {
         let mut votes: BTreeMap<Offsets, usize> = BTreeMap::new();
         let mut classes: BTreeMap<VirtAddr, Vec<(usize, i64, u64)>> = BTreeMap::new();
         for object in candidates.iter().take(MAX_VOTERS) {
-            for offsets in ways(objects, all, *object, &mut classes) {
+            for offsets in ways(memory, all, *object, &mut classes) {
                 *votes.entry(offsets).or_default() += 1;
             }
         }
         let candidates = votes.into_iter().map(|(offsets, count)| (offsets, 0, Votes::significant(count)));
         let (offsets, _) = elect(candidates)?;
-        Some(Self { objects, numbers: all.get(offsets.numbers)?, offsets })
+        Some(Self { memory, numbers: all.get(offsets.numbers)?, offsets })
+    }
+
+    /// The object whose vector of slots lies at `slots`.
+    pub(crate) fn object_of(&self, slots: VirtAddr) -> VirtAddr {
+        field(slots, self.offsets.slots.wrapping_neg())
     }
 
     /// The object that a Python object holds.
@@ -127,10 +133,10 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// It can't be read, or is not such an object.
-    pub(super) fn read(&self, object: VirtAddr) -> Result<ScriptObject, ScriptError> {
-        let (objects, numbers) = (self.objects, self.numbers);
-        let table = objects.word(object, 0)?;
-        let class = objects.pointer(object, self.offsets.class)?;
+    pub(crate) fn read(&self, object: VirtAddr) -> Result<ScriptObject, ScriptError> {
+        let (memory, numbers) = (self.memory, self.numbers);
+        let table = memory.word(object, 0)?;
+        let class = memory.pointer(object, self.offsets.class)?;
         let slots = self.vector(object, self.offsets.slots, numbers.ivalue_size)?;
         let attributes = self.vector(class, self.offsets.attributes, numbers.attribute_size)?;
         if slots.count > attributes.count {
@@ -140,7 +146,7 @@ impl<'a> Reader<'a> {
         for index in 0..attributes.count {
             let at = |vector: &Vector, size: i64| field(vector.begin, size.wrapping_mul(index.cast_signed()));
             let attribute = at(&attributes, numbers.attribute_size);
-            let (kind, name) = attribute_at(objects, numbers, attribute).ok_or(ScriptError::Attribute {
+            let (kind, name) = attribute_at(memory, numbers, attribute).ok_or(ScriptError::Attribute {
                 object,
                 index,
                 at: attribute,
@@ -156,16 +162,16 @@ impl<'a> Reader<'a> {
     }
 
     /// What a slot holds; `table` is the virtual table of objects.
-    fn value(&self, slot: VirtAddr, table: u64) -> Result<SlotValue, ObjectError> {
+    fn value(&self, slot: VirtAddr, table: u64) -> Result<SlotValue, Fault> {
         let numbers = self.numbers;
-        let payload = self.objects.word(slot, numbers.ivalue_payload)?;
-        let tag = self.objects.word(slot, numbers.ivalue_tag)? & u64::from(u32::MAX);
+        let payload = self.memory.word(slot, numbers.ivalue_payload)?;
+        let tag = self.memory.word(slot, numbers.ivalue_tag)? & u64::from(u32::MAX);
         let target = VirtAddr(payload);
         Ok(if tag == numbers.tag_none.cast_unsigned() {
             SlotValue::Unset
         } else if tag == numbers.tag_tensor.cast_unsigned() {
             SlotValue::Tensor(target)
-        } else if is_pointer(&target) && self.objects.word(target, 0) == Ok(table) {
+        } else if is_pointer(&target) && self.memory.word(target, 0) == Ok(table) {
             SlotValue::Object(target)
         } else {
             SlotValue::Other(payload)
@@ -174,7 +180,7 @@ impl<'a> Reader<'a> {
 
     /// The vector at an offset that is known.
     fn vector(&self, of: VirtAddr, offset: i64, size: i64) -> Result<Vector, ScriptError> {
-        let (begin, end) = (self.objects.pointer(of, offset)?, self.objects.pointer(of, offset + WORD)?);
+        let (begin, end) = (self.memory.pointer(of, offset)?, self.memory.pointer(of, offset + WORD)?);
         let bytes = end.0.wrapping_sub(begin.0);
         let size = size.unsigned_abs().max(1);
         let (count, rest) = (bytes / size, bytes % size);
@@ -187,7 +193,7 @@ impl<'a> Reader<'a> {
     /// The qualified name of a class: the first dotted name in it.
     fn class_name(&self, class: VirtAddr) -> Option<String> {
         let offsets = (0..self.offsets.attributes).step_by(WORD as usize);
-        let mut names = offsets.filter_map(|offset| text_at(self.objects, self.numbers, field(class, offset)));
+        let mut names = offsets.filter_map(|offset| text_at(self.memory, self.numbers, field(class, offset)));
         names.find(|name| {
             let atoms = name.split('.');
             name.contains('.') && atoms.clone().all(|atom| !atom.is_empty() && !atom.contains(char::is_whitespace))
@@ -197,12 +203,12 @@ impl<'a> Reader<'a> {
 
 /// All ways in which a candidate can be read as an object with at least one slot.
 fn ways(
-    objects: Objects<'_>,
+    memory: &dyn VirtualMemory,
     all: &[ObjectNumbers],
     object: VirtAddr,
     classes: &mut BTreeMap<VirtAddr, Vec<(usize, i64, u64)>>,
 ) -> Vec<Offsets> {
-    let words = words_at(objects, object, OBJECT_WORDS);
+    let words = words_at(memory, object, OBJECT_WORDS);
     let mut found = Vec::new();
     let Some(ivalue_size) = all.first().map(|numbers| numbers.ivalue_size) else { return found };
     for slots in vectors(&words, ivalue_size) {
@@ -212,7 +218,7 @@ fn ways(
             if !is_pointer(&pointer) {
                 continue;
             }
-            let lists = classes.entry(pointer).or_insert_with(|| attribute_lists(objects, all, pointer));
+            let lists = classes.entry(pointer).or_insert_with(|| attribute_lists(memory, all, pointer));
             let fitting = lists.iter().filter(|(.., count)| *count == slots.count);
             found.extend(fitting.map(|(numbers, attributes, _)| Offsets {
                 class,
@@ -226,13 +232,13 @@ fn ways(
 }
 
 /// Where a candidate for a class could keep its attributes: by which numbers, at which offset, how many.
-fn attribute_lists(objects: Objects<'_>, all: &[ObjectNumbers], class: VirtAddr) -> Vec<(usize, i64, u64)> {
-    let words = words_at(objects, class, CLASS_WORDS);
+fn attribute_lists(memory: &dyn VirtualMemory, all: &[ObjectNumbers], class: VirtAddr) -> Vec<(usize, i64, u64)> {
+    let words = words_at(memory, class, CLASS_WORDS);
     let mut lists = Vec::new();
     for (index, numbers) in all.iter().enumerate() {
         for vector in vectors(&words, numbers.attribute_size) {
             let element = |number: u64| field(vector.begin, numbers.attribute_size.wrapping_mul(number.cast_signed()));
-            if (0..vector.count).all(|number| attribute_at(objects, numbers, element(number)).is_some()) {
+            if (0..vector.count).all(|number| attribute_at(memory, numbers, element(number)).is_some()) {
                 lists.push((index, vector.offset, vector.count));
             }
         }
@@ -254,25 +260,25 @@ fn vectors(words: &[u64], size: i64) -> impl Iterator<Item = Vector> + '_ {
 }
 
 /// Kind and name of an attribute; `None` where there is none.
-fn attribute_at(objects: Objects<'_>, numbers: &ObjectNumbers, at: VirtAddr) -> Option<(SlotKind, String)> {
-    let kind = objects.word(at, numbers.attribute_kind).ok()? & u64::from(u32::MAX);
+fn attribute_at(memory: &dyn VirtualMemory, numbers: &ObjectNumbers, at: VirtAddr) -> Option<(SlotKind, String)> {
+    let kind = memory.word(at, numbers.attribute_kind).ok()? & u64::from(u32::MAX);
     let kind = match kind.cast_signed() {
         kind if kind == numbers.kind_buffer => SlotKind::Buffer,
         kind if kind == numbers.kind_parameter => SlotKind::Parameter,
         kind if kind == numbers.kind_regular => SlotKind::Attribute,
         _ => return None,
     };
-    Some((kind, text_at(objects, numbers, field(at, numbers.attribute_name))?))
+    Some((kind, text_at(memory, numbers, field(at, numbers.attribute_name))?))
 }
 
 /// The text of a `std::string` that is not empty; `None` where there is none.
-fn text_at(objects: Objects<'_>, numbers: &ObjectNumbers, at: VirtAddr) -> Option<String> {
-    let data = objects.pointer(at, numbers.string_data).ok().filter(is_pointer)?;
+pub(crate) fn text_at(memory: &dyn VirtualMemory, numbers: &ObjectNumbers, at: VirtAddr) -> Option<String> {
+    let data = memory.pointer(at, numbers.string_data).ok().filter(is_pointer)?;
     let length = match (numbers.string_length, numbers.text_length) {
-        (Some(length), _) => objects.word(at, length).ok()?,
+        (Some(length), _) => memory.word(at, length).ok()?,
         (None, Some(length)) => {
-            let length = objects.word(data, length).ok()?;
-            (objects.word(data, numbers.text_capacity?).ok()? >= length).then_some(length)?
+            let length = memory.word(data, length).ok()?;
+            (memory.word(data, numbers.text_capacity?).ok()? >= length).then_some(length)?
         }
         (None, None) => return None,
     };
@@ -280,16 +286,16 @@ fn text_at(objects: Objects<'_>, numbers: &ObjectNumbers, at: VirtAddr) -> Optio
         return None;
     }
     let mut bytes = vec![0; length as usize];
-    objects.memory().read(data, &mut bytes).ok()?;
+    memory.read(data, &mut bytes).ok()?;
     String::from_utf8(bytes).ok().filter(|text| !text.contains(char::is_control))
 }
 
 /// Words from an address on, as far as they can be read.
-pub(super) fn words_at(objects: Objects<'_>, at: VirtAddr, count: u64) -> Vec<u64> {
-    Structure::read(objects.memory(), at, count.saturating_mul(WORD.unsigned_abs())).words().collect()
+pub(super) fn words_at(memory: &dyn VirtualMemory, at: VirtAddr, count: u64) -> Vec<u64> {
+    Structure::read(memory, at, count.saturating_mul(WORD.unsigned_abs())).words().collect()
 }
 
 /// Whether a word could be the address of a structure.
-pub(super) fn is_pointer(address: &VirtAddr) -> bool {
+pub(crate) fn is_pointer(address: &VirtAddr) -> bool {
     (0x1000..1 << 56).contains(&address.0) && address.0.is_multiple_of(8)
 }

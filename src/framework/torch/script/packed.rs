@@ -7,10 +7,9 @@ use super::fbgemm::Matrix;
 use super::layout::ScriptLayouts;
 use super::object::{Reader, ScriptError, SlotValue, is_pointer, words_at};
 use crate::addr::VirtAddr;
-use crate::cpython::{ObjectError, Objects};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::framework::torch::tensor::Layout;
-use crate::paging::Fault;
+use crate::paging::{Fault, VirtualMemory};
 use crate::tensor::{Form, Quantizer, TensorInfo};
 
 /// The one attribute of a class that C++ code defines: the C++ object itself (torch/custom_class.h).
@@ -71,7 +70,7 @@ impl PackedError {
 /// What C++ objects are read with.
 #[derive(Clone, Copy)]
 pub(super) struct Context<'a> {
-    pub(super) objects: Objects<'a>,
+    pub(super) memory: &'a dyn VirtualMemory,
     pub(super) reader: Reader<'a>,
     pub(super) layouts: &'a ScriptLayouts,
     pub(super) layout: Option<&'a Layout>,
@@ -99,10 +98,10 @@ pub(super) fn capsule(slots: &[super::object::Slot]) -> Option<VirtAddr> {
 }
 
 /// Words of a C++ object: as many as its block on the heap has, as far as they can be read.
-pub(super) fn fields(objects: Objects<'_>, object: VirtAddr) -> Vec<u64> {
-    let size = objects.word(object, -8).unwrap_or_default() & !BLOCK_FLAGS;
+pub(super) fn fields(memory: &dyn VirtualMemory, object: VirtAddr) -> Vec<u64> {
+    let size = memory.word(object, -8).unwrap_or_default() & !BLOCK_FLAGS;
     let is_block = size.is_multiple_of(16) && (32..=8 * MAX_WORDS).contains(&size);
-    words_at(objects, object, if is_block { (size - 8) / 8 } else { FEW_WORDS })
+    words_at(memory, object, if is_block { (size - 8) / 8 } else { FEW_WORDS })
 }
 
 impl Context<'_> {
@@ -140,7 +139,7 @@ impl Context<'_> {
     fn holder(&self, holder: VirtAddr, depth: u32, walk: &mut Walk) -> Vec<Packed> {
         let (Some(layout), Some(left)) = (self.layout, walk.visits.checked_sub(1)) else { return Vec::new() };
         walk.visits = left;
-        let words = fields(self.objects, holder);
+        let words = fields(self.memory, holder);
         let mut weights = Vec::new();
         let mut tensors: Vec<TensorInfo> = Vec::new();
         let pointers = words.iter().map(|word| VirtAddr(*word)).skip(1);
@@ -153,7 +152,7 @@ impl Context<'_> {
                 if !known {
                     list.push(info);
                 }
-            } else if let Some(matrix) = Matrix::read(self.objects, &self.layouts.matrices, pointer) {
+            } else if let Some(matrix) = Matrix::read(self.memory, &self.layouts.matrices, pointer) {
                 weights.extend(self.weight_of(layout, &matrix, &words));
             }
         }
@@ -171,7 +170,7 @@ impl Context<'_> {
         {
             // A cell of a recurrent layer holds such objects; each has a virtual table and is no vector.
             for pointer in pointers.filter(is_pointer) {
-                let is_object = self.objects.word(pointer, 0).is_ok_and(|table| is_pointer(&VirtAddr(table)));
+                let is_object = self.memory.word(pointer, 0).is_ok_and(|table| is_pointer(&VirtAddr(table)));
                 if is_object && self.tensor(layout, pointer).is_none() {
                     let inner = self.holder(pointer, depth, walk);
                     found.extend(inner.into_iter().filter(|packed| packed.weight.is_ok()));
@@ -203,8 +202,8 @@ impl Context<'_> {
     /// still lead to was in use.
     fn lost_pointer(&self, pair: &[u64]) -> Option<Fault> {
         let [pointer, next] = *pair else { return None };
-        match self.objects.word(Some(VirtAddr(pointer)).filter(is_pointer)?, 0) {
-            Err(ObjectError::Fault(fault)) => {
+        match self.memory.word(Some(VirtAddr(pointer)).filter(is_pointer)?, 0) {
+            Err(fault) => {
                 (matches!(fault, Fault::NotInDump { .. }) || next & 0xff == 1).then_some(fault)
             }
             _ => None,
@@ -212,7 +211,7 @@ impl Context<'_> {
     }
 
     fn tensor(&self, layout: &Layout, pointer: VirtAddr) -> Option<TensorInfo> {
-        layout.read_tensor_impl(self.objects.memory(), pointer).ok().filter(|info| info.storage.0 != 0)
+        layout.read_tensor_impl(self.memory, pointer).ok().filter(|info| info.storage.0 != 0)
     }
 
     /// The headers of a packed matrix of a linear layer, with its scales and zero points from the vectors beside it: sums of
@@ -238,7 +237,7 @@ impl Context<'_> {
             layout.scalar_type_named(name).map(|dtype| TensorInfo::contiguous(data, dtype, &[count], data))
         };
         let quantizer = if count == 1 {
-            let low = |at| self.objects.word(at, 0).ok().map(|word| word as u32);
+            let low = |at| self.memory.word(at, 0).ok().map(|word| word as u32);
             let scale = f64::from(f32::from_bits(low(scales)?));
             let zero_point = i64::from(low(zero_points)?.cast_signed());
             (scale.is_normal() && scale > 0.0).then_some(Quantizer::PerTensor { scale, zero_point })?
