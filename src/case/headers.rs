@@ -44,7 +44,8 @@ pub(super) fn add(
 ) {
     for prefix in frameworks.header_signatures() {
         let candidates = candidates(spaces, signatures, prefix);
-        let found = candidates.par_iter().map(|(space, addresses)| (space, frameworks.headers(prefix, space, addresses)));
+        let found =
+            candidates.par_iter().map(|(space, addresses)| (space, frameworks.headers(prefix, space, addresses)));
         for (space, headers) in found.collect::<Vec<_>>() {
             let (root, Some(headers)) = (space.root(), headers) else { continue };
             let pages = || {

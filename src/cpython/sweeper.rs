@@ -12,7 +12,6 @@ use crate::dump::PhysicalMemory;
 use crate::paging::{DataPages, data_mappings};
 use crate::scan::{Backend, FrameSlots, PointerSet, TypeSlot, sweep_slots, type_slots};
 
-
 /// The pages of several interpreters, ready to be swept for their objects.
 pub struct Sweeper {
     pages: DataPages,

@@ -108,10 +108,8 @@ fn modules_of_cpp_are_found_from_their_tensors() {
             },
         );
         let empty = script.network(false, &Dictionaries::default());
-        let parts = script.network(
-            true,
-            &Dictionaries { children: &[("0", layer), ("1", empty)], ..Dictionaries::default() },
-        );
+        let parts =
+            script.network(true, &Dictionaries { children: &[("0", layer), ("1", empty)], ..Dictionaries::default() });
         let root = script.network(
             false,
             &Dictionaries {
@@ -145,11 +143,8 @@ fn modules_of_cpp_are_found_from_their_tensors() {
         let training: Vec<(&str, TensorKind)> =
             model.training.iter().map(|tensor| (tensor.name.as_str(), tensor.kind)).collect();
         let state = |index: u32| format!("{LONG}.state{index}");
-        let expected = [
-            (LONG, TensorKind::Gradient),
-            (&state(0), TensorKind::Optimizer),
-            (&state(1), TensorKind::Optimizer),
-        ];
+        let expected =
+            [(LONG, TensorKind::Gradient), (&state(0), TensorKind::Optimizer), (&state(1), TensorKind::Optimizer)];
         assert_eq!(training, expected, "{pytorch}");
         for (found, truth) in model.training.iter().zip([gradient, first, second]) {
             assert_whole(&torch, found, truth);

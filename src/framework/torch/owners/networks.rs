@@ -66,7 +66,8 @@ impl<'a> Networks<'a> {
 
     /// Takes what a sweep found, and says what is to be looked for next.
     pub(super) fn follow(&mut self, hits: &[Hit]) -> BTreeSet<VirtAddr> {
-        let ObjectNumbers { tensor_item_size, tensor_item_value, module_item_size, module_item_value, .. } = *self.numbers;
+        let ObjectNumbers { tensor_item_size, tensor_item_value, module_item_size, module_item_value, .. } =
+            *self.numbers;
         let mut wanted = BTreeSet::new();
         for (slot, value) in hits {
             if self.tensors.contains(value) {
@@ -165,7 +166,8 @@ impl<'a> Networks<'a> {
     }
 
     fn model(&self, root: VirtAddr, layout: &Layout) -> Model {
-        let mut walk = Walk { networks: self, collector: Collector::new(self.memory, None, Some(layout)), above: Vec::new() };
+        let mut walk =
+            Walk { networks: self, collector: Collector::new(self.memory, None, Some(layout)), above: Vec::new() };
         if !walk.visit(root, "") {
             walk.problem(root, "the rest of it is left out: its modules or tensors have too many names");
         }

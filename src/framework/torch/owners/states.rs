@@ -73,7 +73,8 @@ impl<'a> States<'a> {
         for parameter in model.tensors.iter().filter(|tensor| tensor.same_as.is_none()) {
             let Some(info) = &parameter.info else { continue };
             let kept = |state: &VirtAddr| -> Vec<TensorInfo> {
-                let fields = (1..=FIELDS).filter_map(|words| self.memory.pointer(*state, words.wrapping_mul(WORD)).ok());
+                let fields =
+                    (1..=FIELDS).filter_map(|words| self.memory.pointer(*state, words.wrapping_mul(WORD)).ok());
                 let tensors = fields.filter(|header| self.tensors.contains(header));
                 let others = tensors.filter(|header| *header != info.header && !gradients.contains(header));
                 let read = others.filter_map(|header| layout.read_tensor_impl(self.memory, header).ok());

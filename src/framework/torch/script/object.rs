@@ -105,7 +105,11 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// A reader whose offsets are those that most of the candidates agree on; `None` where no candidate is an object.
-    pub(crate) fn elect(memory: &'a dyn VirtualMemory, all: &'a [ObjectNumbers], candidates: &[VirtAddr]) -> Option<Self> {
+    pub(crate) fn elect(
+        memory: &'a dyn VirtualMemory,
+        all: &'a [ObjectNumbers],
+        candidates: &[VirtAddr],
+    ) -> Option<Self> {
         let mut votes: BTreeMap<Offsets, usize> = BTreeMap::new();
         let mut classes: BTreeMap<VirtAddr, Vec<(usize, i64, u64)>> = BTreeMap::new();
         for object in candidates.iter().take(MAX_VOTERS) {

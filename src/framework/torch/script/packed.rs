@@ -203,9 +203,7 @@ impl Context<'_> {
     fn lost_pointer(&self, pair: &[u64]) -> Option<Fault> {
         let [pointer, next] = *pair else { return None };
         match self.memory.word(Some(VirtAddr(pointer)).filter(is_pointer)?, 0) {
-            Err(fault) => {
-                (matches!(fault, Fault::NotInDump { .. }) || next & 0xff == 1).then_some(fault)
-            }
+            Err(fault) => (matches!(fault, Fault::NotInDump { .. }) || next & 0xff == 1).then_some(fault),
             _ => None,
         }
     }
