@@ -38,7 +38,7 @@ impl<'a> TorchHeaders<'a> {
         let layout = layout.into_owned().with_keys(&torch.key_tables, space, &sample, None, false);
         let tensors = tensors(&layout, space, addresses);
         let facts = facts(&layout, best, next);
-        (!tensors.is_empty()).then(|| Self { torch, space, layout, tensors, facts })
+        (!tensors.is_empty()).then_some(Self { torch, space, layout, tensors, facts })
     }
 }
 
