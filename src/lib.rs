@@ -99,6 +99,7 @@ extern crate self as tensorcarve; // what tests/ and the tests here share names 
 
 pub mod addr;
 pub mod case;
+pub mod chain;
 pub mod cpython;
 pub mod diagnostic;
 mod digest;

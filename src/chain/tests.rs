@@ -1,0 +1,5 @@
+//! Nets as shapes and addresses.
+
+use super::*;
+use crate::addr::VirtAddr;
+use crate::tensor::ScalarType;
