@@ -7,12 +7,12 @@ use super::{Evidence, Link};
 /// Shares of a score: what the sizes alone give, and what each hint adds. Sizes decide; hints only tell apart what fits
 /// equally well.
 const SIZES: f64 = 0.55;
-const HEADER_ORDER: f64 = 0.15;
+const HEADER_ORDER: f64 = 0.2;
 const DATA_ORDER: f64 = 0.1;
-const SAME_TYPE: f64 = 0.1;
+const SAME_TYPE: f64 = 0.05;
 const SAME_TRAINING: f64 = 0.1;
 /// Weights in between that halve the hint of an order.
-const HALF_AT: f64 = 4.0;
+const HALF_AT: f64 = 2.0;
 /// The hint of an order that is the wrong way round.
 const BACKWARDS: f64 = 0.4;
 /// The factor for a weight that only its shape says is one, where most others have a bias, a norm or a gradient: it is
@@ -37,7 +37,8 @@ pub(super) struct Fitter<'a> {
     units: &'a [Unit],
     /// Ranks of the units by the data of their weights.
     data_ranks: Vec<usize>,
-    /// Whether most units have more than a shape.
+    /// The support that most units have: something that training keeps, or else a bias, a norm or a recorded gradient.
+    is_trained: bool,
     bare_is_odd: bool,
 }
 
@@ -52,8 +53,11 @@ impl<'a> Fitter<'a> {
                 *place = rank;
             }
         }
-        let bare = units.iter().filter(|unit| unit.is_bare).count();
-        Self { pool, units, data_ranks, bare_is_odd: bare * 2 < units.len() }
+        let most = |has: &dyn Fn(&Unit) -> bool| units.iter().filter(|unit| has(unit)).count() * 2 > units.len();
+        let is_trained = most(&|unit| !pool.training(unit.weight).is_empty());
+        let is_learned = |unit: &Unit| pool.get(unit.weight).is_some_and(|piece| piece.learned);
+        let bare_is_odd = is_trained || most(&|unit| unit.has_vectors || is_learned(unit));
+        Self { pool, units, data_ranks, is_trained, bare_is_odd }
     }
 
     /// The link from one unit to another; `None` if the second cannot follow the first.
@@ -96,7 +100,10 @@ impl<'a> Fitter<'a> {
     }
 
     fn plausible(&self, unit: &Unit) -> f64 {
-        let bare = if self.bare_is_odd && unit.is_bare { BARE } else { 1.0 };
+        let is_learned = self.pool.get(unit.weight).is_some_and(|piece| piece.learned);
+        let is_trained = !self.pool.training(unit.weight).is_empty();
+        let is_bare = !unit.has_vectors && !is_trained && (self.is_trained || !is_learned);
+        let bare = if self.bare_is_odd && is_bare { BARE } else { 1.0 };
         let kernel = if unit.kernel.iter().any(|size| *size > LARGE_KERNEL) { TOO_LARGE_KERNEL } else { 1.0 };
         bare * kernel
     }
@@ -124,7 +131,7 @@ impl<'a> Fitter<'a> {
                     return None;
                 }
                 // One group for each channel is common, anything in between is rare.
-                let fit = if taken == 1 { 0.85 } else { 0.75 };
+                let fit = if taken == 1 { 0.85 } else { 0.7 };
                 Some((Evidence::Groups { channels: given, groups }, fit))
             }
             (UnitKind::Conv(dims), _) => {
@@ -163,7 +170,7 @@ impl<'a> Fitter<'a> {
         if is_pointwise(second) && second.outputs == first.outputs && from < to {
             let begins = |unit: &Unit| unit.kind == second.kind && unit.inputs == second.inputs;
             if near(to).any(begins) {
-                return found(second, 0.9);
+                return found(second, 0.95);
             }
         }
         // Made before it.
@@ -171,7 +178,7 @@ impl<'a> Fitter<'a> {
             let rest = self.units.get(to..self.units.len().min(to + BLOCK)).unwrap_or_default();
             let ends = |unit: &Unit| unit.kind == first.kind && unit.outputs == first.outputs;
             if rest.iter().any(ends) {
-                return found(first, 0.9);
+                return found(first, 0.95);
             }
         }
         None

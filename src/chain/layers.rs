@@ -1,5 +1,7 @@
 //! The layers of a path: what each is, its tensors by their roles, the links between neighbours, and the alternatives.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::fit::BLOCK;
 use super::path::Paths;
 use super::pool::Pool;
@@ -19,7 +21,9 @@ const BACKWARDS: f64 = 0.4;
 /// Few links are weak evidence: with this many, half of the score is left.
 const WEAK: f64 = 0.25;
 /// An alternative is listed if it gives at least this share of the score in its place.
-const NEARLY: f64 = 0.9;
+const NEARLY: f64 = 0.95;
+/// Layers after a layer whose biases are tried in place of its own.
+const EXCHANGED: usize = 8;
 /// Alternatives of one chain that are listed.
 const MAX_ALTERNATIVES: usize = 16;
 
@@ -39,52 +43,119 @@ pub(super) fn chain(pool: &Pool<'_>, units: &[Unit], paths: &Paths, path: &[usiz
     builder.find_shortcuts(units, path);
     let Builder { layers, mut links, biases, at, .. } = builder;
     let count = links.len() + biases.len();
-    let sum: f64 = links.iter().map(|link| link.score).chain(biases.iter().map(|(_, _, score)| *score)).sum();
+    let sum: f64 = links.iter().map(|link| link.score).chain(biases.iter().map(|bias| bias.score)).sum();
     let weights = path.len().saturating_sub(1) as f64;
-    let strength = weights / (weights + WEAK);
-    let score = |sum: f64| sum / (count.max(1) as f64) * strength;
-    let mut alternatives = Vec::new();
-    let mut add = |layer, change, own: f64, other: f64| {
-        if other >= own * NEARLY {
-            alternatives.push(Alternative { layer, change, score: rounded(score(sum - own + other)) });
-        }
+    let score = |sum: f64| rounded(sum / (count.max(1) as f64) * weights / (weights + WEAK));
+    let changes = Changes { pool, units, paths, path, biases: &biases };
+    let others = changes.other_weights().into_iter().chain(changes.swaps()).chain(changes.exchanges());
+    let nearly = others.filter(|other| other.instead >= other.own * NEARLY);
+    let alternative = |other: Other| {
+        let layer = at.get(other.place).copied()?;
+        Some(Alternative { layer, change: other.change, score: score(sum - other.own + other.instead) })
     };
-    for (place, index) in path.iter().enumerate() {
-        let layer = at.get(place).copied()?;
-        let item = |unit: usize| units.get(unit).and_then(|unit| pool.get(unit.weight)).map(|piece| piece.item);
-        let (previous, next) = (place.checked_sub(1).and_then(|place| path.get(place)), path.get(place + 1));
-        if let Some(own) = next.and_then(|next| paths.link(*index, *next)) {
-            let others = paths.from.get(*index).into_iter().flatten().filter(|(other, _)| Some(other) != next);
-            for (other, link) in others.take(1) {
-                item(*other).into_iter().for_each(|item| add(layer, Change::Next(item), own.score, link.score));
-            }
-        }
-        if let Some(own) = previous.and_then(|previous| paths.link(*previous, *index)) {
-            let others = paths.to.get(index).into_iter().flatten().filter(|(other, _)| Some(other) != previous);
-            let best = others.max_by(|(one, score), (other, rival)| score.total_cmp(rival).then(other.cmp(one)));
-            if let Some((item, rival)) = best.and_then(|(other, score)| Some((item(*other)?, *score))) {
-                add(layer, Change::Previous(item), own.score, rival);
-            }
-        }
-    }
-    // A bias of the same size that another layer of the chain has.
-    for (layer, bias, own) in &biases {
-        let Some(weight) = at.iter().position(|place| place == layer).and_then(|place| units.get(*path.get(place)?)) else {
-            continue;
-        };
-        let size = pool.get(*bias).map(|piece| &piece.info.shape);
-        let rivals = biases.iter().filter(|(_, other, _)| other != bias);
-        let rivals = rivals.filter(|(_, other, _)| pool.get(*other).map(|piece| &piece.info.shape) == size);
-        let best = rivals.map(|(_, other, _)| (bias_score(weight.weight, *other), *other));
-        let best = best.max_by(|(one, at), (other, rival)| one.total_cmp(other).then(rival.cmp(at)));
-        if let Some((rival, item)) = best.and_then(|(rival, other)| Some((rival, pool.get(other)?.item))) {
-            add(*layer, Change::Bias(item), *own, rival);
-        }
-    }
+    let mut alternatives: Vec<Alternative> = nearly.filter_map(alternative).collect();
     alternatives.sort_by(|one, other| other.score.total_cmp(&one.score).then(one.layer.cmp(&other.layer)));
     alternatives.truncate(MAX_ALTERNATIVES);
     links.iter_mut().for_each(|link| link.score = rounded(link.score));
-    Some(Chain { layers, links, score: rounded(score(sum)), alternatives })
+    Some(Chain { layers, links, score: score(sum), alternatives })
+}
+
+/// What could be otherwise in a path.
+struct Changes<'a> {
+    pool: &'a Pool<'a>,
+    units: &'a [Unit],
+    paths: &'a Paths,
+    path: &'a [usize],
+    biases: &'a [OwnBias],
+}
+
+/// A change at a place of the path: the sums of the scores that it removes and adds.
+struct Other {
+    place: usize,
+    change: Change,
+    own: f64,
+    instead: f64,
+}
+
+/// A bias of a layer.
+struct OwnBias {
+    place: usize,
+    weight: usize,
+    bias: usize,
+    score: f64,
+}
+
+impl Changes<'_> {
+    fn item(&self, unit: usize) -> Option<usize> {
+        Some(self.pool.get(self.units.get(unit)?.weight)?.item)
+    }
+
+    fn score(&self, from: usize, to: usize) -> Option<f64> {
+        self.paths.link(from, to).map(|link| link.score)
+    }
+
+    /// Weights outside the path that would do as well as a neighbour.
+    fn other_weights(&self) -> Vec<Other> {
+        let inside: BTreeSet<usize> = self.path.iter().copied().collect();
+        let best = |found: &mut dyn Iterator<Item = (usize, f64)>| {
+            let outside = found.filter(|(other, _)| !inside.contains(other));
+            outside.max_by(|(one, score), (other, rival)| score.total_cmp(rival).then(other.cmp(one)))
+        };
+        let mut others = Vec::new();
+        for (place, pair) in self.path.windows(2).enumerate() {
+            let &[from, to] = pair else { continue };
+            let Some(own) = self.score(from, to) else { continue };
+            let next = best(&mut self.paths.from.get(from).into_iter().flatten().map(|(to, link)| (*to, link.score)));
+            let previous = best(&mut self.paths.to.get(&to).into_iter().flatten().copied());
+            if let Some((item, instead)) = next.and_then(|(other, score)| Some((self.item(other)?, score))) {
+                others.push(Other { place, change: Change::Next(item), own, instead });
+            }
+            if let Some((item, instead)) = previous.and_then(|(other, score)| Some((self.item(other)?, score))) {
+                others.push(Other { place: place + 1, change: Change::Previous(item), own, instead });
+            }
+        }
+        others
+    }
+
+    /// Neighbours in the other order.
+    fn swaps(&self) -> Vec<Other> {
+        let unit = |place: usize| self.path.get(place).copied();
+        let swap = |place: usize| {
+            let (one, other) = (unit(place)?, unit(place + 1)?);
+            let (mut own, mut instead) = (self.score(one, other)?, self.score(other, one)?);
+            if let Some(before) = place.checked_sub(1).and_then(unit) {
+                own += self.score(before, one)?;
+                instead += self.score(before, other)?;
+            }
+            if let Some(after) = unit(place + 2) {
+                own += self.score(other, after)?;
+                instead += self.score(one, after)?;
+            }
+            Some(Other { place, change: Change::Previous(self.item(other)?), own, instead })
+        };
+        (0..self.path.len()).filter_map(swap).collect()
+    }
+
+    /// Biases of the same size the other way round.
+    fn exchanges(&self) -> Vec<Other> {
+        let mut by_size: BTreeMap<&[u64], Vec<&OwnBias>> = BTreeMap::new();
+        for bias in self.biases {
+            let Some(piece) = self.pool.get(bias.bias) else { continue };
+            by_size.entry(&piece.info.shape).or_default().push(bias);
+        }
+        let mut others = Vec::new();
+        for biases in by_size.into_values() {
+            for (index, one) in biases.iter().enumerate() {
+                for other in biases.iter().skip(index + 1).take(EXCHANGED) {
+                    let Some(item) = self.pool.get(other.bias).map(|piece| piece.item) else { continue };
+                    let instead = bias_score(one.weight, other.bias) + bias_score(other.weight, one.bias);
+                    let own = one.score + other.score;
+                    others.push(Other { place: one.place, change: Change::Bias(item), own, instead });
+                }
+            }
+        }
+        others
+    }
 }
 
 /// How well a bias of the right size goes with a weight: both are pieces, in the order of their headers.
@@ -101,8 +172,7 @@ struct Builder<'a> {
     links: Vec<Link>,
     /// The number of the layer that is each unit's weight.
     at: Vec<usize>,
-    /// Layers with a bias: the number of the layer, the piece, and how well it goes with the weight.
-    biases: Vec<(usize, usize, f64)>,
+    biases: Vec<OwnBias>,
 }
 
 impl Builder<'_> {
@@ -116,7 +186,8 @@ impl Builder<'_> {
         }
         self.at.push(self.layers.len());
         if let Some(bias) = unit.bias.filter(|_| unit.second.is_none()) {
-            self.biases.push((self.layers.len(), bias, bias_score(unit.weight, bias)));
+            let (weight, score) = (unit.weight, bias_score(unit.weight, bias));
+            self.biases.push(OwnBias { place: self.at.len() - 1, weight, bias, score });
         }
         self.push(self.weight(unit, link.as_ref(), is_table), link);
         for norm in &unit.after {
@@ -219,7 +290,8 @@ impl Builder<'_> {
                 found.extend(first.map(|first| (place, start(first)..end(place - 1))));
             } else {
                 let ends = |unit: &Unit| unit.outputs == *outputs;
-                let last = (place..path.len().min(place + BLOCK)).find(|place| matches(place, &ends));
+                // A block around which a shortcut goes has more than one weight.
+                let last = (place + 1..path.len().min(place + BLOCK)).find(|place| matches(place, &ends));
                 found.extend(last.map(|last| (place - 1, start(place)..end(last))));
             }
         }

@@ -273,9 +273,9 @@ pub struct Alternative {
 pub enum Change {
     /// The layer with this item as its weight would follow.
     Next(usize),
-    /// The layer with this item as its weight would come before.
+    /// The layer with this item as its weight would come before; one of the chain itself would change places with it.
     Previous(usize),
-    /// This item would be the bias.
+    /// This item would be the bias; the layer that has it would have this one's.
     Bias(usize),
 }
 

@@ -1,6 +1,6 @@
 //! The best links, joined to paths: no unit has two successors or two predecessors, and no path is a circle.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::Link;
 use super::fit::Fitter;
@@ -15,6 +15,10 @@ const FAR: usize = 8;
 const KEPT: usize = 16;
 /// The smallest score of a link.
 const MIN_SCORE: f64 = 0.5;
+/// The score of a link that is no better than none.
+const WORTHLESS: f64 = 0.4;
+/// The least that a bid adds to a price: scores that differ by less are the same. It bounds the number of bids for a unit.
+const STEP: f64 = 0.002;
 
 /// All links that were considered, and the paths of the best ones.
 pub(super) struct Paths {
@@ -53,7 +57,11 @@ impl Paths {
             from.push(links);
         }
         order.sort_by(|(one, ..), (other, ..)| other.total_cmp(one));
-        let found = join(units.len(), &order);
+        let matched = matching(&from);
+        let is_matched = |(_, from, to): &&(f64, usize, usize)| matched.get(*from).copied().flatten() == Some(*to);
+        // What the others leave over, last.
+        let best: Vec<_> = order.iter().filter(is_matched).chain(&order).copied().collect();
+        let found = join(units.len(), &best);
         Self { from, to, found }
     }
 
@@ -61,6 +69,38 @@ impl Paths {
         let mut links = self.from.get(from)?.iter();
         links.find(|(other, _)| *other == to).map(|(_, link)| link)
     }
+}
+
+/// The successor of each unit such that the sum of all links is near its maximum, by the auction algorithm (D. P. Bertsekas,
+/// "The auction algorithm", Annals of Operations Research 14, 1988): units bid for their best successor as much as it is
+/// worth more than the second best.
+fn matching(links: &[Vec<(usize, Link)>]) -> Vec<Option<usize>> {
+    let mut prices: HashMap<usize, f64> = HashMap::new();
+    let mut owners: HashMap<usize, usize> = HashMap::new();
+    let mut waiting: VecDeque<usize> = (0..links.len()).collect();
+    while let Some(unit) = waiting.pop_front() {
+        // To have no successor is worth nothing.
+        let (mut best, mut second) = ((0.0, None), 0.0);
+        for (to, link) in links.get(unit).into_iter().flatten() {
+            let value = link.score - WORTHLESS - prices.get(to).copied().unwrap_or_default();
+            if value > best.0 {
+                second = best.0;
+                best = (value, Some(*to));
+            } else if value > second {
+                second = value;
+            }
+        }
+        let (value, Some(to)) = best else { continue };
+        *prices.entry(to).or_default() += value - second + STEP;
+        waiting.extend(owners.insert(to, unit));
+    }
+    let mut matched = vec![None; links.len()];
+    for (to, unit) in owners {
+        if let Some(place) = matched.get_mut(unit) {
+            *place = Some(to);
+        }
+    }
+    matched
 }
 
 /// Joins links to paths, the first of the list first.

@@ -11,7 +11,7 @@ use super::pool::Pool;
 /// the right one is among the first two or three.
 const NEIGHBOURS: usize = 8;
 /// A vector before a weight is less likely its own than one that is as far behind it.
-const BEHIND: u64 = 2;
+const BEHIND: usize = 2;
 /// Gates of recurrent layers: PyTorch stacks four matrices for an LSTM and three for a GRU
 /// (`torch/nn/modules/rnn.py`, `RNNBase.__init__`).
 const LSTM_GATES: u64 = 4;
@@ -54,9 +54,8 @@ pub(super) struct Unit {
     pub(super) kernel: Vec<u64>,
     pub(super) before: Vec<Norm>,
     pub(super) after: Vec<Norm>,
-    /// Whether nothing but its shape says that it is a weight: it has no vector, it is not learned, and training keeps
-    /// nothing for it.
-    pub(super) is_bare: bool,
+    /// Whether it has vectors: a bias or norms.
+    pub(super) has_vectors: bool,
 }
 
 /// All weights, in the order of their headers.
@@ -70,29 +69,51 @@ pub(super) fn units(pool: &Pool<'_>) -> Vec<Unit> {
             [] => {}
         }
     }
+    let all: BTreeSet<usize> = weights.values().flatten().copied().collect();
+    let counters = pool.pieces.iter().filter(|piece| piece.info.shape.is_empty()).count();
     let mut owned: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     let mut averages: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
     for (size, found) in vectors {
         let Some(weights) = weights.get(&size) else { continue };
-        // Where some are learned, the others are averages.
-        let is_learned = |index: &usize| pool.get(*index).is_some_and(|piece| piece.learned);
-        let (learned, plain): (Vec<usize>, Vec<usize>) = found.into_iter().partition(is_learned);
-        let own = if learned.is_empty() { plain } else {
-            averages.insert(size, plain);
-            learned
-        };
+        let (own, plain) = split(pool, found, weights.len(), counters);
+        averages.insert(size, plain);
         let average_count = averages.get(&size).map_or(0, Vec::len);
-        for (vector, weight) in share(pool, &own, weights, capacity(own.len(), weights.len(), average_count)) {
+        let (owners, room) = match recurrent(pool, &all, weights, own.len()) {
+            Some(second) => (second, 2),
+            None => (weights.clone(), capacity(own.len(), weights.len(), average_count)),
+        };
+        for (vector, weight) in share(&own, &owners, room, |piece| piece) {
             owned.entry(weight).or_default().push(vector);
         }
     }
-    let weights: BTreeSet<usize> = weights.into_values().flatten().collect();
-    let mut units: Vec<Unit> = weights
+    let mut units: Vec<Unit> = all
         .into_iter()
         .filter_map(|weight| Unit::new(pool, weight, owned.remove(&weight).unwrap_or_default()))
         .collect();
     give_averages(pool, &mut units, averages);
     join_pairs(pool, units)
+}
+
+/// Splits the vectors of one size into those that can be biases or parameters of norms, and those that can be running
+/// averages. Where some are learned, the others are averages. Where none is, the order of the data tells, if there are as
+/// many as batch norms have: weight, bias, two averages, and the bias of the layer before them or none.
+fn split(pool: &Pool<'_>, vectors: Vec<usize>, weights: usize, counters: usize) -> (Vec<usize>, Vec<usize>) {
+    let is_learned = |index: &usize| pool.get(*index).is_some_and(|piece| piece.learned);
+    if vectors.iter().any(is_learned) {
+        return vectors.into_iter().partition(is_learned);
+    }
+    let each = vectors.len().checked_div(weights).unwrap_or_default();
+    if !(4..=5).contains(&each) || each * weights != vectors.len() || counters < weights {
+        return (vectors, Vec::new());
+    }
+    let mut ordered = vectors;
+    ordered.sort_by_key(|index| pool.get(*index).map(|piece| piece.data_rank));
+    let (mut own, mut averages) = (Vec::new(), Vec::new());
+    for (place, index) in ordered.into_iter().enumerate() {
+        if place % each < each - 2 { own.push(index) } else { averages.push(index) }
+    }
+    own.sort_unstable();
+    (own, averages)
 }
 
 /// How many vectors each weight can have. With as many vectors as weights, or two or three for each where there are
@@ -106,16 +127,22 @@ fn capacity(vectors: usize, weights: usize, averages: usize) -> usize {
     }
 }
 
-/// Gives things to the nearest of their possible owners, the nearest pairs first. Both lists are in the order of headers.
-/// What finds no owner with room among its neighbours goes to the first that has room.
-fn share(pool: &Pool<'_>, things: &[usize], owners: &[usize], capacity: usize) -> Vec<(usize, usize)> {
+/// Gives things to the nearest of their possible owners, the nearest pairs first. `rank` is the order of allocation, and
+/// both lists are in that order. What finds no owner with room among its neighbours goes to the first that has room.
+fn share(
+    things: &[usize],
+    owners: &[usize],
+    capacity: usize,
+    rank: impl Fn(usize) -> usize,
+) -> Vec<(usize, usize)> {
     let mut pairs = Vec::new();
     for thing in things {
-        let after = owners.partition_point(|owner| owner < thing);
+        let at = rank(*thing);
+        let after = owners.partition_point(|owner| rank(*owner) < at);
         let near = owners.get(after.saturating_sub(NEIGHBOURS)..owners.len().min(after + NEIGHBOURS));
         for owner in near.unwrap_or_default() {
-            let distance = pool.header(*thing).abs_diff(pool.header(*owner));
-            pairs.push((if thing < owner { distance.saturating_mul(BEHIND) } else { distance }, *thing, *owner));
+            let distance = at.abs_diff(rank(*owner));
+            pairs.push((if at < rank(*owner) { distance.saturating_mul(BEHIND) } else { distance }, *thing, *owner));
         }
     }
     pairs.sort_unstable();
@@ -137,6 +164,26 @@ fn share(pool: &Pool<'_>, things: &[usize], owners: &[usize], capacity: usize) -
     shared
 }
 
+/// The second weights of recurrent layers, if all weights of one size are such pairs and have a bias each.
+fn recurrent(pool: &Pool<'_>, all: &BTreeSet<usize>, weights: &[usize], vectors: usize) -> Option<Vec<usize>> {
+    let shape = |weight: usize| pool.get(weight).map(|piece| piece.info.shape.as_slice());
+    let second = |pair: &[usize]| match *pair {
+        [first, second] => {
+            let (&[outputs, _], &[_, state]) = (shape(first)?, shape(second)?) else { return None };
+            let follows = all.range(first + 1..).next() == Some(&second);
+            gates(outputs, state).filter(|_| follows).map(|_| second)
+        }
+        _ => None,
+    };
+    weights.chunks(2).map(second).collect::<Option<Vec<usize>>>().filter(|_| vectors == weights.len())
+}
+
+/// What a recurrent layer is whose weights have this many rows, and whose state has this size.
+fn gates(rows: u64, state: u64) -> Option<UnitKind> {
+    let kinds = [(LSTM_GATES, UnitKind::Lstm), (GRU_GATES, UnitKind::Gru)];
+    kinds.into_iter().find(|(gates, _)| state.checked_mul(*gates) == Some(rows)).map(|(_, kind)| kind)
+}
+
 impl Unit {
     fn new(pool: &Pool<'_>, weight: usize, mut vectors: Vec<usize>) -> Option<Self> {
         let piece = pool.get(weight)?;
@@ -145,7 +192,7 @@ impl Unit {
             _ => return None,
         };
         let kind = if kernel.is_empty() { UnitKind::Linear } else { UnitKind::Conv(kernel.len()) };
-        let is_bare = vectors.is_empty() && !piece.learned && pool.training(weight).is_empty();
+        let has_vectors = !vectors.is_empty();
         vectors.sort_unstable();
         // The bias of a layer is made just after its weight.
         let bias = (vectors.len() % 2 == 1).then(|| {
@@ -162,7 +209,7 @@ impl Unit {
             kernel,
             before: Vec::new(),
             after: Vec::new(),
-            is_bare,
+            has_vectors,
         };
         for pair in vectors.chunks_exact(2) {
             let &[one, other] = pair else { continue };
@@ -187,37 +234,45 @@ fn in_order_of_data(pool: &Pool<'_>, one: usize, other: usize) -> (usize, usize)
 
 /// Gives each norm two averages of its size and a counter, as far as there are any nearby.
 fn give_averages(pool: &Pool<'_>, units: &mut [Unit], averages: BTreeMap<u64, Vec<usize>>) {
+    // These are small, so their data lie in the order in which they were made even where headers fill older gaps.
+    let rank = |piece: usize| pool.get(piece).map_or(0, |piece| piece.data_rank);
     let mut norms: BTreeMap<usize, &mut Norm> = BTreeMap::new();
     let mut by_size: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
     for unit in units {
         let size = unit.outputs;
         for norm in unit.norms_mut() {
-            by_size.entry(size).or_default().push(norm.weight);
-            norms.insert(norm.weight, norm);
+            // The averages are made just after the bias.
+            by_size.entry(size).or_default().push(norm.bias);
+            norms.insert(norm.bias, norm);
         }
     }
-    let mut with_averages = Vec::new();
-    for (size, averages) in averages {
+    let mut with_averages = BTreeMap::new();
+    for (size, mut averages) in averages {
         let Some(owners) = by_size.get_mut(&size) else { continue };
-        owners.sort_unstable();
+        owners.sort_by_key(|owner| rank(*owner));
+        averages.sort_by_key(|average| rank(*average));
         let mut pairs: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (average, owner) in share(pool, &averages, owners, 2) {
+        for (average, owner) in share(&averages, owners, 2, rank) {
             pairs.entry(owner).or_default().push(average);
         }
         for (owner, pair) in pairs {
             if let (Some(norm), &[one, other]) = (norms.get_mut(&owner), pair.as_slice()) {
-                norm.averages = Some(in_order_of_data(pool, one, other));
-                with_averages.push(owner);
+                let (mean, var) = in_order_of_data(pool, one, other);
+                norm.averages = Some((mean, var));
+                with_averages.insert(var, owner);
             }
         }
     }
-    with_averages.sort_unstable();
+    // The counter is made just after the variance.
+    let mut variances: Vec<usize> = with_averages.keys().copied().collect();
+    variances.sort_by_key(|variance| rank(*variance));
     let is_counter = |index: &usize| pool.get(*index).is_some_and(|piece| piece.info.shape.is_empty());
-    let counters: Vec<usize> = (0..pool.pieces.len()).filter(is_counter).collect();
+    let mut counters: Vec<usize> = (0..pool.pieces.len()).filter(is_counter).collect();
+    counters.sort_by_key(|counter| rank(*counter));
     // No counter without its norm is given away: there may be other integers.
     if counters.len() >= with_averages.len() {
-        for (owner, counter) in share(pool, &with_averages, &counters, 1) {
-            if let Some(norm) = norms.get_mut(&owner) {
+        for (counter, variance) in share(&counters, &variances, 1, rank) {
+            if let Some(norm) = with_averages.get(&variance).and_then(|owner| norms.get_mut(owner)) {
                 norm.counter = Some(counter);
             }
         }
@@ -267,5 +322,5 @@ fn pair_kind(first: &Unit, second: &Unit) -> Option<UnitKind> {
     if first.outputs != second.outputs || vectors(first) + vectors(second) != 2 || first.outputs == second.inputs {
         return None;
     }
-    [(LSTM_GATES, UnitKind::Lstm), (GRU_GATES, UnitKind::Gru)].into_iter().find(|(gates, _)| stacks(*gates)).map(|(_, kind)| kind)
+    gates(first.outputs, second.inputs)
 }
