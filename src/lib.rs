@@ -58,7 +58,7 @@
 //! let case = Case::open("tests/data/cifar10-pdb.lime.zst")?;
 //! for process in case.processes()? {
 //!     for model in process.models()? {
-//!         assert_eq!(model.class(), "__main__.SimpleCNN");
+//!         assert_eq!(model.class(), Some("__main__.SimpleCNN"));
 //!         for tensor in model.tensors() {
 //!             println!("{} {:?} {} bytes", tensor.name(), tensor.shape(), tensor.bytes()?.len());
 //!         }

@@ -66,7 +66,7 @@ pub struct Layer {
 
 /// What a layer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "lowercase")]
 pub enum LayerKind {
     /// A convolution over this number of dimensions.
     Conv1d,
@@ -74,17 +74,12 @@ pub enum LayerKind {
     Conv2d,
     /// The same.
     Conv3d,
-    /// A transposed convolution.
-    ConvTranspose1d,
-    /// The same.
-    ConvTranspose2d,
-    /// The same.
-    ConvTranspose3d,
     /// A linear layer.
     Linear,
     /// A table of vectors.
     Embedding,
     /// A norm with running averages.
+    #[serde(rename = "batch_norm")]
     BatchNorm,
     /// A norm without: of layers, of groups, or of batches.
     Norm,

@@ -401,7 +401,7 @@ fn an_interruption_while_files_are_written_leaves_nothing() {
 #[test]
 fn lines_and_tables_hold_what_was_found() {
     let (dump, mut recovery) = mixed();
-    recovery.processes[0].models[0].class = "__main__.\u{1b}[31mNet".to_owned();
+    recovery.processes[0].models[0].class = Some("__main__.\u{1b}[31mNet".to_owned());
     let print = |print: &dyn Fn(&mut Vec<u8>)| {
         let mut out = Vec::new();
         print(&mut out);
