@@ -44,8 +44,10 @@
 //!
 //! [`model`] is what was found, as data: modules, tensors under their names, optimizers, tensors of no model.
 //!
+//! [`chain`] puts tensors that no object owns together to layers, by their shapes and the order of their addresses.
+//!
 //! [`tensor`] has type, shape and strides of a tensor, and gathers its bytes in logical order. Every byte is either
-//! from the dump or part of a listed hole; nothing is invented. Neither of the two knows a framework.
+//! from the dump or part of a listed hole; nothing is invented. None of the three knows a framework.
 //!
 //! [`report`] writes files that PyTorch can load, reports that people can read, and the origin of everything.
 //!

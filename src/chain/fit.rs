@@ -116,9 +116,7 @@ impl<'a> Fitter<'a> {
         let is_branch = from.abs_diff(to) <= BRANCH;
         match (first.kind, second.kind) {
             (UnitKind::Conv(one), UnitKind::Conv(other)) if one != other => None,
-            (UnitKind::Conv(_), UnitKind::Conv(_)) if given == taken => {
-                Some((Evidence::Sizes { size: given }, chance))
-            }
+            (UnitKind::Conv(_), UnitKind::Conv(_)) if given == taken => Some((Evidence::Sizes { size: given }, chance)),
             (UnitKind::Conv(_), UnitKind::Conv(_)) => {
                 if let Some(shortcut) = self.shortcut(from, to) {
                     return Some(shortcut);

@@ -35,7 +35,8 @@ pub(super) fn chain(pool: &Pool<'_>, units: &[Unit], paths: &Paths, path: &[usiz
         let unit = units.get(*index)?;
         let previous = place.checked_sub(1).and_then(|place| path.get(place));
         let next = path.get(place + 1).and_then(|next| paths.link(*index, *next));
-        let takes_the_same = next.is_some_and(|link| matches!(link.evidence.first(), Some(Evidence::SameInputs { .. })));
+        let takes_the_same =
+            next.is_some_and(|link| matches!(link.evidence.first(), Some(Evidence::SameInputs { .. })));
         is_table &= takes_the_same && unit.kind == UnitKind::Linear && unit.bias.is_none() && unit.after.is_empty();
         let link = previous.and_then(|previous| paths.link(*previous, *index)).cloned();
         builder.add(unit, link, is_table);
@@ -178,6 +179,10 @@ struct Builder<'a> {
 impl Builder<'_> {
     /// Adds the layers of a unit; `link` is what speaks for its following the unit before.
     fn add(&mut self, unit: &Unit, link: Option<Link>, is_table: bool) {
+        let groups = match link.as_ref().and_then(|link| link.evidence.first()) {
+            Some(Evidence::Groups { groups, .. }) => *groups,
+            _ => 1,
+        };
         let mut link = link;
         for norm in &unit.before {
             // The link between the weights is that between the norm and what comes before it.
@@ -189,7 +194,7 @@ impl Builder<'_> {
             let (weight, score) = (unit.weight, bias_score(unit.weight, bias));
             self.biases.push(OwnBias { place: self.at.len() - 1, weight, bias, score });
         }
-        self.push(self.weight(unit, link.as_ref(), is_table), link);
+        self.push(self.weight(unit, groups, is_table), link);
         for norm in &unit.after {
             self.push(self.norm(norm, unit.outputs), Some(norm_link(norm, unit.outputs)));
         }
@@ -205,18 +210,16 @@ impl Builder<'_> {
         if let (Some(last), Some(mut link)) = (self.layers.last(), link) {
             let is_table = last.kind == LayerKind::Embedding;
             if let (true, Some(Evidence::SameInputs { size })) = (is_table, link.evidence.first().cloned()) {
-                if let Some(first) = link.evidence.first_mut() { *first = Evidence::Embedding { size }; }
+                if let Some(first) = link.evidence.first_mut() {
+                    *first = Evidence::Embedding { size };
+                }
             }
             self.links.push(link);
         }
         self.layers.push(layer);
     }
 
-    fn weight(&self, unit: &Unit, link: Option<&Link>, is_table: bool) -> Layer {
-        let groups = match link.and_then(|link| link.evidence.first()) {
-            Some(Evidence::Groups { groups, .. }) => *groups,
-            _ => 1,
-        };
+    fn weight(&self, unit: &Unit, groups: u64, is_table: bool) -> Layer {
         let (kind, roles) = match unit.kind {
             UnitKind::Conv(1) => (LayerKind::Conv1d, PLAIN),
             UnitKind::Conv(2) => (LayerKind::Conv2d, PLAIN),
@@ -273,17 +276,23 @@ impl Builder<'_> {
     /// Notes which layers are a shortcut, and around what.
     fn find_shortcuts(&mut self, units: &[Unit], path: &[usize]) {
         let unit = |place: usize| path.get(place).and_then(|unit| units.get(*unit));
-        let end = |place: usize| self.at.get(place + 1).map_or(self.layers.len(), |at| {
-            at - unit(place + 1).map_or(0, |unit| unit.before.len())
-        });
+        let end = |place: usize| {
+            self.at
+                .get(place + 1)
+                .map_or(self.layers.len(), |at| at - unit(place + 1).map_or(0, |unit| unit.before.len()))
+        };
         let start = |place: usize| place.checked_sub(1).map_or(0, end);
         let mut found = Vec::new();
         for place in 1..path.len() {
             // The link before the layers of this unit.
             let link = start(place).checked_sub(1).and_then(|link| self.links.get(link));
-            let Some(Evidence::Shortcut { inputs, outputs }) = link.and_then(|link| link.evidence.first()) else { continue };
+            let Some(Evidence::Shortcut { inputs, outputs }) = link.and_then(|link| link.evidence.first()) else {
+                continue;
+            };
             let matches = |place: &usize, is_it: &dyn Fn(&Unit) -> bool| unit(*place).is_some_and(is_it);
-            let is_way = |unit: &Unit| (unit.inputs, unit.outputs) == (*inputs, *outputs) && unit.kernel.iter().all(|size| *size == 1);
+            let is_way = |unit: &Unit| {
+                (unit.inputs, unit.outputs) == (*inputs, *outputs) && unit.kernel.iter().all(|size| *size == 1)
+            };
             if matches(&place, &is_way) {
                 let begins = |unit: &Unit| unit.inputs == *inputs;
                 let first = (place.saturating_sub(BLOCK)..place).rev().find(|place| matches(place, &begins));

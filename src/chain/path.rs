@@ -12,7 +12,7 @@ const WINDOW: usize = 48;
 /// Units further away that are tried as well: those whose inputs are exactly its outputs, nearest first on either side.
 const FAR: usize = 8;
 /// Links of each unit that are kept; a network that branches to more is not a chain.
-const KEPT: usize = 16;
+const KEPT: usize = 8;
 /// The smallest score of a link.
 const MIN_SCORE: f64 = 0.5;
 /// The score of a link that is no better than none.

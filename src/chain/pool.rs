@@ -14,8 +14,9 @@ const MAX_DIMS: usize = 5;
 /// The most tensors of one shape that an optimizer keeps for a parameter: Adam's two averages and, with AMSGrad, a maximum
 /// (`torch/optim/adam.py`).
 const MAX_STATE: usize = 3;
-/// Tensors that are considered, in the order of their headers; no process has nearly as many parameters.
-const MAX_PIECES: usize = 1 << 17;
+/// Tensors that are considered, in the order of their headers. The largest published networks, mixtures of experts, have
+/// fewer; and this many take about 100 MB and a few seconds.
+const MAX_PIECES: usize = 1 << 16;
 
 /// A tensor that can be a part of a layer.
 #[derive(Debug)]
@@ -49,7 +50,8 @@ impl<'a> Pool<'a> {
                 training.entry(of).or_default().push(found);
             }
         }
-        let usable = items.iter().enumerate().filter(|(index, item)| !gradients.contains(index) && is_usable(&item.info));
+        let usable =
+            items.iter().enumerate().filter(|(index, item)| !gradients.contains(index) && is_usable(&item.info));
         let mut pieces: Vec<Piece<'a>> = usable
             .map(|(index, item)| Piece {
                 item: index,

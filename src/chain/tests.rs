@@ -128,10 +128,10 @@ fn the_layers_of_a_net_in_training_come_in_their_order_with_their_biases() {
         assert!(layer.tensors.iter().all(|(_, item)| *item < parameters));
         for (_, item) in &layer.tensors {
             let kept: Vec<&Training> = layer.training.iter().filter(|training| training.of == *item).collect();
-            assert_eq!(kept.iter().map(|kept| kept.kind).collect::<Vec<_>>(), [
-                TrainingKind::Gradient,
-                TrainingKind::Optimizer(0)
-            ]);
+            assert_eq!(
+                kept.iter().map(|kept| kept.kind).collect::<Vec<_>>(),
+                [TrainingKind::Gradient, TrainingKind::Optimizer(0)]
+            );
             assert!(kept.iter().all(|kept| heap.shape(kept.item) == heap.shape(*item) && kept.rivals == 1));
         }
     }
@@ -213,7 +213,8 @@ fn block(heap: &mut Heap, inputs: u64, outputs: u64, shortcut_first: bool) {
 #[test]
 fn residual_blocks_keep_their_norms_and_shortcuts() {
     use LayerKind::{BatchNorm, Conv2d, Linear};
-    for (shortcut_first, state) in [(false, None), (false, Some(0)), (true, Some(0)), (true, Some(2)), (false, Some(1))] {
+    for (shortcut_first, state) in [(false, None), (false, Some(0)), (true, Some(0)), (true, Some(2)), (false, Some(1))]
+    {
         let mut heap = Heap::at(0x1000_0000);
         heap.parameter(&[24, 3, 7, 7]);
         heap.batch_norm(24);
@@ -353,7 +354,9 @@ fn hostile_shapes_are_bounded() {
     assert!(chains.iter().all(|chain| chain.alternatives.len() <= 16));
     let mut heap = Heap::at(0x1000_0000);
     let huge = u64::MAX;
-    for shape in [&[huge, huge][..], &[huge], &[0, 5], &[5, 0], &[1; 64], &[huge, 1, 1, 1], &[1, huge], &[1 << 40, 1 << 19]] {
+    for shape in
+        [&[huge, huge][..], &[huge], &[0, 5], &[5, 0], &[1; 64], &[huge, 1, 1, 1], &[1, huge], &[1 << 40, 1 << 19]]
+    {
         heap.parameter(shape);
         heap.plain(shape);
     }

@@ -129,12 +129,7 @@ fn capacity(vectors: usize, weights: usize, averages: usize) -> usize {
 
 /// Gives things to the nearest of their possible owners, the nearest pairs first. `rank` is the order of allocation, and
 /// both lists are in that order. What finds no owner with room among its neighbours goes to the first that has room.
-fn share(
-    things: &[usize],
-    owners: &[usize],
-    capacity: usize,
-    rank: impl Fn(usize) -> usize,
-) -> Vec<(usize, usize)> {
+fn share(things: &[usize], owners: &[usize], capacity: usize, rank: impl Fn(usize) -> usize) -> Vec<(usize, usize)> {
     let mut pairs = Vec::new();
     for thing in things {
         let at = rank(*thing);
@@ -314,7 +309,8 @@ fn pair_kind(first: &Unit, second: &Unit) -> Option<UnitKind> {
         return None;
     }
     let stacks = |count: u64| second.inputs.checked_mul(count) == Some(first.outputs);
-    if stacks(PROJECTIONS) && second.inputs == first.inputs && second.outputs == first.inputs && first.after.is_empty() {
+    if stacks(PROJECTIONS) && second.inputs == first.inputs && second.outputs == first.inputs && first.after.is_empty()
+    {
         return Some(UnitKind::Attention);
     }
     let vectors = |unit: &Unit| usize::from(unit.bias.is_some()) + 2 * (unit.before.len() + unit.after.len());

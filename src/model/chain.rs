@@ -147,7 +147,11 @@ fn facts(chain: &Chain, items: &[Item], names: &HashMap<usize, String>) -> Chain
         kernel: layer.kernel.clone(),
         groups: layer.groups,
         around: layer.around.map(|(first, last)| [layer_name(first), layer_name(last)]),
-        tensors: layer.tensors.iter().filter_map(|(role, item)| Some((role.name(), names.get(item)?.clone()))).collect(),
+        tensors: layer
+            .tensors
+            .iter()
+            .filter_map(|(role, item)| Some((role.name(), names.get(item)?.clone())))
+            .collect(),
     });
     let links = chain.links.iter().enumerate().map(|(number, link)| ChainLink {
         from: layer_name(number),

@@ -32,7 +32,7 @@ one after another. It becomes a torch.nn.Sequential. What no tensor says must be
     stride, padding    of the convolutions: 1 and 0 by default; with --input, padding that gives the flattened size
     heads         of attention layers: one for each 64 features by default
 
-A value applies to all layers, or to those that it names. An activation for the last layer must name it.
+The network is in evaluation mode. A value applies to all layers, or to those that it names. An activation for the last layer must name it.
 
 Functions that a layer keeps as an attribute are not restored: set, for example,
 net.decoder.activation by hand. A user's class that derives from a torch.nn class is rebuilt with that
@@ -94,12 +94,16 @@ class BadTree(RuntimeError):
     """model.json is not as tensorcarve writes it; the message names the field."""
 
 
+class BadChoice(RuntimeError):
+    """Something was chosen for a chain that cannot be."""
+
+
 @contextlib.contextmanager
 def reading(field, row=None):
     """Any error in this context becomes one that names the field of model.json from which the data are."""
     try:
         yield
-    except BadTree:
+    except (BadTree, BadChoice):
         raise
     except Exception as error:
         name = "" if row is None else " (%s)" % shown(row["name"])
@@ -461,8 +465,9 @@ def load(partial=False, elsewhere=False, **choices):
     tensors without values take them from the other tensors that model.json names.
     """
     tree = read_tree()
-    if choices and not is_chain(tree):
-        raise RuntimeError("this network is no chain: its modules say what %s is" % ", ".join(sorted(choices)))
+    unknown = sorted(set(choices) - set(CHOICES if is_chain(tree) else ()))
+    if unknown:
+        raise BadChoice("nothing to choose: %s" % ", ".join(unknown))
     rows, lost = tree["tensors"], lost_tensors(tree)
     moved = values_elsewhere(rows, lost) if elsewhere else {}
     lost = [row for row in lost if not any(row is rows[number] for number in moved)]
@@ -493,7 +498,8 @@ def load(partial=False, elsewhere=False, **choices):
             if value is None and row["file"] and not row.get("parts"):
                 value = value_of(row)
             values[row["name"]] = (row, new_tensor(row, None, stand_in_for(row, room) if value is None else value, room))
-        return build_chain(tree["chain"], values, choices)
+        with reading("chain"):
+            return build_chain(tree["chain"], values, choices)
     net, made = build(tree, joined)
     by_name, values = {}, {}
     for number, row in enumerate(rows):
@@ -618,10 +624,11 @@ class Sequence(torch.nn.Module):
 class Choices:
     """What the user chose, and by default what the sizes of the chain allow."""
 
-    def __init__(self, chosen):
-        unknown = sorted(set(chosen) - set(CHOICES))
-        if unknown:
-            raise RuntimeError("unknown choice: %s; known are %s" % (", ".join(unknown), ", ".join(CHOICES)))
+    def __init__(self, chosen, layers=()):
+        # A block and its shortcut give the same sizes, which padding keeps.
+        numbers = {layer["name"]: number for number, layer in enumerate(layers)}
+        ranges = [(numbers[layer["around"][0]], numbers[layer["around"][1]]) for layer in layers if layer["around"]]
+        self.in_blocks = {name for name, number in numbers.items() for first, last in ranges if first <= number <= last}
         self.chosen = {name: self.parsed(name, value) for name, value in chosen.items() if value is not None}
 
     @staticmethod
@@ -646,8 +653,13 @@ class Choices:
         if value is None:
             return default
         if not value.isdigit():
-            raise RuntimeError("%s of %s is %s, not a number" % (name, layer, value))
+            raise BadChoice("%s of %s is %s, not a number" % (name, layer, value))
         return int(value)
+
+    def padding(self, layer, same):
+        """The padding of a convolution along each dimension; `same` if sizes are kept by default."""
+        same = same or layer["name"] in self.in_blocks
+        return tuple(self.number("padding", layer["name"], size // 2 if same else 0) for size in layer["kernel"])
 
     def sizes(self):
         """Sizes of the input without the batch, or None."""
@@ -656,7 +668,7 @@ class Choices:
             return None
         sizes = value.split("x")
         if not all(size.isdigit() for size in sizes):
-            raise RuntimeError("input is %s; write it as 3x32x32" % value)
+            raise BadChoice("input is %s; write it as 3x32x32" % value)
         return [int(size) for size in sizes]
 
 
@@ -670,7 +682,7 @@ def pool_size(pool):
     if pool == "none":
         return 1
     if pool[:3] not in ("max", "avg") or not pool[3:].isdigit() or int(pool[3:]) < 1:
-        raise RuntimeError("pool is %s; known are none, max2, avg2 and other numbers" % pool)
+        raise BadChoice("pool is %s; known are none, max2, avg2 and other numbers" % pool)
     return int(pool[3:])
 
 
@@ -678,8 +690,7 @@ def positions_after(layers, choices, sizes, pools, same):
     """Height and width after convolutions, or None if the input is too small."""
     for layer, pool in zip(layers, pools):
         stride = max(choices.number("stride", layer["name"]), 1)
-        for dim, kernel in enumerate(layer["kernel"]):
-            padding = choices.number("padding", layer["name"], kernel // 2 if same else 0)
+        for dim, (kernel, padding) in enumerate(zip(layer["kernel"], choices.padding(layer, same))):
             sizes[dim] = pooled((sizes[dim] + 2 * padding - kernel) // stride + 1, pool)
             if sizes[dim] < 1:
                 return None
@@ -689,7 +700,7 @@ def positions_after(layers, choices, sizes, pools, same):
 def derive(layers, choices, wanted):
     """The poolings after convolutions, and whether they keep the size, such that `wanted` positions are left.
 
-    Poolings after all of them come first, then those after more of them. RuntimeError if nothing fits.
+    Poolings after all of them come first, then those after more of them. BadChoice if nothing fits.
     """
     names = [layer["name"] for layer in layers]
     given = [choices.get("pool", name) for name in names]
@@ -698,7 +709,7 @@ def derive(layers, choices, wanted):
         return [pool or "none" for pool in given], False
     dims = len(layers[0]["kernel"])
     if len(sizes) != dims + 1:
-        raise RuntimeError("input has %d sizes, not channels and %d more" % (len(sizes), dims))
+        raise BadChoice("input has %d sizes, not channels and %d more" % (len(sizes), dims))
     open_places = [place for place, pool in enumerate(given) if pool is None]
     tried = []
     for same in (False, True):
@@ -713,7 +724,7 @@ def derive(layers, choices, wanted):
                 return pools, same
             tried.append("none" if left is None else "x".join(map(str, left)))
     some = ", ".join(sorted(set(tried))[:8])
-    raise RuntimeError(
+    raise BadChoice(
         "no pooling of input %s leaves %d positions to flatten (left are: %s); choose --pool, --stride or --padding"
         % (choices.get("input"), wanted, some)
     )
@@ -761,7 +772,8 @@ def chain_layer(layer, values, choices, dims, padding):
 
 def build_chain(chain, values, chosen):
     """A chain as a torch.nn.Sequential. Its modules are named by their layers; net.choices says what was chosen."""
-    choices, layers, links = Choices(chosen), chain["layers"], chain["links"]
+    layers, links = chain["layers"], chain["links"]
+    choices = Choices(chosen, layers)
     weights = [number for number, layer in enumerate(layers) if layer["kind"] not in ("batch_norm", "norm")]
     # Where it is flattened, and the convolutions before that.
     flat = {}
@@ -796,11 +808,7 @@ def build_chain(chain, values, chosen):
                 own.append((name + "_flatten", torch.nn.Flatten(1)))
             if kind not in ("batch_norm", "norm"):
                 dims = CONVOLUTIONS.get(kind, 0)
-            pointwise = layer["around"] is not None
-            padding = tuple(
-                choices.number("padding", name, size // 2 if same or pointwise else 0) for size in layer["kernel"]
-            )
-            own.append((name, chain_layer(layer, values, choices, dims, padding)))
+            own.append((name, chain_layer(layer, values, choices, dims, choices.padding(layer, same))))
             # The activation and the pooling of a layer come after its norms.
             is_end = number + 1 == len(layers) or layers[number + 1]["kind"] not in ("batch_norm", "norm")
             weight = layers[max(place for place in weights if place <= number)] if weights and weights[0] <= number else None
@@ -809,7 +817,7 @@ def build_chain(chain, values, chosen):
                 is_last = weight is layers[weights[-1]] and not choices.names("activation", weight["name"])
                 if activation != "none" and not is_last:
                     if activation not in ACTIVATIONS:
-                        raise RuntimeError("activation is %s; known are none, %s" % (activation, ", ".join(ACTIVATIONS)))
+                        raise BadChoice("activation is %s; known are none, %s" % (activation, ", ".join(ACTIVATIONS)))
                     own.append((weight["name"] + "_activation", ACTIVATIONS[activation]()))
                 pool = pools.get(weight["name"], choices.get("pool", weight["name"]) or "none")
                 if dims and pool_size(pool) > 1:
@@ -822,7 +830,8 @@ def build_chain(chain, values, chosen):
         "activation": choices.get("activation"), "pool": pools or choices.get("pool") or ("adaptive" if adaptive else "none"),
         "stride": choices.get("stride"), "padding": choices.get("padding") or ("same" if same else "0"),
     }
-    return net
+    # Whether it was in training is unknown; as a rule, its outputs are wanted.
+    return net.eval()
 
 
 def with_shortcuts(layers, groups):

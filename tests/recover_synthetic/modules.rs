@@ -399,7 +399,11 @@ fn modules_of_a_class_that_cannot_be_read_are_known_by_their_dictionaries() {
             assert_whole(&torch, &good.tensors[0], &weight);
             assert_eq!(good.problems, [], "CPython {cpython}, {what}");
             let found = find(bad).unwrap_or_else(|| panic!("CPython {cpython}, {what}: nothing is said"));
-            assert_eq!((found.class.as_deref(), found.tensors.len()), (Some("__main__.Bad"), 1), "CPython {cpython}, {what}");
+            assert_eq!(
+                (found.class.as_deref(), found.tensors.len()),
+                (Some("__main__.Bad"), 1),
+                "CPython {cpython}, {what}"
+            );
             assert_whole(&torch, &found.tensors[0], &lost);
             let is_said = |problem: &Diagnostic| {
                 (problem.code, problem.address) == (Code::UnreadableClass, Some(VirtAddr(class).into()))

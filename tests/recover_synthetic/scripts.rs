@@ -228,7 +228,11 @@ fn script_modules_are_models() {
         let module = recursive_script_module(&torch, wrapper);
         let recovery = recover(&dump(&torch.python.process));
         let model = only_model(&recovery);
-        assert_eq!((model.class.as_deref(), model.object.0), (Some("__torch__.___torch_mangle_3.Net"), module), "{pytorch}");
+        assert_eq!(
+            (model.class.as_deref(), model.object.0),
+            (Some("__torch__.___torch_mangle_3.Net"), module),
+            "{pytorch}"
+        );
         let names: Vec<&str> = model.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         assert_eq!(names, truth.iter().map(|(name, ..)| *name).collect::<Vec<_>>(), "{pytorch}");
         for (name, kind, persistent, placed) in &truth {

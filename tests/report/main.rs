@@ -1,6 +1,7 @@
 //! The output folder: what is in it, when it is refused, and that a failure leaves no trace.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may simply fail")]
 
+mod chain;
 mod fixture;
 mod load;
 #[path = "../mounted/mod.rs"]
