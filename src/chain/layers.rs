@@ -209,10 +209,11 @@ impl Builder<'_> {
     fn push(&mut self, layer: Layer, link: Option<Link>) {
         if let (Some(last), Some(mut link)) = (self.layers.last(), link) {
             let is_table = last.kind == LayerKind::Embedding;
-            if let (true, Some(Evidence::SameInputs { size })) = (is_table, link.evidence.first().cloned()) {
-                if let Some(first) = link.evidence.first_mut() {
-                    *first = Evidence::Embedding { size };
+            match link.evidence.first_mut() {
+                Some(first @ Evidence::SameInputs { .. }) if is_table => {
+                    *first = Evidence::Embedding { size: last.outputs };
                 }
+                _ => {}
             }
             self.links.push(link);
         }

@@ -85,8 +85,8 @@ impl<'a> Pool<'a> {
     }
 
     /// The pieces of each shape and type, those that are learned apart from the others.
-    fn by_shape(&self) -> BTreeMap<(Vec<u64>, String), (Vec<usize>, Vec<usize>)> {
-        let mut groups: BTreeMap<_, (Vec<usize>, Vec<usize>)> = BTreeMap::new();
+    fn by_shape(&self) -> BTreeMap<(Vec<u64>, String), Group> {
+        let mut groups: BTreeMap<_, Group> = BTreeMap::new();
         for (index, piece) in self.pieces.iter().enumerate() {
             let group = groups.entry((piece.info.shape.clone(), piece.info.dtype.label().to_owned())).or_default();
             if piece.learned { group.0.push(index) } else { group.1.push(index) }
@@ -149,6 +149,9 @@ impl<'a> Pool<'a> {
         }
     }
 }
+
+/// Pieces that are learned, and the others.
+type Group = (Vec<usize>, Vec<usize>);
 
 /// The distance from an address to the nearest of a sorted list.
 fn nearest(sorted: &[u64], address: u64) -> u64 {
