@@ -45,8 +45,10 @@
 //!
 //! [`model`] is what was found, as data: modules, tensors under their names, optimizers, tensors of no model.
 //!
+//! [`chain`] puts tensors that no object owns together to layers, by their shapes and the order of their addresses.
+//!
 //! [`tensor`] has type, shape and strides of a tensor, and gathers its bytes in logical order. Every byte is either
-//! from the dump or part of a listed hole; nothing is invented. Neither of the two knows a framework.
+//! from the dump or part of a listed hole; nothing is invented. None of the three knows a framework.
 //!
 //! [`report`] writes files that PyTorch can load, reports that people can read, and the origin of everything.
 //!
@@ -59,7 +61,7 @@
 //! let case = Case::open("tests/data/cifar10-pdb.lime.zst")?;
 //! for process in case.processes()? {
 //!     for model in process.models()? {
-//!         assert_eq!(model.class(), "__main__.SimpleCNN");
+//!         assert_eq!(model.class(), Some("__main__.SimpleCNN"));
 //!         for tensor in model.tensors() {
 //!             println!("{} {:?} {} bytes", tensor.name(), tensor.shape(), tensor.bytes()?.len());
 //!         }
@@ -100,6 +102,7 @@ extern crate self as tensorcarve; // what tests/ and the tests here share names 
 
 pub mod addr;
 pub mod case;
+pub mod chain;
 pub mod cpython;
 pub mod diagnostic;
 mod digest;

@@ -204,8 +204,8 @@ fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
     let model = only_model(recovery);
     assert_eq!(model.problems, []);
     assert_eq!(
-        (model.id.as_str(), model.class.as_str(), model.object),
-        ("m0", "__main__.main.<locals>.Net", VirtAddr(root))
+        (model.id.as_str(), model.class.as_deref(), model.object),
+        ("m0", Some("__main__.main.<locals>.Net"), VirtAddr(root))
     );
     assert_eq!(model.sightings.len(), 1);
     let names: Vec<_> = model.tensors.iter().map(|t| (t.name.as_str(), t.kind, t.persistent)).collect();

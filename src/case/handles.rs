@@ -117,9 +117,9 @@ impl Model {
         &self.data().id
     }
 
-    /// `__module__.__qualname__` of its class.
-    pub fn class(&self) -> &str {
-        &self.data().class
+    /// `__module__.__qualname__` of its class; `None` for a chain of layers that no module holds.
+    pub fn class(&self) -> Option<&str> {
+        self.data().class.as_deref()
     }
 
     /// The tensors of its modules, in the order of `state_dict()`.

@@ -264,7 +264,7 @@ fn inferred_python(process: &Process) -> Option<Diagnostic> {
 /// fork, once, and numbers the models.
 fn join_sightings(processes: &mut [Process]) {
     // Not the names of classes or modules: what counts is that it is the same object with the same data.
-    type Key = (VirtAddr, String, Vec<(String, Option<String>)>);
+    type Key = (VirtAddr, Option<String>, Vec<(String, Option<String>)>);
     let mut known: BTreeMap<Key, (usize, usize)> = BTreeMap::new();
     let mut sightings: BTreeMap<(usize, usize), Vec<Sighting>> = BTreeMap::new();
     let mut shared: Vec<(usize, (usize, usize))> = Vec::new();

@@ -1,6 +1,7 @@
 //! Neural networks as data, whatever framework they are of: modules, parameters and buffers under their names, what
 //! training left, and the tensors that belong to no model.
 
+mod chain;
 mod described;
 mod fair;
 mod inner;
@@ -17,6 +18,7 @@ use crate::cpython::Value;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::tensor::{Elements, Holes, Source, TensorInfo};
 
+pub use chain::{ChainAlternative, ChainChange, ChainFacts, ChainLayer, ChainLink};
 pub use described::{Described, Named, Omission};
 pub(crate) use fair::share;
 pub(crate) use inner::is_wrapper;
@@ -33,10 +35,12 @@ pub use standalone::{StandaloneTensor, StandaloneTensors};
 pub struct Model {
     /// `m0`, `m1`, … in the order of the report; also the folder's name.
     pub id: String,
-    /// `__module__.__qualname__` of the root module's class.
-    pub class: String,
-    /// The root module.
+    /// `__module__.__qualname__` of the root module's class; `None` for a chain, which has no module.
+    pub class: Option<String>,
+    /// The root module, or the header of a chain's first tensor.
     pub object: VirtAddr,
+    /// For a chain, what speaks for it.
+    pub chain: Option<ChainFacts>,
     /// Every address space in which these very tensors were found: more than one after a fork.
     pub sightings: Vec<Sighting>,
     /// The root (its name is empty) and all modules below, in the order of
@@ -52,7 +56,22 @@ pub struct Model {
     pub problems: Vec<Diagnostic>,
 }
 
+/// What makes a model one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelKind {
+    /// A module, which no other module holds.
+    Module,
+    /// Tensors that fit one after another: a conjecture.
+    Chain,
+}
+
 impl Model {
+    /// What makes it a model.
+    pub fn kind(&self) -> ModelKind {
+        if self.chain.is_some() { ModelKind::Chain } else { ModelKind::Module }
+    }
+
     /// All tensors: those of the modules, and those that training left.
     pub fn all_tensors(&self) -> impl Iterator<Item = &NamedTensor> {
         self.tensors.iter().chain(&self.training)

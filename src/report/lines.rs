@@ -80,7 +80,7 @@ pub fn print_csv(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
                     process.root.map(|root| root.to_string()).unwrap_or_default(),
                     process.pid.map(|pid| pid.to_string()).unwrap_or_default(),
                     model.id.clone(),
-                    model.class.clone(),
+                    text(model.class.as_deref()),
                     row.name.to_owned(),
                     word(&row.kind),
                     row.persistent.to_string(),

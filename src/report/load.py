@@ -19,10 +19,26 @@ but no forward(). Write your own, from the paper or by an educated guess:
 
     net.forward = lambda x: net.fc(net.pool(net.conv(x)).flatten(1))
 
+A chain (model.json has "kind": "chain") is a guess: no module holds its tensors, and their shapes say that they fit
+one after another. It becomes a torch.nn.Sequential. What no tensor says must be chosen:
+
+    python3 load.py --input 3x32x32 --activation relu --pool max2 --stride layer0=2,layer3=1 --padding 1 --heads 8
+
+    net = load(activation="relu", pool={"layer0": "max2"}, input="3x32x32")
+
+    activation    after each layer with a weight but the last: relu (the default), gelu, tanh, sigmoid, silu, none
+    pool          after each convolution: none, max2, avg2, ...; by default what gives the flattened size for --input,
+                  and without --input an adaptive pooling to that size
+    stride, padding    of the convolutions: 1 and 0 by default; with --input, padding that gives the flattened size
+    heads         of attention layers: one for each 64 features by default
+
+The network is in evaluation mode. A value applies to all layers, or to those that it names. An activation for the last layer must name it.
+
 Functions that a layer keeps as an attribute are not restored: set, for example,
 net.decoder.activation by hand. A user's class that derives from a torch.nn class is rebuilt with that
 torch.nn class; an overridden forward() is lost as well.
 """
+import collections
 import contextlib
 import json
 import os
@@ -78,12 +94,16 @@ class BadTree(RuntimeError):
     """model.json is not as tensorcarve writes it; the message names the field."""
 
 
+class BadChoice(RuntimeError):
+    """Something was chosen for a chain that cannot be."""
+
+
 @contextlib.contextmanager
 def reading(field, row=None):
     """Any error in this context becomes one that names the field of model.json from which the data are."""
     try:
         yield
-    except BadTree:
+    except (BadTree, BadChoice):
         raise
     except Exception as error:
         name = "" if row is None else " (%s)" % shown(row["name"])
@@ -437,14 +457,17 @@ def values_elsewhere(rows, lost):
     return found
 
 
-def load(partial=False, elsewhere=False):
-    """The network with its recovered weights.
+def load(partial=False, elsewhere=False, **choices):
+    """The network with its recovered weights; choices are for a chain, see above.
 
     Raises an error that names the missing tensors if the network was only partly recovered. With partial=True,
     missing tensors are nan (zero for integers), and missing pages of a tensor are zeros. With elsewhere=True,
     tensors without values take them from the other tensors that model.json names.
     """
     tree = read_tree()
+    unknown = sorted(set(choices) - set(CHOICES if is_chain(tree) else ()))
+    if unknown:
+        raise BadChoice("nothing to choose: %s" % ", ".join(unknown))
     rows, lost = tree["tensors"], lost_tensors(tree)
     moved = values_elsewhere(rows, lost) if elsewhere else {}
     lost = [row for row in lost if not any(row is rows[number] for number in moved)]
@@ -468,6 +491,15 @@ def load(partial=False, elsewhere=False):
             with reading("tensors[%d].parts or .form" % number, row):
                 joined[number] = join(row, parts)
     joined.update(moved)
+    if is_chain(tree):
+        room, values = [STAND_IN_BYTES], {}
+        for number, row in enumerate(rows):
+            value = joined.get(number)
+            if value is None and row["file"] and not row.get("parts"):
+                value = value_of(row)
+            values[row["name"]] = (row, new_tensor(row, None, stand_in_for(row, room) if value is None else value, room))
+        with reading("chain"):
+            return build_chain(tree["chain"], values, choices)
     net, made = build(tree, joined)
     by_name, values = {}, {}
     for number, row in enumerate(rows):
@@ -536,6 +568,302 @@ def shape_text(tensor):
     return "nested, %d tensors" % tensor.size(0) if tensor.is_nested else str(list(tensor.shape))
 
 
+def is_chain(tree):
+    return tree.get("kind") == "chain"
+
+
+def stand_in_for(row, room):
+    """A tensor without any known element for a row, or None."""
+    dtype = dtype_of(row["dtype"])
+    return None if dtype is None or row["shape"] is None else stand_in(row["shape"], dtype, room)
+
+
+# What can be chosen for a chain, with the defaults. None: it depends on the sizes.
+CHOICES = {"activation": "relu", "pool": None, "stride": "1", "padding": None, "heads": None, "input": None}
+ACTIVATIONS = {
+    "relu": torch.nn.ReLU, "gelu": torch.nn.GELU, "tanh": torch.nn.Tanh, "sigmoid": torch.nn.Sigmoid, "silu": torch.nn.SiLU,
+}
+CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+# Poolings of this many convolutions are tried; more than that are never pooled one by one.
+MAX_POOLS = 12
+
+
+class Residual(torch.nn.Module):
+    """A block with a shortcut around it: both outputs are added."""
+
+    def __init__(self, block, shortcut):
+        super().__init__()
+        self.block, self.shortcut = block, shortcut
+
+    def forward(self, x):
+        return self.block(x) + self.shortcut(x)
+
+
+class SelfAttention(torch.nn.Module):
+    """Attention of a sequence [batch, time, features] to itself."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+class Sequence(torch.nn.Module):
+    """A recurrent layer over a sequence [batch, time, features], without its last state."""
+
+    def __init__(self, recurrent):
+        super().__init__()
+        self.recurrent = recurrent
+
+    def forward(self, x):
+        return self.recurrent(x)[0]
+
+
+class Choices:
+    """What the user chose, and by default what the sizes of the chain allow."""
+
+    def __init__(self, chosen, layers=()):
+        # A block and its shortcut give the same sizes, which padding keeps.
+        numbers = {layer["name"]: number for number, layer in enumerate(layers)}
+        ranges = [(numbers[layer["around"][0]], numbers[layer["around"][1]]) for layer in layers if layer["around"]]
+        self.in_blocks = {name for name, number in numbers.items() for first, last in ranges if first <= number <= last}
+        self.chosen = {name: self.parsed(name, value) for name, value in chosen.items() if value is not None}
+
+    @staticmethod
+    def parsed(name, value):
+        """{layer: value}, with None for all layers."""
+        if isinstance(value, dict):
+            return {layer: str(one) for layer, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            value = "x".join(str(size) for size in value)
+        parts = [part.partition("=") for part in str(value).split(",")]
+        return {(layer if equals else None): (one if equals else layer) for layer, equals, one in parts}
+
+    def get(self, name, layer=None):
+        chosen = self.chosen.get(name, {})
+        return chosen.get(layer, chosen.get(None, CHOICES[name]))
+
+    def names(self, name, layer):
+        return layer in self.chosen.get(name, {})
+
+    def number(self, name, layer, default=None):
+        value = self.get(name, layer)
+        if value is None:
+            return default
+        if not value.isdigit():
+            raise BadChoice("%s of %s is %s, not a number" % (name, layer, value))
+        return int(value)
+
+    def padding(self, layer, same):
+        """The padding of a convolution along each dimension; `same` if sizes are kept by default."""
+        same = same or layer["name"] in self.in_blocks
+        return tuple(self.number("padding", layer["name"], size // 2 if same else 0) for size in layer["kernel"])
+
+    def sizes(self):
+        """Sizes of the input without the batch, or None."""
+        value = self.get("input")
+        if value is None:
+            return None
+        sizes = value.split("x")
+        if not all(size.isdigit() for size in sizes):
+            raise BadChoice("input is %s; write it as 3x32x32" % value)
+        return [int(size) for size in sizes]
+
+
+def pooled(size, pool):
+    """The size of a dimension after a pooling."""
+    return size // pool_size(pool)
+
+
+def pool_size(pool):
+    """The kernel and the stride of max2 or avg2; 1 for none."""
+    if pool == "none":
+        return 1
+    if pool[:3] not in ("max", "avg") or not pool[3:].isdigit() or int(pool[3:]) < 1:
+        raise BadChoice("pool is %s; known are none, max2, avg2 and other numbers" % pool)
+    return int(pool[3:])
+
+
+def positions_after(layers, choices, sizes, pools, same):
+    """Height and width after convolutions, or None if the input is too small."""
+    for layer, pool in zip(layers, pools):
+        stride = max(choices.number("stride", layer["name"]), 1)
+        for dim, (kernel, padding) in enumerate(zip(layer["kernel"], choices.padding(layer, same))):
+            sizes[dim] = pooled((sizes[dim] + 2 * padding - kernel) // stride + 1, pool)
+            if sizes[dim] < 1:
+                return None
+    return sizes
+
+
+def derive(layers, choices, wanted):
+    """The poolings after convolutions, and whether they keep the size, such that `wanted` positions are left.
+
+    Poolings after all of them come first, then those after more of them. BadChoice if nothing fits.
+    """
+    names = [layer["name"] for layer in layers]
+    given = [choices.get("pool", name) for name in names]
+    sizes = choices.sizes()
+    if sizes is None:
+        return [pool or "none" for pool in given], False
+    dims = len(layers[0]["kernel"])
+    if len(sizes) != dims + 1:
+        raise BadChoice("input has %d sizes, not channels and %d more" % (len(sizes), dims))
+    open_places = [place for place, pool in enumerate(given) if pool is None]
+    tried = []
+    for same in (False, True):
+        free = range(1 << len(open_places)) if len(open_places) <= MAX_POOLS else (0, (1 << len(open_places)) - 1)
+        for bits in sorted(free, key=lambda bits: (-bin(bits).count("1"), bits)):
+            pools = [pool or "none" for pool in given]
+            for number, place in enumerate(open_places):
+                if bits >> number & 1:
+                    pools[place] = "max2"
+            left = positions_after(layers, choices, sizes[1:], pools, same)
+            if left is not None and count_of(left) == wanted:
+                return pools, same
+            tried.append("none" if left is None else "x".join(map(str, left)))
+    some = ", ".join(sorted(set(tried))[:8])
+    raise BadChoice(
+        "no pooling of input %s leaves %d positions to flatten (left are: %s); choose --pool, --stride or --padding"
+        % (choices.get("input"), wanted, some)
+    )
+
+
+def chain_layer(layer, values, choices, dims, padding):
+    """The module of a layer with its values. It is made without memory: its sizes are those of its tensors."""
+    kind, inputs, outputs, name, meta = layer["kind"], layer["inputs"], layer["outputs"], layer["name"], {"device": "meta"}
+    tensors = {role: values[tensor] for role, tensor in layer["tensors"].items()}
+    nn, bias = torch.nn, "bias" in tensors
+    if kind in CONVOLUTIONS:
+        make = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[CONVOLUTIONS[kind] - 1]
+        stride = choices.number("stride", name)
+        module = make(inputs, outputs, tuple(layer["kernel"]), stride, padding, groups=layer["groups"], bias=bias, **meta)
+    elif kind == "linear":
+        module = nn.Linear(inputs, outputs, bias=bias, **meta)
+    elif kind == "embedding":
+        module = nn.Embedding(inputs, outputs, **meta)
+    elif kind == "batch_norm":
+        module = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}.get(dims, nn.BatchNorm1d)(outputs, **meta)
+    elif kind == "norm":
+        module = nn.GroupNorm(1, outputs, **meta) if dims else nn.LayerNorm(outputs, **meta)
+    elif kind == "attention":
+        heads = choices.number("heads", name, max(inputs // 64, 1))
+        module = nn.MultiheadAttention(inputs, heads, batch_first=True, bias=len(tensors) > 2, **meta)
+    elif kind in ("lstm", "gru"):
+        make = nn.LSTM if kind == "lstm" else nn.GRU
+        module = make(inputs, outputs, bias="bias_ih_l0" in tensors, batch_first=True, **meta)
+    else:
+        raise BadTree("model.json: chain.layers: unknown kind %s" % shown(str(kind)))
+    for path, (_, value) in tensors.items():
+        *parents, own = path.split(".")
+        place = module
+        for parent in parents:
+            place = place._modules[parent]
+        setattr(place, own, value)
+    if getattr(module, "num_batches_tracked", None) is not None and "num_batches_tracked" not in tensors:
+        module.num_batches_tracked = torch.zeros((), dtype=torch.long)
+    unset = [key for key, value in module.state_dict().items() if value.is_meta]
+    if unset:
+        raise BadTree("model.json: chain.layers: %s has no %s" % (shown(name), ", ".join(unset)))
+    wrapper = {"attention": SelfAttention, "lstm": Sequence, "gru": Sequence}.get(kind)
+    return wrapper(module) if wrapper else module
+
+
+def build_chain(chain, values, chosen):
+    """A chain as a torch.nn.Sequential. Its modules are named by their layers; net.choices says what was chosen."""
+    layers, links = chain["layers"], chain["links"]
+    choices = Choices(chosen, layers)
+    weights = [number for number, layer in enumerate(layers) if layer["kind"] not in ("batch_norm", "norm")]
+    # Where it is flattened, and the convolutions before that.
+    flat = {}
+    for number, link in enumerate(links):
+        first = link["evidence"][0] if link["evidence"] else {}
+        if layers[number + 1]["kind"] == "linear" and first.get("kind") in ("flatten", "sizes"):
+            before = [layer for layer in layers[:number + 1] if layer["kind"] in CONVOLUTIONS]
+            if before and all(layers[place]["kind"] not in ("linear", "attention") for place in weights if place <= number):
+                flat[number + 1] = first.get("positions", 1)
+                way = [layer for layer in before if not layer["around"]]
+    pools, same, adaptive = {}, False, None
+    if flat:
+        (at, positions), = flat.items()
+        if choices.get("input") is None and not choices.chosen.get("pool"):
+            adaptive = at
+        elif positions > 1 or choices.chosen.get("pool"):
+            found, same = derive(way, choices, positions)
+            pools = {layer["name"]: pool for layer, pool in zip(way, found)}
+        if positions == 1:
+            adaptive = at
+    groups, dims = [], 0
+    for number, layer in enumerate(layers):
+        name, kind = layer["name"], layer["kind"]
+        with reading("chain.layers[%d]" % number):
+            own, is_last = [], weights[-1:] == [number]
+            if number in flat:
+                if number == adaptive:
+                    root = round(flat[number] ** (1 / dims))
+                    sizes = (root,) * dims if root ** dims == flat[number] else (flat[number],) + (1,) * (dims - 1)
+                    pool = (torch.nn.AdaptiveAvgPool1d, torch.nn.AdaptiveAvgPool2d, torch.nn.AdaptiveAvgPool3d)[dims - 1]
+                    own.append((name + "_resize", pool(sizes)))
+                own.append((name + "_flatten", torch.nn.Flatten(1)))
+            if kind not in ("batch_norm", "norm"):
+                dims = CONVOLUTIONS.get(kind, 0)
+            own.append((name, chain_layer(layer, values, choices, dims, choices.padding(layer, same))))
+            # The activation and the pooling of a layer come after its norms.
+            is_end = number + 1 == len(layers) or layers[number + 1]["kind"] not in ("batch_norm", "norm")
+            weight = layers[max(place for place in weights if place <= number)] if weights and weights[0] <= number else None
+            if is_end and weight is not None and layer["around"] is None and weight["kind"] in ("linear", *CONVOLUTIONS):
+                activation = choices.get("activation", weight["name"])
+                is_last = weight is layers[weights[-1]] and not choices.names("activation", weight["name"])
+                if activation != "none" and not is_last:
+                    if activation not in ACTIVATIONS:
+                        raise BadChoice("activation is %s; known are none, %s" % (activation, ", ".join(ACTIVATIONS)))
+                    own.append((weight["name"] + "_activation", ACTIVATIONS[activation]()))
+                pool = pools.get(weight["name"], choices.get("pool", weight["name"]) or "none")
+                if dims and pool_size(pool) > 1:
+                    classes = {"max": (torch.nn.MaxPool1d, torch.nn.MaxPool2d, torch.nn.MaxPool3d),
+                               "avg": (torch.nn.AvgPool1d, torch.nn.AvgPool2d, torch.nn.AvgPool3d)}[pool[:3]]
+                    own.append((weight["name"] + "_pool", classes[dims - 1](pool_size(pool))))
+        groups.append(own)
+    net = torch.nn.Sequential(collections.OrderedDict(with_shortcuts(layers, groups)))
+    vars(net)["choices"] = {
+        "activation": choices.get("activation"), "pool": pools or choices.get("pool") or ("adaptive" if adaptive else "none"),
+        "stride": choices.get("stride"), "padding": choices.get("padding") or ("same" if same else "0"),
+    }
+    # Whether it was in training is unknown; as a rule, its outputs are wanted.
+    return net.eval()
+
+
+def with_shortcuts(layers, groups):
+    """The modules of all layers, with each block and its shortcut as one."""
+    numbers = {layer["name"]: number for number, layer in enumerate(layers)}
+    modules, number = [], 0
+    flattened = lambda first, last: [module for group in groups[first:last] for module in group]
+    while number < len(layers):
+        block = None
+        for start in range(number, len(layers)):
+            around = layers[start]["around"]
+            if around is not None and numbers[around[0]] == number and start > number:
+                block = (number, numbers[around[1]] + 1, start)
+            elif around is not None and start == number:
+                block = (numbers[around[0]], numbers[around[1]] + 1, start)
+            if block:
+                break
+        if block is None:
+            modules += groups[number]
+            number += 1
+            continue
+        first, last, start = block
+        end = start
+        while end < len(layers) and layers[end]["around"] == layers[start]["around"]:
+            end += 1
+        inner = torch.nn.Sequential(collections.OrderedDict(flattened(first, last)))
+        shortcut = torch.nn.Sequential(collections.OrderedDict(flattened(start, end)))
+        modules += [(layers[first]["name"] + "_block", Residual(inner, shortcut))]
+        number = max(last, end)
+    return modules
+
+
 def print_tree(module, name="", depth=0):
     known = nn_class(module.recovered_class) is not None
     note = "" if known else "  (%s%s)" % (whose(module.recovered_class), ", no forward()" if isinstance(module, Recovered) else "")
@@ -549,16 +877,27 @@ def print_tree(module, name="", depth=0):
 
 def main():
     partial, elsewhere = "--partial" in sys.argv[1:], "--from-elsewhere" in sys.argv[1:]
+    choices = {}
+    for number, argument in enumerate(sys.argv[1:], 2):
+        name, equals, value = argument[2:].partition("=")
+        if argument.startswith("--") and name in CHOICES:
+            choices[name] = value if equals else "".join(sys.argv[number:number + 1])
     try:
-        net = load(partial, elsewhere)
+        net = load(partial, elsewhere, **choices)
     except RuntimeError as error:
         hint = "" if partial else "\nhint: python3 load.py --partial loads the rest"
         # PyTorch's own messages contain unescaped names from the dump.
         sys.exit("error: %s%s" % ("\n".join(shown(line) for line in str(error).split("\n")), hint))
-    print_tree(net)
+    tree = read_tree()
+    if is_chain(tree):
+        print(net)
+        print("chain of %d layers, a guess with score %s; activations, poolings, strides and padding are choices: %s" % (
+            len(tree["chain"]["layers"]), tree["chain"]["score"],
+            ", ".join("%s %s" % (name, value) for name, value in net.choices.items())))
+    else:
+        print_tree(net)
     parameters = list(net.parameters())
     print("%d parameters in %d tensors" % (sum(p.numel() for p in parameters), len(parameters)))
-    tree = read_tree()
     rows, lost = tree["tensors"], lost_tensors(tree)
     moved = values_elsewhere(rows, lost) if elsewhere else {}
     lost = [row for row in lost if not any(row is rows[number] for number in moved)]

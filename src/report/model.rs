@@ -6,7 +6,7 @@ use super::assignment::assign_model;
 use super::tensor::{TensorRow, stored};
 use crate::addr::VirtAddr;
 use crate::diagnostic::{Code, Diagnostic};
-use crate::model::{Model, Sighting, Status, TensorKind};
+use crate::model::{Model, ModelKind, Sighting, Status, TensorKind};
 
 /// Figures of a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -50,6 +50,13 @@ impl Totals {
     }
 }
 
+/// Figures of a chain.
+#[derive(Serialize)]
+struct ChainTotals {
+    layers: usize,
+    score: f64,
+}
+
 /// Whether every tensor of the model and all of its tree could be read.
 pub(super) fn is_whole(model: &Model) -> bool {
     model.problems.is_empty()
@@ -64,7 +71,10 @@ pub(super) fn is_whole(model: &Model) -> bool {
 #[derive(Serialize)]
 pub(super) struct ModelRow<'a> {
     id: &'a str,
-    class: &'a str,
+    kind: ModelKind,
+    class: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chain: Option<ChainTotals>,
     object: VirtAddr,
     dir: String,
     sightings: &'a [Sighting],
@@ -80,7 +90,9 @@ impl<'a> ModelRow<'a> {
         let (tensors, training) = TensorRow::all(model);
         Self {
             id: &model.id,
-            class: &model.class,
+            kind: model.kind(),
+            class: model.class.as_deref(),
+            chain: model.chain.as_ref().map(|chain| ChainTotals { layers: chain.layers.len(), score: chain.score }),
             object: model.object,
             dir: super::model_dir(model),
             sightings: &model.sightings,

@@ -61,13 +61,25 @@ fn model_row(process: &Process, model: &Model) -> Vec<String> {
     let mut row = process_cells(process);
     row.extend([
         model.id.clone(),
-        short(&model.class),
+        class(model),
         format!("{}/{}", totals.complete, totals.tensors),
         thousands(totals.parameters),
         human_bytes(totals.bytes),
         status(model),
     ]);
     row
+}
+
+/// The class of a model, or what a chain has in its place.
+fn class(model: &Model) -> String {
+    match (&model.class, &model.chain) {
+        (Some(class), _) => short(class),
+        (None, Some(chain)) => {
+            let layers = counted(chain.layers.len(), "layer", "layers");
+            format!("chain of {layers} (score {:.2})", chain.score)
+        }
+        (None, None) => "?".to_owned(),
+    }
 }
 
 fn empty_row(process: &Process) -> Vec<String> {

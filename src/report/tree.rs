@@ -11,15 +11,19 @@ use super::standalone::HeldRow;
 use super::tensor::TensorRow;
 use crate::addr::VirtAddr;
 use crate::cpython::Value;
-use crate::model::{Model, Module, Optimizer, ParamGroup, Sighting};
+use crate::model::{ChainFacts, Model, ModelKind, Module, Optimizer, ParamGroup, Sighting};
 
 /// The document.
 #[derive(Serialize)]
 pub(super) struct TreeDocument<'a> {
     schema_version: u32,
     id: &'a str,
-    class: &'a str,
+    kind: ModelKind,
+    class: Option<&'a str>,
     object: VirtAddr,
+    /// What speaks for a chain of layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chain: Option<&'a ChainFacts>,
     sightings: &'a [Sighting],
     modules: Vec<ModuleRow<'a>>,
     tensors: Vec<TensorRow<'a>>,
@@ -37,8 +41,10 @@ impl<'a> TreeDocument<'a> {
         Self {
             schema_version: SCHEMA_VERSION,
             id: &model.id,
-            class: &model.class,
+            kind: model.kind(),
+            class: model.class.as_deref(),
             object: model.object,
+            chain: model.chain.as_ref(),
             sightings: &model.sightings,
             modules: model.modules.iter().map(|module| ModuleRow::new(module, held)).collect(),
             tensors,

@@ -119,7 +119,7 @@ fn a_frame_that_is_mapped_everywhere_costs_little_and_hides_no_one_else() {
             let recovery = bounded("a frame mapped everywhere", || recover(&dump));
             assert_eq!(recovery.processes.len(), if whole { 1 } else { 2 });
             let models: Vec<_> = recovery.processes.iter().flat_map(|process| &process.models).collect();
-            let found = models.iter().find(|model| model.class == "__main__.Good");
+            let found = models.iter().find(|model| model.class.as_deref() == Some("__main__.Good"));
             let found = found.unwrap_or_else(|| panic!("whole {whole}, seed {seed}: {:?}", recovery.warnings));
             assert_eq!(found.tensors[0].sha256.as_deref(), Some(sha256(&weight.logical).as_str()));
         }

@@ -350,7 +350,7 @@ fn a_damaged_module_is_a_model_that_says_so() {
         };
         assert_whole(&torch, &find(good).unwrap().tensors[0], &weight);
         let found = find(bad).unwrap();
-        assert_eq!((found.class.as_str(), found.tensors.len()), ("__main__.Bad", 0), "CPython {cpython}");
+        assert_eq!((found.class.as_deref(), found.tensors.len()), (Some("__main__.Bad"), 0), "CPython {cpython}");
         assert!(found.problems[0].message.contains("can't be read"), "{:?}", found.problems);
         assert!(!tensorcarve::report::is_whole(&recovery));
     }
@@ -399,7 +399,11 @@ fn modules_of_a_class_that_cannot_be_read_are_known_by_their_dictionaries() {
             assert_whole(&torch, &good.tensors[0], &weight);
             assert_eq!(good.problems, [], "CPython {cpython}, {what}");
             let found = find(bad).unwrap_or_else(|| panic!("CPython {cpython}, {what}: nothing is said"));
-            assert_eq!((found.class.as_str(), found.tensors.len()), ("__main__.Bad", 1), "CPython {cpython}, {what}");
+            assert_eq!(
+                (found.class.as_deref(), found.tensors.len()),
+                (Some("__main__.Bad"), 1),
+                "CPython {cpython}, {what}"
+            );
             assert_whole(&torch, &found.tensors[0], &lost);
             let is_said = |problem: &Diagnostic| {
                 (problem.code, problem.address) == (Code::UnreadableClass, Some(VirtAddr(class).into()))
@@ -426,7 +430,7 @@ fn modules_whose_class_does_not_say_where_their_attributes_are_are_said() {
         python.put(class, "type.tp_dictoffset", 0);
         let recovery = recover(&dump(&python.process));
         let model = only_model(&recovery);
-        assert_eq!((model.object.0, model.class.as_str()), (bad, "__main__.Bad"), "CPython {cpython}");
+        assert_eq!((model.object.0, model.class.as_deref()), (bad, Some("__main__.Bad")), "CPython {cpython}");
         let [problem] = &model.problems[..] else { panic!("{:?}", model.problems) };
         assert_eq!((problem.code, problem.address), (Code::UnreadableModule, Some(VirtAddr(bad).into())));
         assert!(problem.message.contains("can't be read"), "{problem}");

@@ -115,6 +115,10 @@ fn a_class_may_be_called_otherwise_than_it_was_made() {
         torch.module(class, &ModuleSpec { parameters, ..ModuleSpec::default() });
         let recovery = recover(&dump(&torch.python.process));
         let model = super::only_model(&recovery);
-        assert_eq!(model.class, "torch.fx.graph_module.GraphModule.__new__.<locals>.GraphModuleImpl", "{cpython}");
+        assert_eq!(
+            model.class.as_deref(),
+            Some("torch.fx.graph_module.GraphModule.__new__.<locals>.GraphModuleImpl"),
+            "{cpython}"
+        );
     }
 }

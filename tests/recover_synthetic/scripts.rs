@@ -228,7 +228,11 @@ fn script_modules_are_models() {
         let module = recursive_script_module(&torch, wrapper);
         let recovery = recover(&dump(&torch.python.process));
         let model = only_model(&recovery);
-        assert_eq!((model.class.as_str(), model.object.0), ("__torch__.___torch_mangle_3.Net", module), "{pytorch}");
+        assert_eq!(
+            (model.class.as_deref(), model.object.0),
+            (Some("__torch__.___torch_mangle_3.Net"), module),
+            "{pytorch}"
+        );
         let names: Vec<&str> = model.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         assert_eq!(names, truth.iter().map(|(name, ..)| *name).collect::<Vec<_>>(), "{pytorch}");
         for (name, kind, persistent, placed) in &truth {
@@ -260,7 +264,7 @@ fn a_module_of_python_holds_a_script_module() {
     torch.module(torch.module_type("__main__", "Outer"), &spec);
     let recovery = recover(&dump(&torch.python.process));
     let model = only_model(&recovery);
-    assert_eq!(model.class, "__main__.Outer");
+    assert_eq!(model.class.as_deref(), Some("__main__.Outer"));
     assert_whole(&torch, tensor(model, "bias"), &bias);
     for (name, .., placed) in &truth {
         assert_whole(&torch, tensor(model, &format!("inner.{name}")), placed);
@@ -277,7 +281,7 @@ fn script_modules_that_are_not_read_are_said() {
     wrappers.iter().take(2).for_each(|wrapper| _ = recursive_script_module(&torch, *wrapper));
     let recovery = recover(&dump(&torch.python.process));
     let model = only_model(&recovery);
-    assert_eq!((model.class.as_str(), model.object), ("torch.ScriptModule", VirtAddr(wrappers[0])));
+    assert_eq!((model.class.as_deref(), model.object), (Some("torch.ScriptModule"), VirtAddr(wrappers[0])));
     assert!(model.problems[0].message.starts_with("2 script modules"), "{:?}", model.problems);
     assert!(!report::is_whole(&recovery));
 }
@@ -291,6 +295,6 @@ fn a_frozen_script_module_is_no_whole_model() {
     let [_, frozen] = [plain, frozen].map(|object| recursive_script_module(&torch, script.wrapper(object, true)));
     let recovery = recover(&dump(&torch.python.process));
     let model = only_model(&recovery);
-    assert_eq!((model.class.as_str(), model.object.0), ("__torch__.Frozen", frozen));
+    assert_eq!((model.class.as_deref(), model.object.0), (Some("__torch__.Frozen"), frozen));
     assert!(model.problems[0].message.contains("frozen"), "{:?}", model.problems);
 }

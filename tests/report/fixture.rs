@@ -69,8 +69,9 @@ impl Victim {
     pub fn new(class: &str) -> Self {
         let model = Model {
             id: "m0".to_owned(),
-            class: class.to_owned(),
+            class: Some(class.to_owned()),
             object: VirtAddr(0x7f11_0000_0000),
+            chain: None,
             sightings: vec![Sighting { root: Some(ROOT), object: VirtAddr(0x7f11_0000_0000) }],
             modules: Vec::new(),
             tensors: Vec::new(),

@@ -1,6 +1,7 @@
 //! The output folder: what is in it, when it is refused, and that a failure leaves no trace.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may simply fail")]
 
+mod chain;
 mod fixture;
 mod load;
 #[path = "../mounted/mod.rs"]
@@ -401,7 +402,7 @@ fn an_interruption_while_files_are_written_leaves_nothing() {
 #[test]
 fn lines_and_tables_hold_what_was_found() {
     let (dump, mut recovery) = mixed();
-    recovery.processes[0].models[0].class = "__main__.\u{1b}[31mNet".to_owned();
+    recovery.processes[0].models[0].class = Some("__main__.\u{1b}[31mNet".to_owned());
     let print = |print: &dyn Fn(&mut Vec<u8>)| {
         let mut out = Vec::new();
         print(&mut out);

@@ -124,8 +124,9 @@ fn model(
     let Walk { modules, tensors, training, problems, is_too_deep, .. } = walk;
     let model = Model {
         id: String::new(),
-        class,
+        class: Some(class),
         object: root,
+        chain: None,
         sightings: Vec::new(),
         modules,
         tensors,

@@ -299,8 +299,9 @@ impl<'a> Scripts<'a> {
 pub(super) fn unread_model(class: String, object: VirtAddr, problems: Vec<Diagnostic>) -> Model {
     Model {
         id: String::new(),
-        class,
+        class: Some(class),
         object,
+        chain: None,
         sightings: Vec::new(),
         modules: Vec::new(),
         tensors: Vec::new(),
