@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Spaces;
 use super::recover::Process;
 use crate::addr::{PhysAddr, VirtAddr};
+use crate::chain::{self, Item};
 use crate::dump::PhysicalMemory;
 use crate::framework::{Frameworks, HeaderTensor, Headers, standalone};
 use crate::model::{Model, NamedTensor, Referrer, StandaloneTensor, TensorKind};
@@ -106,8 +107,10 @@ fn join(process: &mut Process, headers: &dyn Headers, pages: &dyn Fn() -> DataPa
         let pages = pages();
         let sweep = |wanted: &BTreeSet<VirtAddr>| pages.sweep(std::slice::from_ref(wanted)).pop().unwrap_or_default();
         process.models.extend(headers.models(&free.iter().map(|tensor| tensor.info.header).collect(), &sweep));
-        let known = known(process);
-        free.retain(|tensor| !known.contains_key(&tensor.info.header));
+        retain_unknown(&mut free, process);
+        let items = items(&free);
+        process.models.extend(chain::assemble(&items).iter().map(|chain| Model::of_chain(chain, &items)));
+        retain_unknown(&mut free, process);
     }
     let of_gradient: BTreeMap<VirtAddr, VirtAddr> =
         found.iter().filter_map(|tensor| Some((tensor.gradient?, tensor.info.header))).collect();
@@ -121,6 +124,20 @@ fn join(process: &mut Process, headers: &dyn Headers, pages: &dyn Fn() -> DataPa
     process.standalone.found.extend(standalone);
     process.standalone.sort();
     process.headers = Some(comparison);
+}
+
+/// Leaves those that a process is not known to have.
+fn retain_unknown(tensors: &mut Vec<&HeaderTensor>, process: &Process) {
+    let known = known(process);
+    tensors.retain(|tensor| !known.contains_key(&tensor.info.header));
+}
+
+/// Tensors as what chains are put together from.
+fn items(tensors: &[&HeaderTensor]) -> Vec<Item> {
+    let indices: BTreeMap<VirtAddr, usize> =
+        tensors.iter().enumerate().map(|(index, tensor)| (tensor.info.header, index)).collect();
+    let gradient = |tensor: &HeaderTensor| tensor.gradient.and_then(|header| indices.get(&header).copied());
+    tensors.iter().map(|tensor| Item { info: tensor.info.clone(), gradient: gradient(tensor) }).collect()
 }
 
 /// How the tensors that were found compare with those that are known by other means, and those that are not known.

@@ -66,7 +66,7 @@ fn script_modules_are_found_from_their_tensors() {
         torch.python.process.words(&[layer + 16, parts + 32]);
         let recovery = recover(&dump(&torch.python.process));
         let model = only_model(&recovery);
-        assert_eq!((model.class.as_str(), model.object), ("__torch__.Net", VirtAddr(root)), "{pytorch}");
+        assert_eq!((model.class.as_deref(), model.object), (Some("__torch__.Net"), VirtAddr(root)), "{pytorch}");
         let expected = [
             ("scale", TensorKind::Buffer, true),
             ("shift", TensorKind::Buffer, false),

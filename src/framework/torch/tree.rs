@@ -63,7 +63,7 @@ fn damaged(graph: &Graph) -> impl Iterator<Item = Model> {
     damaged.filter_map(|(object, class)| {
         let error = graph.unreadable.get(object)?;
         let problem = Problem::UnreadableRoot { object: *object, error: *error };
-        Some(unread_model(class.clone(), *object, vec![problem.into()]))
+        Some(unread_model(Some(class.clone()), *object, vec![problem.into()]))
     })
 }
 

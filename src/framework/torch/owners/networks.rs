@@ -173,7 +173,7 @@ impl<'a> Networks<'a> {
         }
         let held = walk.collector.held;
         // Nothing in memory says what a class of C++ is called.
-        let model = unread_model(String::new(), root, held.problems);
+        let model = unread_model(None, root, held.problems);
         Model { modules: held.modules, tensors: held.tensors, training: held.training, ..model }
     }
 }

@@ -280,7 +280,7 @@ impl<'a> Scripts<'a> {
         }
         let class = root.class.clone();
         let object = self.python_module(object).unwrap_or(wrapper);
-        Some(unread_model(class, object, problems)).map(|model| Model { modules, tensors, training, ..model })
+        Some(unread_model(Some(class), object, problems)).map(|model| Model { modules, tensors, training, ..model })
     }
 
     /// The script modules that can't be read as one model without tensors; `None` if there are none.
@@ -291,15 +291,15 @@ impl<'a> Scripts<'a> {
         let mut unread = self.wrappers.iter().filter(is_unread);
         let (object, wrapper) = unread.next()?;
         let count = 1 + unread.count();
-        Some(unread_model(wrapper.class.clone(), *object, vec![Problem::TensorsNotRead(count).into()]))
+        Some(unread_model(Some(wrapper.class.clone()), *object, vec![Problem::TensorsNotRead(count).into()]))
     }
 }
 
 /// A model of which nothing but its problems is known.
-pub(super) fn unread_model(class: String, object: VirtAddr, problems: Vec<Diagnostic>) -> Model {
+pub(super) fn unread_model(class: Option<String>, object: VirtAddr, problems: Vec<Diagnostic>) -> Model {
     Model {
         id: String::new(),
-        class: Some(class),
+        class,
         object,
         chain: None,
         sightings: Vec::new(),
