@@ -32,7 +32,8 @@ one after another. It becomes a torch.nn.Sequential. What no tensor says must be
     stride, padding    of the convolutions: 1 and 0 by default; with --input, padding that gives the flattened size
     heads         of attention layers: one for each 64 features by default
 
-The network is in evaluation mode. A value applies to all layers, or to those that it names. An activation for the last layer must name it.
+A value applies to all layers, or to those that it names. An activation for the last layer must name it. The network
+is in evaluation mode.
 
 Functions that a layer keeps as an attribute are not restored: set, for example,
 net.decoder.activation by hand. A user's class that derives from a torch.nn class is rebuilt with that
