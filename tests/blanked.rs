@@ -39,20 +39,20 @@ struct Counts {
     unknown: usize,
 }
 
-/// The tensors of a recovery's models with their process.
+/// The tensors of a recovery's modules with their process.
 fn tensors(recovery: &Recovery) -> impl Iterator<Item = (&Process, &NamedTensor)> {
     let models = recovery.processes.iter().flat_map(|process| process.models.iter().map(move |model| (process, model)));
-    models.flat_map(|(process, model)| model.all_tensors().map(move |tensor| (process, tensor)))
+    let modules = models.filter(|(_, model)| model.chain.is_none());
+    modules.flat_map(|(process, model)| model.all_tensors().map(move |tensor| (process, tensor)))
 }
 
-/// The same, and the tensors of no model: of those that no module leads to, headers alone tell.
-fn all_tensors(recovery: &Recovery) -> impl Iterator<Item = (&Process, &NamedTensor)> {
-    let others = recovery
-        .processes
-        .iter()
-        .flat_map(|process| process.standalone.found.iter().map(move |found| (process, found)));
-    let others = others.filter(|(_, found)| found.array.is_none()).map(|(process, found)| (process, &found.tensor));
-    tensors(recovery).chain(others)
+/// The tensors that no module leads to, by their headers: those of chains, and those of no model.
+fn alone(recovery: &Recovery) -> impl Iterator<Item = (&Process, &NamedTensor)> {
+    recovery.processes.iter().flat_map(|process| {
+        let chains = process.models.iter().filter(|model| model.chain.is_some());
+        let others = process.standalone.found.iter().filter(|found| found.array.is_none()).map(|found| &found.tensor);
+        chains.flat_map(|chain| chain.all_tensors()).chain(others).map(move |tensor| (process, tensor))
+    })
 }
 
 /// What headers say of where the elements are and how they are kept.
@@ -144,7 +144,9 @@ impl Whole {
         let recovery = recover(&damaged, &self.signatures, Backend::detect_best(), &Silent).unwrap();
         let mut seen = BTreeSet::new();
         let mut is_named = false;
-        for (process, tensor) in all_tensors(&recovery) {
+        let of_modules = tensors(&recovery).map(|(process, tensor)| (process, tensor, false));
+        let others = alone(&recovery).map(|(process, tensor)| (process, tensor, true));
+        for (process, tensor, is_alone) in of_modules.chain(others) {
             let what = &tensor.name;
             // By what leads to it: a module whose holder is lost is a model of its own, with shorter names. A gradient
             // whose headers are lost has no address.
@@ -156,11 +158,10 @@ impl Whole {
                 // A name that can't be read is a question mark and an address; what training left of
                 // a tied weight goes by the first name that is left.
                 let has_name = what.contains('?') || truth.name.ends_with(what) || is_training(truth.kind);
-                let is_alone = tensor.kind == TensorKind::Other;
                 is_same && holder.root == process.root && (is_alone || truth.kind == tensor.kind && has_name)
             };
-            let truth = all_tensors(&self.recovery).find(is_it).map(|(_, truth)| truth);
-            is_named |= truth.is_some() && tensor.kind != TensorKind::Other;
+            let truth = tensors(&self.recovery).chain(alone(&self.recovery)).find(is_it).map(|(_, truth)| truth);
+            is_named |= truth.is_some() && !is_alone;
             let is_new = truth.is_none_or(|truth| {
                 truth.kind != TensorKind::Other && seen.insert((process.root, truth.name.clone(), truth.kind as u8))
             });

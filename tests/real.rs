@@ -215,6 +215,107 @@ sys.exit(difference > 1e-5)
     assert!(loader.status.success() && stdout.contains("all keys matched"), "{stdout}");
 }
 
+/// What a dump gives by the headers of tensors alone: the document, and the hashes of all tensors that are complete.
+fn by_headers(dump: &Path) -> (TempDir, serde_json::Value, Vec<String>) {
+    let folder = recover(dump, &["--without-python"]);
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(folder.path().join(name)).unwrap()).unwrap()
+    };
+    let recovery = read("recovery.json");
+    let models =
+        recovery["processes"].as_array().unwrap().iter().flat_map(|process| process["models"].as_array().unwrap());
+    let rows = models.flat_map(|model| [&model["tensors"], &model["training"]]).cloned();
+    let rows: Vec<serde_json::Value> = rows.chain([read("tensors.json")["tensors"].clone()]).collect();
+    let complete = rows.iter().flat_map(|rows| rows.as_array().unwrap()).filter(|row| row["status"] == "complete");
+    let hashes = complete.map(|row| row["sha256"].as_str().unwrap().to_owned()).collect();
+    (folder, recovery, hashes)
+}
+
+/// The hashes of all tensors of the victims that have bytes: weights, gradients and what optimizers keep.
+fn hashes(truth: &serde_json::Value) -> Vec<&str> {
+    match truth {
+        serde_json::Value::Object(keys) => {
+            let own = keys.get("sha256").and_then(|hash| hash.as_str());
+            own.into_iter().chain(keys.values().flat_map(hashes)).collect()
+        }
+        serde_json::Value::Array(items) => items.iter().flat_map(hashes).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn headers_alone_give_every_tensor_and_the_network_as_a_chain() {
+    let truth: serde_json::Value =
+        serde_json::from_slice(&fs::read("tests/data/cifar10-pdb.truth.json").unwrap()).unwrap();
+    let (folder, recovery, found) = by_headers(lime());
+    let wanted = hashes(&truth["processes"]);
+    assert_eq!(wanted.len(), 30, "weights, gradients and momenta");
+    assert!(wanted.iter().all(|hash| found.iter().any(|found| found == hash)));
+    let [process] = recovery["processes"].as_array().unwrap().as_slice() else { panic!("{recovery}") };
+    assert!(process["python"].is_null() && process["pid"] == truth["processes"][0]["pid"]);
+    let [chain] = process["models"].as_array().unwrap().as_slice() else { panic!("{recovery}") };
+    assert_eq!((&chain["kind"], &chain["class"]), (&"chain".into(), &serde_json::Value::Null));
+    // The order of the layers, by what their tensors hold.
+    let state = truth["processes"][0]["state_dict"].as_object().unwrap();
+    let name = |row: &serde_json::Value| {
+        let of_same = state.iter().find(|(_, tensor)| tensor["sha256"] == row["sha256"]);
+        of_same.map(|(name, _)| name.as_str()).unwrap_or_default().to_owned()
+    };
+    let names: Vec<String> = chain["tensors"].as_array().unwrap().iter().map(name).collect();
+    let layers = ["conv1", "conv2", "fc1", "fc2", "fc3"];
+    let expected: Vec<String> =
+        layers.iter().flat_map(|layer| [format!("{layer}.weight"), format!("{layer}.bias")]).collect();
+    assert_eq!(names, expected);
+    let Some(python) = truth::python_with_torch() else {
+        eprintln!("skipped: no PyTorch here");
+        return;
+    };
+    let script = r#"
+import json, sys
+sys.dont_write_bytecode = True
+sys.path.insert(0, sys.argv[1])
+from load import load
+import torch
+net = load(activation="relu", pool="max2", input="3x32x32")
+said = json.load(open(sys.argv[2]))["processes"][0]
+with torch.no_grad():
+    difference = (net(torch.tensor(said["probe"])) - torch.tensor(said["probe_out"])).abs().max().item()
+print("largest difference", difference)
+sys.exit(difference > 1e-5)
+"#;
+    let truth = Path::new("tests/data/cifar10-pdb.truth.json");
+    let model = folder.path().join("models/m0");
+    let probe = Command::new(&python).args(["-c", script]).arg(&model).arg(truth).output().unwrap();
+    assert!(
+        probe.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&probe.stdout),
+        String::from_utf8_lossy(&probe.stderr)
+    );
+}
+
+#[test]
+fn what_python_leads_to_is_found_by_its_headers_as_well() {
+    let packed = Path::new("../shared/dumps/residual.elf.zst");
+    if !packed.exists() {
+        eprintln!("skipped: {} is not there", packed.display());
+        return;
+    }
+    let truth: serde_json::Value =
+        serde_json::from_slice(&fs::read("../shared/dumps/residual.truth.json").unwrap()).unwrap();
+    let (_, _, found) = by_headers(packed);
+    let wanted = hashes(&truth["processes"]);
+    assert!(wanted.len() >= 80 && wanted.iter().all(|hash| found.iter().any(|found| found == hash)));
+    let folder = recover(packed, &[]);
+    let recovery: serde_json::Value =
+        serde_json::from_slice(&fs::read(folder.path().join("recovery.json")).unwrap()).unwrap();
+    let headers = recovery["processes"].as_array().unwrap().iter().map(|process| &process["headers"]);
+    let headers: Vec<&serde_json::Value> = headers.filter(|headers| !headers.is_null()).collect();
+    let [headers] = headers.as_slice() else { panic!("{recovery}") };
+    assert_eq!((&headers["differing"], &headers["not_found"]), (&serde_json::json!([]), &serde_json::json!([])));
+    assert_eq!(headers["found"], headers["of_python"]);
+}
+
 #[test]
 fn five_levels_of_page_tables_and_everything_a_state_dict_can_hold() {
     let packed = Path::new("../shared/dumps/residual.elf.zst");
