@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::Spaces;
 use super::recover::Process;
 use crate::addr::{PhysAddr, VirtAddr};
-use crate::chain::{self, Item};
+use crate::chain::{self, Chain, Item};
 use crate::dump::PhysicalMemory;
 use crate::framework::{Frameworks, HeaderTensor, Headers, standalone};
 use crate::model::{Model, NamedTensor, Referrer, StandaloneTensor, TensorKind};
@@ -19,6 +19,8 @@ use crate::tensor::TensorInfo;
 
 /// Addresses of a space under which one header is looked at: a hostile space maps a frame a million times.
 const MAX_ALIASES: usize = 64;
+/// Bits of sizes that neighbours in a chain agree on, beside networks that Python leads to: as of two links with 64 features.
+const MIN_AGREEING_BITS: u32 = 12;
 /// The device whose memory the dump holds.
 const CPU: &str = "cpu";
 
@@ -109,7 +111,10 @@ fn join(process: &mut Process, headers: &dyn Headers, pages: &dyn Fn() -> DataPa
         process.models.extend(headers.models(&free.iter().map(|tensor| tensor.info.header).collect(), &sweep));
         retain_unknown(&mut free, process);
         let items = items(&free);
-        process.models.extend(chain::assemble(&items).iter().map(|chain| Model::of_chain(chain, &items)));
+        // Where Python leads to networks, most of what is left are values that C++ keeps: a few small ones fit by chance.
+        let is_likely = |chain: &Chain| comparison.of_python == 0 || chain.agreeing_bits() >= MIN_AGREEING_BITS;
+        let chains = chain::assemble(&items).into_iter().filter(is_likely);
+        process.models.extend(chains.map(|chain| Model::of_chain(&chain, &items)));
         retain_unknown(&mut free, process);
     }
     let of_gradient: BTreeMap<VirtAddr, VirtAddr> =

@@ -282,6 +282,20 @@ impl Chain {
             layer.tensors.iter().map(|(_, item)| *item).chain(training)
         })
     }
+
+    /// How many bits the sizes have that neighbours agree on: small ones agree by chance.
+    pub fn agreeing_bits(&self) -> u32 {
+        let size = |evidence: &Evidence| match evidence {
+            Evidence::Sizes { size } | Evidence::Embedding { size } | Evidence::Norm { size, .. } => *size,
+            Evidence::Flatten { channels, positions } => channels.saturating_mul(*positions),
+            Evidence::Groups { channels, .. } => *channels,
+            Evidence::Shortcut { inputs, outputs } => inputs.saturating_mul(*outputs),
+            // All others say nothing of which layer follows which.
+            _ => 1,
+        };
+        let evidence = self.links.iter().flat_map(|link| &link.evidence);
+        evidence.map(|evidence| size(evidence).checked_ilog2().unwrap_or_default()).fold(0, u32::saturating_add)
+    }
 }
 
 /// The chains that the tensors of one address space can be put together to, best first. The order of `items` does not

@@ -372,3 +372,15 @@ fn hostile_shapes_are_bounded() {
     heap.chains();
     assert!(started.elapsed().as_secs() < 60);
 }
+
+#[test]
+fn sizes_that_agree_count_by_their_bits() {
+    let bits = |shapes: &[&[u64]]| {
+        let mut heap = Heap::at(0x1000_0000);
+        shapes.iter().for_each(|shape| heap.layer(shape));
+        heap.chains().iter().map(Chain::agreeing_bits).collect::<Vec<u32>>()
+    };
+    // 6, 16 * 25, 120, 84.
+    assert_eq!(bits(&CIFAR), [2 + 8 + 6 + 6]);
+    assert_eq!(bits(&[&[3, 2], &[2, 3]]), [1]);
+}
