@@ -22,8 +22,21 @@ fn modules(model: &Model) -> Vec<(&str, &str, Option<bool>, VirtAddr)> {
     names.zip(model.modules.iter().map(row)).map(|((name, class), (flag, at))| (name, class, flag, at)).collect()
 }
 
+/// Tensors that are found by their headers: with two counts, and a device of their own.
 fn tensors(torch: &Torch, shapes: &[&[u64]]) -> Vec<Placed> {
-    shapes.iter().map(|shape| unseen(torch, &Tensor::f32(shape).learned())).collect()
+    let tensor = |shape: &&[u64]| {
+        let placed = unseen(torch, &Tensor::f32(shape).learned());
+        let (process, at) = (&torch.python.process, |key: &str| placed.tensor_impl + torch.numbers.at(key));
+        // Two words before the storage in old versions, two halves of one in others.
+        let words: &[u64] =
+            if at("tensor.storage_pointer") == placed.tensor_impl + 24 { &[1, 1] } else { &[1 << 32 | 1] };
+        (placed.tensor_impl + 8..).step_by(8).zip(words).for_each(|(at, word)| process.put(at, *word));
+        for (key, byte) in [("device_has_value", 1), ("device_type", 0), ("device_index", 0xff)] {
+            process.write(at(&format!("tensor.{key}")), &[byte]);
+        }
+        placed
+    };
+    shapes.iter().map(tensor).collect()
 }
 
 /// That no model came out, but all tensors as tensors of no model.
