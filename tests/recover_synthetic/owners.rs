@@ -16,9 +16,9 @@ fn names(model: &Model) -> Vec<(&str, TensorKind, bool)> {
     model.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.kind, tensor.persistent)).collect()
 }
 
-fn modules(model: &Model) -> Vec<(&str, &str, Option<bool>, VirtAddr)> {
+fn modules(model: &Model) -> Vec<(&str, Option<&str>, Option<bool>, VirtAddr)> {
     let row = |module: &'_ Module| (module.training, module.object);
-    let names = model.modules.iter().map(|module| (module.name.as_str(), module.class.as_str()));
+    let names = model.modules.iter().map(|module| (module.name.as_str(), module.class.as_deref()));
     names.zip(model.modules.iter().map(row)).map(|((name, class), (flag, at))| (name, class, flag, at)).collect()
 }
 
@@ -91,10 +91,10 @@ fn script_modules_are_found_from_their_tensors() {
             assert_whole(&torch, found, truth);
         }
         let expected = [
-            ("", "__torch__.Net", Some(true), VirtAddr(root)),
-            ("parts", "__torch__.torch.nn.modules.container.Sequential", Some(true), VirtAddr(parts)),
-            ("parts.0", "__torch__.torch.nn.modules.linear.Linear", Some(false), VirtAddr(layer)),
-            ("parts.1", "__torch__.torch.nn.modules.ReLU", Some(true), VirtAddr(empty)),
+            ("", Some("__torch__.Net"), Some(true), VirtAddr(root)),
+            ("parts", Some("__torch__.torch.nn.modules.container.Sequential"), Some(true), VirtAddr(parts)),
+            ("parts.0", Some("__torch__.torch.nn.modules.linear.Linear"), Some(false), VirtAddr(layer)),
+            ("parts.1", Some("__torch__.torch.nn.modules.ReLU"), Some(true), VirtAddr(empty)),
         ];
         assert_eq!(modules(model), expected, "{pytorch}");
         assert_eq!(recovery.processes[0].standalone.found.len(), 0);
@@ -146,10 +146,10 @@ fn modules_of_cpp_are_found_from_their_tensors() {
         }
         assert_eq!(model.tensors[1].same_as.as_deref(), Some(LONG));
         let expected = [
-            ("", "", Some(false), VirtAddr(root)),
-            ("parts", "", Some(true), VirtAddr(parts)),
-            ("parts.0", "", Some(true), VirtAddr(layer)),
-            ("parts.1", "", Some(false), VirtAddr(empty)),
+            ("", None, Some(false), VirtAddr(root)),
+            ("parts", None, Some(true), VirtAddr(parts)),
+            ("parts.0", None, Some(true), VirtAddr(layer)),
+            ("parts.1", None, Some(false), VirtAddr(empty)),
         ];
         assert_eq!(modules(model), expected, "{pytorch}");
         assert_eq!(model.modules[2].unset, [("running_var".to_owned(), TensorKind::Buffer)]);
