@@ -215,7 +215,8 @@ fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
         assert_whole(torch, found, placed);
         assert_eq!(found.same_as, None);
     }
-    let modules: Vec<_> = model.modules.iter().map(|m| (m.name.as_str(), m.class.as_str(), m.training)).collect();
+    let modules: Vec<_> =
+        model.modules.iter().map(|m| (m.name.as_str(), m.class.as_deref().unwrap(), m.training)).collect();
     assert_eq!(
         modules,
         [

@@ -35,7 +35,8 @@ pub use standalone::{StandaloneTensor, StandaloneTensors};
 pub struct Model {
     /// `m0`, `m1`, … in the order of the report; also the folder's name.
     pub id: String,
-    /// `__module__.__qualname__` of the root module's class; `None` for a chain, which has no module.
+    /// `__module__.__qualname__` of the root module's class; `None` for a module of C++, whose class memory
+    /// does not name, and for a chain, which has no module.
     pub class: Option<String>,
     /// The root module, or the header of a chain's first tensor.
     pub object: VirtAddr,
@@ -97,8 +98,8 @@ pub struct Sighting {
 pub struct Module {
     /// Dotted name; empty for the root.
     pub name: String,
-    /// `__module__.__qualname__` of its class.
-    pub class: String,
+    /// `__module__.__qualname__` of its class; `None` for a module of C++, whose class memory does not name.
+    pub class: Option<String>,
     /// The nearest class above it that is part of the framework itself, if its own is not.
     pub framework_class: Option<String>,
     /// Whether it was in training mode; `None` if it does not say.

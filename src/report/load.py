@@ -72,7 +72,7 @@ SAFETENSORS = {
 NULL = type(None)
 FIELDS = {
     "modules": {
-        "name": (str,), "class": (str,), "torch_class": (str, NULL), "training": (bool, NULL), "hyper": (dict,),
+        "name": (str,), "class": (str, NULL), "torch_class": (str, NULL), "training": (bool, NULL), "hyper": (dict,),
         "private": (dict,), "python_types": (list,), "parameters": (list,), "buffers": (list,), "unset": (dict,),
         "object": (str,),
     },
@@ -278,7 +278,7 @@ def new_module(row):
     known = nn_class(row["class"]) or nn_class(row["torch_class"])
     base = known or Recovered
     if nn_class(row["class"]) is None:
-        short = row["class"].rsplit(".", 1)[-1]
+        short = (row["class"] or "").rsplit(".", 1)[-1]
         base = type(short if short.isidentifier() else "Unnamed", (base,), {})
     module = base.__new__(base)
     torch.nn.Module.__init__(module)
@@ -289,7 +289,7 @@ def new_module(row):
             is_free = name not in own and not callable(getattr(base, name, None))
             if is_free and name.isidentifier() and not name.startswith("__"):
                 vars(module)[name] = value
-    vars(module)["recovered_class"] = row["class"]
+    vars(module)["recovered_class"] = row["class"] or "?"
     module.training = bool(row["training"])
     return module
 

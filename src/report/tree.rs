@@ -102,7 +102,7 @@ impl<'a> OptimizerRow<'a> {
 #[derive(Serialize)]
 struct ModuleRow<'a> {
     name: &'a str,
-    class: &'a str,
+    class: Option<&'a str>,
     torch_class: Option<&'a str>,
     training: Option<bool>,
     /// The public attributes in one line, as PyTorch's `extra_repr()` has some of them.
@@ -130,7 +130,7 @@ impl<'a> ModuleRow<'a> {
         }
         Self {
             name: &module.name,
-            class: &module.class,
+            class: module.class.as_deref(),
             torch_class: module.framework_class.as_deref(),
             training: module.training,
             extra_repr: extra_repr(&module.hyperparameters),

@@ -16,14 +16,27 @@ fn names(model: &Model) -> Vec<(&str, TensorKind, bool)> {
     model.tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.kind, tensor.persistent)).collect()
 }
 
-fn modules(model: &Model) -> Vec<(&str, &str, Option<bool>, VirtAddr)> {
+fn modules(model: &Model) -> Vec<(&str, Option<&str>, Option<bool>, VirtAddr)> {
     let row = |module: &'_ Module| (module.training, module.object);
-    let names = model.modules.iter().map(|module| (module.name.as_str(), module.class.as_str()));
+    let names = model.modules.iter().map(|module| (module.name.as_str(), module.class.as_deref()));
     names.zip(model.modules.iter().map(row)).map(|((name, class), (flag, at))| (name, class, flag, at)).collect()
 }
 
+/// Tensors that are found by their headers: with two counts, and a device of their own.
 fn tensors(torch: &Torch, shapes: &[&[u64]]) -> Vec<Placed> {
-    shapes.iter().map(|shape| unseen(torch, &Tensor::f32(shape).learned())).collect()
+    let tensor = |shape: &&[u64]| {
+        let placed = unseen(torch, &Tensor::f32(shape).learned());
+        let (process, at) = (&torch.python.process, |key: &str| placed.tensor_impl + torch.numbers.at(key));
+        // Two words before the storage in old versions, two halves of one in others.
+        let words: &[u64] =
+            if at("tensor.storage_pointer") == placed.tensor_impl + 24 { &[1, 1] } else { &[1 << 32 | 1] };
+        (placed.tensor_impl + 8..).step_by(8).zip(words).for_each(|(at, word)| process.put(at, *word));
+        for (key, byte) in [("device_has_value", 1), ("device_type", 0), ("device_index", 0xff)] {
+            process.write(at(&format!("tensor.{key}")), &[byte]);
+        }
+        placed
+    };
+    shapes.iter().map(tensor).collect()
 }
 
 /// That no model came out, but all tensors as tensors of no model.
@@ -78,10 +91,10 @@ fn script_modules_are_found_from_their_tensors() {
             assert_whole(&torch, found, truth);
         }
         let expected = [
-            ("", "__torch__.Net", Some(true), VirtAddr(root)),
-            ("parts", "__torch__.torch.nn.modules.container.Sequential", Some(true), VirtAddr(parts)),
-            ("parts.0", "__torch__.torch.nn.modules.linear.Linear", Some(false), VirtAddr(layer)),
-            ("parts.1", "__torch__.torch.nn.modules.ReLU", Some(true), VirtAddr(empty)),
+            ("", Some("__torch__.Net"), Some(true), VirtAddr(root)),
+            ("parts", Some("__torch__.torch.nn.modules.container.Sequential"), Some(true), VirtAddr(parts)),
+            ("parts.0", Some("__torch__.torch.nn.modules.linear.Linear"), Some(false), VirtAddr(layer)),
+            ("parts.1", Some("__torch__.torch.nn.modules.ReLU"), Some(true), VirtAddr(empty)),
         ];
         assert_eq!(modules(model), expected, "{pytorch}");
         assert_eq!(recovery.processes[0].standalone.found.len(), 0);
@@ -133,10 +146,10 @@ fn modules_of_cpp_are_found_from_their_tensors() {
         }
         assert_eq!(model.tensors[1].same_as.as_deref(), Some(LONG));
         let expected = [
-            ("", "", Some(false), VirtAddr(root)),
-            ("parts", "", Some(true), VirtAddr(parts)),
-            ("parts.0", "", Some(true), VirtAddr(layer)),
-            ("parts.1", "", Some(false), VirtAddr(empty)),
+            ("", None, Some(false), VirtAddr(root)),
+            ("parts", None, Some(true), VirtAddr(parts)),
+            ("parts.0", None, Some(true), VirtAddr(layer)),
+            ("parts.1", None, Some(false), VirtAddr(empty)),
         ];
         assert_eq!(modules(model), expected, "{pytorch}");
         assert_eq!(model.modules[2].unset, [("running_var".to_owned(), TensorKind::Buffer)]);

@@ -88,7 +88,7 @@ impl Victim {
         all.extend(hyper.into_iter().map(|(name, value)| (name.to_owned(), value)));
         self.model.modules.push(Module {
             name: name.to_owned(),
-            class: class.0.to_owned(),
+            class: Some(class.0.to_owned()),
             framework_class: class.1.map(str::to_owned),
             training: Some(false),
             hyperparameters: all,

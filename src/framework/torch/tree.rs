@@ -370,7 +370,7 @@ fn describe(module: &ModuleObject, object: VirtAddr, name: &str) -> Module {
     unset_names.extend(unset(&module.buffers, TensorKind::Buffer));
     Module {
         name: name.to_owned(),
-        class: module.class.clone(),
+        class: Some(module.class.clone()),
         framework_class: module.torch_class.clone(),
         training: module.training,
         hyperparameters,

@@ -212,7 +212,7 @@ impl Walk<'_> {
         let full_name = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
         let mut listed = Module {
             name: name.to_owned(),
-            class: String::new(),
+            class: None,
             framework_class: None,
             training: Some(module.training),
             hyperparameters: vec![(TRAINING.to_owned(), Value::Bool(module.training))],

@@ -280,7 +280,7 @@ impl<'a> Scripts<'a> {
         }
         let class = root.class.clone();
         let object = self.python_module(object).unwrap_or(wrapper);
-        Some(unread_model(Some(class), object, problems)).map(|model| Model { modules, tensors, training, ..model })
+        Some(unread_model(class, object, problems)).map(|model| Model { modules, tensors, training, ..model })
     }
 
     /// The script modules that can't be read as one model without tensors; `None` if there are none.

@@ -67,7 +67,7 @@ impl<'a> Walk<'a> {
         };
         self.collector.held.modules.push(Module {
             name: name.to_owned(),
-            class: read.class.clone(),
+            class: Some(read.class.clone()),
             framework_class: None,
             training,
             hyperparameters: training.map(|value| (TRAINING.to_owned(), Value::Bool(value))).into_iter().collect(),
