@@ -1,10 +1,10 @@
 //! Tensors that no object names, put together into chains of layers by their shapes and by the order in which their
 //! headers and data were allocated.
 //!
-//! 1. [`pool`] tells parameters from what training keeps for them: gradients, momenta, running averages.
-//! 2. [`unit`] gives each weight its bias and the norms beside it.
-//! 3. [`fit`] scores one weight after another: do the outputs of the first fit the inputs of the second?
-//! 4. [`path`] joins the best links to chains, and [`layers`] lists the layers of each.
+//! 1. `pool` tells parameters from what training keeps for them: gradients, momenta, running averages.
+//! 2. `unit` gives each weight its bias and the norms beside it.
+//! 3. `fit` scores one weight after another: do the outputs of the first fit the inputs of the second?
+//! 4. `path` joins the best links to chains, and `layers` lists the layers of each.
 //!
 //! A chain is a conjecture, never a fact: it has a score below 1, the evidence for each link, and the alternatives that
 //! score nearly as well. A tensor that fits nowhere belongs to no chain.
