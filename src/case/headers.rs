@@ -127,6 +127,7 @@ fn join(process: &mut Process, headers: &dyn Headers, pages: &dyn Fn() -> DataPa
         StandaloneTensor { referrers, ..StandaloneTensor::new(named) }
     });
     process.standalone.found.extend(standalone);
+    process.standalone.warnings.extend(headers.warning());
     process.standalone.sort();
     process.headers = Some(comparison);
 }

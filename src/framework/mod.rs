@@ -98,6 +98,9 @@ pub(crate) trait Headers: Send + Sync {
     /// that hold one of a set of addresses.
     fn models(&self, headers: &BTreeSet<VirtAddr>, sweep: &Sweep<'_>) -> Vec<Model>;
 
+    /// What was left out.
+    fn warning(&self) -> Option<Diagnostic>;
+
     /// Adds how they were read.
     fn describe(&self, facts: &mut Facts);
 }

@@ -42,7 +42,11 @@ pub fn models_table(recovery: &Recovery) -> String {
 fn process_cells(process: &Process) -> Vec<String> {
     let version = |text: Option<&String>| text.map_or("?".to_owned(), |text| short(text));
     let torch = process.facts.torch.as_ref().map_or_else(|| "-".to_owned(), |torch| version(torch.version.as_ref()));
-    vec![process_name(process), version(process.python.as_ref().and_then(|python| python.version.as_ref())), torch]
+    vec![
+        process_name(process),
+        process.python.as_ref().map_or_else(|| "-".to_owned(), |python| version(python.version.as_ref())),
+        torch,
+    ]
 }
 
 /// How a process is named: by its id and command where they are known, else by the root of its page tables.
