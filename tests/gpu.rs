@@ -18,7 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use random::Random;
 use tensorcarve::addr::PhysAddr;
 use tensorcarve::dump::{self, PhysicalMemory};
-use tensorcarve::scan::{Backend, BackendChoice, PointerSet, ScanResult, gpu, scan, sweep};
+use tensorcarve::scan::{Backend, BackendChoice, Hit, PointerSet, ScanResult, gpu, scan, sweep};
 use tensorcarve::signature::Signatures;
 
 const FRAME: u64 = 4096;
@@ -76,13 +76,19 @@ fn random_memory() {
     }
 }
 
+/// The values of those hits of CPython's `type` that have all fields in one frame.
+fn whole_types(signatures: &Signatures, hits: &[Hit]) -> Vec<u64> {
+    let is_whole = |hit: &&Hit| signatures.name(hit.signature) == Some("cpython.type") && hit.tested == 6;
+    hits.iter().filter(is_whole).map(|hit| hit.value).collect()
+}
+
 #[test]
 fn the_shipped_dump() {
     let Some(_turn) = device() else { return };
     let dump = dump::open(Path::new("tests/data/cifar10-pdb.lime.zst"), &Default::default(), &|_, _| ()).unwrap();
-    let result = compare(&dump.memory, &Signatures::load(None).unwrap(), Backend::Scalar);
-    let whole: Vec<u64> = result.hits.iter().filter(|hit| hit.tested == 6).map(|hit| hit.value).collect();
-    assert_eq!(whole, [0x9594a0, 0x9594a0]);
+    let signatures = Signatures::load(None).unwrap();
+    let result = compare(&dump.memory, &signatures, Backend::Scalar);
+    assert_eq!(whole_types(&signatures, &result.hits), [0x9594a0, 0x9594a0]);
     // More of it than stays on a software device.
     let values: Vec<u64> = (0..5000).map(|n| 0x9594a0 + n * 16).collect();
     compare_sweeps(&dump.memory, &values);
@@ -97,8 +103,9 @@ fn the_shared_dump() {
         return;
     }
     let dump = dump::open(packed, &Default::default(), &|_, _| ()).unwrap();
-    let result = compare(&dump.memory, &Signatures::load(None).unwrap(), Backend::Scalar);
-    let first = result.hits.iter().find(|hit| hit.tested == 6).unwrap().value;
+    let signatures = Signatures::load(None).unwrap();
+    let result = compare(&dump.memory, &signatures, Backend::Scalar);
+    let first = whole_types(&signatures, &result.hits)[0];
     let values: Vec<u64> = (0..5000).map(|n| first + n * 8).collect();
     compare_sweeps(&dump.memory, &values);
 }
