@@ -59,7 +59,7 @@ fn memory() -> impl Strategy<Value = Memory> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(debug_assertions) { 24 } else { 128 },
+        cases: if cfg!(debug_assertions) { 24 } else { 80 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

@@ -275,7 +275,7 @@ fn tensors_that_claim_too_much() {
 #[test]
 fn random_words_anywhere_in_the_heap() {
     let _alone = alone();
-    let rounds = if cfg!(debug_assertions) { 60 } else { 400 };
+    let rounds = if cfg!(debug_assertions) { 60 } else { 240 };
     for (seed, cpython) in (0..).zip(CPYTHONS) {
         let torch =
             torch(cpython, COUNTED[seed as usize % COUNTED.len()], Options { frames: 400, seed, ..Options::default() });
