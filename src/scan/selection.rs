@@ -155,7 +155,8 @@ mod tests {
         assert!(small.reason.contains("too small"), "{}", small.reason);
         let quick = select_backend(&memory(MEASURED_FROM), &signatures, BackendChoice::Auto).unwrap();
         assert_eq!(quick.backend, Backend::detect_best());
-        assert!(quick.reason.contains("not worth"), "{}", quick.reason);
+        // Under an emulator, the scan takes so long that a GPU would be worth it: then there is none, or only a software one.
+        assert!(quick.reason.starts_with("best CPU backend; "), "{}", quick.reason);
         let asked = select_backend(&memory(1 << 20), &signatures, BackendChoice::Scalar).unwrap();
         assert_eq!((asked.backend, asked.reason.as_str()), (Backend::Scalar, "requested"));
     }
