@@ -10,10 +10,9 @@ use crate::diagnostic::Code;
 use crate::model::{Model, NamedTensor, StandaloneTensor, Status};
 use crate::paging::AddressSpace;
 use crate::progress::{Observer, Phase};
-use crate::tensor::{self, Elements, Form, TooLarge};
+use crate::tensor::{self, CPU, Elements, Form, TooLarge};
 
-/// The device whose memory the dump holds, and the one that has none.
-const CPU: &str = "cpu";
+/// The device that has no memory.
 const META: &str = "meta";
 
 /// Maximum number of holes listed for all models together, and for the tensors outside any model of a process; and the
@@ -224,6 +223,7 @@ fn read_bytes(
     match result {
         Ok(holes) => {
             tensor.status = match holes.bytes {
+                0 if space.is_freed() => Status::Freed,
                 0 => Status::Complete,
                 missing if missing == elements.byte_len() => Status::Missing,
                 _ => Status::Partial,
@@ -239,11 +239,6 @@ fn read_bytes(
 /// How much of a tensor is there that consists of others.
 fn joint_status(parts: &[NamedTensor]) -> Status {
     let all = |status| parts.iter().all(|part| part.status == status);
-    if all(Status::Complete) {
-        Status::Complete
-    } else if all(Status::Missing) {
-        Status::Missing
-    } else {
-        Status::Partial
-    }
+    let same = [Status::Complete, Status::Freed, Status::Missing].into_iter().find(|status| all(*status));
+    same.unwrap_or(Status::Partial)
 }

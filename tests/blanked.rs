@@ -111,8 +111,8 @@ impl Whole {
 
     /// Whether the page at `va` can't be reached without the frames in `lost`: by a walk of our own.
     fn is_lost(&self, process: &Process, va: u64, lost: &BTreeSet<u64>) -> bool {
-        let mut at = process.root.unwrap().0;
-        for level in (1..=process.levels.unwrap()).rev() {
+        let mut at = process.root().unwrap().0;
+        for level in (1..=process.space.levels().unwrap()).rev() {
             if lost.contains(&at) {
                 return true;
             }
@@ -128,9 +128,9 @@ impl Whole {
     }
 
     fn bytes(&self, memory: &Arc<PhysicalMemory>, process: &Process, info: &TensorInfo) -> Vec<u8> {
-        let space = process.space(memory, &self.recovery.mmu);
+        let space = &process.space;
         let mut bytes = Vec::new();
-        gather::<TooLarge>(&space, &info.elements().unwrap(), memory.size(), |piece| {
+        gather::<TooLarge>(space, &info.elements().unwrap(), memory.size(), |piece| {
             bytes.extend_from_slice(piece);
             Ok(())
         })
@@ -158,12 +158,12 @@ impl Whole {
                 // A name that can't be read is a question mark and an address; what training left of
                 // a tied weight goes by the first name that is left.
                 let has_name = what.contains('?') || truth.name.ends_with(what) || is_training(truth.kind);
-                is_same && holder.root == process.root && (is_alone || truth.kind == tensor.kind && has_name)
+                is_same && holder.root() == process.root() && (is_alone || truth.kind == tensor.kind && has_name)
             };
             let truth = tensors(&self.recovery).chain(alone(&self.recovery)).find(is_it).map(|(_, truth)| truth);
             is_named |= truth.is_some() && !is_alone;
             let is_new = truth.is_none_or(|truth| {
-                truth.kind != TensorKind::Other && seen.insert((process.root, truth.name.clone(), truth.kind as u8))
+                truth.kind != TensorKind::Other && seen.insert((process.root(), truth.name.clone(), truth.kind as u8))
             });
             let Some(info) = &tensor.info else {
                 // Where not even headers are left it may be no tensor: `None` looks like that when its frame is blanked.
@@ -195,6 +195,7 @@ impl Whole {
                     assert_eq!(tensor.sha256, truth.sha256, "{what}");
                     counts.complete += usize::from(is_new);
                 }
+                Status::Freed => panic!("{what} is of no process that has ended"),
                 Status::Partial => counts.partial += usize::from(is_new),
                 Status::Missing | Status::Device => counts.missing += usize::from(is_new),
             }
@@ -202,7 +203,7 @@ impl Whole {
         counts.found += usize::from(!seen.is_empty());
         counts.named += usize::from(is_named);
         counts.unknown += tensors(&self.recovery)
-            .filter(|(process, tensor)| !seen.contains(&(process.root, tensor.name.clone(), tensor.kind as u8)))
+            .filter(|(process, tensor)| !seen.contains(&(process.root(), tensor.name.clone(), tensor.kind as u8)))
             .count();
     }
 

@@ -233,7 +233,7 @@ impl Real {
         let info = tensor.info.as_ref().unwrap();
         let version = &process.facts.torch.as_ref().unwrap().layout.as_ref().unwrap().0.version;
         let numbers = SIGNATURES.layouts("pytorch").find(|layout| layout.version == *version).unwrap();
-        let space = process.space(&self.recovery.memory, &self.recovery.mmu);
+        let space = &process.space;
         let at = numbers.get("tensor.autograd_meta").unwrap().cast_unsigned();
         let meta = space.read_u64(VirtAddr(info.header.0 + at)).unwrap();
         let mut headers =
@@ -243,7 +243,7 @@ impl Real {
     }
 
     fn damaged(&self, random: &mut Random, process: &Process, all: &[Headers]) -> Copy {
-        let space = process.space(&self.recovery.memory, &self.recovery.mmu);
+        let space = &process.space;
         let mut pages: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
         let write = |at: u64, word: u64| {
             let place = space.translate(VirtAddr(at)).unwrap().pa.0;

@@ -189,7 +189,7 @@ fn assert_model(torch: &Torch, root: u64, truth: &Truth, recovery: &Recovery) {
     let is_inferred = process.python.as_ref().unwrap().layout.0.source == LayoutSource::Inferred;
     assert_eq!(recovery.warnings.len(), usize::from(is_inferred), "{:#?}", recovery.warnings);
     let root_table = torch.python.process.machine.borrow().root(torch.python.process.space);
-    assert_eq!(process.root, (!recovery.discovery.spaces.is_empty()).then_some(root_table));
+    assert_eq!(process.root(), (!recovery.discovery.spaces.is_empty()).then_some(root_table));
     assert_eq!(process.python.as_ref().unwrap().type_object.0, VirtAddr(torch.python.builtin.type_));
     assert_eq!(
         process.python.as_ref().unwrap().version.as_deref(),

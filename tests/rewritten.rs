@@ -149,7 +149,7 @@ fn without_the_hole_below_4_gib() {
 #[test]
 fn a_copy_of_a_root_hides_no_process() {
     let (mut bytes, ranges) = changed(0, &mut |entry| entry.value);
-    let root = SHIPPED.1.processes.iter().find(|process| !process.models.is_empty()).unwrap().root.unwrap();
+    let root = SHIPPED.1.processes.iter().find(|process| !process.models.is_empty()).unwrap().root().unwrap();
     let at = |pa: PhysAddr| {
         let range = ranges.iter().find(|range| (range.start..range.end).contains(&pa)).unwrap();
         (range.offset.0 + (pa.0 - range.start.0)) as usize
@@ -177,7 +177,7 @@ fn struct_page(frame: u64) -> Option<PhysAddr> {
         let (recovery, space) = (&SHIPPED.1, SHIPPED.1.discovery.spaces[0].clone());
         let process = recovery.processes.iter().find(|process| !process.models.is_empty()).unwrap();
         let data = process.models[0].tensors[0].info.as_ref().unwrap().data;
-        let page = process.space(&recovery.memory, &recovery.mmu).translate(data).unwrap().pa;
+        let page = process.space.translate(data).unwrap().pa;
         let kernel = AddressSpace::new(&recovery.memory, &recovery.mmu, space.root, space.levels);
         let starts = kernel.kernel_mappings().into_iter().map(|mapping| mapping.va.0);
         let index = |start: u64| kernel.read_u64(VirtAddr(start + (page.0 >> 12) * 64 + 32));

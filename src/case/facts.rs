@@ -42,7 +42,7 @@ impl PythonFacts {
         let roots = |root: Option<PhysAddr>| root.map(|root| spaces.roots_of_same_memory(root)).unwrap_or_default();
         let readable = processes.iter().filter_map(|process| {
             Some(InterpreterFacts {
-                roots: roots(process.root),
+                roots: roots(process.root()),
                 version: process.python.as_ref()?.version.clone(),
                 frameworks: process.frameworks.clone(),
                 models: process.models.len() + process.shared_models.len(),

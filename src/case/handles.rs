@@ -82,7 +82,7 @@ impl Process {
     /// As for [`Case::spaces`].
     pub fn models(&self) -> Result<Vec<Model>, CaseError> {
         let recovery = self.case.recovery()?;
-        let here = recovery.processes.iter().enumerate().filter(|(_, process)| process.root == self.root());
+        let here = recovery.processes.iter().enumerate().filter(|(_, process)| process.root() == self.root());
         let indices = here.flat_map(|(index, process)| (0..process.models.len()).map(move |model| (index, model)));
         let model = |indices| Model { case: self.case.clone(), recovery: Arc::clone(&recovery), indices };
         Ok(indices.map(model).collect())
@@ -179,9 +179,9 @@ impl Tensor {
             return Err(self.not_complete(Code::UnknownElements, "where its bytes lie is not known"));
         };
         let recovery = self.model.recovery();
-        let space = self.model.process().space(&recovery.memory, &recovery.mmu);
+        let space = &self.model.process().space;
         let mut bytes = Vec::new();
-        let holes = tensor::gather::<TooLarge>(&space, &elements, recovery.memory.size(), |piece| {
+        let holes = tensor::gather::<TooLarge>(space, &elements, recovery.memory.size(), |piece| {
             bytes.extend_from_slice(piece);
             Ok(())
         })?;

@@ -1,6 +1,7 @@
 //! The tensors that their headers alone give, in all address spaces, beside those that Python leads to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -12,17 +13,21 @@ use crate::chain::{self, Chain, Item};
 use crate::dump::PhysicalMemory;
 use crate::framework::{Frameworks, HeaderTensor, Headers, standalone};
 use crate::model::{Model, NamedTensor, Referrer, StandaloneTensor, TensorKind};
-use crate::paging::{self, AddressSpace, DataPages, ReverseMap};
+use crate::paging::{self, AddressSpace, DataPages, FreedFrames, FreedPages, Mapping, ReverseMap};
 use crate::scan::Backend;
-use crate::signature::Signatures;
+use crate::signature::{Signatures, USER_POINTER_MAX, USER_POINTER_MIN};
 use crate::tensor::TensorInfo;
 
 /// Addresses of a space under which one header is looked at: a hostile space maps a frame a million times.
 const MAX_ALIASES: usize = 64;
 /// Bits of sizes that neighbours in a chain agree on, beside networks that Python leads to: as of two links with 64 features.
 const MIN_AGREEING_BITS: u32 = 12;
-/// The device whose memory the dump holds.
-const CPU: &str = "cpu";
+/// Headers in freed memory, at least, for which it is searched for the pages of ended processes.
+const MIN_FREED: usize = 4;
+/// Ended processes that are read: those with the most headers.
+const MAX_ENDED: usize = 64;
+/// Bytes in which the libraries of one process lie, at most.
+const LIBRARIES: u64 = 1 << 32;
 
 /// How the tensors that headers give compare with those that Python leads to, in one process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -48,17 +53,15 @@ pub(super) fn add(
     for prefix in frameworks.header_signatures() {
         let candidates = candidates(spaces, signatures, prefix);
         let found =
-            candidates.par_iter().map(|(space, addresses)| (space, frameworks.headers(prefix, space, addresses)));
-        for (space, headers) in found.collect::<Vec<_>>() {
-            let (root, Some(headers)) = (space.root(), headers) else { continue };
-            let pages = || {
-                let (mapped, _) = paging::data_mappings([space], spaces.mapping_limit());
-                DataPages::new(PhysicalMemory::clone(&spaces.memory), backend, mapped)
-            };
-            match processes.iter_mut().find(|process| process.root == root) {
+            candidates.par_iter().map(|found| (found, frameworks.headers(prefix, &found.space, &found.addresses)));
+        for (Candidates { space, mappings, .. }, headers) in found.collect::<Vec<_>>() {
+            let Some(headers) = headers else { continue };
+            let pages = || DataPages::new(PhysicalMemory::clone(&spaces.memory), backend, vec![(0, mappings.to_vec())]);
+            let is_here = |process: &&mut Process| !space.is_freed() && process.root() == space.root();
+            match processes.iter_mut().find(is_here) {
                 Some(process) => join(process, &*headers, &pages),
                 None => {
-                    let mut process = Process::new(root, space.levels());
+                    let mut process = Process::new(space.clone());
                     headers.describe(&mut process.facts);
                     join(&mut process, &*headers, &pages);
                     processes.push(process);
@@ -68,9 +71,17 @@ pub(super) fn add(
     }
 }
 
-/// Where headers may lie, by the hits of the signatures whose names begin with `prefix`: for each address space the sorted
-/// addresses in its pages of data.
-fn candidates(spaces: &Spaces, signatures: &Signatures, prefix: &str) -> Vec<(AddressSpace, Vec<VirtAddr>)> {
+/// Where headers may lie in one address space.
+struct Candidates {
+    space: AddressSpace,
+    /// Its pages of data.
+    mappings: Arc<[Mapping]>,
+    /// Sorted.
+    addresses: Vec<VirtAddr>,
+}
+
+/// Where headers may lie, by the hits of the signatures whose names begin with `prefix`.
+fn candidates(spaces: &Spaces, signatures: &Signatures, prefix: &str) -> Vec<Candidates> {
     let is_wanted = |signature: u16| signatures.name(signature).is_some_and(|name| name.starts_with(prefix));
     // The base may lie in another frame than the anchor: only the anchor's address can be looked up.
     let anchors: Vec<(PhysAddr, u64)> = spaces
@@ -83,20 +94,60 @@ fn candidates(spaces: &Spaces, signatures: &Signatures, prefix: &str) -> Vec<(Ad
         return Vec::new();
     }
     let (all, _) = spaces.distinct();
-    let (mappings, _) = paging::data_mappings(all.iter(), spaces.mapping_limit());
-    let reverse = ReverseMap::new(mappings);
+    let (mapped, _) = paging::data_mappings(all.iter(), spaces.mapping_limit());
+    let reverse = ReverseMap::new(mapped.clone());
+    let mut found = addresses(&reverse, &anchors);
+    let of_space = |(index, mappings): (usize, Vec<Mapping>)| {
+        let (space, addresses) = (all.get(index)?.clone(), found.remove(&index)?);
+        Some(Candidates { space, mappings: mappings.into(), addresses })
+    };
+    let mut candidates: Vec<Candidates> = mapped.into_iter().filter_map(of_space).collect();
+    let unmapped: Vec<(PhysAddr, u64)> =
+        anchors.into_iter().filter(|(anchor, _)| reverse.lookup(*anchor).next().is_none()).collect();
+    let has_tables = all.iter().any(|space| space.root().is_some());
+    if has_tables && unmapped.len() >= MIN_FREED {
+        candidates.extend(freed_candidates(spaces, &reverse, &unmapped));
+    }
+    candidates
+}
+
+/// The places in pages of ended processes.
+fn freed_candidates(spaces: &Spaces, reverse: &ReverseMap, anchors: &[(PhysAddr, u64)]) -> Vec<Candidates> {
+    let memory: &PhysicalMemory = &spaces.memory;
+    let frames = FreedFrames::find(memory, &spaces.mmu, &reverse.frames());
+    // An object begins with the address of its virtual table, which lies in a library: those of one process lie together.
+    let table = |(anchor, offset): &(PhysAddr, u64)| {
+        frames.address(*anchor)?;
+        let table = memory.read_u64(PhysAddr(anchor.0.checked_sub(*offset)?))?;
+        (anchor.in_frame() >= *offset && (USER_POINTER_MIN..=USER_POINTER_MAX).contains(&table)).then_some(table)
+    };
+    let mut tables: Vec<u64> = anchors.iter().filter_map(table).collect();
+    tables.sort_unstable();
+    let mut libraries: Vec<&[u64]> = tables.chunk_by(|one, next| next - one < LIBRARIES).collect();
+    libraries.sort_by_key(|tables| std::cmp::Reverse(tables.len()));
+    let first = |tables: &&[u64]| tables.first().copied().map(VirtAddr);
+    let libraries: Vec<VirtAddr> = libraries.iter().filter_map(first).take(MAX_ENDED).collect();
+    let of_process = |pages: FreedPages| {
+        let mappings: Arc<[Mapping]> = pages.mappings().into();
+        let addresses = addresses(&ReverseMap::new([(0, mappings.to_vec())]), anchors).remove(&0)?;
+        Some(Candidates { space: AddressSpace::of_freed(&spaces.memory, pages), mappings, addresses })
+    };
+    frames.processes(memory, &libraries).into_iter().filter_map(of_process).collect()
+}
+
+/// Where the headers with those anchors, at offsets in them, begin: sorted, for each space.
+fn addresses(reverse: &ReverseMap, anchors: &[(PhysAddr, u64)]) -> BTreeMap<usize, Vec<VirtAddr>> {
     let mut found: BTreeMap<usize, Vec<VirtAddr>> = BTreeMap::new();
     for (anchor, offset) in anchors {
-        for (space, at) in reverse.lookup(anchor).take(MAX_ALIASES) {
-            found.entry(space).or_default().extend(at.0.checked_sub(offset).map(VirtAddr));
+        for (space, at) in reverse.lookup(*anchor).take(MAX_ALIASES) {
+            found.entry(space).or_default().extend(at.0.checked_sub(*offset).map(VirtAddr));
         }
     }
-    let sorted = |(space, mut addresses): (usize, Vec<VirtAddr>)| {
+    for addresses in found.values_mut() {
         addresses.sort_unstable();
         addresses.dedup();
-        Some((all.get(space)?.clone(), addresses))
-    };
-    found.into_iter().filter_map(sorted).collect()
+    }
+    found
 }
 
 /// Compares what headers give with what is known of a process, and adds what is new.
@@ -104,22 +155,23 @@ fn candidates(spaces: &Spaces, signatures: &Signatures, prefix: &str) -> Vec<(Ad
 /// `pages` gives the pages of data of its space.
 fn join(process: &mut Process, headers: &dyn Headers, pages: &dyn Fn() -> DataPages) {
     let found = headers.tensors();
-    let (comparison, mut free) = compare(&known(process), found);
+    let (comparison, mut free) = compare(&known(&process.models, &process.standalone.found), found);
     if !free.is_empty() {
         let pages = pages();
         let sweep = |wanted: &BTreeSet<VirtAddr>| pages.sweep(std::slice::from_ref(wanted)).pop().unwrap_or_default();
-        process.models.extend(headers.models(&free.iter().map(|tensor| tensor.info.header).collect(), &sweep));
-        retain_unknown(&mut free, process);
+        let of_modules = headers.models(&free.iter().map(|tensor| tensor.info.header).collect(), &sweep);
+        retain_unknown(&mut free, &of_modules);
         let items = items(&free);
         // Where Python leads to networks, most of what is left are values that C++ keeps: a few small ones fit by chance.
         let is_likely = |chain: &Chain| comparison.of_python == 0 || chain.agreeing_bits() >= MIN_AGREEING_BITS;
         let chains = chain::assemble(&items).into_iter().filter(is_likely);
-        process.models.extend(chains.map(|chain| Model::of_chain(&chain, &items)));
-        retain_unknown(&mut free, process);
+        let of_chains: Vec<Model> = chains.map(|chain| Model::of_chain(&chain, &items)).collect();
+        retain_unknown(&mut free, &of_chains);
+        process.models.extend(of_modules.into_iter().chain(of_chains));
     }
     let of_gradient: BTreeMap<VirtAddr, VirtAddr> =
         found.iter().filter_map(|tensor| Some((tensor.gradient?, tensor.info.header))).collect();
-    let root = process.root;
+    let root = process.root();
     let standalone = free.into_iter().map(|HeaderTensor { info, .. }| {
         let (header, name) = (info.header, standalone::name(root, info.header));
         let named = NamedTensor::new(name, TensorKind::Other, info.object, Ok(info.clone()));
@@ -132,9 +184,9 @@ fn join(process: &mut Process, headers: &dyn Headers, pages: &dyn Fn() -> DataPa
     process.headers = Some(comparison);
 }
 
-/// Leaves those that a process is not known to have.
-fn retain_unknown(tensors: &mut Vec<&HeaderTensor>, process: &Process) {
-    let known = known(process);
+/// Leaves those that are in none of the models.
+fn retain_unknown(tensors: &mut Vec<&HeaderTensor>, models: &[Model]) {
+    let known = known(models, &[]);
     tensors.retain(|tensor| !known.contains_key(&tensor.info.header));
 }
 
@@ -166,14 +218,14 @@ fn compare<'h>(
     }
     let is_found = |at: VirtAddr| found.binary_search_by_key(&at, |tensor| tensor.info.header).is_ok();
     // What is packed in another structure has no header of its own.
-    let has_header = |info: &&&TensorInfo| info.storage.0 != 0 && info.storage != info.header && info.device == CPU;
+    let has_header = |info: &&&TensorInfo| info.storage.0 != 0 && info.storage != info.header && info.is_on_cpu();
     let with_header = known.values().filter_map(|infos| infos.first()).filter(has_header).map(|info| info.header);
     comparison.not_found = with_header.filter(|header| !is_found(*header)).collect();
     (comparison, free)
 }
 
-/// All tensors that a process is known to have, and their parts, by their headers. A part may be read from the header of another.
-fn known(process: &Process) -> BTreeMap<VirtAddr, Vec<&TensorInfo>> {
+/// All tensors of models and beside them, and their parts, by their headers. A part may be read from the header of another.
+fn known<'t>(models: &'t [Model], standalone: &'t [StandaloneTensor]) -> BTreeMap<VirtAddr, Vec<&'t TensorInfo>> {
     fn add<'t>(all: &mut BTreeMap<VirtAddr, Vec<&'t TensorInfo>>, tensor: &'t NamedTensor) {
         let inner = tensor.inner.iter().map(|inner| &inner.tensor);
         inner.chain(&tensor.parts).for_each(|tensor| add(all, tensor));
@@ -182,8 +234,8 @@ fn known(process: &Process) -> BTreeMap<VirtAddr, Vec<&TensorInfo>> {
         }
     }
     let mut all = BTreeMap::new();
-    let of_models = process.models.iter().flat_map(Model::all_tensors);
-    let others = process.standalone.found.iter().map(|found| &found.tensor);
+    let of_models = models.iter().flat_map(Model::all_tensors);
+    let others = standalone.iter().map(|found| &found.tensor);
     of_models.chain(others).for_each(|tensor| add(&mut all, tensor));
     all
 }

@@ -54,10 +54,8 @@ impl Recovery {
 
 /// A process with Python, or with tensors that were found by their headers.
 pub struct Process {
-    /// Root of its address space; `None` if the dump is a process image, which has no page tables.
-    pub root: Option<PhysAddr>,
-    /// Levels of its page tables, where there are any.
-    pub levels: Option<u8>,
+    /// Its memory, of which [`AddressSpace::is_freed`] says whether the process has ended.
+    pub space: AddressSpace,
     /// Its id, where the dump says it.
     pub pid: Option<u32>,
     /// Its command's name, where the dump says it.
@@ -95,10 +93,9 @@ pub struct PythonProcess {
 
 impl Process {
     /// A process of which only its address space is known.
-    pub(super) fn new(root: Option<PhysAddr>, levels: Option<u8>) -> Self {
+    pub(super) fn new(space: AddressSpace) -> Self {
         Self {
-            root,
-            levels,
+            space,
             pid: None,
             comm: None,
             python: None,
@@ -114,22 +111,20 @@ impl Process {
 
     /// What warnings call it, and an address of it.
     fn in_words(&self) -> (String, Option<Address>) {
-        match (&self.python, self.root) {
+        match (&self.python, self.root()) {
             (Some(python), _) => {
                 let at = python.type_object.0;
                 (format!("the process with `type` at {at}"), Some(at.into()))
             }
             (None, Some(root)) => (format!("the process with the page tables at {root}"), Some(root.into())),
+            (None, None) if self.space.is_freed() => ("a process that has ended".to_owned(), None),
             (None, None) => ("the process".to_owned(), None),
         }
     }
 
-    /// Its address space in the memory that was searched.
-    pub fn space(&self, memory: &Arc<PhysicalMemory>, mmu: &Arc<Mmu>) -> AddressSpace {
-        match (self.root, self.levels) {
-            (Some(root), Some(levels)) => AddressSpace::new(memory, mmu, root, levels),
-            _ => AddressSpace::of_image(memory),
-        }
+    /// The root of its page tables; `None` in the image of a process, and if it has ended.
+    pub fn root(&self) -> Option<PhysAddr> {
+        self.space.root()
     }
 }
 
@@ -173,7 +168,7 @@ pub(crate) fn models(
         }
     }
     for process in &mut processes {
-        let Some((machine, root)) = machine.zip(process.root) else { continue };
+        let Some((machine, root)) = machine.zip(process.root()) else { continue };
         if let Some(task) = spaces.process_of(machine, root) {
             (process.pid, process.comm) = (Some(task.pid()), Some(task.comm().to_owned()));
         }
@@ -189,8 +184,7 @@ pub(crate) fn models(
     model::limit_models(processes.iter_mut().flat_map(|process| &mut process.models), memory.size());
 
     let count = processes.iter().map(|process| process.models.len()).sum();
-    let space = |process: &Process| process.space(&spaces.memory, &spaces.mmu);
-    let spaces_of_them: Vec<AddressSpace> = processes.iter().map(space).collect();
+    let spaces_of_them: Vec<AddressSpace> = processes.iter().map(|process| process.space.clone()).collect();
     let targets = processes.iter_mut().map(|process| {
         let models = process.models.iter_mut().flat_map(|model| Target::of_model(model, count));
         models.chain(Target::standalone(&mut process.standalone.found)).collect()
@@ -241,7 +235,7 @@ fn describe(interpreter: &Interpreter, frameworks: &Frameworks, plain_header: i6
         module_count,
         models,
         standalone,
-        ..Process::new(interpreter.space().root(), interpreter.space().levels())
+        ..Process::new(interpreter.space().clone())
     }
 }
 
@@ -274,7 +268,7 @@ fn join_sightings(processes: &mut [Process]) {
             let bytes = model.all_tensors().map(|tensor| (tensor.name.clone(), tensor.sha256.clone())).collect();
             let here = (index, first_seen.len());
             let first = *known.entry((model.object, model.class.clone(), bytes)).or_insert(here);
-            sightings.entry(first).or_default().push(Sighting { root: process.root, object: model.object });
+            sightings.entry(first).or_default().push(Sighting { root: process.root(), object: model.object });
             if first == here {
                 first_seen.push(model);
             } else {
@@ -311,8 +305,9 @@ fn join_standalone(processes: &mut [Process]) {
         (found.tensor.object, header, shape.cloned().unwrap_or_default(), found.tensor.sha256.clone())
     };
     for process in processes.iter_mut() {
+        let root = process.root();
         process.standalone.found.retain(|found| {
-            let sighting = Sighting { root: process.root, object: found.tensor.object };
+            let sighting = Sighting { root, object: found.tensor.object };
             let sightings = known.entry(key(found)).or_default();
             sightings.push(sighting);
             sightings.len() == 1

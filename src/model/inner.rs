@@ -117,7 +117,7 @@ impl NamedTensor {
             Some(Shell::Placeholder) => format!("it is a placeholder without elements; they are in {parts}"),
             None => format!("it is on the meta device, so it has a shape but no data; the weights are in {parts}"),
         };
-        let has_bytes = |inner: &Inner| matches!(inner.tensor.status, Status::Complete | Status::Partial);
+        let has_bytes = |inner: &Inner| inner.tensor.status.has_bytes();
         let is_device = |inner: &Inner| inner.tensor.status == Status::Device;
         match shell {
             None => {}
@@ -141,7 +141,9 @@ pub(crate) fn is_wrapper(info: &TensorInfo) -> bool {
 fn in_words(inner: &Inner) -> String {
     let shape = inner.shape().unwrap_or_default();
     match inner.tensor.status {
-        Status::Complete | Status::Partial => format!("{} {shape:?} (written as {})", inner.path, inner.tensor.name),
+        Status::Complete | Status::Freed | Status::Partial => {
+            format!("{} {shape:?} (written as {})", inner.path, inner.tensor.name)
+        }
         Status::Missing => format!("{} {shape:?} (missing)", inner.path),
         Status::Device => format!("{} {shape:?} (on a device)", inner.path),
     }

@@ -142,12 +142,21 @@ pub enum TensorKind {
 pub enum Status {
     /// Every byte.
     Complete,
+    /// Every byte, but from memory that nobody uses any more: since it was freed, other bytes may have been written there.
+    Freed,
     /// Some bytes; the holes are listed.
     Partial,
     /// None: not its data, or not even its headers.
     Missing,
     /// The data lie on another device, whose memory is not part of the dump, or on `meta`, which has none.
     Device,
+}
+
+impl Status {
+    /// Whether there are bytes of it.
+    pub(crate) fn has_bytes(self) -> bool {
+        matches!(self, Self::Complete | Self::Freed | Self::Partial)
+    }
 }
 
 /// A tensor under its name.

@@ -7,6 +7,8 @@ mod absent;
 mod cached;
 mod data_pages;
 mod encryption;
+mod freed;
+mod page_structs;
 mod pages;
 mod placement;
 mod release;
@@ -15,14 +17,17 @@ mod roots;
 mod space;
 mod swap_cache;
 mod tables;
+#[cfg(test)]
+mod test_machine;
 
 pub use absent::Gone;
 pub use cached::Cached;
 pub use data_pages::DataPages;
 pub use encryption::find_spaces;
+pub use freed::{FreedFrames, FreedPages};
+pub(crate) use page_structs::{PAGE_STRUCT_SIZE, page_struct_arrays};
 pub use pages::Residency;
 pub use placement::{Placement, infer_ranges};
 pub use reverse::{ReverseMap, data_mappings};
 pub use roots::{Attempt, Discovery, Pointers, Space, SpaceKind, discover};
 pub use space::{AddressSpace, Fault, Mapping, Translation, VirtualMemory};
-pub(crate) use swap_cache::{PAGE_STRUCT_SIZE, page_struct_arrays};

@@ -8,6 +8,7 @@ use crate::dump::{Absence, FilledPart, MemoryRange, PhysicalMemory};
 use crate::signature::Mmu;
 
 use super::absent::Gone;
+use super::freed::FreedPages;
 use super::pages::Residency;
 use super::tables::PageTables;
 
@@ -40,6 +41,12 @@ pub enum Fault {
         /// The physical address of the missing table entry or byte.
         pa: PhysAddr,
     },
+    /// No freed frame is known to have been the page.
+    #[error("{va} is not in freed memory: its page was used again, or there is more than one that may be it")]
+    NotInFreed {
+        /// The address.
+        va: VirtAddr,
+    },
     /// The image of the process does not hold the address.
     #[error("{va} is not in the process image")]
     NotInImage {
@@ -55,6 +62,7 @@ impl Fault {
     pub fn address(&self) -> VirtAddr {
         match *self {
             Self::NonCanonical { va }
+            | Self::NotInFreed { va }
             | Self::NotPresent { va, .. }
             | Self::NotInDump { va, .. }
             | Self::NotInImage { va, .. } => va,
@@ -198,6 +206,8 @@ pub struct AddressSpace {
 enum Translator {
     /// By the page tables under a root, of so many levels.
     Tables(Arc<Mmu>, PhysAddr, u8),
+    /// By what freed frames say of themselves: the processes have ended.
+    Freed(Arc<FreedPages>),
     /// They are the same: the dump is the image of a process, its ranges are at virtual addresses.
     Image,
 }
@@ -213,11 +223,21 @@ impl AddressSpace {
         Self { memory: Arc::clone(memory), translator: Translator::Image }
     }
 
+    /// The space of all processes that have ended.
+    pub fn of_freed(memory: &Arc<PhysicalMemory>, pages: FreedPages) -> Self {
+        Self { memory: Arc::clone(memory), translator: Translator::Freed(Arc::new(pages)) }
+    }
+
+    /// Whether it is memory of processes that have ended.
+    pub fn is_freed(&self) -> bool {
+        matches!(self.translator, Translator::Freed(_))
+    }
+
     /// The page tables, where there are any.
     fn tables(&self) -> Option<PageTables<'_>> {
         match &self.translator {
             Translator::Tables(mmu, root, levels) => Some(PageTables::new(&self.memory, mmu, *root, *levels)),
-            Translator::Image => None,
+            Translator::Freed(_) | Translator::Image => None,
         }
     }
 
@@ -225,7 +245,7 @@ impl AddressSpace {
     pub fn root(&self) -> Option<PhysAddr> {
         match self.translator {
             Translator::Tables(_, root, _) => Some(root),
-            Translator::Image => None,
+            Translator::Freed(_) | Translator::Image => None,
         }
     }
 
@@ -233,7 +253,7 @@ impl AddressSpace {
     pub fn levels(&self) -> Option<u8> {
         match self.translator {
             Translator::Tables(_, _, levels) => Some(levels),
-            Translator::Image => None,
+            Translator::Freed(_) | Translator::Image => None,
         }
     }
 
@@ -249,12 +269,15 @@ impl AddressSpace {
     /// Where and why a walk of page tables ended, though that the page itself is in the dump is not checked; or the image
     /// of a process lacks the address.
     pub fn translate(&self, va: VirtAddr) -> Result<Translation, Fault> {
-        match self.tables() {
-            Some(tables) => tables.translate(va),
-            None if self.memory.contains(PhysAddr(va.0)) => {
-                Ok(Translation { pa: PhysAddr(va.0), page_size: FRAME_SIZE })
+        let page = |pa| Translation { pa, page_size: FRAME_SIZE };
+        match &self.translator {
+            Translator::Tables(mmu, root, levels) => PageTables::new(&self.memory, mmu, *root, *levels).translate(va),
+            Translator::Freed(pages) => {
+                let frame = pages.frame(va).ok_or(Fault::NotInFreed { va })?;
+                Ok(page(PhysAddr(frame.0 | va.in_frame())))
             }
-            None => Err(self.not_in_image(va)),
+            Translator::Image if self.memory.contains(PhysAddr(va.0)) => Ok(page(PhysAddr(va.0))),
+            Translator::Image => Err(self.not_in_image(va)),
         }
     }
 
@@ -270,7 +293,7 @@ impl AddressSpace {
     /// The memory that the dump holds, where page tables lead into it.
     pub(super) fn translated(&self) -> Option<&PhysicalMemory> {
         match self.translator {
-            Translator::Tables(..) => Some(&self.memory),
+            Translator::Tables(..) | Translator::Freed(_) => Some(&self.memory),
             Translator::Image => None,
         }
     }
@@ -278,7 +301,7 @@ impl AddressSpace {
     /// The parts of these addresses that come from files other than the dump.
     pub fn filled(&self, start: VirtAddr, end: VirtAddr) -> impl Iterator<Item = FilledPart<'_>> {
         let addresses = match self.translator {
-            Translator::Tables(..) => PhysAddr(0)..PhysAddr(0),
+            Translator::Tables(..) | Translator::Freed(_) => PhysAddr(0)..PhysAddr(0),
             Translator::Image => PhysAddr(start.0)..PhysAddr(end.0),
         };
         self.memory.filled(addresses)
@@ -287,28 +310,31 @@ impl AddressSpace {
     /// What became of the pages of a range of user addresses; of an image, those that it holds are resident and the others
     /// missing. `budget` bounds the page tables that are read; `None` when it ran out.
     pub fn residency(&self, start: VirtAddr, end: VirtAddr, budget: &mut u64) -> Option<Residency> {
-        match self.tables() {
-            Some(tables) => tables.residency(start..end, budget),
-            None => {
-                let resident = self.memory.held(PhysAddr(start.0)..PhysAddr(end.0));
-                let missing = end.0.saturating_sub(start.0).saturating_sub(resident);
-                Some(Residency { resident, swapped: 0, missing })
+        let resident = match &self.translator {
+            Translator::Tables(mmu, root, levels) => {
+                return PageTables::new(&self.memory, mmu, *root, *levels).residency(start..end, budget);
             }
-        }
+            Translator::Freed(pages) => pages.runs(start..end).map(|run| run.end.0 - run.start.0).sum(),
+            Translator::Image => self.memory.held(PhysAddr(start.0)..PhysAddr(end.0)),
+        };
+        let missing = end.0.saturating_sub(start.0).saturating_sub(resident);
+        Some(Residency { resident, swapped: 0, missing })
     }
 
     /// The parts of a range of user addresses whose bytes the dump holds, sorted and joined, and whether these are all: at most
     /// `most` parts are found, and `budget` bounds the page tables that are read.
     pub fn resident(&self, range: Range<VirtAddr>, budget: &mut u64, most: usize) -> (Vec<Range<VirtAddr>>, bool) {
-        match self.tables() {
-            Some(tables) => tables.resident(range, budget, most),
-            None => {
-                let mut parts = self.memory.parts(PhysAddr(range.start.0)..PhysAddr(range.end.0));
-                let part = |held: MemoryRange| VirtAddr(held.start.0)..VirtAddr(held.end.0);
-                let runs = parts.by_ref().take(most).map(part).collect();
-                (runs, parts.next().is_none())
+        let mut runs: Box<dyn Iterator<Item = Range<VirtAddr>>> = match &self.translator {
+            Translator::Tables(mmu, root, levels) => {
+                return PageTables::new(&self.memory, mmu, *root, *levels).resident(range, budget, most);
             }
-        }
+            Translator::Freed(pages) => Box::new(pages.runs(range)),
+            Translator::Image => {
+                let parts = self.memory.parts(PhysAddr(range.start.0)..PhysAddr(range.end.0));
+                Box::new(parts.map(|held: MemoryRange| VirtAddr(held.start.0)..VirtAddr(held.end.0)))
+            }
+        };
+        (runs.by_ref().take(most).collect(), runs.next().is_none())
     }
 
     /// The mappings of the kernel half, each table read once, sorted by virtual address; an image has none. The number of
@@ -326,9 +352,12 @@ impl AddressSpace {
     /// can make four tables look like 2^36 pages; what is left of it is kept. `None` when it ran out.
     /// An image needs no bound: its mappings are the ranges of the dump, but for what is known to hold no objects.
     pub fn user_mappings(&self, budget: &mut u64) -> Option<Vec<Mapping>> {
-        match self.tables() {
-            Some(tables) => tables.user_mappings(budget),
-            None => {
+        match &self.translator {
+            Translator::Tables(mmu, root, levels) => {
+                PageTables::new(&self.memory, mmu, *root, *levels).user_mappings(budget)
+            }
+            Translator::Freed(pages) => Some(pages.mappings()),
+            Translator::Image => {
                 let searchable = self.memory.searchable();
                 let ranges = searchable.ranges().iter();
                 let mappings = ranges.map(|range| Mapping {
@@ -345,16 +374,16 @@ impl AddressSpace {
 
 impl VirtualMemory for AddressSpace {
     fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault> {
-        let (pa, page_end) = match self.tables() {
-            Some(tables) => {
-                let Translation { pa, page_size } = tables.translate(va)?;
+        let (pa, page_end) = match self.translator {
+            Translator::Tables(..) | Translator::Freed(_) => {
+                let Translation { pa, page_size } = self.translate(va)?;
                 (pa, pa.0 | (page_size - 1))
             }
             // What follows in the dump follows in the process.
-            None => (PhysAddr(va.0), u64::MAX),
+            Translator::Image => (PhysAddr(va.0), u64::MAX),
         };
         let missing = || match self.translator {
-            Translator::Tables(..) => Fault::NotInDump { va, pa },
+            Translator::Tables(..) | Translator::Freed(_) => Fault::NotInDump { va, pa },
             Translator::Image => self.not_in_image(va),
         };
         self.memory.bytes_from(pa, (page_end - pa.0).saturating_add(1)).ok_or_else(missing)

@@ -27,7 +27,7 @@ pub fn print_jsonl(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
     for process in &recovery.processes {
         for model in &process.models {
             let line = ModelLine {
-                root: process.root,
+                root: process.root(),
                 pid: process.pid,
                 python: process.python.as_ref().and_then(|python| python.version.as_deref()),
                 torch: process.facts.torch.as_ref().and_then(|torch| torch.version.as_deref()),
@@ -77,7 +77,7 @@ pub fn print_csv(out: &mut dyn Write, recovery: &Recovery) -> io::Result<()> {
             for row in tensors.into_iter().chain(training) {
                 let text = |value: Option<&str>| value.unwrap_or_default().to_owned();
                 let record = writer.write_record([
-                    process.root.map(|root| root.to_string()).unwrap_or_default(),
+                    process.root().map(|root| root.to_string()).unwrap_or_default(),
                     process.pid.map(|pid| pid.to_string()).unwrap_or_default(),
                     model.id.clone(),
                     text(model.class.as_deref()),

@@ -60,7 +60,7 @@ use crate::case;
 use crate::diagnostic::Diagnostic;
 use crate::dump::Dump;
 use crate::model::{Model, Status};
-use crate::paging::{AddressSpace, VirtualMemory};
+use crate::paging::VirtualMemory;
 use crate::progress::{Observer, Phase, Silent};
 use crate::recover::{Process, Recovery};
 
@@ -110,10 +110,8 @@ fn write_all(
         write_model(folder, recovery, (process, model), observer)?;
     }
     if !standalone.is_empty() {
-        let spaces = standalone::all(recovery).map(|(process, _)| process.space(&recovery.memory, &recovery.mmu));
-        let spaces: Vec<AddressSpace> = spaces.collect();
-        let here: Vec<(&Assignment<'_>, &dyn VirtualMemory)> =
-            standalone.iter().zip(&spaces).map(|(assignment, space)| (assignment, space as _)).collect();
+        let spaces = standalone::all(recovery).map(|(process, _)| &process.space as _);
+        let here: Vec<(&Assignment<'_>, &dyn VirtualMemory)> = standalone.iter().zip(spaces).collect();
         weights::write(folder, &Place::Top, &WeightFile::OF_STANDALONE, &here, observer)?;
         folder.json(
             standalone::FILE,
@@ -133,10 +131,9 @@ fn write_model(
     (process, model): (&Process, &Model),
     observer: &dyn Observer,
 ) -> Result<(), OutputError> {
-    let space = process.space(&recovery.memory, &recovery.mmu);
     let assignments = assignment::assign_model(model);
     let here: Vec<(&Assignment<'_>, &dyn VirtualMemory)> =
-        assignments.iter().map(|assignment| (assignment, &space as _)).collect();
+        assignments.iter().map(|assignment| (assignment, &process.space as _)).collect();
     weights::write(folder, &Place::Model(&model.id), &WeightFile::OF_MODEL, &here, observer)?;
     let held = standalone::held_by(recovery, model);
     folder.json(&format!("{}/model.json", model_dir(model)), 3, &tree::TreeDocument::new(model, &held))?;
@@ -161,7 +158,12 @@ impl case::Model {
 
 /// Whether all of every model that was found could be read.
 pub fn is_whole(recovery: &Recovery) -> bool {
-    recovery.processes.iter().flat_map(|process| &process.models).all(model::is_whole)
+    let of = |is_wanted: fn(&Process) -> bool| {
+        recovery.processes.iter().filter(move |process| is_wanted(process)).flat_map(|process| &process.models)
+    };
+    // What is left of ended processes is an addition, if there is anything else.
+    let mut living = of(|process| !process.space.is_freed()).peekable();
+    if living.peek().is_some() { living.all(model::is_whole) } else { of(|_| true).all(model::is_whole) }
 }
 
 /// Whether `load.py` of a model can load all weights without `--partial`.

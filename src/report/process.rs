@@ -13,6 +13,8 @@ use crate::recover::{Process, PythonProcess};
 #[derive(Serialize)]
 pub(super) struct ProcessRow<'a> {
     root: Option<PhysAddr>,
+    /// Whether the process has ended: what is known of it is from memory that nobody uses any more.
+    ended: bool,
     levels: Option<u8>,
     // From the image of a process. Of a machine the operating system would tell, which is not read: null, never guessed.
     pid: Option<u32>,
@@ -136,8 +138,9 @@ impl<'a> ProcessRow<'a> {
     pub(super) fn new(process: &'a Process) -> Self {
         let arrays = process.standalone.found.iter().filter(|found| found.array.is_some()).count();
         Self {
-            root: process.root,
-            levels: process.levels,
+            root: process.root(),
+            ended: process.space.is_freed(),
+            levels: process.space.levels(),
             pid: process.pid,
             comm: process.comm.as_deref(),
             python: process.python.as_ref().map(PythonRow::new),

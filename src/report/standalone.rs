@@ -72,8 +72,8 @@ impl<'a> StandaloneDocument<'a> {
         let (mut tensors, mut arrays) = (Vec::new(), Vec::new());
         for ((process, found), assignment) in all(recovery).zip(assignments) {
             let tensor = TensorRow::new(assignment);
-            let referrers = found.referrers.iter().map(|referrer| names.describe(process.root, referrer)).collect();
-            let place = PlaceRow { root: process.root, referrers, sightings: &found.sightings };
+            let referrers = found.referrers.iter().map(|referrer| names.describe(process.root(), referrer)).collect();
+            let place = PlaceRow { root: process.root(), referrers, sightings: &found.sightings };
             match &found.array {
                 Some(array) => arrays.push(ArrayRow {
                     tensor: tensor.of_array(array),

@@ -51,10 +51,11 @@ fn process_cells(process: &Process) -> Vec<String> {
 
 /// How a process is named: by its id and command where they are known, else by the root of its page tables.
 pub fn process_name(process: &Process) -> String {
-    match (process.root, process.pid, &process.comm) {
+    match (process.root(), process.pid, &process.comm) {
         (_, Some(pid), Some(comm)) => format!("{pid} {}", short(comm)),
         (_, Some(pid), None) => pid.to_string(),
         (Some(root), None, _) => root.to_string(),
+        (None, None, _) if process.space.is_freed() => "ended".to_owned(),
         (None, None, Some(comm)) => short(comm),
         (None, None, None) => "?".to_owned(),
     }
@@ -100,7 +101,12 @@ fn empty_row(process: &Process) -> Vec<String> {
 
 /// The state of a model in a few words.
 fn status(model: &Model) -> String {
-    let words = [(Status::Partial, "partial"), (Status::Missing, "missing"), (Status::Device, "on a device")];
+    let words = [
+        (Status::Freed, "freed"),
+        (Status::Partial, "partial"),
+        (Status::Missing, "missing"),
+        (Status::Device, "on a device"),
+    ];
     let assignments = assign_model(model);
     let of_modules = || assignments.iter().take(model.tensors.len());
     let mut parts: Vec<String> = words

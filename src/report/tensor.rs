@@ -214,7 +214,7 @@ fn file_name(entry: &Entry<'_>) -> Option<String> {
 
 /// The hash of a tensor; that of bytes with made-up zeros among them would pass for one.
 fn whole_hash(tensor: &NamedTensor) -> Option<&str> {
-    tensor.sha256.as_deref().filter(|_| tensor.status == Status::Complete)
+    tensor.sha256.as_deref().filter(|_| matches!(tensor.status, Status::Complete | Status::Freed))
 }
 
 impl<'a> TensorRow<'a> {

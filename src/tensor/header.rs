@@ -6,6 +6,9 @@ use super::gather::{Elements, Flips, Jump};
 use super::obstacle::{Obstacle, Shortage};
 use crate::addr::VirtAddr;
 
+/// The device that is the computer itself.
+pub const CPU: &str = "cpu";
+
 /// A tensor, as its own headers describe it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
@@ -55,6 +58,11 @@ impl TensorInfo {
         }
     }
 
+    /// Whether its data lie in the computer's own memory, of which the dump is.
+    pub fn is_on_cpu(&self) -> bool {
+        self.device == CPU
+    }
+
     /// Bytes of the elements when they lie one after another.
     pub fn byte_len(&self) -> u64 {
         self.numel().saturating_mul(self.dtype.size)
@@ -98,7 +106,7 @@ impl TensorInfo {
         stride.reverse();
         let storage_bytes = step.saturating_mul(dtype.size);
         let empty = Self::without_storage(VirtAddr(0), owner, dtype.clone(), shape.to_vec());
-        Self { stride, storage: owner, data, storage_bytes, device: "cpu".to_owned(), ..empty }
+        Self { stride, storage: owner, data, storage_bytes, device: CPU.to_owned(), ..empty }
     }
 
     /// A tensor whose header names no storage. All that a header can add is as in an ordinary tensor.

@@ -15,7 +15,7 @@ pub use array::{ArrayField, ArrayInfo};
 pub use dtype::{Raw, ScalarType};
 pub use form::{Form, Nested, Quantizer, Sparse};
 pub use gather::{Elements, Flips, Jump, TooLarge, gather};
-pub use header::TensorInfo;
+pub use header::{CPU, TensorInfo};
 pub use holes::{Hole, Holes, MissingPages};
 pub use obstacle::{Obstacle, Shortage};
 pub use source::{Source, sources};

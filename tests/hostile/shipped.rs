@@ -43,8 +43,8 @@ fn tensors(recovery: &Recovery) -> impl Iterator<Item = (&tensorcarve::recover::
 }
 
 /// The frames that a contiguous tensor's bytes lie in.
-fn frames(recovery: &Recovery, process: &tensorcarve::recover::Process, tensor: &NamedTensor) -> BTreeSet<u64> {
-    let space = process.space(&recovery.memory, &recovery.mmu);
+fn frames(process: &tensorcarve::recover::Process, tensor: &NamedTensor) -> BTreeSet<u64> {
+    let space = &process.space;
     let info = tensor.info.as_ref().unwrap();
     let pages = (info.data.0 & !0xfff..info.data.0 + info.byte_len()).step_by(FRAME);
     pages.filter_map(|page| Some(space.translate(VirtAddr(page)).ok()?.pa.0)).collect()
@@ -62,7 +62,7 @@ fn check(recovery: &Recovery, damaged: &BTreeSet<u64>, what: &str) -> usize {
         }
         compared += 1;
         let is_true = tensor.sha256.as_deref() == Some(truth.sha256.as_str());
-        let is_hurt = || !frames(recovery, process, tensor).is_disjoint(damaged);
+        let is_hurt = || !frames(process, tensor).is_disjoint(damaged);
         assert!(is_true || is_hurt(), "{what}: {} is complete and wrong: {tensor:?}", tensor.name);
     }
     compared
@@ -97,7 +97,7 @@ fn an_overwritten_dump_gives_what_is_left_and_nothing_wrong() {
     // Damage that is spread evenly misses the point: half of it goes where the process's objects are.
     let own: Vec<u64> = {
         let process = recovery.processes.iter().find(|process| !process.models.is_empty()).unwrap();
-        let space = process.space(&recovery.memory, &recovery.mmu);
+        let space = &process.space;
         let model = &process.models[0];
         let objects = model.tensors.iter().map(|t| t.object).chain(model.modules.iter().map(|m| m.object));
         let around = objects

@@ -99,7 +99,10 @@ fn every_python_in_the_image_of_its_process() {
             let recovery = recover(&dump);
             assert_model(&torch, root, &truth, &recovery);
             let found = &recovery.processes[0];
-            assert_eq!((found.root, found.levels, found.python.as_ref().unwrap().type_object.1), (None, None, None));
+            assert_eq!(
+                (found.root(), found.space.levels(), found.python.as_ref().unwrap().type_object.1),
+                (None, None, None)
+            );
             assert_eq!(
                 (found.pid, found.comm.as_deref()),
                 if known { (Some(4321), Some("python3")) } else { (None, None) }

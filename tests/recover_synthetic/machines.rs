@@ -165,7 +165,7 @@ fn a_fork_that_went_on_learning_is_a_model_of_its_own() {
     let recovery = recover(&dump(process));
     for (space, bytes) in [(process.space, &weight.logical), (child, &changed)] {
         let root = process.machine.borrow().root(space);
-        let found = recovery.processes.iter().find(|process| process.root == Some(root)).unwrap();
+        let found = recovery.processes.iter().find(|process| process.root() == Some(root)).unwrap();
         assert_eq!(found.models.len(), 1);
         let tensor = &found.models[0].tensors[0];
         assert_eq!(tensor.status, Status::Complete);
@@ -191,7 +191,7 @@ fn a_python_without_pytorch_and_one_of_another_version() {
         (&old.python.process, "3.8.7", Some((&old, &old_weight))),
     ] {
         let root = Rc::clone(&machine).borrow().root(process.space);
-        let found = recovery.processes.iter().find(|process| process.root == Some(root)).unwrap();
+        let found = recovery.processes.iter().find(|process| process.root() == Some(root)).unwrap();
         assert_eq!(found.python.as_ref().unwrap().version.as_deref(), Some(python));
         assert_eq!(found.facts.torch.is_some(), truth.is_some());
         assert_eq!(found.models.len(), usize::from(truth.is_some()));

@@ -19,10 +19,10 @@ fn hold(torch: &Torch, tensors: &[&Placed]) -> u64 {
 /// Gathers a tensor's bytes once more and compares them with the truth: equal, or in a hole and zero.
 fn assert_bytes(recovery: &Recovery, model: &Model, name: &str, truth: &Placed) {
     let process = &recovery.processes[0];
-    let space = process.space(&recovery.memory, &recovery.mmu);
+    let space = &process.space;
     let found = tensor(model, name);
     let mut bytes = Vec::new();
-    let holes = gather::<TooLarge>(&space, &found.info.as_ref().unwrap().elements().unwrap(), 1 << 30, |part| {
+    let holes = gather::<TooLarge>(space, &found.info.as_ref().unwrap().elements().unwrap(), 1 << 30, |part| {
         bytes.extend_from_slice(part);
         Ok(())
     });

@@ -15,7 +15,7 @@ use tensorcarve::paging::{AddressSpace, Discovery, Space, SpaceKind};
 use tensorcarve::progress::{Observer, Phase};
 use tensorcarve::recover::{Process, PythonProcess, Recovery};
 use tensorcarve::report::Run;
-use tensorcarve::signature::Signatures;
+use tensorcarve::signature::{Mmu, Signatures};
 use tensorcarve::tensor::{Form, Holes, Raw, ScalarType, TensorInfo, TooLarge, gather};
 
 /// The top table; the three below it and the data follow it.
@@ -210,7 +210,9 @@ impl Victim {
         let range = MemoryRange { start: PhysAddr(0), end: PhysAddr(size), offset: FileOffset(0) };
         let memory = PhysicalMemory::owned(bytes, vec![range]).unwrap();
         let signatures = Signatures::load(None).unwrap();
-        let space = AddressSpace::new(&Arc::new(memory.clone()), &Arc::new(signatures.mmu().unwrap().clone()), ROOT, 4);
+        let shared = Arc::new(memory.clone());
+        let mmu = Arc::new(signatures.mmu().unwrap().clone());
+        let space = AddressSpace::new(&shared, &mmu, ROOT, 4);
         for tensor in self.model.tensors.iter_mut().chain(&mut self.model.training) {
             for part in &mut tensor.parts {
                 hash(part, &space);
@@ -227,7 +229,7 @@ impl Victim {
             warnings: vec![warning("made by hand")],
             damaged: false,
         };
-        let recovery = recovery(dump.memory.clone(), vec![self.model]);
+        let recovery = recovery((shared, mmu), space, vec![self.model]);
         (dump, recovery)
     }
 }
@@ -253,7 +255,7 @@ fn hash(tensor: &mut NamedTensor, space: &AddressSpace) {
 }
 
 /// One process with these models.
-fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
+fn recovery((memory, mmu): (Arc<PhysicalMemory>, Arc<Mmu>), space: AddressSpace, models: Vec<Model>) -> Recovery {
     let python = LayoutScore {
         readable: 9,
         sampled: 10,
@@ -277,8 +279,7 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
         changes: vec![Change { number: "tensor.numel", from: Some(168), to: Some(184) }],
     };
     let process = Process {
-        root: Some(ROOT),
-        levels: Some(4),
+        space,
         pid: None,
         comm: None,
         python: Some(PythonProcess {
@@ -301,8 +302,8 @@ fn recovery(memory: PhysicalMemory, models: Vec<Model>) -> Recovery {
     let space = Space { root: ROOT, levels: 4, kind: SpaceKind::Process, kpti_user_root: None };
     let discovery = Discovery { spaces: vec![space], ..Discovery::default() };
     Recovery {
-        memory: Arc::new(memory),
-        mmu: Arc::new(Signatures::load(None).unwrap().mmu().unwrap().clone()),
+        memory,
+        mmu,
         discovery,
         processes: vec![process],
         other_pythons: Vec::new(),

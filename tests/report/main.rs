@@ -148,7 +148,7 @@ fn others(victim: Victim, referrers: &[Referrer]) -> (Dump, Recovery) {
     let process = &mut recovery.processes[0];
     let taken = std::mem::take(&mut process.models[0].training);
     let other = |tensor: NamedTensor| StandaloneTensor {
-        sightings: vec![Sighting { root: process.root, object: tensor.object }],
+        sightings: vec![Sighting { root: process.root(), object: tensor.object }],
         tensor: NamedTensor { kind: TensorKind::Other, name: format!("0x1000.{}", tensor.object), ..tensor },
         array: None,
         referrers: referrers.to_vec(),
