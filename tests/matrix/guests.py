@@ -13,8 +13,10 @@ import subprocess
 import time
 
 from images import spoken
-from machine import ANY_DATE, DEBIAN_PYTHON, VICTIMS, LeftOut, install_packages, run
+from machine import ANY_DATE, DEBIAN_CPP, DEBIAN_PYTHON, VICTIMS, LeftOut, install_packages, run
 
+# The victim in C++.
+CPP = "libtorch"
 MEBIBYTES = 2700
 SECONDS_TO_BOOT = 3600
 # Kinds of paging that machines have: four levels with two tables per process, four, five.
@@ -27,10 +29,10 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 PYTHONDONTWRIT
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp; mount -o remount,rw /
 cd /root
 fallocate -l 64M /swap && chmod 600 /swap && mkswap /swap > /dev/null && swapon /swap
-while read -r root victim; do
+while read -r root victim command; do
   mount --bind /proc $root/proc
-  chroot $root python3 /victims/$victim.py > /tmp/$victim.log 2>&1 < /dev/null &
-  until grep -q -e '^READY' -e Error: /tmp/$victim.log; do sleep 1; done
+  chroot $root $command > /tmp/$victim.log 2>&1 < /dev/null &
+  until grep -q -e '^READY' -e Error: /tmp/$victim.log || ! kill -0 $! 2> /dev/null; do sleep 1; done
   cat /tmp/$victim.log > /dev/ttyS1
 done < /victims/list
 sleep 2
@@ -46,16 +48,17 @@ class Guest:
         self.folder = work / "guest"
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        self.process = None
+        self.process, self.lacks, self.built = None, [], []
         try:
-            self.fill([self.root(suite) for suite in suites.split("+")], victims)
+            packages = DEBIAN_PYTHON + (DEBIAN_CPP if CPP in victims else [])
+            self.fill([self.root(suite, packages) for suite in suites.split("+")], victims)
             self.boot()
             self.read()
         except BaseException:
             self.close()
             raise
 
-    def root(self, suite):
+    def root(self, suite, packages):
         """The suite in a folder of its own, or such a folder that is there already."""
         lacks = [package for package, command in (("mmdebstrap", "mmdebstrap"), ("qemu-system-x86",
                  "qemu-system-x86_64"), ("e2fsprogs", "mkfs.ext4")) if not shutil.which(command)]
@@ -64,7 +67,7 @@ class Guest:
         if pathlib.Path(suite).is_absolute():
             return pathlib.Path(suite)
         root = self.folder / suite
-        packages = ",".join(["linux-image-amd64", "kmod", "udev", *DEBIAN_PYTHON])
+        packages = ",".join(["linux-image-amd64", "kmod", "udev", *packages])
         run(["mmdebstrap", "--variant=minbase", ANY_DATE, "--include=" + packages, suite, root])
         return root
 
@@ -83,7 +86,8 @@ class Guest:
                  str(root) + places[-1]])
             shutil.rmtree(str(root) + places[-1] + "/victims", ignore_errors=True)
             shutil.copytree(VICTIMS, str(root) + places[-1] + "/victims")
-        lines = ["%s %s\n" % line for line in zip(itertools.cycle(places), victims)]
+        lines = ["%s %s %s\n" % (place, victim, self.command_of(victim, str(root) + place))
+                 for place, victim in zip(itertools.cycle(places), victims)]
         (root / "victims" / "list").write_text("".join(lines))
         (root / "matrix-init").write_text(INIT)
         (root / "matrix-init").chmod(0o755)
@@ -94,6 +98,20 @@ class Guest:
         self.kernel_files = [sorted((root / "boot").glob(name))[-1] for name in ("vmlinuz-*", "initrd.img-*")]
         self.paging = PAGING.get(root.name.split(".")[0], FIVE_LEVELS)
         shutil.rmtree(root / "others", ignore_errors=True)
+
+    def command_of(self, victim, root):
+        """How the guest starts a victim. The one in C++ is built here, as a compiler is slow in the guest."""
+        script = "/victims/%s.py" % victim
+        if victim != CPP:
+            return "python3 " + script
+        lines = run(["chroot", root, "/usr/bin/python3", script, "--build"]).splitlines()
+        built = [line.split(" ", 2)[1:] for line in lines if line.startswith("BUILT ")]
+        lacks, _ = spoken(lines)
+        if not built:
+            raise LeftOut("; ".join(lacks))
+        self.lacks += lacks
+        self.built.append(built[0][0])
+        return built[0][1]
 
     def boot(self):
         (kernel, initrd), (cpu, append) = self.kernel_files, self.paging
@@ -119,7 +137,8 @@ class Guest:
     def read(self):
         """What the victims said; workers that were forked from a model see the same one."""
         lines = self.said().splitlines()
-        self.lacks, truths = spoken(lines)
+        lacks, truths = spoken(lines)
+        self.lacks += lacks
         models = collections.OrderedDict()
         for truth in truths:
             same = json.dumps([truth["id"], truth["state_dict"]], sort_keys=True)
@@ -130,7 +149,8 @@ class Guest:
         if not models:
             raise RuntimeError("no victim of the guest said anything: " + " | ".join(lines[-4:])[-400:])
         self.models = list(models.values())
-        names = ["%s:%s" % (model["python"], model["torch"]) for model in self.models]
+        # A C++ program runs no Python, and says no version.
+        names = ["%s:%s" % (model["python"], model["torch"]) for model in self.models if model["python"]] or self.built
         self.name = " and ".join(sorted(set(names), key=names.index))
         self.kernel = next(line.split()[1] for line in lines if line.startswith("GUEST-READY "))
         self.command("stop")

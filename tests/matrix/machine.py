@@ -17,6 +17,8 @@ SYSTEM, DEBIAN, GUEST = "system", "debian", "guest"
 # In place of a PyTorch, where the Python is a path: what that Python has.
 INSTALLED = "installed"
 DEBIAN_PYTHON = ["python3", "python3-torch"]
+# What builds a C++ program with Debian's LibTorch, by means of `torch.utils.cpp_extension`.
+DEBIAN_CPP = ["g++", "libtorch-dev", "python3-setuptools"]
 
 
 class LeftOut(Exception):

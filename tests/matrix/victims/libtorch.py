@@ -1,19 +1,21 @@
 """Victim: a C++ program without any Python: TorchScript files loaded by `torch::jit::load`, a `torch::nn` network that was trained.
 
 This script writes the files, builds libtorch.cpp with the headers and libraries of its own PyTorch, and becomes that program.
+With `--build` it leaves all that beside itself and prints `BUILT PYTHON:TORCH COMMAND` instead, for a machine where the compiler would be too slow.
 """
 import glob
 import os
+import platform
 import shutil
 import subprocess
 import sys
 
 import torch
 from torch import nn
-from torch.utils import cpp_extension
 
 torch.manual_seed(17)
-SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "libtorch.cpp")
+HERE = os.path.dirname(os.path.abspath(__file__))
+SOURCE = os.path.join(HERE, "libtorch.cpp")
 
 
 class Block(nn.Module):
@@ -47,6 +49,10 @@ def has_library(name, folder):
 def build(program):
     """Compiles libtorch.cpp; what the compiler says in the end where it fails."""
     compiler = shutil.which("g++")
+    try:
+        from torch.utils import cpp_extension
+    except ImportError as reason:
+        return str(reason)
     includes = cpp_extension.include_paths()
     if not compiler:
         return "no g++"
@@ -68,8 +74,9 @@ def build(program):
 
 
 def main():
-    here = os.getcwd()
-    program, plain, frozen = [os.path.join(here, name) for name in ("libtorch", "plain.pt", "frozen.pt")]
+    only_build = "--build" in sys.argv
+    folder = HERE if only_build else os.getcwd()
+    program, plain, frozen = [os.path.join(folder, name) for name in ("libtorch", "plain.pt", "frozen.pt")]
     net = torch.jit.script(Net())
     net.save(plain)
     freeze = getattr(torch.jit, "freeze", None)
@@ -80,10 +87,16 @@ def main():
     problem = build(program)
     if problem:
         print("LEFT-OUT C++: " + problem)
+        if only_build:
+            return
         print("READY", flush=True)
         os.execv("/bin/sleep", ["sleep", "infinity"])
+    command = [program, plain] + ([frozen] if freeze else [])
+    if only_build:
+        print("BUILT %s:%s %s" % (platform.python_version(), torch.__version__, " ".join(command)))
+        return
     sys.stdout.flush()
-    os.execv(program, [program, plain] + ([frozen] if freeze else []))
+    os.execv(program, command)
 
 
 main()
