@@ -27,7 +27,8 @@
 //!
 //! [`paging`] finds the page-table roots. A frame stays a table if its entries point to tables. The remaining roots
 //! share a kernel half and map themselves. Each hit is then checked against every address space: if the address that it
-//! holds translates to where it was found, it is `type`.
+//! holds translates to where it was found, it is `type`. The memory of processes that have ended is put together from free
+//! frames.
 //!
 //! [`layout`] is the mechanism by which the following rooms choose the offsets of structures: tables are ranked by the evidence
 //! for each, and where none fits, the structures vote, or a table is changed until what it reads makes sense.

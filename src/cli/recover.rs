@@ -209,7 +209,7 @@ fn print_summary(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_di
             let partial = if report::is_loadable(first) { "" } else { " --partial" };
             print_message(&format!("next: python3 {}{partial}", loader.display()));
         }
-        None => print_nothing_found(dump, recovery, output_dir),
+        None => print_nothing_found(dump, recovery, output_dir, args.without_python),
     }
 }
 
@@ -252,7 +252,7 @@ fn print_layouts(process: &tensorcarve::recover::Process) {
 }
 
 /// How far the search came, and what to try.
-fn print_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
+fn print_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path, without_python: bool) {
     let spaces = &recovery.discovery.spaces;
     let of_processes = spaces.iter().filter(|space| space.kind == SpaceKind::Process).count();
     let python = recovery.processes.iter().filter(|process| process.python.is_some()).count();
@@ -270,7 +270,7 @@ fn print_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
         others => format!(", Pythons that can't be read: {others}"),
     };
     print_message(&format!("no model found in {searched}: Python processes: {python}, with PyTorch: {torch}{others}"));
-    print_message(&format!("hint: {}", why_nothing(dump, recovery)));
+    print_message(&format!("hint: {}", why_nothing(dump, recovery, without_python)));
     let swapped = recovery.swapped_bytes();
     if swapped > 0 {
         print_message(&format!(
@@ -283,12 +283,14 @@ fn print_nothing_found(dump: &Dump, recovery: &Recovery, output_dir: &Path) {
 }
 
 /// Why no model was found, and what to try.
-fn why_nothing(dump: &Dump, recovery: &Recovery) -> String {
+fn why_nothing(dump: &Dump, recovery: &Recovery, without_python: bool) -> String {
     let is_image = dump.addresses.process().is_some();
     let spaces = &recovery.discovery.spaces;
     let has_torch = recovery.processes.iter().any(|process| process.facts.torch.is_some());
     let has_others = recovery.processes.iter().any(|process| !process.standalone.found.is_empty());
-    let hint = if has_torch && has_others {
+    let hint = if without_python && !has_others {
+        "no header of a tensor with data was found; without --without-python, Python is looked for as well"
+    } else if has_torch && has_others {
         "PyTorch was imported, but no module was found that holds its tensors: they are listed in tensors.json"
     } else if has_torch {
         "PyTorch was imported, but no module with tensors was alive when the dump was taken"

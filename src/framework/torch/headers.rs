@@ -54,7 +54,9 @@ fn facts(layout: &Layout, best: TensorScore, next: Option<TensorScore>) -> Facts
 /// The tensors at some of the addresses: those with a storage, and with a virtual table that others have as well.
 fn tensors(layout: &Layout, space: &AddressSpace, addresses: &[VirtAddr]) -> Vec<HeaderTensor> {
     let read = |at: &VirtAddr| {
-        let info = layout.read_tensor_impl(space, *at).ok().filter(|info| info.storage.0 != 0)?;
+        // A signature may match one on the meta device as well, which has no data.
+        let has_data = |info: &TensorInfo| info.storage.0 != 0 && info.is_on_cpu();
+        let info = layout.read_tensor_impl(space, *at).ok().filter(has_data)?;
         Some((space.pointer(*at, 0).ok()?, info))
     };
     let read: Vec<(VirtAddr, TensorInfo)> = addresses.iter().filter_map(read).collect();
