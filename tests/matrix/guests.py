@@ -17,6 +17,8 @@ from machine import ANY_DATE, DEBIAN_CPP, DEBIAN_PYTHON, VICTIMS, LeftOut, insta
 
 # The victim in C++.
 CPP = "libtorch"
+# The victim that ends.
+ENDED = "ended"
 MEBIBYTES = 2700
 SECONDS_TO_BOOT = 3600
 # Kinds of paging that machines have: four levels with two tables per process, four, five.
@@ -103,7 +105,7 @@ class Guest:
         """How the guest starts a victim. The one in C++ is built here, as a compiler is slow in the guest."""
         script = "/victims/%s.py" % victim
         if victim != CPP:
-            return "python3 " + script
+            return "python3 " + script + (" --end" if victim == ENDED else "")
         lines = run(["chroot", root, "/usr/bin/python3", script, "--build"]).splitlines()
         built = [line.split(" ", 2)[1:] for line in lines if line.startswith("BUILT ")]
         lacks, _ = spoken(lines)

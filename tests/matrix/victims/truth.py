@@ -213,9 +213,9 @@ def training_elsewhere(net, optimizer):
             if torch.is_tensor(tensor) and not on_cpu(tensor)}
 
 
-def tell(role, net, optimizer=None, mapped=None, moved=None):
+def tell(role, net, optimizer=None, mapped=None, moved=None, ended=False):
     """Prints the truth of one model of this process, and returns it; `mapped` says which tensors lie in which mapped file,
-    `moved` are the values of tensors that have none."""
+    `moved` are the values of tensors that have none, `ended` says that the process will have ended."""
     truth = {
         "role": role,
         "pid": os.getpid(),
@@ -237,6 +237,7 @@ def tell(role, net, optimizer=None, mapped=None, moved=None):
         },
         "training_elsewhere": training_elsewhere(net, optimizer),
         "mapped": mapped or {},
+        "ended": ended,
     }
     names = set(registered(net))
     for name, tensor in net.state_dict(keep_vars=True).items():
