@@ -9,6 +9,8 @@
 //! checked through the page tables. Needles are matched within a range, across frame borders.
 
 mod backend;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod byte_vector;
 mod chunk;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod engine;
@@ -130,7 +132,7 @@ pub fn scan_within(
     progress: &(dyn Fn(u64) + Sync),
 ) -> ScanResult {
     let engine = backend.engine();
-    let plan = engine::Plan::new(signatures, memory, engine.shape());
+    let plan = engine::Plan::new(signatures, memory, engine);
     let needles = Needles::new(signatures, backend);
     let mut frames = FrameClasses::unclassified(memory);
     let chunks = chunk::split(memory, &mut frames);
