@@ -10,8 +10,8 @@ use crate::signature::Test;
 pub(super) enum Filter {
     /// `(v ^ value) & mask == 0`.
     Masked { mask: u64, value: u64 },
-    /// The same, of `v - place`; unless it `may_be_zero`, `v` is not.
-    MaskedRelative { mask: u64, value: u64, may_be_zero: bool },
+    /// The same, of `v - place`.
+    MaskedRelative { mask: u64, value: u64 },
     /// `(v rotated right) - low <= span`: one comparison for a range and an alignment.
     Span(Span),
 }
@@ -69,9 +69,12 @@ fn masked(test: &Test, all: &[Test]) -> Option<(u32, Filter)> {
         Test::Equal(value) => (u64::MAX, *value),
         Test::Masked { mask, value } => (*mask, *value),
         Test::PageOffsetOfSelf(k) => {
-            let mask = FRAME_SIZE - 1;
-            let (value, may_be_zero) = (k.cast_unsigned() & mask, all.iter().all(Test::may_be_zero));
-            return Some((mask.count_ones(), Filter::MaskedRelative { mask, value, may_be_zero }));
+            let (in_frame, value) = (FRAME_SIZE - 1, k.cast_unsigned() & (FRAME_SIZE - 1));
+            // Of numbers that are no smaller than any place, the difference has the highest bits that the numbers have.
+            let bounds = all.iter().filter_map(Test::bounds).filter(|(min, ..)| *min >= FRAME_SIZE);
+            let above =
+                bounds.fold(0, |above, (_, max, _)| above | !u64::MAX.checked_shr(max.leading_zeros()).unwrap_or(0));
+            return Some((in_frame.count_ones(), Filter::MaskedRelative { mask: in_frame | above, value }));
         }
         _ => return None,
     };

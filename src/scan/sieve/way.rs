@@ -30,19 +30,14 @@ impl<'a> Way<'a> {
     pub(super) fn all(columns: &'a [Column], entries: usize, sample: &Sample) -> Vec<Self> {
         let widest = choose(columns, sample, &[], MOST_DIGITS, u8::BITS);
         let narrow = choose(columns, sample, &widest, MOST_DIGITS, QUAD as u32);
-        let mut ways = Vec::new();
-        for chosen in [narrow, widest] {
-            let mut groups = 1;
-            loop {
-                let buckets = buckets::share(&chosen, entries, groups * GROUP);
-                ways.push(Self::new(chosen.clone(), buckets, sample));
-                if groups * GROUP >= entries {
-                    break;
-                }
-                groups *= 2;
-            }
-        }
-        ways
+        let groups = [8, 4, 2, 1];
+        let first = groups.iter().rposition(|groups| groups * GROUP >= entries).unwrap_or(0);
+        let numbers: Vec<usize> = groups.iter().skip(first).map(|groups| groups * GROUP).collect();
+        let with = |chosen: Vec<&'a Column>| {
+            let shared = buckets::share(&chosen, entries, &numbers).into_iter();
+            shared.map(|buckets| Self::new(chosen.clone(), buckets, sample)).collect::<Vec<_>>()
+        };
+        [narrow, widest].into_iter().flat_map(with).collect()
     }
 
     fn new(columns: Vec<&'a Column>, buckets: Vec<u64>, sample: &Sample) -> Self {

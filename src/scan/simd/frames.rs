@@ -49,10 +49,9 @@ pub(super) unsafe fn scan_frames<V: Vector + ByteVector>(
                             let test = Slots::<V, _>::new(MaskedTest { mask: V::splat(mask), value: V::splat(value) });
                             V::call_compiled(FramePass { test, rules, frames, classes, found });
                         }
-                        Filter::MaskedRelative { mask, value, may_be_zero } => {
+                        Filter::MaskedRelative { mask, value } => {
                             let masked = MaskedTest { mask: V::splat(mask), value: V::splat(value) };
-                            let zeros = V::splat(if may_be_zero { u64::MAX } else { 0 });
-                            let test = Slots::<V, _>::new(RelativeTest { masked, zeros });
+                            let test = Slots::<V, _>::new(RelativeTest(masked));
                             V::call_compiled(FramePass { test, rules, frames, classes, found });
                         }
                         Filter::Span(span) => {

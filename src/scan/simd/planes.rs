@@ -104,6 +104,17 @@ impl<'a, B: ByteVector, const QUADS: usize> Planes<'a, B, QUADS> {
         }
     }
 
+    /// Where the digits are that are looked up for the slots from `first` on.
+    #[inline(always)]
+    unsafe fn digits_of(&self, digit: &PlaneDigit, first: usize) -> *const u8 {
+        debug_assert!(digit.distance.unsigned_abs() <= WIDEST && first < SLOTS && digit.source < SOURCES);
+        // SAFETY: the digits of a whole frame are there, and beside them room for a vector, which no distance exceeds.
+        unsafe {
+            let row = self.digits.as_ptr().add(digit.source).cast::<u8>();
+            row.add(WIDEST + first).offset(digit.distance)
+        }
+    }
+
     /// The buckets of a group that no slot from `first` on can be in, a vector after the other.
     ///
     /// # Safety
@@ -116,13 +127,16 @@ impl<'a, B: ByteVector, const QUADS: usize> Planes<'a, B, QUADS> {
         // and beside them room for a vector, which no distance exceeds.
         unsafe {
             let mut denied = [B::repeat(&[0; 16]); TOGETHER];
-            for PlaneDigit { distance, source, table } in &group.digits {
-                debug_assert!(distance.unsigned_abs() <= WIDEST);
-                let Some(digits) = self.digits.get(*source) else { continue };
-                let digits = digits.as_ptr().add(WIDEST + first).offset(*distance);
-                let table = B::repeat(table);
+            let mut digits = group.digits.iter();
+            while let Some(one) = digits.next() {
+                // Two at a time take fewer instructions; the last one may be looked up twice.
+                let other = digits.next().unwrap_or(one);
+                let (one_table, other_table) = (B::repeat(&one.table), B::repeat(&other.table));
+                let (one, other) = (self.digits_of(one, first), self.digits_of(other, first));
                 for (n, denied) in denied.iter_mut().enumerate() {
-                    *denied = denied.or(B::look_up(table, B::load(digits.add(n * B::SLOTS))));
+                    let by_one = B::look_up(one_table, B::load(one.add(n * B::SLOTS)));
+                    let by_other = B::look_up(other_table, B::load(other.add(n * B::SLOTS)));
+                    *denied = denied.or(by_one).or(by_other);
                 }
             }
             denied

@@ -21,21 +21,13 @@ impl<V: Vector> SlotTest<V> for MaskedTest<V> {
 
 /// [`Filter::MaskedRelative`] in every lane.
 #[derive(Clone, Copy)]
-pub(super) struct RelativeTest<V> {
-    pub(super) masked: MaskedTest<V>,
-    /// All bits where zeros may pass, else none: in a frame of zeros one slot would, and be checked.
-    pub(super) zeros: V,
-}
+pub(super) struct RelativeTest<V>(pub(super) MaskedTest<V>);
 
 impl<V: Vector> SlotTest<V> for RelativeTest<V> {
     #[inline(always)]
     unsafe fn test(&self, values: V, places: V) -> V::Mask {
         // SAFETY: the caller has made sure that the CPU has the instruction set of `V`.
-        unsafe {
-            let passed = self.masked.test(values.sub(places), places);
-            let seen = values.or(self.zeros);
-            V::both(passed, seen.has(seen))
-        }
+        unsafe { self.0.test(values.sub(places), places) }
     }
 }
 
