@@ -1,5 +1,7 @@
 //! The seam between what is looked for and the machine that looks: one trait, an implementation per backend.
 
+use std::fmt;
+
 use super::Hit;
 use super::chunk::View;
 use super::filter::Filter;
@@ -31,6 +33,15 @@ pub(super) struct Plan<'a> {
 pub(super) enum Pass {
     One(Filter, usize),
     Many(Sieve),
+}
+
+impl fmt::Display for Pass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(filter, _) => write!(f, "one test of each slot, {filter}"),
+            Self::Many(sieve) => sieve.fmt(f),
+        }
+    }
 }
 
 /// A signature that is given away by one slot.

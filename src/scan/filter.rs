@@ -2,6 +2,8 @@
 //!
 //! A filter may let through too much, never too little: what it lets through is checked exactly.
 
+use std::fmt;
+
 use crate::addr::FRAME_SIZE;
 use crate::signature::Test;
 
@@ -14,6 +16,18 @@ pub(super) enum Filter {
     MaskedRelative { mask: u64, value: u64 },
     /// `(v rotated right) - low <= span`: one comparison for a range and an alignment.
     Span(Span),
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Masked { mask, .. } => write!(f, "of {} bits", mask.count_ones()),
+            Self::MaskedRelative { mask, .. } => {
+                write!(f, "of {} bits of its distance to its place", mask.count_ones())
+            }
+            Self::Span(_) => f.write_str("of a range"),
+        }
+    }
 }
 
 /// A range of multiples of a power of two.

@@ -168,6 +168,12 @@ pub fn scan_within(
     ScanResult { hits, frames, left_out }
 }
 
+/// How [`scan`] would look for what stands in 8-byte slots, in words, a line for each pass over the frames. For many signatures
+/// that is chosen on a sample of `memory`.
+pub fn ways(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend) -> Vec<String> {
+    engine::Plan::new(signatures, memory, backend.engine()).passes.iter().map(ToString::to_string).collect()
+}
+
 /// Keeps the first `most` hits of each signature in each frame; returns how many are left out.
 fn thin(hits: &mut Vec<Hit>, most: usize) -> usize {
     if hits.len() <= most {

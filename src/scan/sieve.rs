@@ -14,6 +14,8 @@ mod digits;
 mod looks;
 mod way;
 
+use std::fmt;
+
 use super::sample::{BESIDE, Sample};
 use super::slot_set::{Digit, SlotSet};
 use crate::addr::FRAME_SIZE;
@@ -143,6 +145,14 @@ impl Sieve {
             left &= left.wrapping_sub(1);
             self.members.get(entry).copied()
         })
+    }
+}
+
+impl fmt::Display for Sieve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits: usize = self.groups.iter().map(|group| group.digits.len()).sum();
+        let (entries, groups, bytes) = (self.members.len(), self.groups.len(), self.quads.len() * QUAD);
+        write!(f, "sieve of {entries} entries in {groups} groups: {digits} digits of {bytes} bytes of slots")
     }
 }
 
