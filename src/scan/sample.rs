@@ -59,9 +59,11 @@ impl Sample {
         let step = memory.size() / PLACES + 1;
         let mut before = 0u64;
         for range in memory.ranges() {
-            // Every `step` bytes of what the dump holds, ranges put one after the other.
+            // In every `step` bytes of what the dump holds, ranges put one after the other.
             let first = before.next_multiple_of(step) - before;
             for at in (first..range.len()).step_by(step as usize) {
+                // Not in equal steps: memory may repeat itself in those.
+                let at = at.saturating_add(next() % step).min(range.len() - 1);
                 let frame = PhysAddr(range.start.0 + at).frame();
                 let whole = memory.bytes(frame, FRAME_SIZE);
                 for _ in 0..SLOTS {

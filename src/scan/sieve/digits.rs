@@ -10,7 +10,7 @@ const RARE: usize = 4096;
 const EVERY: usize = 4;
 
 /// For each value of a digit the entries that allow it, a bit each.
-pub(in crate::scan) type Table = [u64; 16];
+pub(super) type Table = [u64; 16];
 
 /// A digit of a slot beside an entry's own one, or of that itself, and what the entries say of it.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub(super) struct Column {
     pub(super) table: Table,
     /// The digit's value in each window of the sample.
     pub(super) seen: Vec<Option<u8>>,
+    /// How many entries it denies, in all windows that are looked at to choose.
+    denies: usize,
 }
 
 impl Column {
@@ -39,8 +41,12 @@ impl Column {
                 if table.iter().any(|entries| Some(entries) != table.iter().max()) {
                     let value = |value: u64, place: usize| digit.of(value, place as u64) as u8;
                     let seen = sample.windows.iter();
-                    let seen = seen.map(|window| window.at(distance).map(|v| value(v, window.place))).collect();
-                    columns.push(Self { distance, digit, table, seen });
+                    let seen: Vec<Option<u8>> =
+                        seen.map(|window| window.at(distance).map(|v| value(v, window.place))).collect();
+                    let denied = table.map(|allowed: u64| entries.len() - allowed.count_ones() as usize);
+                    let values = seen.iter().step_by(EVERY).flatten();
+                    let denies = values.filter_map(|value| denied.get(usize::from(*value))).sum();
+                    columns.push(Self { distance, digit, table, seen, denies });
                 }
             }
         }
@@ -74,7 +80,7 @@ pub(super) fn choose<'a>(
     most_bytes: u32,
 ) -> Vec<&'a Column> {
     let mut open: Vec<Open<'a>> =
-        columns.into_iter().map(|column| Open { column, gain: usize::MAX, chosen: None }).collect();
+        columns.into_iter().map(|column| Open { column, gain: column.denies, chosen: None }).collect();
     let entries = open.iter().flat_map(|open| open.column.table).fold(0, |all, entries| all | entries);
     let windows = (0..sample.windows.len()).step_by(EVERY).map(|window| (window, entries));
     let mut choice = Choice { chosen: Vec::new(), bytes: 0, left: windows.collect() };
@@ -114,7 +120,7 @@ pub(super) fn choose<'a>(
 /// A column that may be chosen.
 struct Open<'a> {
     column: &'a Column,
-    /// By how much less would pass with it, when that many columns had been chosen.
+    /// By how much less would pass with it, when that many columns had been chosen; at most.
     gain: usize,
     chosen: Option<usize>,
 }
