@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::planes::Planes;
-use super::select::{SlotTest, prefetch_after, select};
+use super::select::{AHEAD, SlotTest, prefetch_after, select};
 use super::slot_tests::{MaskedTest, RelativeTest, VectorSpan};
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::scan::Hit;
@@ -163,7 +163,8 @@ unsafe fn classify<V: Vector>(rules: TableRules<'_, V>, frame: &[u8; FRAME]) -> 
         // All entries, or-ed, those that are present, and those of them with the leaf bit.
         let (mut seen, mut present, mut leaves) = (V::splat(0), V::splat(0), V::splat(0));
         for block in frame.as_chunks::<BLOCK>().0 {
-            prefetch_after(block);
+            // What is nearer has been asked for, when this frame was searched.
+            prefetch_after(block, FRAME + AHEAD);
             for vector in (0..BLOCK).step_by(V::BYTES) {
                 let v = V::load(block.as_ptr().add(vector));
                 seen = seen.or(v);

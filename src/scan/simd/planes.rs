@@ -1,9 +1,10 @@
 //! The sieve in vectors: all slots of a frame, a digit of many of them at a time.
 
 use super::frames::FrameTest;
-use super::select::prefetch_after;
+use super::select::{AHEAD, LINE, prefetch_after};
 use crate::addr::FRAME_SIZE;
 use crate::scan::byte_vector::ByteVector;
+use crate::scan::prefetch::prefetch;
 use crate::scan::sieve::{self, Group, PlaneDigit, QUAD, RELATIVE, SOURCES, Sieve};
 
 const FRAME: usize = FRAME_SIZE as usize;
@@ -115,13 +116,14 @@ impl<'a, B: ByteVector, const QUADS: usize> Planes<'a, B, QUADS> {
         }
     }
 
-    /// The buckets of a group that no slot from `first` on can be in, a vector after the other.
+    /// The buckets of a group that no slot from `first` on can be in, a vector after the other. Asks for the memory from `ahead`
+    /// on meanwhile: nothing is read that was not read before.
     ///
     /// # Safety
     ///
     /// The CPU has the instruction set of `B`; the vectors' slots lie in the frame, and have been taken apart.
     #[inline(always)]
-    unsafe fn denied(&self, group: &Group, first: usize) -> [B; TOGETHER] {
+    unsafe fn denied(&self, group: &Group, first: usize, ahead: &mut *const u8) -> [B; TOGETHER] {
         debug_assert!(first + TOGETHER * B::SLOTS <= SLOTS);
         // SAFETY: the caller has made sure that the CPU has the instruction set of `B`. The digits of a whole frame are there,
         // and beside them room for a vector, which no distance exceeds.
@@ -131,6 +133,9 @@ impl<'a, B: ByteVector, const QUADS: usize> Planes<'a, B, QUADS> {
             while let Some(one) = digits.next() {
                 // Two at a time take fewer instructions; the last one may be looked up twice.
                 let other = digits.next().unwrap_or(one);
+                prefetch(*ahead);
+                prefetch(ahead.wrapping_add(LINE));
+                *ahead = ahead.wrapping_add(2 * LINE);
                 let (one_table, other_table) = (B::repeat(&one.table), B::repeat(&other.table));
                 let (one, other) = (self.digits_of(one, first), self.digits_of(other, first));
                 for (n, denied) in denied.iter_mut().enumerate() {
@@ -151,12 +156,14 @@ impl<B: ByteVector, const QUADS: usize> FrameTest for Planes<'_, B, QUADS> {
         // and so do those of `TOGETHER` vectors.
         unsafe {
             for (first, slots) in (0..SLOTS).step_by(B::SLOTS).zip(frame.chunks_exact(8 * B::SLOTS)) {
-                prefetch_after(slots);
+                prefetch_after(slots, AHEAD);
                 self.take_apart(frame, first);
             }
+            // What is nearer has been asked for.
+            let mut ahead = frame.as_ptr().wrapping_add(FRAME + AHEAD);
             for group in &self.sieve.groups {
                 for first in (0..SLOTS).step_by(TOGETHER * B::SLOTS) {
-                    let denied = self.denied(group, first);
+                    let denied = self.denied(group, first, &mut ahead);
                     let mut everywhere = B::repeat(&[u8::MAX; 16]);
                     for denied in denied {
                         everywhere = everywhere.and(denied);

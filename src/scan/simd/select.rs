@@ -6,16 +6,16 @@ use crate::scan::vector::Vector;
 /// Vectors that are tested together: most of the time none of them passes.
 const GROUP: usize = 4;
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 /// How far ahead memory is asked for. Operations that wait for a load fill the core's scheduler, so that it does not
 /// look far ahead by itself where there are many for each load.
-const AHEAD: usize = 2048;
+pub(super) const AHEAD: usize = 2048;
 
-/// Asks for the memory that will be looked at after these bytes.
+/// Asks for the memory so far after these bytes.
 #[inline(always)]
-pub(super) fn prefetch_after(bytes: &[u8]) {
+pub(super) fn prefetch_after(bytes: &[u8], distance: usize) {
     for line in bytes.chunks(LINE) {
-        prefetch(line.as_ptr().wrapping_add(AHEAD));
+        prefetch(line.as_ptr().wrapping_add(distance));
     }
 }
 
@@ -48,7 +48,7 @@ pub(super) unsafe fn select<V: Vector, T: SlotTest<V>>(bytes: &[u8], test: &T, f
         let step = V::splat(V::BYTES as u64);
         let mut slots = V::slots();
         for (group, start) in groups.zip((0..).step_by(GROUP * V::BYTES)) {
-            prefetch_after(group);
+            prefetch_after(group, AHEAD);
             let mut tested = [V::none(); GROUP];
             let mut any = V::none();
             for (n, passed) in tested.iter_mut().enumerate() {
