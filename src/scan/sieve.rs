@@ -152,7 +152,10 @@ impl fmt::Display for Sieve {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits: usize = self.groups.iter().map(|group| group.digits.len()).sum();
         let (entries, groups, bytes) = (self.members.len(), self.groups.len(), self.quads.len() * QUAD);
-        write!(f, "sieve of {entries} entries in {groups} groups: {digits} digits of {bytes} bytes of slots")
+        write!(
+            f,
+            "sieve of {entries} entries, 8 x {groups} buckets, {digits} look-ups of digits of {bytes} bytes of each slot"
+        )
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) struct Way<'a> {
 }
 
 impl<'a> Way<'a> {
-    /// With four bytes of a slot and with eight, and with one, two, four groups, as many as there are entries for.
+    /// With four bytes of a slot and with eight, and with one, two, four and eight groups, as far as there are entries for them.
     pub(super) fn all(columns: &'a [Column], entries: usize, sample: &Sample) -> Vec<Self> {
         let widest = choose(columns, sample, &[], MOST_DIGITS, u8::BITS);
         let narrow = choose(columns, sample, &widest, MOST_DIGITS, QUAD as u32);
