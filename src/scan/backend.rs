@@ -44,7 +44,7 @@ impl Backend {
             Self::Scalar | Self::Gpu => None,
             Self::Neon => Some("neon"),
             Self::Avx2 => Some("avx2"),
-            Self::Avx512 => Some("avx512f"),
+            Self::Avx512 => Some("avx512bw"),
         }
     }
 
@@ -163,7 +163,7 @@ pub enum BackendError {
         feature: &'static str,
     },
     /// The CPU has no vector unit that we use.
-    #[error("the backend simd needs the CPU feature avx2, avx512f or neon, but this computer has none of them")]
+    #[error("the backend simd needs the CPU feature avx2, avx512bw or neon, but this computer has none of them")]
     NoSimd,
     /// No GPU can be used.
     #[error("the backend gpu found no usable GPU ({0})")]

@@ -1,12 +1,14 @@
 //! The seam between what is looked for and the machine that looks: one trait, an implementation per backend.
 
+use std::fmt;
+
 use super::Hit;
 use super::chunk::View;
 use super::filter::Filter;
 use super::frames::ABSENT_FRAME;
 use super::pointer_set::PointerSet;
 use super::sample::Sample;
-use super::sieve::{Entry, Shape, Sieve};
+use super::sieve::{Entry, Sieve};
 use super::structures;
 use super::type_slots::{FrameSlots, TypeSlot};
 use crate::addr::PhysAddr;
@@ -33,6 +35,15 @@ pub(super) enum Pass {
     Many(Sieve),
 }
 
+impl fmt::Display for Pass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(filter, _) => write!(f, "one test of each slot, {filter}"),
+            Self::Many(sieve) => sieve.fmt(f),
+        }
+    }
+}
+
 /// A signature that is given away by one slot.
 struct SlotSignature<'a> {
     signature: u16,
@@ -50,8 +61,8 @@ enum SlotKind<'a> {
 impl<'a> Plan<'a> {
     /// The signatures, with tests in an order that is good for `memory`.
     ///
-    /// An engine without a shape looks for one signature after the other; for it nothing is prepared.
-    pub(super) fn new(signatures: &'a Signatures, memory: &PhysicalMemory, shape: Option<Shape>) -> Self {
+    /// An engine without vectors looks for one signature after the other; for it nothing is prepared.
+    pub(super) fn new(signatures: &'a Signatures, memory: &PhysicalMemory, engine: &dyn Engine) -> Self {
         let slot_needles: Vec<_> = slot_needles(signatures).collect();
         let mut plan = Self {
             mmu: signatures.mmu(),
@@ -62,29 +73,14 @@ impl<'a> Plan<'a> {
             passes: Vec::new(),
             unaligned: Vec::new(),
         };
-        if let Some(shape) = shape {
-            plan.prepare(memory, shape);
+        if engine.has_vectors() {
+            plan.prepare(memory);
         }
         plan
     }
 
-    fn prepare(&mut self, memory: &PhysicalMemory, shape: Shape) {
-        let mut entries = Vec::new();
-        for (structure, signature) in self.structures.iter().zip(0..) {
-            let Some(starts) = starts_in_slot(structure) else {
-                self.unaligned.push((signature, structure));
-                continue;
-            };
-            for start in starts {
-                let slot = structure.anchor().offset.cast_signed() - start as i64;
-                entries.push((self.slots.len(), Entry::of_structure(structure, slot, shape.digit_bits)));
-                self.slots.push(SlotSignature { signature, start, kind: SlotKind::Structure(structure) });
-            }
-        }
-        for &(signature, needle) in &self.slot_needles {
-            entries.push((self.slots.len(), Entry::of_bytes(&needle.bytes, shape.digit_bits)));
-            self.slots.push(SlotSignature { signature, start: 0, kind: SlotKind::Needle(needle) });
-        }
+    fn prepare(&mut self, memory: &PhysicalMemory) {
+        let entries = self.enter();
         let one = match self.slots.as_slice() {
             [only] => only.filter(),
             _ => None,
@@ -94,9 +90,30 @@ impl<'a> Plan<'a> {
             None if entries.is_empty() => Vec::new(),
             None => {
                 let sample = Sample::new(memory);
-                Sieve::split(entries, &sample, shape).into_iter().map(Pass::Many).collect()
+                Sieve::split(&entries, &sample).into_iter().map(Pass::Many).collect()
             }
         };
+    }
+
+    /// Lists the signatures that are looked for in slots, and gives the entries of all of them.
+    pub(super) fn enter(&mut self) -> Vec<(usize, Entry)> {
+        let mut entries = Vec::new();
+        for (structure, signature) in self.structures.iter().zip(0..) {
+            let Some(starts) = starts_in_slot(structure) else {
+                self.unaligned.push((signature, structure));
+                continue;
+            };
+            for start in starts {
+                let slot = structure.anchor().offset.cast_signed() - start as i64;
+                entries.push((self.slots.len(), Entry::of_structure(structure, slot)));
+                self.slots.push(SlotSignature { signature, start, kind: SlotKind::Structure(structure) });
+            }
+        }
+        for &(signature, needle) in &self.slot_needles {
+            entries.push((self.slots.len(), Entry::of_bytes(&needle.bytes)));
+            self.slots.push(SlotSignature { signature, start: 0, kind: SlotKind::Needle(needle) });
+        }
+        entries
     }
 
     /// Adds the hit of a slot signature at byte `at` of `frame`, which lies in `range`, if there is one.
@@ -200,8 +217,8 @@ impl FrameRules {
 
 /// A way to look at memory. All engines find the same, bit for bit; [`super::scalar`] says what.
 pub(super) trait Engine: Sync {
-    /// In which form it looks up many signatures at once, if it does.
-    fn shape(&self) -> Option<Shape>;
+    /// Whether it tests many slots, and many signatures, at once.
+    fn has_vectors(&self) -> bool;
 
     /// Classifies whole `frames` of `range`, one byte of `classes` each, and adds the hits of all structures and of
     /// the needles that stand in slots, in any order.

@@ -2,6 +2,8 @@
 //!
 //! A filter may let through too much, never too little: what it lets through is checked exactly.
 
+use std::fmt;
+
 use crate::addr::FRAME_SIZE;
 use crate::signature::Test;
 
@@ -10,10 +12,22 @@ use crate::signature::Test;
 pub(super) enum Filter {
     /// `(v ^ value) & mask == 0`.
     Masked { mask: u64, value: u64 },
-    /// The same, of `v - place`; unless it `may_be_zero`, `v` is not.
-    MaskedRelative { mask: u64, value: u64, may_be_zero: bool },
+    /// The same, of `v - place`.
+    MaskedRelative { mask: u64, value: u64 },
     /// `(v rotated right) - low <= span`: one comparison for a range and an alignment.
     Span(Span),
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Masked { mask, .. } => write!(f, "of {} bits", mask.count_ones()),
+            Self::MaskedRelative { mask, .. } => {
+                write!(f, "of {} bits of its distance to its place", mask.count_ones())
+            }
+            Self::Span(_) => f.write_str("of a range"),
+        }
+    }
 }
 
 /// A range of multiples of a power of two.
@@ -69,9 +83,12 @@ fn masked(test: &Test, all: &[Test]) -> Option<(u32, Filter)> {
         Test::Equal(value) => (u64::MAX, *value),
         Test::Masked { mask, value } => (*mask, *value),
         Test::PageOffsetOfSelf(k) => {
-            let mask = FRAME_SIZE - 1;
-            let (value, may_be_zero) = (k.cast_unsigned() & mask, all.iter().all(Test::may_be_zero));
-            return Some((mask.count_ones(), Filter::MaskedRelative { mask, value, may_be_zero }));
+            let (in_frame, value) = (FRAME_SIZE - 1, k.cast_unsigned() & (FRAME_SIZE - 1));
+            // Of numbers that are no smaller than any place, the difference has the highest bits that the numbers have.
+            let bounds = all.iter().filter_map(Test::bounds).filter(|(min, ..)| *min >= FRAME_SIZE);
+            let above =
+                bounds.fold(0, |above, (_, max, _)| above | !u64::MAX.checked_shr(max.leading_zeros()).unwrap_or(0));
+            return Some((in_frame.count_ones(), Filter::MaskedRelative { mask: in_frame | above, value }));
         }
         _ => return None,
     };

@@ -9,6 +9,8 @@
 //! checked through the page tables. Needles are matched within a range, across frame borders.
 
 mod backend;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod byte_vector;
 mod chunk;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod engine;
@@ -130,7 +132,7 @@ pub fn scan_within(
     progress: &(dyn Fn(u64) + Sync),
 ) -> ScanResult {
     let engine = backend.engine();
-    let plan = engine::Plan::new(signatures, memory, engine.shape());
+    let plan = engine::Plan::new(signatures, memory, engine);
     let needles = Needles::new(signatures, backend);
     let mut frames = FrameClasses::unclassified(memory);
     let chunks = chunk::split(memory, &mut frames);
@@ -164,6 +166,12 @@ pub fn scan_within(
     let mut hits: Vec<Hit> = hits.into_iter().flat_map(|(hits, _)| hits).collect();
     hits.par_sort_unstable();
     ScanResult { hits, frames, left_out }
+}
+
+/// How [`scan`] would look for what stands in 8-byte slots, in words, a line for each pass over the frames. For many signatures
+/// that is chosen on a sample of `memory`.
+pub fn ways(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend) -> Vec<String> {
+    engine::Plan::new(signatures, memory, backend.engine()).passes.iter().map(ToString::to_string).collect()
 }
 
 /// Keeps the first `most` hits of each signature in each frame; returns how many are left out.

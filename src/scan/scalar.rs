@@ -5,7 +5,6 @@ use super::chunk::View;
 use super::engine::{Engine, Plan, needle_at};
 use super::frames::{ABSENT_FRAME, ZERO_FRAME};
 use super::pointer_set::PointerSet;
-use super::sieve::Shape;
 use super::structures;
 use super::type_slots::{FrameSlots, TypeSlot};
 use crate::addr::{FRAME_SIZE, PhysAddr};
@@ -15,8 +14,8 @@ use crate::signature::{Leaf, Mmu, Structure};
 pub(super) struct Scalar;
 
 impl Engine for Scalar {
-    fn shape(&self) -> Option<Shape> {
-        None
+    fn has_vectors(&self) -> bool {
+        false
     }
 
     fn scan_frames(&self, plan: &Plan<'_>, range: View<'_>, frames: View<'_>, classes: &mut [u8], hits: &mut Vec<Hit>) {

@@ -6,9 +6,11 @@
 use crate::addr::FRAME_SIZE;
 use crate::signature::{Field, KERNEL_POINTER_MIN, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN};
 
+/// Bits of a digit: a table of its values fits what byte shuffles look up.
+const DIGIT_BITS: u32 = 4;
 /// Bits of a slot.
 const SLOT_BITS: u32 = u64::BITS;
-/// Bits of a place in a frame; a multiple of the bits of any digit.
+/// Bits of a place in a frame.
 const PLACE_BITS: u32 = FRAME_SIZE.trailing_zeros();
 
 /// One digit of a slot's value, or of the value less the slot's own place in its frame.
@@ -17,29 +19,26 @@ pub(super) struct Digit {
     pub(super) is_relative: bool,
     /// By how many bits the value, or the difference, is shifted for it.
     pub(super) shift: u32,
-    /// Bits of a digit, 3 or 4; if they don't divide those of a slot, the highest bits are in none.
-    pub(super) bits: u32,
 }
 
 impl Digit {
     /// All digits of a value, and of the difference.
-    pub(super) fn all(bits: u32) -> impl Iterator<Item = Self> {
-        let value =
-            (0..=SLOT_BITS - bits).step_by(bits as usize).map(move |shift| Self { is_relative: false, shift, bits });
-        value.chain((0..PLACE_BITS).step_by(bits as usize).map(move |shift| Self { is_relative: true, shift, bits }))
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        let of =
+            |is_relative, bits| (0..bits).step_by(DIGIT_BITS as usize).map(move |shift| Self { is_relative, shift });
+        of(false, SLOT_BITS).chain(of(true, PLACE_BITS))
     }
 
     /// The digit of a slot that lies at byte `place` of its frame.
     pub(super) fn of(self, value: u64, place: u64) -> usize {
         let from = if self.is_relative { value.wrapping_sub(place) } else { value };
-        (from >> self.shift & ((1 << self.bits) - 1)) as usize
+        (from >> self.shift & ((1 << DIGIT_BITS) - 1)) as usize
     }
 }
 
 /// What a slot may hold: a set of values that is the product of sets of digits. Too large perhaps, never too small.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SlotSet {
-    bits: u32,
     /// For each digit of [`Digit::all`] a bit for each of its values.
     digits: Vec<u16>,
     /// Whether the value may be zero.
@@ -47,13 +46,14 @@ pub(super) struct SlotSet {
 }
 
 impl SlotSet {
-    fn any(bits: u32) -> Self {
-        Self { bits, digits: Digit::all(bits).map(|_| u16::MAX).collect(), may_be_zero: true }
+    /// Any value.
+    pub(super) fn any() -> Self {
+        Self { digits: Digit::all().map(|_| u16::MAX).collect(), may_be_zero: true }
     }
 
     /// The values of the 8 bytes at `slot` (counted from the structure's base) in which the structure has fields.
-    pub(super) fn of_structure(structure: &Structure, slot: i64, bits: u32) -> Self {
-        let mut set = Self::any(bits);
+    pub(super) fn of_structure(structure: &Structure, slot: i64) -> Self {
+        let mut set = Self::any();
         // A field that is deferred with another one allows any value.
         for field in structure.fields().iter().filter(|field| !field.needs_other()) {
             let start = field.offset.cast_signed() - slot;
@@ -65,8 +65,8 @@ impl SlotSet {
     }
 
     /// The values of a slot that begins with these bytes; only the first eight count.
-    pub(super) fn of_bytes(bytes: &[u8], digit_bits: u32) -> Self {
-        let mut set = Self::any(digit_bits);
+    pub(super) fn of_bytes(bytes: &[u8]) -> Self {
+        let mut set = Self::any();
         for (start, byte) in (0..SLOT_BITS).step_by(8).zip(bytes) {
             set.restrict_to(start, 8, |shift, bits| range_digits((*byte).into(), (*byte).into(), shift, bits));
             set.may_be_zero &= *byte == 0;
@@ -74,14 +74,9 @@ impl SlotSet {
         set
     }
 
-    /// The values of each digit.
-    pub(super) fn digits(&self) -> impl Iterator<Item = (Digit, u16)> {
-        Digit::all(self.bits).zip(self.digits.iter().copied())
-    }
-
-    /// Whether it says anything of the value less its place.
-    pub(super) fn knows_place(&self) -> bool {
-        self.digits().any(|(digit, allowed)| digit.is_relative && allowed != u16::MAX)
+    /// The values of a digit, given as its number in [`Digit::all`], a bit each.
+    pub(super) fn allowed(&self, digit: usize) -> u16 {
+        self.digits.get(digit).copied().unwrap_or(u16::MAX)
     }
 
     /// All tests of a field that begins at bit `start` of the slot.
@@ -108,9 +103,7 @@ impl SlotSet {
                 // In the whole slot the difference to the own place has no borrow from other fields.
                 Test::PageOffsetOfSelf(k) if width == SLOT_BITS => {
                     let offset = k.cast_unsigned() & (FRAME_SIZE - 1);
-                    for (digit, set) in
-                        Digit::all(self.bits).zip(&mut self.digits).filter(|(digit, _)| digit.is_relative)
-                    {
+                    for (digit, set) in Digit::all().zip(&mut self.digits).filter(|(digit, _)| digit.is_relative) {
                         *set &= 1 << digit.of(offset, 0);
                     }
                 }
@@ -123,12 +116,12 @@ impl SlotSet {
     /// Restricts the field of `width` bits at bit `start` to what `allowed` says of its bits, given as how far they
     /// are shifted in the field, and how many there are.
     fn restrict_to(&mut self, start: u32, width: u32, allowed: impl Fn(u32, u32) -> u16) {
-        for (digit, set) in Digit::all(self.bits).zip(&mut self.digits).filter(|(digit, _)| !digit.is_relative) {
-            let (first, end) = (digit.shift.max(start), (digit.shift + digit.bits).min(start + width));
+        for (digit, set) in Digit::all().zip(&mut self.digits).filter(|(digit, _)| !digit.is_relative) {
+            let (first, end) = (digit.shift.max(start), (digit.shift + DIGIT_BITS).min(start + width));
             if first < end {
                 let part = allowed(first - start, end - first);
                 let part_of = |value: u32| value >> (first - digit.shift) & ((1 << (end - first)) - 1);
-                let fits = (0..1u32 << digit.bits).filter(|value| part >> part_of(*value) & 1 != 0);
+                let fits = (0..1u32 << DIGIT_BITS).filter(|value| part >> part_of(*value) & 1 != 0);
                 *set &= fits.fold(0, |any, value| any | 1 << value);
             }
         }

@@ -19,6 +19,7 @@ use tensorcarve::scan::{self, Backend, BackendChoice, gpu};
 use super::args::{PlainFormat, VerbosityArgs, backend_parser};
 use super::machine::{Machine, available_memory};
 use super::progress::Progress;
+use super::stderr::print_message;
 use super::work::in_pool;
 use super::{Failure, Outcome, stdout};
 use memory::{TILE, Tile};
@@ -66,8 +67,9 @@ pub(super) struct BenchArgs {
 }
 
 /// What can be looked for. The last one is for a dump alone, and is not among the defaults.
-const SETS: [&str; 12] = [
+const SETS: [&str; 13] = [
     "default",
+    "cpython",
     "typing",
     "single",
     "16",
@@ -239,6 +241,7 @@ fn measure_made_up(
         let part = tile.memory(1).map_err(Failure::new)?;
         let in_tile = expected.check(&work, &work.run(&part, Backend::Scalar))?;
         let memory = tile.memory(tiles).map_err(Failure::new)?;
+        print_ways(args, set, &work, &memory, backends);
         for &threads in threads {
             let measured = in_pool(Some(threads), || measure(&work, &memory, &part, backends, args.rounds))??;
             let read = read_speed(&measured);
@@ -281,6 +284,7 @@ fn measure_dump(
     for set in sets.iter().filter(|set| **set != INPUT) {
         progress.begin_named(set, 0);
         let work = Work::new(set)?;
+        print_ways(args, set, &work, memory, backends);
         for &threads in threads {
             let measured = in_pool(Some(threads), || measure(&work, memory, &part, backends, args.rounds))??;
             let read = read_speed(&measured);
@@ -290,6 +294,16 @@ fn measure_dump(
     }
     memory.check()?;
     Ok((memory.size(), rows))
+}
+
+/// Says with `-v` how each backend looks for the set.
+fn print_ways(args: &BenchArgs, set: &str, work: &Work, memory: &PhysicalMemory, backends: &[Backend]) {
+    let Work::Scan(signatures) = work else { return };
+    for &backend in backends.iter().filter(|_| args.verbosity.verbose) {
+        for way in scan::ways(memory, signatures, backend) {
+            print_message(&format!("{set}, {backend}: {way}"));
+        }
+    }
 }
 
 /// Measures one set on all backends in turn, each round together with reading; the hits and the row of each.

@@ -3,7 +3,7 @@
 use tensorcarve::addr::PhysAddr;
 use tensorcarve::dump::PhysicalMemory;
 use tensorcarve::scan::{Backend, PointerSet, ScanResult, scan, sweep};
-use tensorcarve::signature::{Leaf, Signatures};
+use tensorcarve::signature::{Leaf, SignatureError, Signatures};
 
 use super::memory::{Tile, needles, structures, sweep_values};
 use crate::cli::Failure;
@@ -12,6 +12,14 @@ use crate::cli::Failure;
 pub(super) enum Work {
     Scan(Box<Signatures>),
     Sweep(PointerSet),
+}
+
+/// The built-in signatures of CPython alone, and the rules of page tables.
+fn cpython() -> Result<Signatures, SignatureError> {
+    Signatures::from_texts([
+        ("cpython.toml", include_str!("../../../signatures/cpython.toml")),
+        ("x86_64.toml", include_str!("../../../signatures/x86_64.toml")),
+    ])
 }
 
 /// What was found.
@@ -27,6 +35,7 @@ impl Work {
         let failed = |error: Box<dyn std::error::Error>| Failure::new(error);
         let sweep = |count| Work::Sweep(PointerSet::new(&sweep_values(count)));
         Ok(match set {
+            "cpython" => Self::Scan(Box::new(cpython()?)),
             "typing" => Self::Scan(Box::new(built_in()?.mmu_only())),
             "single" => Self::Scan(Box::new(built_in()?.only(&["cpython.type".to_owned()])?)),
             "16" => Self::Scan(Box::new(structures(16).map_err(failed)?)),

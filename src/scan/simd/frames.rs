@@ -1,9 +1,13 @@
-//! The pass over frames: each vector is loaded once, to classify the frame and to find what stands in it.
+//! The pass over frames: what stands in each, and while it is in the cache its class.
 
-use super::select::{Accumulator, Ignore, SlotTest, Union, select};
-use super::slot_tests::{MaskedTest, NoTest, RelativeTest, SieveTest, VectorSpan};
+use std::marker::PhantomData;
+
+use super::planes::Planes;
+use super::select::{AHEAD, SlotTest, prefetch_after, select};
+use super::slot_tests::{MaskedTest, RelativeTest, VectorSpan};
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::scan::Hit;
+use crate::scan::byte_vector::ByteVector;
 use crate::scan::chunk::View;
 use crate::scan::engine::{FrameRules, Pass, Plan};
 use crate::scan::filter::Filter;
@@ -21,7 +25,7 @@ const BLOCK: usize = 512;
 ///
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
-pub(super) unsafe fn scan_frames<V: Vector, const RELATIVE: usize, const FEW: usize, const MANY: usize>(
+pub(super) unsafe fn scan_frames<V: Vector + ByteVector>(
     plan: &Plan<'_>,
     range: View<'_>,
     frames: View<'_>,
@@ -42,55 +46,77 @@ pub(super) unsafe fn scan_frames<V: Vector, const RELATIVE: usize, const FEW: us
                     let found = &mut |frame: View<'_>, at: usize, _| plan.check(*index, range, frame, at, hits);
                     match *filter {
                         Filter::Masked { mask, value } => {
-                            let test = MaskedTest { mask: V::splat(mask), value: V::splat(value) };
+                            let test = Slots::<V, _>::new(MaskedTest { mask: V::splat(mask), value: V::splat(value) });
                             V::call_compiled(FramePass { test, rules, frames, classes, found });
                         }
-                        Filter::MaskedRelative { mask, value, may_be_zero } => {
+                        Filter::MaskedRelative { mask, value } => {
                             let masked = MaskedTest { mask: V::splat(mask), value: V::splat(value) };
-                            let test = RelativeTest { masked, zeros: V::splat(if may_be_zero { u64::MAX } else { 0 }) };
+                            let test = Slots::<V, _>::new(RelativeTest(masked));
                             V::call_compiled(FramePass { test, rules, frames, classes, found });
                         }
                         Filter::Span(span) => {
-                            V::call_compiled(FramePass { test: VectorSpan::new(span), rules, frames, classes, found });
+                            let test = Slots::<V, _>::new(VectorSpan::new(span));
+                            V::call_compiled(FramePass { test, rules, frames, classes, found });
                         }
                     }
                 }
                 Pass::Many(sieve) => {
-                    let found = &mut |frame: View<'_>, at: usize, bits: u64| {
-                        sieve.members(bits).for_each(|index| plan.check(index, range, frame, at, hits));
-                    };
-                    let (relative, few) = (!sieve.relative.is_empty(), sieve.value.len() <= FEW);
-                    match (sieve.skips_zeros, relative, few) {
-                        (true, false, true) => {
-                            let test = SieveTest::<V, true, 0, FEW>::new(sieve);
-                            V::call_compiled(FramePass { test, rules, frames, classes, found });
-                        }
-                        (true, false, false) => {
-                            let test = SieveTest::<V, true, 0, MANY>::new(sieve);
-                            V::call_compiled(FramePass { test, rules, frames, classes, found });
-                        }
-                        (true, true, true) => {
-                            let test = SieveTest::<V, true, RELATIVE, FEW>::new(sieve);
-                            V::call_compiled(FramePass { test, rules, frames, classes, found });
-                        }
-                        (true, true, false) => {
-                            let test = SieveTest::<V, true, RELATIVE, MANY>::new(sieve);
-                            V::call_compiled(FramePass { test, rules, frames, classes, found });
-                        }
-                        (false, ..) => {
-                            let test = SieveTest::<V, false, RELATIVE, MANY>::new(sieve);
-                            V::call_compiled(FramePass { test, rules, frames, classes, found });
-                        }
+                    let found = &mut |frame: View<'_>, at: usize, index| plan.check(index, range, frame, at, hits);
+                    if sieve.quads.len() > 1 {
+                        let test = Planes::<V, 2>::new(sieve);
+                        V::call_compiled(FramePass { test, rules, frames, classes, found });
+                    } else {
+                        let test = Planes::<V, 1>::new(sieve);
+                        V::call_compiled(FramePass { test, rules, frames, classes, found });
                     }
                 }
             }
         }
         if let Some(rules) = rules {
-            V::call_compiled(FramePass { test: NoTest, rules: Some(rules), frames, classes, found: &mut |_, _, _| () });
+            let (test, found) = (Nothing, &mut |_: View<'_>, _, _| ());
+            V::call_compiled(FramePass { test, rules: Some(rules), frames, classes, found });
         }
     }
     for (signature, structure) in &plan.unaligned {
         frames.frames().for_each(|frame| match_structure(structure, *signature, frame, hits));
+    }
+}
+
+/// What is looked for in a frame.
+pub(super) trait FrameTest {
+    /// Calls `found` with the place of every slot that may be what is looked for, and with the number of what it may be.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instruction set of the test's vectors.
+    unsafe fn find(&mut self, frame: &[u8; FRAME], found: &mut impl FnMut(usize, usize));
+}
+
+/// Nothing: for scans for page tables alone.
+struct Nothing;
+
+impl FrameTest for Nothing {
+    #[inline(always)]
+    unsafe fn find(&mut self, _frame: &[u8; FRAME], _found: &mut impl FnMut(usize, usize)) {}
+}
+
+/// One thing, which a single test of a slot finds.
+struct Slots<V, T> {
+    test: T,
+    vectors: PhantomData<V>,
+}
+
+impl<V: Vector, T: SlotTest<V>> Slots<V, T> {
+    fn new(test: T) -> Self {
+        Self { test, vectors: PhantomData }
+    }
+}
+
+impl<V: Vector, T: SlotTest<V>> FrameTest for Slots<V, T> {
+    #[inline(always)]
+    unsafe fn find(&mut self, frame: &[u8; FRAME], found: &mut impl FnMut(usize, usize)) {
+        // SAFETY: the caller has made sure that the CPU has the instruction set of `V`.
+        unsafe { select(frame, &self.test, &mut |at| found(at, 0)) };
     }
 }
 
@@ -100,78 +126,60 @@ struct FramePass<'a, V, T> {
     rules: Option<TableRules<'a, V>>,
     frames: View<'a>,
     classes: &'a mut [u8],
-    /// Gets the frame, the place in it, and bits that say what it could be.
-    found: &'a mut dyn FnMut(View<'_>, usize, u64),
+    /// Gets the frame, the place in it, and the number of what may be there.
+    found: &'a mut dyn FnMut(View<'_>, usize, usize),
 }
 
-impl<V: Vector, T: SlotTest<V>> Work for FramePass<'_, V, T> {
+impl<V: Vector, T: FrameTest> Work for FramePass<'_, V, T> {
     #[inline(always)]
-    unsafe fn run(self) {
+    unsafe fn run(mut self) {
         let starts = (0..).map(|n: u64| PhysAddr(self.frames.start.0 + n * FRAME_SIZE));
         let frames = self.frames.bytes.as_chunks::<FRAME>().0;
         for ((frame, class), start) in frames.iter().zip(self.classes).zip(starts) {
-            let mut found = |at: usize, bits: u64| (self.found)(View { start, bytes: frame }, at, bits);
-            // SAFETY: the caller has made sure that the CPU has the instruction set of `V`.
+            let mut found = |at: usize, index: usize| (self.found)(View { start, bytes: frame }, at, index);
+            // SAFETY: the caller has made sure that the CPU has the instruction set of `V`, which is that of the test.
             unsafe {
-                match self.rules {
-                    Some(rules) => *class = classify::<V, T>(&self.test, rules, frame, &mut found),
-                    None => _ = select(frame, 0..FRAME, &self.test, &mut Ignore, &mut found),
+                self.test.find(frame, &mut found);
+                if let Some(rules) = self.rules {
+                    *class = classify::<V>(rules, frame);
                 }
             }
         }
     }
 }
 
-/// Reads a frame once: its class, as [`crate::scan::scalar::classify`] says, and the slots that pass the test.
+/// The class of a frame, as [`crate::scan::scalar::classify`] says. Most frames are no page tables, and are read no further than
+/// that shows.
 ///
 /// # Safety
 ///
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
-unsafe fn classify<V: Vector, T: SlotTest<V>>(
-    test: &T,
-    rules: TableRules<'_, V>,
-    frame: &[u8; FRAME],
-    found: &mut impl FnMut(usize, u64),
-) -> u8 {
-    // SAFETY: the caller has made sure that the CPU has the instruction set of `V`.
+unsafe fn classify<V: Vector>(rules: TableRules<'_, V>, frame: &[u8; FRAME]) -> u8 {
+    // SAFETY: the caller has made sure that the CPU has the instruction set of `V`. Vectors are loaded from blocks, each of which
+    // holds a whole number of them.
     unsafe {
-        let mut table = TableEvidence { rules, seen: Union(V::splat(0)), present: V::splat(0), leaves: V::splat(0) };
-        let mut could_be_table = true;
-        for start in (0..FRAME).step_by(BLOCK) {
-            let block = start..start + BLOCK;
-            if could_be_table {
-                select(frame, block, test, &mut table, found);
-                could_be_table = !table.present.has_any(rules.reserved);
-            } else {
-                select(frame, block, test, &mut table.seen, found);
+        const { assert!(BLOCK.is_multiple_of(V::BYTES)) };
+        // All entries, or-ed, those that are present, and those of them with the leaf bit.
+        let (mut seen, mut present, mut leaves) = (V::splat(0), V::splat(0), V::splat(0));
+        for block in frame.as_chunks::<BLOCK>().0 {
+            // What is nearer has been asked for, when this frame was searched.
+            prefetch_after(block, FRAME + AHEAD);
+            for vector in (0..BLOCK).step_by(V::BYTES) {
+                let v = V::load(block.as_ptr().add(vector));
+                seen = seen.or(v);
+                let here = v.keep(v.has(rules.present));
+                present = present.or(here);
+                leaves = leaves.or(here.keep(here.has(rules.leaf)));
+            }
+            if present.has_any(rules.reserved) {
+                return rules.rules.class(rules.rules.reserved, 0);
             }
         }
-        if !table.seen.0.has_any(table.seen.0) {
+        if !seen.has_any(seen) {
             return ZERO_FRAME;
         }
-        rules.rules.class(table.present.fold(), table.leaves.fold())
-    }
-}
-
-/// By what a page table is recognized: its present entries, or-ed, and those of them with the leaf bit.
-struct TableEvidence<'a, V> {
-    rules: TableRules<'a, V>,
-    seen: Union<V>,
-    present: V,
-    leaves: V,
-}
-
-impl<V: Vector> Accumulator<V> for TableEvidence<'_, V> {
-    #[inline(always)]
-    unsafe fn add(&mut self, v: V) {
-        // SAFETY: the caller has made sure that the CPU has the instruction set of `V`.
-        unsafe {
-            self.seen.add(v);
-            let present = v.keep(v.and(self.rules.present).equal(self.rules.present));
-            self.present = self.present.or(present);
-            self.leaves = self.leaves.or(present.keep(present.and(self.rules.leaf).equal(self.rules.leaf)));
-        }
+        rules.rules.class(present.fold(), leaves.fold())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Scanning with vectors: one algorithm, compiled once per instruction set, chosen at run time.
 
 mod frames;
+mod planes;
 mod select;
 mod slot_tests;
 mod sweep;
@@ -10,7 +11,6 @@ use super::Hit;
 use super::chunk::View;
 use super::engine::{Engine, Plan};
 use super::pointer_set::PointerSet;
-use super::sieve::Shape;
 use super::type_slots::{FrameSlots, TypeSlot};
 use crate::addr::PhysAddr;
 use frames::scan_frames;
@@ -19,7 +19,7 @@ use type_slots::type_slots;
 
 /// An engine of the algorithm above for one instruction set.
 macro_rules! engine {
-    ($(#[$doc:meta])* $engine:ident, $vector:ty, $feature:tt, $detected:expr, $shape:expr) => {
+    ($(#[$doc:meta])* $engine:ident, $vector:ty, $feature:tt, $detected:expr) => {
         $(#[$doc])*
         pub(super) struct $engine(());
 
@@ -32,8 +32,8 @@ macro_rules! engine {
         }
 
         impl Engine for $engine {
-            fn shape(&self) -> Option<Shape> {
-                Some($shape)
+            fn has_vectors(&self) -> bool {
+                true
             }
 
             fn scan_frames(
@@ -53,13 +53,7 @@ macro_rules! engine {
                     hits: &mut Vec<Hit>,
                 ) {
                     // SAFETY: this function is only called where the feature is there.
-                    unsafe {
-                        const SHAPE: Shape = $shape;
-                        const { assert!(SHAPE.entries <= 64) };
-                        scan_frames::<$vector, { SHAPE.relative }, { SHAPE.few }, { SHAPE.many }>(
-                            plan, range, frames, classes, hits,
-                        )
-                    }
+                    unsafe { scan_frames::<$vector>(plan, range, frames, classes, hits) }
                 }
                 // SAFETY: `detect`, the only constructor, has found the feature.
                 unsafe { compiled(plan, range, frames, classes, hits) }
@@ -93,21 +87,16 @@ engine!(
     /// Four slots at a time.
     Neon, super::vector::Neon, "neon",
     // A slot is little-endian, the lanes are as the computer is.
-    (cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon")),
-    // Eight entries of 32 bits in two registers.
-    Shape { digit_bits: 3, entries: 32, relative: 4, few: 3, many: 6 }
+    (cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon"))
 );
 #[cfg(target_arch = "x86_64")]
 engine!(
     /// Four slots at a time.
-    Avx2, std::arch::x86_64::__m256i, "avx2", std::is_x86_feature_detected!("avx2"),
-    // Eight entries of 32 bits in a register.
-    Shape { digit_bits: 3, entries: 32, relative: 4, few: 3, many: 6 }
+    Avx2, std::arch::x86_64::__m256i, "avx2", std::is_x86_feature_detected!("avx2")
 );
 #[cfg(target_arch = "x86_64")]
 engine!(
     /// Eight slots at a time.
-    Avx512, std::arch::x86_64::__m512i, "avx512f", std::is_x86_feature_detected!("avx512f"),
-    // Sixteen entries of 64 bits in two registers.
-    Shape { digit_bits: 4, entries: 64, relative: 3, few: 2, many: 4 }
+    Avx512, std::arch::x86_64::__m512i, "avx512f,avx512bw",
+    (std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw"))
 );

@@ -1,6 +1,6 @@
 //! The sweep for pointers.
 
-use super::select::{Ignore, select};
+use super::select::select;
 use super::slot_tests::{EqualTest, SpansTest};
 use crate::addr::PhysAddr;
 use crate::scan::chunk::View;
@@ -16,9 +16,9 @@ use crate::scan::vector::Vector;
 /// The CPU has the instruction set of `V`.
 #[inline(always)]
 pub(super) unsafe fn sweep<V: Vector>(values: &PointerSet, slots: View<'_>, found: &mut Vec<(PhysAddr, u64)>) {
-    let (bytes, all) = (slots.bytes, 0..slots.bytes.len());
+    let bytes = slots.bytes;
     let value_at = |at: usize| bytes.get(at..).and_then(<[u8]>::first_chunk).map(|b| u64::from_le_bytes(*b));
-    let mut survivor = |at: usize, _| {
+    let mut survivor = |at: usize| {
         if let Some(value) = value_at(at)
             && values.contains_quick(value)
         {
@@ -28,12 +28,12 @@ pub(super) unsafe fn sweep<V: Vector>(values: &PointerSet, slots: View<'_>, foun
     // SAFETY: the caller has made sure that the CPU has the instruction set of `V`.
     let rest = unsafe {
         match values.search() {
-            Search::Few1(values) => select(bytes, all, &EqualTest::<V, 1>::new(values), &mut Ignore, &mut survivor),
-            Search::Few2(values) => select(bytes, all, &EqualTest::<V, 2>::new(values), &mut Ignore, &mut survivor),
-            Search::Few4(values) => select(bytes, all, &EqualTest::<V, 4>::new(values), &mut Ignore, &mut survivor),
-            Search::Few8(values) => select(bytes, all, &EqualTest::<V, 8>::new(values), &mut Ignore, &mut survivor),
-            Search::Spans1(spans) => select(bytes, all, &SpansTest::<V, 1>::new(spans), &mut Ignore, &mut survivor),
-            Search::Spans4(spans) => select(bytes, all, &SpansTest::<V, 4>::new(spans), &mut Ignore, &mut survivor),
+            Search::Few1(values) => select(bytes, &EqualTest::<V, 1>::new(values), &mut survivor),
+            Search::Few2(values) => select(bytes, &EqualTest::<V, 2>::new(values), &mut survivor),
+            Search::Few4(values) => select(bytes, &EqualTest::<V, 4>::new(values), &mut survivor),
+            Search::Few8(values) => select(bytes, &EqualTest::<V, 8>::new(values), &mut survivor),
+            Search::Spans1(spans) => select(bytes, &SpansTest::<V, 1>::new(spans), &mut survivor),
+            Search::Spans4(spans) => select(bytes, &SpansTest::<V, 4>::new(spans), &mut survivor),
         }
     };
     let tail = PhysAddr(slots.end().0 - rest as u64)..slots.end();

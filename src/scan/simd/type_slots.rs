@@ -34,7 +34,7 @@ pub(super) unsafe fn type_slots<V: Vector>(slot: &TypeSlot, frames: View<'_>, fo
                 for at in (0..GROUP).step_by(V::BYTES) {
                     let value = frame.as_ptr().add(group + at);
                     let before = if group + at == 0 { start.as_ptr().cast() } else { value.sub(8) };
-                    let mut passed = test.test(V::load(value), V::splat(0)).0;
+                    let mut passed = test.test(V::load(value), V::splat(0));
                     if slot.after_count {
                         let before = V::load(before);
                         passed = V::both(passed, V::both(before.lacks(above_count), before.has(count)));

@@ -2,17 +2,24 @@
 
 use std::arch::aarch64::*;
 
-use super::{Table, Vector, Work};
+use super::{Vector, Work};
 
 /// Two registers: as many lanes as AVX2 has, and as many vectors (16) in the register file.
 #[derive(Clone, Copy)]
-pub(in crate::scan) struct Neon(uint64x2_t, uint64x2_t);
+pub(in crate::scan) struct Neon(pub(in crate::scan) uint64x2_t, pub(in crate::scan) uint64x2_t);
 
 impl Neon {
     /// The same in both registers.
     #[inline(always)]
     fn each(self, op: impl Fn(uint64x2_t) -> uint64x2_t) -> Self {
         Self(op(self.0), op(self.1))
+    }
+
+    /// The bits that both have.
+    #[inline(always)]
+    fn common(self, other: Self) -> Self {
+        // SAFETY: every computer for which this is compiled has NEON.
+        self.zip(other, |a, b| unsafe { vandq_u64(a, b) })
     }
 
     /// The same in both registers, with those of another vector.
@@ -24,13 +31,9 @@ impl Neon {
 
 impl Vector for Neon {
     const BYTES: usize = 32;
-    const SIEVE_GROUP: usize = 4;
     const BIAS: u64 = 0;
     /// All bits of a lane, or none.
     type Mask = Self;
-    // Eight entries of half a lane: the instruction looks up bytes, in two registers.
-    type Lookup = uint8x16x2_t;
-    const LOOKED_UP: u64 = 0xffff_ffff;
 
     #[inline(always)]
     unsafe fn call_compiled(work: impl Work) {
@@ -55,7 +58,7 @@ impl Vector for Neon {
             Self(low, vaddq_u64(low, vdupq_n_u64(16)))
         }}
         either(a: Self, b: Self) -> Self { a.or(b) }
-        both(a: Self, b: Self) -> Self { a.and(b) }
+        both(a: Self, b: Self) -> Self { a.common(b) }
         any(mask: Self) -> bool { vmaxvq_u32(vreinterpretq_u32_u64(vorrq_u64(mask.0, mask.1))) != 0 }
         bits(mask: Self) -> u32 {{
             let lanes = vcombine_u32(vmovn_u64(mask.0), vmovn_u64(mask.1));
@@ -63,44 +66,25 @@ impl Vector for Neon {
             vaddvq_u32(vandq_u32(lanes, bit_of_lane))
         }}
         none() -> Self { Self::splat(0) }
-        lookup_table(table: &Table) -> uint8x16x2_t {{
-            let entries = table.map(|entries| entries as u32);
-            let half = |first: usize| vreinterpretq_u8_u32(vld1q_u32(entries.as_ptr().add(first)));
-            uint8x16x2_t(half(0), half(4))
-        }}
-        store(self_: Self, lanes: &mut [u64; 8]) -> () {{
-            vst1q_u64(lanes.as_mut_ptr(), self_.0);
-            vst1q_u64(lanes.as_mut_ptr().add(2), self_.1);
-        }}
     }
 
     methods! { @self
-        and(self, b: Self) -> Self { self.zip(b, |a, b| vandq_u64(a, b)) }
         or(self, b: Self) -> Self { self.zip(b, |a, b| vorrq_u64(a, b)) }
         xor(self, b: Self) -> Self { self.zip(b, |a, b| veorq_u64(a, b)) }
         add(self, b: Self) -> Self { self.zip(b, |a, b| vaddq_u64(a, b)) }
         sub(self, b: Self) -> Self { self.zip(b, |a, b| vsubq_u64(a, b)) }
         // A shift to the left by less than nothing is one to the right.
-        digit(self, bit: Self) -> Self {
-            self.zip(bit, |v, by| vshlq_u64(v, vnegq_s64(vreinterpretq_s64_u64(by))))
-        }
-        rotate(self, right: Self, left: Self) -> Self {
-            self.digit(right).or(self.zip(left, |v, by| vshlq_u64(v, vreinterpretq_s64_u64(by))))
-        }
-        look_up(self, table: uint8x16x2_t) -> Self {
-            self.and(Self::splat(7)).each(|digit| {
-                // Where the four bytes of the digit's entry are.
-                let (first, bytes) = (vdupq_n_u32(0x0404_0404), vdupq_n_u32(0x0302_0100));
-                let at = vmlaq_u32(bytes, vreinterpretq_u32_u64(digit), first);
-                vreinterpretq_u64_u8(vqtbl2q_u8(table, vreinterpretq_u8_u32(at)))
-            })
-        }
+        rotate(self, right: Self, left: Self) -> Self {{
+            let shift = |v, by| vshlq_u64(v, vreinterpretq_s64_u64(by));
+            let down = self.zip(right, |v, by| vshlq_u64(v, vnegq_s64(vreinterpretq_s64_u64(by))));
+            down.or(self.zip(left, shift))
+        }}
         has(self, bits: Self) -> Self { self.zip(bits, |v, bits| vtstq_u64(v, bits)) }
         equal(self, b: Self) -> Self { self.zip(b, |a, b| vceqq_u64(a, b)) }
         at_most(self, bound: Self) -> Self { self.zip(bound, |a, b| vcleq_u64(a, b)) }
-        lacks(self, bits: Self) -> Self { self.and(bits).each(|v| vceqzq_u64(v)) }
-        keep(self, mask: Self) -> Self { self.and(mask) }
-        has_any(self, bits: Self) -> bool { Self::any(self.and(bits)) }
+        lacks(self, bits: Self) -> Self { self.common(bits).each(|v| vceqzq_u64(v)) }
+        keep(self, mask: Self) -> Self { self.common(mask) }
+        has_any(self, bits: Self) -> bool { Self::any(self.common(bits)) }
         fold(self) -> u64 {{
             let half = vorrq_u64(self.0, self.1);
             vgetq_lane_u64::<0>(half) | vgetq_lane_u64::<1>(half)

@@ -33,7 +33,7 @@ impl OnCpu for Counting<'_> {
 
 /// A scan with a device of the test's own; also how many bytes the CPU did in its place.
 fn scan_with(gpu: &Gpu, memory: &PhysicalMemory, signatures: &Signatures) -> (ScanResult, u64) {
-    let plan = engine::Plan::new(signatures, memory, Backend::Scalar.engine().shape());
+    let plan = engine::Plan::new(signatures, memory, Backend::Scalar.engine());
     let needles = Needles::new(signatures, Backend::detect_best());
     let mut frames = FrameClasses::unclassified(memory);
     let chunks = chunk::split(memory, &mut frames);

@@ -66,7 +66,7 @@ fn the_twin_of_scan_misses_nothing() {
         let (mut all, mut tried) = (0, 0);
         for seed in seeds {
             let memory = Random(seed).memory();
-            let plan = engine::Plan::new(&signatures, &memory, Backend::Scalar.engine().shape());
+            let plan = engine::Plan::new(&signatures, &memory, Backend::Scalar.engine());
             let (addresses, bytes) = whole_frames(&memory);
             let (classes, candidates) = run_twin(&program, addresses.len() as u32, ROOM, &bytes);
             let mut expected = Vec::new();
