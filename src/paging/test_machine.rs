@@ -31,11 +31,11 @@ impl Machine {
             machine.set(table, next | PRESENT);
         }
         for frame in 0..(frames * PAGE_STRUCT_SIZE).div_ceil(FRAME_SIZE) {
-            machine.set(0x7000 + frame * 8, ARRAY + frame * FRAME_SIZE | PRESENT);
+            machine.set(0x7000 + frame * 8, (ARRAY + frame * FRAME_SIZE) | PRESENT);
         }
         for index in 0..MIN_VOTES as u64 {
             let frame = 32 + index;
-            machine.set_entry(16 + index, frame * FRAME_SIZE | PRESENT);
+            machine.set_entry(16 + index, (frame * FRAME_SIZE) | PRESENT);
             machine.describe(frame, MAPPED, ANONYMOUS, 16 + index, 0);
             machine.set_struct(frame, 6, 1 << 32);
         }

@@ -35,6 +35,8 @@ mod simd;
 mod slot_set;
 mod structures;
 mod sweep;
+#[cfg(test)]
+mod test_inputs;
 mod type_slots;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;

@@ -9,17 +9,9 @@ use crate::dump::PhysicalMemory;
 use crate::scan::chunk::View;
 use crate::scan::engine::{Pass, Plan};
 use crate::scan::sample::Sample;
+use crate::scan::test_inputs::{FRAME, memory, random::Random};
 use crate::scan::{Backend, scalar};
 use crate::signature::{Signatures, Structure, Test};
-
-const FRAME: u64 = 4096;
-
-#[path = "../../../tests/scan/memory.rs"]
-mod memory;
-#[path = "../../../tests/random/mod.rs"]
-mod random;
-
-use random::Random;
 
 /// A hundred and more entries of all kinds.
 fn crowd() -> Signatures {

@@ -8,10 +8,10 @@ use super::super::super::frames::FrameClasses;
 use super::super::super::{Backend, BesideGpu, Hit, Needles, PointerSet, ScanResult, chunk, engine, scan, sweep};
 use super::super::device::{Gpu, Options};
 use super::super::scan::OnCpu;
-use super::random::Random;
 use super::{FRAME, many, open, several_batches, some_values};
 use crate::addr::PhysAddr;
 use crate::dump::PhysicalMemory;
+use crate::scan::test_inputs::random::Random;
 use crate::signature::Signatures;
 
 /// The CPU's part, which counts the bytes that it does in the device's place.

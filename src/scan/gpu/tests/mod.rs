@@ -8,17 +8,8 @@ mod shaders;
 use super::device::{Gpu, Options};
 use crate::addr::PhysAddr;
 use crate::dump::PhysicalMemory;
+use crate::scan::test_inputs::{FRAME, memory, random::Random};
 use crate::signature::Signatures;
-
-const FRAME: u64 = 4096;
-
-#[allow(dead_code, reason = "shared with tests/scan.rs")]
-#[path = "../../../../tests/scan/memory.rs"]
-mod memory;
-#[path = "../../../../tests/random/mod.rs"]
-mod random;
-
-use random::Random;
 
 fn many() -> Signatures {
     Signatures::from_texts([

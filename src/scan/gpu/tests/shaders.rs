@@ -10,10 +10,10 @@ use super::super::device::Gpu;
 use super::super::program::{DeviceStructure, DeviceTest, Program, ScanParams, SweepParams, SweepProgram};
 use super::super::ring::HEADER;
 use super::super::twin::{self, List};
-use super::random::Random;
 use super::{FRAME, many, open, several_batches, some_values};
 use crate::addr::PhysAddr;
 use crate::dump::PhysicalMemory;
+use crate::scan::test_inputs::random::Random;
 use crate::signature::{Signature, Signatures};
 
 /// Enough for all candidates of a small memory.
