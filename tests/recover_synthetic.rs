@@ -17,6 +17,8 @@ mod attributes;
 mod budgets;
 #[path = "recover_synthetic/choice.rs"]
 mod choice;
+#[path = "recover_synthetic/ended.rs"]
+mod ended;
 #[path = "recover_synthetic/forms.rs"]
 mod forms;
 #[path = "recover_synthetic/hidden.rs"]

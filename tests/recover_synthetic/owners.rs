@@ -23,7 +23,7 @@ fn modules(model: &Model) -> Vec<(&str, Option<&str>, Option<bool>, VirtAddr)> {
 }
 
 /// Tensors that are found by their headers: with two counts, and a device of their own.
-fn tensors(torch: &Torch, shapes: &[&[u64]]) -> Vec<Placed> {
+pub fn tensors(torch: &Torch, shapes: &[&[u64]]) -> Vec<Placed> {
     let tensor = |shape: &&[u64]| {
         let placed = unseen(torch, &Tensor::f32(shape).learned());
         let (process, at) = (&torch.python.process, |key: &str| placed.tensor_impl + torch.numbers.at(key));

@@ -23,6 +23,17 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const LOW: std::ops::Range<u64> = 0x1000..0x9f000;
 const HIGH: u64 = 0x10_0000;
 
+/// Where the array of `struct page` is, and the words of one: links of lists, owner, place there, counts (Linux 6.12).
+const VMEMMAP: u64 = 0xffff_ea00_0000_0000;
+const PAGE_STRUCT: u64 = 64;
+const LINKS: u64 = 1;
+const MAPPING: u64 = 3;
+const INDEX: u64 = 4;
+const COUNTS: u64 = 6;
+/// The owner of an anonymous page, and what is written over links.
+const ANONYMOUS: u64 = 0xffff_8880_0000_1231;
+const POISON: u64 = 0xdead_0000_0000_0100;
+
 /// How the kernel maps all memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum DirectMap {
@@ -39,12 +50,22 @@ pub struct Options {
     pub frames: u64,
     /// 2 MB pages that are kept apart for user mappings.
     pub huge_pages: u64,
+    /// Whether the kernel shows its array of `struct page`, as [`Machine::own`] and [`Machine::end`] need it.
+    pub page_structs: bool,
     pub seed: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { levels: 4, kpti: false, direct_map: DirectMap::Pages2M, frames: 1024, huge_pages: 0, seed: 1 }
+        Self {
+            levels: 4,
+            kpti: false,
+            direct_map: DirectMap::Pages2M,
+            frames: 1024,
+            huge_pages: 0,
+            page_structs: false,
+            seed: 1,
+        }
     }
 }
 
@@ -70,6 +91,8 @@ pub struct Machine {
     missing: BTreeSet<u64>,
     pub kernel_root: u64,
     spaces: Vec<Space>,
+    /// The frames of the array of `struct page`.
+    page_structs: Vec<u64>,
     pub random: Random,
 }
 
@@ -94,6 +117,7 @@ impl Machine {
             missing: BTreeSet::new(),
             kernel_root: 0,
             spaces: Vec::new(),
+            page_structs: Vec::new(),
             random,
         };
         machine.build_kernel(end);
@@ -112,12 +136,57 @@ impl Machine {
         // The kernel's image holds its own root, so that this one is mapped twice.
         let slot = self.slot(self.kernel_root, 0xffff_ffff_8220_0000, 1, KERNEL_TABLE);
         self.set(slot, self.kernel_root | KERNEL_TABLE);
+        if self.options.page_structs {
+            self.build_page_structs(end);
+        }
         // Something else in the kernel half: vmalloc space.
         for i in 0..8 {
             let frame = self.frame();
             let slot = self.slot(self.kernel_root, 0xffff_ffff_c000_0000 + i * 0x3000, 1, KERNEL_TABLE);
             self.set(slot, frame | KERNEL_TABLE | NX);
         }
+    }
+
+    /// The array of `struct page`, in which the kernel uses all frames itself.
+    fn build_page_structs(&mut self, end: u64) {
+        for page in 0..(end / FRAME * PAGE_STRUCT).div_ceil(FRAME) {
+            let frame = self.table();
+            let slot = self.slot(self.kernel_root, VMEMMAP + page * FRAME, 1, KERNEL_TABLE);
+            self.set(slot, frame | KERNEL_TABLE | NX);
+            self.page_structs.push(frame);
+        }
+        (0..end).step_by(FRAME as usize).for_each(|pa| self.describe(pa, &[(COUNTS, 1 << 32)]));
+    }
+
+    /// Words of the `struct page` of a frame.
+    fn describe(&mut self, pa: u64, words: &[(u64, u64)]) {
+        let at = pa / FRAME * PAGE_STRUCT;
+        let place = self.page_structs[(at / FRAME) as usize] + at % FRAME;
+        words.iter().for_each(|(word, value)| self.set(place + word * 8, *value));
+    }
+
+    /// Tells the kernel's array of the pages of a process, which are of 4 KiB.
+    pub fn own(&mut self, space: usize) {
+        for (va, page) in self.spaces[space].pages.clone() {
+            self.describe(page.pa, &[(MAPPING, ANONYMOUS), (INDEX, va / FRAME), (COUNTS, 1 << 32)]);
+        }
+    }
+
+    /// Ends a process: its tables are cleared, its pages are freed one by one.
+    pub fn end(&mut self, space: usize) {
+        for (va, page) in self.spaces[space].pages.clone() {
+            self.describe(page.pa, &[(LINKS, POISON), (MAPPING, 0), (INDEX, va / FRAME), (COUNTS, 0)]);
+            self.set(page.slot, 0);
+        }
+        let root = self.spaces[space].root;
+        (0..256).for_each(|index| self.set(root + index * 8, 0));
+    }
+
+    /// The kernel uses the frame that holds a freed page for itself.
+    pub fn reuse(&mut self, pa: u64) {
+        let noise = self.random.next().to_le_bytes();
+        self.write_physical(pa & !(FRAME - 1), &noise.repeat(FRAME as usize / 8));
+        self.describe(pa, &[(INDEX, 0), (COUNTS, 1 << 32)]);
     }
 
     /// A free frame; its content stays as it is.
