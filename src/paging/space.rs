@@ -212,6 +212,13 @@ enum Translator {
     Image,
 }
 
+/// A [`Translator`], ready to be asked.
+enum Lookup<'a> {
+    Tables(PageTables<'a>),
+    Freed(&'a FreedPages),
+    Image,
+}
+
 impl AddressSpace {
     /// The space whose top table, of level `levels`, lies at `root`.
     pub fn new(memory: &Arc<PhysicalMemory>, mmu: &Arc<Mmu>, root: PhysAddr, levels: u8) -> Self {
@@ -233,11 +240,20 @@ impl AddressSpace {
         matches!(self.translator, Translator::Freed(_))
     }
 
+    /// What its addresses are looked up in.
+    fn lookup(&self) -> Lookup<'_> {
+        match &self.translator {
+            Translator::Tables(mmu, root, levels) => Lookup::Tables(PageTables::new(&self.memory, mmu, *root, *levels)),
+            Translator::Freed(pages) => Lookup::Freed(pages),
+            Translator::Image => Lookup::Image,
+        }
+    }
+
     /// The page tables, where there are any.
     fn tables(&self) -> Option<PageTables<'_>> {
-        match &self.translator {
-            Translator::Tables(mmu, root, levels) => Some(PageTables::new(&self.memory, mmu, *root, *levels)),
-            Translator::Freed(_) | Translator::Image => None,
+        match self.lookup() {
+            Lookup::Tables(tables) => Some(tables),
+            Lookup::Freed(_) | Lookup::Image => None,
         }
     }
 
@@ -270,14 +286,14 @@ impl AddressSpace {
     /// of a process lacks the address.
     pub fn translate(&self, va: VirtAddr) -> Result<Translation, Fault> {
         let page = |pa| Translation { pa, page_size: FRAME_SIZE };
-        match &self.translator {
-            Translator::Tables(mmu, root, levels) => PageTables::new(&self.memory, mmu, *root, *levels).translate(va),
-            Translator::Freed(pages) => {
+        match self.lookup() {
+            Lookup::Tables(tables) => tables.translate(va),
+            Lookup::Freed(pages) => {
                 let frame = pages.frame(va).ok_or(Fault::NotInFreed { va })?;
                 Ok(page(PhysAddr(frame.0 | va.in_frame())))
             }
-            Translator::Image if self.memory.contains(PhysAddr(va.0)) => Ok(page(PhysAddr(va.0))),
-            Translator::Image => Err(self.not_in_image(va)),
+            Lookup::Image if self.memory.contains(PhysAddr(va.0)) => Ok(page(PhysAddr(va.0))),
+            Lookup::Image => Err(self.not_in_image(va)),
         }
     }
 
@@ -310,12 +326,12 @@ impl AddressSpace {
     /// What became of the pages of a range of user addresses; of an image, those that it holds are resident and the others
     /// missing. `budget` bounds the page tables that are read; `None` when it ran out.
     pub fn residency(&self, start: VirtAddr, end: VirtAddr, budget: &mut u64) -> Option<Residency> {
-        let resident = match &self.translator {
-            Translator::Tables(mmu, root, levels) => {
-                return PageTables::new(&self.memory, mmu, *root, *levels).residency(start..end, budget);
+        let resident = match self.lookup() {
+            Lookup::Tables(tables) => {
+                return tables.residency(start..end, budget);
             }
-            Translator::Freed(pages) => pages.runs(start..end).map(|run| run.end.0 - run.start.0).sum(),
-            Translator::Image => self.memory.held(PhysAddr(start.0)..PhysAddr(end.0)),
+            Lookup::Freed(pages) => pages.runs(start..end).map(|run| run.end.0 - run.start.0).sum(),
+            Lookup::Image => self.memory.held(PhysAddr(start.0)..PhysAddr(end.0)),
         };
         let missing = end.0.saturating_sub(start.0).saturating_sub(resident);
         Some(Residency { resident, swapped: 0, missing })
@@ -324,12 +340,12 @@ impl AddressSpace {
     /// The parts of a range of user addresses whose bytes the dump holds, sorted and joined, and whether these are all: at most
     /// `most` parts are found, and `budget` bounds the page tables that are read.
     pub fn resident(&self, range: Range<VirtAddr>, budget: &mut u64, most: usize) -> (Vec<Range<VirtAddr>>, bool) {
-        let mut runs: Box<dyn Iterator<Item = Range<VirtAddr>>> = match &self.translator {
-            Translator::Tables(mmu, root, levels) => {
-                return PageTables::new(&self.memory, mmu, *root, *levels).resident(range, budget, most);
+        let mut runs: Box<dyn Iterator<Item = Range<VirtAddr>>> = match self.lookup() {
+            Lookup::Tables(tables) => {
+                return tables.resident(range, budget, most);
             }
-            Translator::Freed(pages) => Box::new(pages.runs(range)),
-            Translator::Image => {
+            Lookup::Freed(pages) => Box::new(pages.runs(range)),
+            Lookup::Image => {
                 let parts = self.memory.parts(PhysAddr(range.start.0)..PhysAddr(range.end.0));
                 Box::new(parts.map(|held: MemoryRange| VirtAddr(held.start.0)..VirtAddr(held.end.0)))
             }
@@ -352,12 +368,10 @@ impl AddressSpace {
     /// can make four tables look like 2^36 pages; what is left of it is kept. `None` when it ran out.
     /// An image needs no bound: its mappings are the ranges of the dump, but for what is known to hold no objects.
     pub fn user_mappings(&self, budget: &mut u64) -> Option<Vec<Mapping>> {
-        match &self.translator {
-            Translator::Tables(mmu, root, levels) => {
-                PageTables::new(&self.memory, mmu, *root, *levels).user_mappings(budget)
-            }
-            Translator::Freed(pages) => Some(pages.mappings()),
-            Translator::Image => {
+        match self.lookup() {
+            Lookup::Tables(tables) => tables.user_mappings(budget),
+            Lookup::Freed(pages) => Some(pages.mappings()),
+            Lookup::Image => {
                 let searchable = self.memory.searchable();
                 let ranges = searchable.ranges().iter();
                 let mappings = ranges.map(|range| Mapping {
