@@ -214,6 +214,7 @@ fn read_bytes(
         }
         return;
     };
+    let is_freed = tensor.info.as_ref().is_some_and(|info| info.freed.is_some());
     let mut hash = Sha256::new();
     let result = tensor::gather::<TooLarge>(space, elements, limit, |bytes| {
         hash.update(bytes);
@@ -223,7 +224,7 @@ fn read_bytes(
     match result {
         Ok(holes) => {
             tensor.status = match holes.bytes {
-                0 if space.is_freed() => Status::Freed,
+                0 if space.is_freed() || is_freed => Status::Freed,
                 0 => Status::Complete,
                 missing if missing == elements.byte_len() => Status::Missing,
                 _ => Status::Partial,

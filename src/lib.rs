@@ -109,6 +109,7 @@ pub mod diagnostic;
 mod digest;
 pub mod dump;
 pub mod framework;
+mod heap;
 pub mod layout;
 pub mod linux;
 mod mapped;

@@ -21,6 +21,8 @@ mod choice;
 mod ended;
 #[path = "recover_synthetic/forms.rs"]
 mod forms;
+#[path = "recover_synthetic/freed.rs"]
+mod freed;
 #[path = "recover_synthetic/hidden.rs"]
 mod hidden;
 #[path = "recover_synthetic/images.rs"]

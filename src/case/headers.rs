@@ -40,6 +40,8 @@ pub struct HeaderComparison {
     pub differing: Vec<VirtAddr>,
     /// The headers of tensors with a storage in the computer's own memory that Python leads to, and that were not found by them.
     pub not_found: Vec<VirtAddr>,
+    /// Tensors whose header, storage and data were freed, and whose data nothing seems to have used since.
+    pub freed: usize,
 }
 
 /// Adds what headers give to the processes: to those that are there, and to new ones.
@@ -156,23 +158,32 @@ fn addresses(reverse: &ReverseMap, anchors: &[(PhysAddr, u64)]) -> BTreeMap<usiz
 fn join(process: &mut Process, headers: &dyn Headers, pages: &dyn Fn() -> DataPages) {
     let found = headers.tensors();
     let (comparison, mut free) = compare(&known(&process.models, &process.standalone.found), found);
+    let comparison = HeaderComparison { freed: headers.freed().len(), ..comparison };
+    // Where Python leads to networks, most of what is left are values that C++ keeps: a few small ones fit by chance.
+    let is_likely = |chain: &Chain| comparison.of_python == 0 || chain.agreeing_bits() >= MIN_AGREEING_BITS;
+    let chains = |tensors: &[&HeaderTensor]| {
+        let items = items(tensors);
+        let chains = chain::assemble(&items).into_iter().filter(is_likely);
+        chains.map(|chain| Model::of_chain(&chain, &items)).collect::<Vec<Model>>()
+    };
     if !free.is_empty() {
         let pages = pages();
         let sweep = |wanted: &BTreeSet<VirtAddr>| pages.sweep(std::slice::from_ref(wanted)).pop().unwrap_or_default();
         let of_modules = headers.models(&free.iter().map(|tensor| tensor.info.header).collect(), &sweep);
         retain_unknown(&mut free, &of_modules);
-        let items = items(&free);
-        // Where Python leads to networks, most of what is left are values that C++ keeps: a few small ones fit by chance.
-        let is_likely = |chain: &Chain| comparison.of_python == 0 || chain.agreeing_bits() >= MIN_AGREEING_BITS;
-        let chains = chain::assemble(&items).into_iter().filter(is_likely);
-        let of_chains: Vec<Model> = chains.map(|chain| Model::of_chain(&chain, &items)).collect();
+        let of_chains = chains(&free);
         retain_unknown(&mut free, &of_chains);
         process.models.extend(of_modules.into_iter().chain(of_chains));
     }
+    // Apart from those that are in use: a network is freed as a whole.
+    let mut freed: Vec<&HeaderTensor> = headers.freed().iter().collect();
+    let of_chains = chains(&freed);
+    retain_unknown(&mut freed, &of_chains);
+    process.models.extend(of_chains);
     let of_gradient: BTreeMap<VirtAddr, VirtAddr> =
         found.iter().filter_map(|tensor| Some((tensor.gradient?, tensor.info.header))).collect();
     let root = process.root();
-    let standalone = free.into_iter().map(|HeaderTensor { info, .. }| {
+    let standalone = free.into_iter().chain(freed).map(|HeaderTensor { info, .. }| {
         let (header, name) = (info.header, standalone::name(root, info.header));
         let named = NamedTensor::new(name, TensorKind::Other, info.object, Ok(info.clone()));
         let referrers = of_gradient.get(&header).map(|of| Referrer::GradientOf { object: *of }).into_iter().collect();

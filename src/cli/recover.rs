@@ -234,10 +234,10 @@ fn print_layouts(process: &tensorcarve::recover::Process) {
             best.tried
         ));
     }
-    if let Some(HeaderComparison { found, of_python, differing, not_found }) = &process.headers {
+    if let Some(HeaderComparison { found, of_python, differing, not_found, freed }) = &process.headers {
         print_message(&format!(
             "process {name}: {found} tensors found by their headers, {of_python} of them through Python as well, of which {} \
-             read differently; {} found through Python alone",
+             read differently; {} found through Python alone; {freed} whose memory was freed",
             differing.len(),
             not_found.len()
         ));

@@ -94,6 +94,10 @@ pub(crate) trait Headers: Send + Sync {
     /// The tensors, sorted by the address of their headers.
     fn tensors(&self) -> &[HeaderTensor];
 
+    /// Tensors of which header, storage and data were freed, and whose data nothing seems to have used since; sorted in the
+    /// same way.
+    fn freed(&self) -> &[HeaderTensor];
+
     /// The models whose modules hold some of the tensors with those headers. `sweep` finds the aligned slots in the pages of data
     /// that hold one of a set of addresses.
     fn models(&self, headers: &BTreeSet<VirtAddr>, sweep: &Sweep<'_>) -> Vec<Model>;

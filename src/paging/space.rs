@@ -47,6 +47,14 @@ pub enum Fault {
         /// The address.
         va: VirtAddr,
     },
+    /// It lies in memory that was freed, and the allocator has written over it.
+    #[error("{va} was overwritten by the allocator when its memory was freed")]
+    Overwritten {
+        /// The address.
+        va: VirtAddr,
+        /// Up to where.
+        end: VirtAddr,
+    },
     /// The image of the process does not hold the address.
     #[error("{va} is not in the process image")]
     NotInImage {
@@ -63,6 +71,7 @@ impl Fault {
         match *self {
             Self::NonCanonical { va }
             | Self::NotInFreed { va }
+            | Self::Overwritten { va, .. }
             | Self::NotPresent { va, .. }
             | Self::NotInDump { va, .. }
             | Self::NotInImage { va, .. } => va,

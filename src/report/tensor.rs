@@ -21,6 +21,9 @@ pub(super) struct TensorRow<'a> {
     pub(super) requires_grad: Option<bool>,
     pub(super) persistent: bool,
     pub(super) status: Status,
+    /// Whether its memory was free when the dump was taken, in a process that goes on: other bytes may have been written there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    freed: bool,
     /// Whether only an inferred layout reads it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     inferred: bool,
@@ -235,6 +238,7 @@ impl<'a> TensorRow<'a> {
             requires_grad: info.map(|info| info.requires_grad),
             persistent: tensor.persistent,
             status: assignment.status(),
+            freed: info.is_some_and(|info| info.freed.is_some()),
             inferred: tensor.inferred,
             device: info.map(|info| info.device.as_str()),
             holes: &tensor.holes,

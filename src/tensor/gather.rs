@@ -27,6 +27,8 @@ pub struct Elements {
     pub jumps: Vec<Jump>,
     /// Bits of each element that differ from memory.
     pub flips: Flips,
+    /// Bytes that no longer hold elements: start and end of each run, sorted.
+    pub overwritten: Vec<(VirtAddr, VirtAddr)>,
 }
 
 /// The gap after every given number of steps along a dimension, in addition to its stride, for a matrix in blocks.
@@ -135,6 +137,7 @@ pub fn gather<E: From<TooLarge>>(
     if spread > limit {
         return Err(TooLarge { bytes: spread, limit }.into());
     }
+    let memory: &dyn VirtualMemory = &Without { memory, overwritten: &elements.overwritten };
     let mut gatherer = Gatherer {
         pages: Pages::new(memory, elements),
         flips: elements.flips,
@@ -245,7 +248,11 @@ impl<E, S: FnMut(&[u8]) -> Result<(), E>> Gatherer<'_, S> {
                     count
                 }
                 Err(fault) => {
-                    let count = left.min(FRAME_SIZE - VirtAddr(at).in_frame());
+                    let end = match fault {
+                        Fault::Overwritten { end, .. } => end.0.saturating_sub(at),
+                        _ => FRAME_SIZE,
+                    };
+                    let count = left.min(FRAME_SIZE - VirtAddr(at).in_frame()).min(end);
                     self.holes.add(self.done, VirtAddr(at), count, fault);
                     if self.buffer.len() as u64 + count > BUFFER as u64 {
                         (self.sink)(&self.buffer)?;
@@ -275,6 +282,27 @@ impl<E, S: FnMut(&[u8]) -> Result<(), E>> Gatherer<'_, S> {
 
     fn flush(&mut self) -> Result<(), E> {
         if self.buffer.is_empty() { Ok(()) } else { (self.sink)(&self.buffer) }
+    }
+}
+
+/// Memory without the bytes that were overwritten.
+struct Without<'a> {
+    memory: &'a dyn VirtualMemory,
+    overwritten: &'a [(VirtAddr, VirtAddr)],
+}
+
+impl VirtualMemory for Without<'_> {
+    fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault> {
+        let bytes = self.memory.bytes_at(va)?;
+        let Some((start, end)) = self.overwritten.iter().copied().find(|(_, end)| va < *end) else { return Ok(bytes) };
+        if start <= va {
+            return Err(Fault::Overwritten { va, end });
+        }
+        Ok(bytes.get(..(start.0 - va.0) as usize).unwrap_or(bytes))
+    }
+
+    fn explain(&self, fault: Fault) -> String {
+        self.memory.explain(fault)
     }
 }
 

@@ -5,6 +5,7 @@ use super::form::{Form, Quantizer};
 use super::gather::{Elements, Flips, Jump};
 use super::obstacle::{Obstacle, Shortage};
 use crate::addr::VirtAddr;
+use crate::heap::FreedMemory;
 
 /// The device that is the computer itself.
 pub const CPU: &str = "cpu";
@@ -44,6 +45,8 @@ pub struct TensorInfo {
     pub flips: Flips,
     /// The names of the dispatch keys that an ordinary tensor does not have.
     pub dispatch_keys: Vec<String>,
+    /// If its memory was freed: what has been written there since.
+    pub freed: Option<FreedMemory>,
     /// Why its bytes may mean something else than its type and form say.
     pub doubt: Option<Obstacle>,
 }
@@ -92,7 +95,8 @@ impl TensorInfo {
         // Strides that are used have been checked; those of dimensions without neighbours may be anything.
         let stride = self.stride.iter().map(|stride| stride.wrapping_mul(size).cast_signed()).collect();
         let (shape, jumps, flips) = (self.shape.clone(), self.jumps.clone(), self.flips);
-        Some(Elements { data: self.data, shape, stride, size, jumps, flips })
+        let overwritten = self.freed.as_ref().map(|freed| freed.overwritten.clone()).unwrap_or_default();
+        Some(Elements { data: self.data, shape, stride, size, jumps, flips, overwritten })
     }
 
     /// Elements that lie one after another in no `TensorImpl`, but in a structure at `owner`.
@@ -128,6 +132,7 @@ impl TensorInfo {
             jumps: Vec::new(),
             flips: Flips::default(),
             dispatch_keys: Vec::new(),
+            freed: None,
             doubt: None,
         }
     }

@@ -169,6 +169,8 @@ fn same_cause(a: Fault, b: Fault) -> bool {
         }
         (Fault::NotInImage { why: a, .. }, Fault::NotInImage { why: b, .. }) => a == b,
         (Fault::NotInDump { .. }, Fault::NotInDump { .. })
+        | (Fault::NotInFreed { .. }, Fault::NotInFreed { .. })
+        | (Fault::Overwritten { .. }, Fault::Overwritten { .. })
         | (Fault::NonCanonical { .. }, Fault::NonCanonical { .. }) => true,
         _ => false,
     }

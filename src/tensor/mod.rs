@@ -10,6 +10,7 @@ mod holes;
 mod obstacle;
 mod source;
 mod stored;
+mod values;
 
 pub use array::{ArrayField, ArrayInfo};
 pub use dtype::{Raw, ScalarType};
@@ -20,3 +21,4 @@ pub use holes::{Hole, Holes, MissingPages};
 pub use obstacle::{Obstacle, Shortage};
 pub use source::{Source, sources};
 pub use stored::Stored;
+pub(crate) use values::Values;

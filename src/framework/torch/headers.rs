@@ -5,19 +5,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::tensor::{Layout, Sample, TensorScore, is_virtual_table, select_layout};
-use super::{Facts, SAMPLE, Torch, owners};
+use super::tensor::{Layout, Sample, is_virtual_table, select_layout};
+use super::{Facts, SAMPLE, Torch, freed, owners};
 use crate::addr::VirtAddr;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::framework::{self, HeaderTensor, Headers, Sweep};
 use crate::model::Model;
-use crate::paging::{AddressSpace, VirtualMemory};
+use crate::paging::{AddressSpace, Cached, VirtualMemory};
+use crate::signature::{USER_POINTER_MAX, USER_POINTER_MIN};
 use crate::tensor::TensorInfo;
 
 /// What the names of the signatures of `TensorImpl`s begin with (`signatures/pytorch.toml`).
 pub(super) const SIGNATURES: &str = "pytorch.tensor_impl";
 /// Headers of one address space that are read.
 const MAX_HEADERS: usize = 1 << 18;
+/// References to an object, at most.
+const MAX_REFERENCES: u64 = 0xff_ffff;
 /// Tensors whose virtual table can't be read must be so many that share it: chance does not give two of them the same.
 const MIN_SHARED: usize = 2;
 
@@ -27,6 +30,7 @@ pub(super) struct TorchHeaders<'a> {
     space: &'a AddressSpace,
     layout: Layout,
     tensors: Vec<HeaderTensor>,
+    freed: Vec<HeaderTensor>,
     facts: Facts,
     /// Addresses that were not looked at.
     left_out: usize,
@@ -36,19 +40,35 @@ impl<'a> TorchHeaders<'a> {
     /// Those whose `TensorImpl`s lie at some of the addresses; `None` if none is one.
     pub(super) fn read(torch: &'a Torch, space: &'a AddressSpace, addresses: &[VirtAddr]) -> Option<Self> {
         let (addresses, rest) = addresses.split_at_checked(MAX_HEADERS).unwrap_or((addresses, &[]));
-        let sample: Vec<VirtAddr> = addresses.iter().step_by(addresses.len() / SAMPLE + 1).copied().collect();
+        let memory = Cached::new(space.clone());
+        let (in_use, rest_of_them): (Vec<VirtAddr>, Vec<VirtAddr>) =
+            addresses.iter().partition(|address| is_in_use(&memory, **address));
+        // Where all of them were freed, these say what the layout is.
+        let deciding = if in_use.is_empty() { &rest_of_them } else { &in_use };
+        let sample: Vec<VirtAddr> = deciding.iter().step_by(deciding.len() / SAMPLE + 1).copied().collect();
         let selected = select_layout(&torch.layouts, space, &Sample { headers: &sample, ..Sample::default() });
-        let (layout, best, next) = selected.filter(|(_, best, _)| best.readable > 0)?;
-        let layout = layout.into_owned().with_keys(&torch.key_tables, space, &sample, None, false);
-        let tensors = tensors(&layout, space, addresses);
-        let facts = facts(&layout, best, next);
-        (!tensors.is_empty()).then_some(Self { torch, space, layout, tensors, facts, left_out: rest.len() })
+        let (layout, scores) = match selected.filter(|(_, best, _)| best.readable > 0) {
+            Some((layout, best, next)) => (layout.into_owned(), Some((best, next))),
+            None => (freed::select(&torch.layouts, &memory, &sample)?.clone(), None),
+        };
+        let layout = layout.with_keys(&torch.key_tables, space, &sample, None, false);
+        let tensors = tensors(&layout, space, &in_use);
+        let live: Vec<&TensorInfo> = tensors.iter().map(|tensor| &tensor.info).collect();
+        let freed = freed::tensors(&layout, &memory, &rest_of_them, &live);
+        let freed: Vec<HeaderTensor> = freed.into_iter().map(|info| HeaderTensor { info, gradient: None }).collect();
+        let dispatch_keys = layout.keys.as_ref().map(|keys| keys.version.clone());
+        let facts = Facts { version: None, layout: scores, dispatch_keys };
+        let left_out = rest.len();
+        (!tensors.is_empty() || !freed.is_empty()).then_some(Self {
+            torch,
+            space,
+            layout,
+            tensors,
+            freed,
+            facts,
+            left_out,
+        })
     }
-}
-
-fn facts(layout: &Layout, best: TensorScore, next: Option<TensorScore>) -> Facts {
-    let dispatch_keys = layout.keys.as_ref().map(|keys| keys.version.clone());
-    Facts { version: None, layout: Some((best, next)), dispatch_keys }
 }
 
 /// The tensors at some of the addresses: those with a storage, and with a virtual table that others have as well.
@@ -68,9 +88,26 @@ fn tensors(layout: &Layout, space: &AddressSpace, addresses: &[VirtAddr]) -> Vec
     sound.map(|(_, info)| HeaderTensor { gradient: gradient(&info), info }).collect()
 }
 
+/// Whether a `TensorImpl` or a `StorageImpl` seems to be in use: it begins with the address of a virtual table, and there are references
+/// to it. What has been freed has neither, or other numbers in their place (`c10::intrusive_ptr_target`).
+pub(super) fn is_in_use(memory: &dyn VirtualMemory, object: VirtAddr) -> bool {
+    let is_pointer = |table: VirtAddr| (USER_POINTER_MIN..=USER_POINTER_MAX).contains(&table.0);
+    let has_table = || {
+        let table = memory.pointer(object, 0).ok().filter(|table| is_pointer(*table));
+        table.is_some_and(|table| is_virtual_table(memory, table).unwrap_or(true))
+    };
+    // From 2.10 on, both counts and flags are in one word.
+    let references = memory.word(object, 8).unwrap_or_default() & u64::from(u32::MAX);
+    (1..=MAX_REFERENCES).contains(&references) && has_table()
+}
+
 impl Headers for TorchHeaders<'_> {
     fn tensors(&self) -> &[HeaderTensor] {
         &self.tensors
+    }
+
+    fn freed(&self) -> &[HeaderTensor] {
+        &self.freed
     }
 
     fn models(&self, headers: &BTreeSet<VirtAddr>, sweep: &Sweep<'_>) -> Vec<Model> {

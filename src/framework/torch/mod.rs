@@ -6,6 +6,7 @@
 
 mod extra;
 mod facts;
+mod freed;
 mod headers;
 mod held;
 mod module;

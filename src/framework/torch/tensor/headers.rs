@@ -42,6 +42,13 @@ impl Layout {
         Ok(info)
     }
 
+    /// Reads a tensor by its `TensorImpl` after that was freed: an ordinary one with data in the computer's own memory.
+    pub fn read_freed(&self, memory: &dyn VirtualMemory, tensor: VirtAddr) -> Option<TensorInfo> {
+        let (info, _) = self.read_strided(memory, tensor).ok()?;
+        let is_ordinary = info.storage.0 != 0 && info.doubt.is_none() && info.dtype.raw.is_none();
+        (is_ordinary && info.is_on_cpu() && info.numel() > 0).then_some(info)
+    }
+
     /// Whether that is the one `TensorImpl` that stands for no tensor: without elements and storage.
     pub fn is_undefined(&self, memory: &dyn VirtualMemory, tensor: VirtAddr) -> bool {
         memory.pointer(tensor, self.offsets.storage_pointer).is_ok_and(|storage| storage.0 == 0)

@@ -16,4 +16,5 @@ pub(super) use headers::is_virtual_table;
 pub use keys::{KeyTable, key_tables};
 pub use layout::{DtypeAt, Layout, Offsets, ShapeAt, layouts};
 pub use read::SizesAndStrides;
+pub(super) use select::fills_its_storage;
 pub use select::{Sample, TensorScore, select_layout};

@@ -280,7 +280,7 @@ fn agrees(
 }
 
 /// Whether the storage ends where the elements end.
-fn fills_its_storage(info: &TensorInfo) -> bool {
+pub(in crate::framework::torch) fn fills_its_storage(info: &TensorInfo) -> bool {
     let end = info.storage_offset.saturating_mul(info.dtype.size).saturating_add(info.byte_len());
     info.storage_bytes > 0 && info.storage_bytes == end
 }
