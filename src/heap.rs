@@ -4,7 +4,7 @@
 //! whose three lowest bits are flags. Behind them is what `malloc` returned. A free chunk has the addresses of others over its
 //! first words (malloc/malloc.c, glibc 2.26 to 2.41, x86-64).
 
-use crate::addr::VirtAddr;
+use crate::addr::{FRAME_SIZE, VirtAddr};
 use crate::paging::VirtualMemory;
 use crate::signature::{USER_POINTER_MAX, USER_POINTER_MIN};
 
@@ -21,6 +21,8 @@ const IS_MMAPPED: u64 = 2;
 const FLAGS: u64 = 7;
 /// Bytes by which a chunk may be larger than what was asked for: the rest is too small for a chunk of its own.
 const MAX_SLACK: u64 = 32;
+/// The same of a chunk with pages of its own, whose start may be aligned.
+const MAX_MAPPED_SLACK: u64 = 2 * FRAME_SIZE;
 /// Chunks of at least this size are linked by four words instead of two.
 const LARGE: u64 = 1 << 10;
 /// Chunks up to this size may be in a list whose chunks count as in use (`tcache`, and the fast bins).
@@ -66,17 +68,31 @@ enum Place {
     /// It has the chunk for itself, or shares the chunk with blocks behind it, and is in a list of free chunks, linked by
     /// so many bytes.
     Listed(u64),
-    /// It is in a larger free chunk that begins before it. It may have been in a list before.
-    Merged,
+    /// Its own chunk is still to be seen in a larger free one, or in the memory of a process that has ended. It may have been in a
+    /// list before.
+    Within,
+    /// It had pages of its own.
+    Mapped,
 }
 
-/// Which of the blocks are free, in their order; they must be sorted. `known` are blocks that `malloc` returned and that are in
-/// use, sorted: chunks are counted from these.
-pub(crate) fn freed(memory: &dyn VirtualMemory, blocks: &[Block], known: &[VirtAddr]) -> Vec<Option<FreedMemory>> {
-    let mut walk = Walk { memory, known, at: None, steps: 0 };
+/// What is known of the heap of a process.
+pub(crate) enum Heap<'a> {
+    /// Blocks that `malloc` returned and that are in use, sorted: chunks are counted from these.
+    Used(&'a [VirtAddr]),
+    /// The process has ended: nothing is in use.
+    Ended,
+}
+
+/// Which of the blocks are free, in their order; they must be sorted.
+pub(crate) fn freed(memory: &dyn VirtualMemory, blocks: &[Block], heap: &Heap<'_>) -> Vec<Option<FreedMemory>> {
+    let mut walk = Walk { memory, at: None, steps: 0 };
     let mut searched = 0;
+    let mut within = |block: Block| match heap {
+        Heap::Used(known) => walk.within(block, known),
+        Heap::Ended => own_chunk(memory, block),
+    };
     let find = |block: &Block| {
-        let place = place(memory, *block).or_else(|| walk.merged(*block))?;
+        let place = place(memory, *block).or_else(|| within(*block))?;
         let overwritten = overwritten(memory, *block, &place)?;
         searched += block.bytes;
         let is_unused = searched <= MAX_SEARCHED && !holds_pointers(memory, *block, &overwritten);
@@ -91,6 +107,19 @@ fn size(memory: &dyn VirtualMemory, chunk: VirtAddr) -> Option<(u64, bool)> {
     let size = word & !FLAGS;
     let is_chunk = size >= MIN_CHUNK && size.is_multiple_of(ALIGN) && word & IS_MMAPPED == 0;
     (is_chunk && size < USER_POINTER_MAX).then_some((size, word & PREV_INUSE != 0))
+}
+
+/// Whether the own chunk of a block is still to be seen.
+fn own_chunk(memory: &dyn VirtualMemory, block: Block) -> Option<Place> {
+    let (chunk, least) = (block.chunk()?, block.chunk_size()?);
+    if let Some((own, _)) = size(memory, chunk) {
+        return (own >= least && own - least <= MAX_SLACK).then_some(Place::Within);
+    }
+    let word = memory.word(chunk, SIZE.cast_signed()).ok()?;
+    let own = word & !FLAGS;
+    let ends_with_page = chunk.checked_add(own)?.in_frame() == 0;
+    (word & FLAGS == IS_MMAPPED && ends_with_page && own >= least && own - least <= MAX_MAPPED_SLACK)
+        .then_some(Place::Mapped)
 }
 
 /// Whether the chunk is free by what the chunk behind it says.
@@ -136,7 +165,8 @@ fn overwritten(memory: &dyn VirtualMemory, block: Block, place: &Place) -> Optio
     let (end, size) = (block.end()?, block.chunk_size()?);
     let links = match *place {
         Place::Listed(links) => links,
-        Place::Merged => left_over(memory, block.start, size),
+        Place::Within => left_over(memory, block.start, size),
+        Place::Mapped => return Some(Vec::new()),
     };
     let links = (links > 0).then_some((block.start.0, block.start.0.checked_add(links)?.min(end)));
     // The size of a free chunk is over the first word of the next one, which may be the last of its own block.
@@ -188,30 +218,26 @@ fn holds_pointers(memory: &dyn VirtualMemory, block: Block, overwritten: &[(Virt
 /// A walk along the chunks of the heap, upwards.
 struct Walk<'m> {
     memory: &'m dyn VirtualMemory,
-    /// Blocks from which it can begin.
-    known: &'m [VirtAddr],
     /// The chunk that was reached.
     at: Option<VirtAddr>,
     steps: usize,
 }
 
 impl Walk<'_> {
-    /// Whether a block lies in a larger chunk that is free, and its own chunk is still to be seen there.
-    fn merged(&mut self, block: Block) -> Option<Place> {
-        let (chunk, least, end) = (block.chunk()?, block.chunk_size()?, block.end()?);
-        let (own, _) = size(self.memory, chunk)?;
-        if own < least || own - least > MAX_SLACK {
-            return None;
-        }
-        let before = self.known.partition_point(|known| *known <= chunk).checked_sub(1);
-        let known = before.and_then(|index| self.known.get(index)?.0.checked_sub(HEAD)).map(VirtAddr);
+    /// Whether a block lies in a larger chunk that is free, and its own chunk is still to be seen there. `known` are blocks from which
+    /// the walk can begin.
+    fn within(&mut self, block: Block, known: &[VirtAddr]) -> Option<Place> {
+        let (chunk, end) = (block.chunk()?, block.end()?);
+        let Some(Place::Within) = own_chunk(self.memory, block) else { return None };
+        let before = known.partition_point(|known| *known <= chunk).checked_sub(1);
+        let known = before.and_then(|index| known.get(index)?.0.checked_sub(HEAD)).map(VirtAddr);
         self.at = self.at.filter(|at| *at <= chunk).max(known);
         while let Some(at) = self.at {
             let (size, _) = size(self.memory, at)?;
             let next = at.checked_add(size)?;
             if next > chunk {
                 let is_whole = next.0 >= end && (is_free(self.memory, at, size) || self.is_top(next));
-                return is_whole.then_some(Place::Merged);
+                return is_whole.then_some(Place::Within);
             }
             self.steps += 1;
             if self.steps > MAX_STEPS {
@@ -291,7 +317,7 @@ mod tests {
 
         fn freed(&self, block: Block, known: &[Block]) -> Option<Vec<(u64, u64)>> {
             let known: Vec<VirtAddr> = known.iter().map(|block| block.start).collect();
-            let found = freed(self, &[block], &known).pop().flatten()?;
+            let found = freed(self, &[block], &Heap::Used(&known)).pop().flatten()?;
             // As offsets in the block.
             let offset = |at: VirtAddr| at.0 - block.start.0;
             Some(found.overwritten.iter().map(|(from, to)| (offset(*from), offset(*to))).collect())
@@ -354,6 +380,28 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_in_use_when_the_process_has_ended() {
+        let mut arena = Arena::new();
+        let [block, _] = [480, 64].map(|bytes| arena.alloc(bytes));
+        arena.end();
+        let ended = |arena: &Arena, block: Block| {
+            let found = freed(arena, &[block], &Heap::Ended).pop().flatten()?;
+            Some(found.overwritten.len())
+        };
+        assert_eq!(arena.freed(block, &[]), None);
+        assert_eq!(ended(&arena, block), Some(0));
+        assert_eq!(ended(&arena, Block { bytes: 440, ..block }), None, "the chunk is too large for it");
+        // A chunk with pages of its own, whose start is aligned.
+        let own = Block { start: VirtAddr(START + 0x40), bytes: 0x1f00 };
+        let mut arena = Arena::new();
+        arena.put(own.start.0 - SIZE, 0x1fd0 | IS_MMAPPED);
+        assert_eq!(ended(&arena, own), Some(0));
+        assert_eq!(arena.freed(own, &[]), None, "it is in use as long as it is there");
+        arena.put(own.start.0 - SIZE, 0x1fc0 | IS_MMAPPED);
+        assert_eq!(ended(&arena, own), None, "it does not end with a page");
+    }
+
+    #[test]
     fn chunks_of_small_lists_count_as_in_use_and_are_known_by_their_links() {
         let mut arena = Arena::new();
         let [block, other, small, _] = [480, 480, 100, 64].map(|bytes| arena.alloc(bytes));
@@ -401,9 +449,11 @@ mod tests {
             }
             for bytes in [bytes, bytes % 0x2000] {
                 let block = Block { start: VirtAddr(START + at), bytes };
-                let found = freed(&arena, &[block], &[VirtAddr(START + 16)]).pop().flatten();
+                for heap in [Heap::Used(&[VirtAddr(START + 16)]), Heap::Ended] {
+                let found = freed(&arena, &[block], &heap).pop().flatten();
                 let lost = found.iter().flat_map(|found| &found.overwritten).map(|(from, to)| to.0 - from.0);
                 proptest::prop_assert!(lost.sum::<u64>() <= block.bytes);
+                }
             }
         }
     }

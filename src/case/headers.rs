@@ -26,6 +26,8 @@ const MIN_AGREEING_BITS: u32 = 12;
 const MIN_FREED: usize = 4;
 /// Ended processes that are read: those with the most headers.
 const MAX_ENDED: usize = 64;
+/// Two counts of references, in one word.
+const MAX_COUNTS: u64 = 0x00ff_ffff_00ff_ffff;
 /// Bytes in which the libraries of one process lie, at most.
 const LIBRARIES: u64 = 1 << 32;
 
@@ -117,11 +119,14 @@ fn candidates(spaces: &Spaces, signatures: &Signatures, prefix: &str) -> Vec<Can
 fn freed_candidates(spaces: &Spaces, reverse: &ReverseMap, anchors: &[(PhysAddr, u64)]) -> Vec<Candidates> {
     let memory: &PhysicalMemory = &spaces.memory;
     let frames = FreedFrames::find(memory, &spaces.mmu, &reverse.frames());
-    // An object begins with the address of its virtual table, which lies in a library: those of one process lie together.
+    // An object begins with the address of its virtual table, which lies in a library, and the counts of references to it: of a freed
+    // one both may still be there. The libraries of one process lie together.
     let table = |(anchor, offset): &(PhysAddr, u64)| {
         frames.address(*anchor)?;
-        let table = memory.read_u64(PhysAddr(anchor.0.checked_sub(*offset)?))?;
-        (anchor.in_frame() >= *offset && (USER_POINTER_MIN..=USER_POINTER_MAX).contains(&table)).then_some(table)
+        let start = anchor.0.checked_sub(*offset)?;
+        let (table, counts) = (memory.read_u64(PhysAddr(start))?, memory.read_u64(PhysAddr(start.checked_add(8)?))?);
+        let is_object = (USER_POINTER_MIN..=USER_POINTER_MAX).contains(&table) && counts & !MAX_COUNTS == 0;
+        (is_object && anchor.in_frame() >= *offset).then_some(table)
     };
     let mut tables: Vec<u64> = anchors.iter().filter_map(table).collect();
     tables.sort_unstable();

@@ -53,6 +53,11 @@ pub(crate) fn page_struct_arrays(mappings: &[Mapping]) -> impl Iterator<Item = V
     starts.filter(|va| va.0.is_multiple_of(ARRAY_ALIGN)).take(MAX_ARRAYS)
 }
 
+/// The rules by which the array is read: without the swap cache, which is found through the array.
+pub(super) fn rules(mmu: &Mmu) -> Mmu {
+    Mmu { kernel: None, ..mmu.clone() }
+}
+
 /// A page of a process: its virtual address and its frame.
 type UserPage = (VirtAddr, PhysAddr);
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::page_structs::{MIN_VOTES, PAGE_FLAGS, PageStruct, PageStructs};
+use super::page_structs::{self, MIN_VOTES, PAGE_FLAGS, PageStruct, PageStructs};
 use super::release::kernel_release;
 use super::tables::ENTRIES;
 use crate::addr::PhysAddr;
@@ -28,8 +28,7 @@ pub(super) fn cached_page(memory: &PhysicalMemory, mmu: &Mmu, slot: SwapSlot) ->
 
 /// The frames of the swap cache; `None` where the array of `struct page` can't be found.
 fn read(memory: &PhysicalMemory, mmu: &Mmu, facts: &KernelFacts) -> Option<HashMap<SwapSlot, u64>> {
-    // What is read here must not ask for the swap cache.
-    let rules = Mmu { kernel: None, ..mmu.clone() };
+    let rules = page_structs::rules(mmu);
     let array = PageStructs::find(memory, &rules, &facts.roots)?;
     let release = || *facts.release.get_or_init(|| kernel_release(memory));
     Some(swap_cache(&array, memory, release))

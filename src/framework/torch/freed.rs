@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::headers::is_in_use;
-use super::tensor::{Layout, fills_its_storage};
+use super::tensor::{Layout, TensorScore, fills_its_storage};
 use crate::addr::{VirtAddr, field};
-use crate::heap::{self, Block, FreedMemory};
+use crate::heap::{self, Block, FreedMemory, Heap};
 use crate::paging::{Cached, VirtualMemory};
 use crate::tensor::{self, TensorInfo, TooLarge, Values};
 
@@ -38,7 +38,8 @@ pub(super) fn tensors(
     let of_tensor = |info: &&TensorInfo| [info.header, info.storage, first_byte(info)];
     let known: BTreeSet<VirtAddr> = live.iter().flat_map(of_tensor).collect();
     let known: Vec<VirtAddr> = known.into_iter().collect();
-    let freed = heap::freed(memory, &blocks, &known);
+    let heap = if memory.space().is_freed() { Heap::Ended } else { Heap::Used(&known) };
+    let freed = heap::freed(memory, &blocks, &heap);
     let mut all = Vec::new();
     for (block, freed) in blocks.iter().zip(freed) {
         let (Some(freed), Some(tensors)) = (freed, found.remove(block)) else { continue };
@@ -49,14 +50,21 @@ pub(super) fn tensors(
     all
 }
 
-/// The layout that reads most of them, where none is in use; `None` if none reads any.
-pub(super) fn select<'l>(layouts: &'l [Layout], memory: &Cached, addresses: &[VirtAddr]) -> Option<&'l Layout> {
+/// The layout that reads most of them, and how many; `None` if none reads any.
+pub(super) fn select<'l>(
+    layouts: &'l [Layout],
+    memory: &Cached,
+    addresses: &[VirtAddr],
+) -> Option<(&'l Layout, TensorScore)> {
     let read = |layout: &Layout| {
         let found = addresses.iter().filter_map(|at| block(layout, memory, &layout.read_freed(memory, *at)?));
         found.count()
     };
     let counted = layouts.iter().map(|layout| (read(layout), layout)).filter(|(count, _)| *count > 0);
-    counted.max_by_key(|(count, _)| *count).map(|(_, layout)| layout)
+    // Of those that read as many, the first.
+    let (readable, layout) = counted.rev().max_by_key(|(count, _)| *count)?;
+    let (version, tried) = (layout.offsets.version.clone(), addresses.len());
+    Some((layout, TensorScore { readable, tried, version, ..TensorScore::default() }))
 }
 
 /// The first byte of the storage of a tensor.

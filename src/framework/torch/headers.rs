@@ -41,23 +41,30 @@ impl<'a> TorchHeaders<'a> {
     pub(super) fn read(torch: &'a Torch, space: &'a AddressSpace, addresses: &[VirtAddr]) -> Option<Self> {
         let (addresses, rest) = addresses.split_at_checked(MAX_HEADERS).unwrap_or((addresses, &[]));
         let memory = Cached::new(space.clone());
-        let (in_use, rest_of_them): (Vec<VirtAddr>, Vec<VirtAddr>) =
+        let (in_use, not_in_use): (Vec<VirtAddr>, Vec<VirtAddr>) =
             addresses.iter().partition(|address| is_in_use(&memory, **address));
-        // Where all of them were freed, these say what the layout is.
-        let deciding = if in_use.is_empty() { &rest_of_them } else { &in_use };
-        let sample: Vec<VirtAddr> = deciding.iter().step_by(deciding.len() / SAMPLE + 1).copied().collect();
-        let selected = select_layout(&torch.layouts, space, &Sample { headers: &sample, ..Sample::default() });
-        let (layout, scores) = match selected.filter(|(_, best, _)| best.readable > 0) {
-            Some((layout, best, next)) => (layout.into_owned(), Some((best, next))),
-            None => (freed::select(&torch.layouts, &memory, &sample)?.clone(), None),
+        let sample = |all: &[VirtAddr]| all.iter().step_by(all.len() / SAMPLE + 1).copied().collect::<Vec<_>>();
+        let (used, other) = (sample(&in_use), sample(&not_in_use));
+        let selected = select_layout(&torch.layouts, space, &Sample { headers: &used, ..Sample::default() });
+        let selected = selected.filter(|(_, best, _)| best.readable > 0);
+        // Of a process that has freed nearly all of them, the freed ones say what the layout is.
+        let by_freed = || {
+            let read = selected.as_ref().map_or(0, |(_, best, _)| best.readable);
+            let found = freed::select(&torch.layouts, &memory, &other).filter(|(_, score)| score.readable > read);
+            found.filter(|_| read == 0 || space.is_freed())
         };
-        let layout = layout.with_keys(&torch.key_tables, space, &sample, None, false);
+        let (layout, scores, sample) = match (by_freed(), selected.as_ref()) {
+            (Some((layout, score)), _) => (layout.clone(), (score, None), &other),
+            (None, Some((layout, best, next))) => (Layout::clone(layout), (best.clone(), next.clone()), &used),
+            (None, None) => return None,
+        };
+        let layout = layout.with_keys(&torch.key_tables, space, sample, None, false);
         let tensors = tensors(&layout, space, &in_use);
         let live: Vec<&TensorInfo> = tensors.iter().map(|tensor| &tensor.info).collect();
-        let freed = freed::tensors(&layout, &memory, &rest_of_them, &live);
+        let freed = freed::tensors(&layout, &memory, &not_in_use, &live);
         let freed: Vec<HeaderTensor> = freed.into_iter().map(|info| HeaderTensor { info, gradient: None }).collect();
         let dispatch_keys = layout.keys.as_ref().map(|keys| keys.version.clone());
-        let facts = Facts { version: None, layout: scores, dispatch_keys };
+        let facts = Facts { version: None, layout: Some(scores), dispatch_keys };
         let left_out = rest.len();
         (!tensors.is_empty() || !freed.is_empty()).then_some(Self {
             torch,

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::clear_winner;
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
-use crate::paging::page_structs::{PageStruct, PageStructs};
+use crate::paging::page_structs::{self, PageStruct, PageStructs};
 use crate::paging::tables::ENTRIES;
 use crate::signature::{Mmu, USER_POINTER_MAX, USER_POINTER_MIN};
 
@@ -56,8 +56,7 @@ struct Free {
 /// All that the frames say which nobody uses, sorted by frame; `mapped` are the frames that some address space maps: sorted, without
 /// overlap.
 pub(super) fn find(memory: &PhysicalMemory, mmu: &Mmu, mapped: &[Range<PhysAddr>]) -> Vec<Claim> {
-    // What is read here must not ask for the swap cache.
-    let rules = Mmu { kernel: None, ..mmu.clone() };
+    let rules = page_structs::rules(mmu);
     let roots = mmu.kernel.as_ref().map(|kernel| kernel.roots.as_slice()).unwrap_or_default();
     let Some(structs) = PageStructs::find(memory, &rules, roots) else { return Vec::new() };
     let free = free_frames(memory, &structs, mapped);
