@@ -366,7 +366,7 @@ fn the_index_changes_no_result() {
     let recovered = |name: &str, arguments: &[&str]| {
         let out = dir.path().join(name);
         let output =
-            tensorcarve(&[&["recover", SHIPPED, "--no-hash", "-o", out.to_str().unwrap()], arguments].concat());
+            tensorcarve(&[&["recover", SHIPPED, "--hash", "none", "-o", out.to_str().unwrap()], arguments].concat());
         assert!(output.status.success(), "{output:?}");
         let files = ["recovery.json", "models/m0/model.json", "models/m0/model.safetensors"];
         files.map(|file| std::fs::read(out.join(file)).unwrap())
