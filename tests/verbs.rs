@@ -84,10 +84,13 @@ fn scan_lists_hits_in_every_format() {
     );
 }
 
-/// A raw dump of so many MiB with a needle in every slot.
+/// A LiME dump of so many MiB from address 0 on, with a needle in every slot.
 fn dump_full_of_hits(folder: &Path, size: usize) -> PathBuf {
-    let path = folder.join("hits.raw");
+    let path = folder.join("hits.lime");
     let file = fs::File::create(&path).unwrap();
+    let last = ((size as u64) << 20) - 1;
+    let header = [b"EMiL\x01\0\0\0", &[0; 8][..], &last.to_le_bytes(), &[0; 8]].concat();
+    std::io::Write::write_all(&mut &file, &header).unwrap();
     let chunk = b"xdebugpy".repeat((1 << 20) / 8);
     (0..size).for_each(|_| std::io::Write::write_all(&mut &file, &chunk).unwrap());
     path
