@@ -34,7 +34,7 @@ const SPARSE: usize = 16;
 const FILES: &str = "/usr";
 /// The commands that ask a question, and their arguments beside the dump.
 const VERBS: [&[&str]; 8] = [
-    &["recover", "--overwrite", "--no-hash", "-o", "OUT"],
+    &["recover", "--overwrite", "--hash", "none", "-o", "OUT"],
     &["ps"],
     &["ps", "--python"],
     &["maps", "--pid", "188"],
@@ -83,7 +83,7 @@ fn main() {
             let scan = measure(&["scan", dump, "--format", "jsonl"]);
             assert_eq!(scan.lines, hits[0] + written as u64 * (hits[1] - hits[0]), "hits");
             let out = dir.path().join("out");
-            let options = ["--overwrite", "--no-hash", "--format", "jsonl"];
+            let options = ["--overwrite", "--hash", "none", "--format", "jsonl"];
             let recover = measure(&[&["recover", dump, "-o", out.to_str().unwrap()], &options[..]].concat());
             assert_eq!(recover.lines, 1, "models");
             let bytes = fs::metadata(&path).unwrap().len() as f64;

@@ -78,7 +78,7 @@ fn zeros_in_the_place_of_a_dump_are_never_reported() {
         warnings: Vec::new(),
         threads: 1,
         input: path.clone(),
-        sha256: None,
+        hashes: Vec::new(),
         started: SystemTime::now(),
         phases: Vec::new(),
     };

@@ -224,12 +224,67 @@ fn a_dump_without_models_is_exit_code_1_and_says_how_far_it_came() {
         serde_json::from_slice(&fs::read(dir.path().join("holiday.jpg.carved").join(name)).unwrap()).unwrap()
     };
     assert_eq!(read("recovery.json")["processes"], serde_json::json!([]));
-    assert_eq!(read("manifest.json")["input"]["sha256"].as_str().unwrap().len(), 64);
+    let hash = blake3::hash(&fs::read(&dump).unwrap());
+    let expected = serde_json::json!([{ "algorithm": "blake3", "digest": hash.to_hex().as_str() }]);
+    assert_eq!(read("manifest.json")["input"]["hashes"], expected);
     assert_eq!(run(&[]).status.code(), Some(2));
-    let output = run(&["--overwrite", "-q", "--no-hash", "--format", "json", "-j", "1", "--backend", "scalar"]);
+    let output = run(&["--overwrite", "-q", "--hash", "none", "--format", "json", "-j", "1", "--backend", "scalar"]);
     assert_eq!((output.status.code(), stderr(&output)), (Some(1), String::new()));
     assert_eq!(output.stdout, fs::read(dir.path().join("holiday.jpg.carved/recovery.json")).unwrap());
-    assert_eq!(read("manifest.json")["input"]["sha256"], serde_json::Value::Null);
+    assert_eq!(read("manifest.json")["input"]["hashes"], serde_json::json!([]));
+}
+
+/// The digests that others compute of the file, as it was named, and of its pieces.
+#[test]
+fn hashes_of_the_dump_are_those_of_coreutils() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let arguments = ["-q", "--no-index", "--hash", "sha256,sha256-pieces=16MiB,md5", "--hash", "blake3,sha256"];
+    let output = recover(Path::new(SHIPPED), &out, &arguments);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let manifest: serde_json::Value = serde_json::from_slice(&fs::read(out.join("manifest.json")).unwrap()).unwrap();
+    let hashes = manifest["input"]["hashes"].as_array().unwrap();
+    let names: Vec<&str> = hashes.iter().map(|hash| hash["algorithm"].as_str().unwrap()).collect();
+    assert_eq!(names, ["sha256", "sha256-pieces", "md5", "blake3"]);
+    let shell = |line: &str| {
+        let output = Command::new("sh").args(["-c", line]).env("DUMP", SHIPPED).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!(hashes[0]["digest"], shell("sha256sum < \"$DUMP\""));
+    assert_eq!(hashes[2]["digest"], shell("md5sum < \"$DUMP\""));
+    assert_eq!(hashes[3]["digest"], blake3::hash(&fs::read(SHIPPED).unwrap()).to_hex().as_str());
+    assert!(hashes[1]["digest"].is_null());
+    let mut end = 0;
+    for piece in hashes[1]["pieces"].as_array().unwrap() {
+        let [offset, length] = ["offset", "length"].map(|key| piece[key].as_u64().unwrap());
+        let dd = format!(
+            "dd if=\"$DUMP\" iflag=skip_bytes,count_bytes skip={offset} count={length} status=none | sha256sum"
+        );
+        assert_eq!((offset, &piece["digest"]), (end, &shell(&dd).into()));
+        assert!(length == 16 << 20 || offset + length == fs::metadata(SHIPPED).unwrap().len());
+        end += length;
+    }
+    assert_eq!(end, fs::metadata(SHIPPED).unwrap().len());
+}
+
+#[test]
+fn hashes_that_cannot_be_had_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    for (hash, words) in [
+        ("sha1", "sha256-pieces=SIZE"),
+        ("sha256-pieces", "sha256-pieces=SIZE"),
+        ("sha256-pieces=4KiB", "at least 16777216 bytes"),
+        ("sha256-pieces=64Mib/s", "64MiB"),
+        ("none,md5", "can't be combined"),
+    ] {
+        let output = recover(&empty_dump(dir.path()), &out, &["--hash", hash]);
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(message.starts_with("error: ") && message.contains(words), "{message}");
+        assert!(output.stdout.is_empty() && !out.exists());
+    }
 }
 
 #[test]
@@ -255,7 +310,7 @@ fn the_profile_has_every_phase_and_its_share_of_the_scan() {
         let most = 100.0 * (time + 0.0005) / (seconds - 0.0005) + 0.5001;
         assert!((least..=most).contains(&number(words[share])), "{said}");
     }
-    assert!(line("unpack").len() >= 3 && said.contains("SHA-256 of the dump file: "), "{said}");
+    assert!(line("unpack").len() >= 3 && said.contains("blake3 of the dump file: "), "{said}");
 }
 
 #[test]

@@ -174,7 +174,7 @@ fn python_and_its_tensors_are_those_of_the_dump() {
     assert_eq!(stack(&[core()]), stack(&[SHIPPED, "--pid", PID]));
     let recover = |dump: &str| {
         let folder = tempfile::tempdir().unwrap();
-        let output = tensorcarve(&["recover", dump, "-q", "--no-hash", "-o", folder.path().to_str().unwrap()]);
+        let output = tensorcarve(&["recover", dump, "-q", "--hash", "none", "-o", folder.path().to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
         let document: Value = serde_json::from_slice(&fs::read(folder.path().join("recovery.json")).unwrap()).unwrap();
         let processes = document["processes"].as_array().unwrap().clone();

@@ -157,7 +157,7 @@ fn a_dump_that_is_cut_is_used_as_far_as_it_goes() {
 #[test]
 fn the_output_is_the_same_however_it_is_made() {
     let mut first: Option<(String, BTreeMap<PathBuf, Vec<u8>>)> = None;
-    let mut ways = vec![vec![], vec![], vec!["-j", "1"], vec!["-j", "2"], vec!["--no-hash"]];
+    let mut ways = vec![vec![], vec![], vec!["-j", "1"], vec!["-j", "2"], vec!["--hash", "none"]];
     for backend in tensorcarve::scan::Backend::available() {
         ways.push(vec!["--backend".to_owned().leak(), backend.to_string().to_lowercase().replace('-', "").leak()]);
     }

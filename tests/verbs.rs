@@ -64,7 +64,7 @@ fn scan_lists_hits_in_every_format() {
     ]);
     let output = scan(&["--format", "json"]);
     assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
-    assert_eq!(json(&output), serde_json::json!({"total": 4, "hits": expected}));
+    assert_eq!(json(&output), serde_json::json!({"total": 4, "left_out": 0, "hits": expected}));
     let lines = stdout(&scan(&["--format", "jsonl"]));
     assert_eq!(
         lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>(),
@@ -82,6 +82,69 @@ fn scan_lists_hits_in_every_format() {
         verbose.contains("2 hits for cpython.type") && verbose.contains("8 frames, 4 of them all zeros"),
         "{verbose}"
     );
+}
+
+/// A LiME dump of so many MiB from address 0 on, with a needle in every slot.
+fn dump_full_of_hits(folder: &Path, size: usize) -> PathBuf {
+    let path = folder.join("hits.lime");
+    let file = fs::File::create(&path).unwrap();
+    let last = ((size as u64) << 20) - 1;
+    let header = [b"EMiL\x01\0\0\0", &[0; 8][..], &last.to_le_bytes(), &[0; 8]].concat();
+    std::io::Write::write_all(&mut &file, &header).unwrap();
+    let chunk = b"xdebugpy".repeat((1 << 20) / 8);
+    (0..size).for_each(|_| std::io::Write::write_all(&mut &file, &chunk).unwrap());
+    path
+}
+
+#[test]
+fn scan_keeps_no_more_hits_than_it_may_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = dump_full_of_hits(dir.path(), 3);
+    let arguments = ["scan", dump.to_str().unwrap(), "--signature", "cpython.debug_offsets", "--max-hits"];
+    let scan = |more: &[&str]| tensorcarve(&[&arguments, more].concat());
+    let total = 3 * (1 << 20) / 8;
+    for backend in ["scalar", "simd"] {
+        for threads in ["1", "3"] {
+            let output = scan(&["40000", "--format", "json", "--backend", backend, "-j", threads]);
+            assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+            let document = json(&output);
+            assert_eq!(
+                (document["total"].as_u64(), document["left_out"].as_u64()),
+                (Some(total), Some(total - 40_000))
+            );
+            let hits = document["hits"].as_array().unwrap();
+            let expected = (0..40_000).map(|slot| format!("{:#x}", slot * 8));
+            assert!(hits.iter().map(|hit| hit["address"].as_str().unwrap().to_owned()).eq(expected));
+            let said = format!("{} of {total} hits are left out", total - 40_000);
+            assert!(stderr(&output).contains(&said), "{}", stderr(&output));
+        }
+    }
+    let all = scan(&[&total.to_string(), "--format", "json", "--limit", "0"]);
+    assert_eq!((all.status.code(), json(&all)["left_out"].as_u64()), (Some(0), Some(0)));
+    // Without any, it is still said that there are hits.
+    let none = scan(&["0", "--format", "jsonl"]);
+    assert_eq!((none.status.code(), none.stdout.len()), (Some(3), 0));
+}
+
+/// With all of these hits in memory, each command would need 2 GB.
+#[test]
+fn a_dump_that_matches_everywhere_needs_less_than_1_gb() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = dump_full_of_hits(dir.path(), 256);
+    // Private memory that can be written, in KiB: the mapped dump does not count.
+    let limited = |arguments: &[&str]| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -d 1000000; exec \"$@\"", "sh"]).arg(program().get_program()).args(arguments);
+        command
+            .args(["-j", "2", "--no-index"].iter().filter(|option| arguments[0] != "scan" || **option != "--no-index"));
+        command.output().unwrap()
+    };
+    let output = limited(&["scan", dump.to_str().unwrap(), "--format", "json", "--limit", "1"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let total = 256 * (1 << 20) / 8;
+    assert!(json(&output)["total"].as_u64() >= Some(total) && json(&output)["left_out"].as_u64() > Some(total / 2));
+    let output = limited(&["spaces", dump.to_str().unwrap(), "--format", "json"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
 }
 
 #[test]
@@ -366,7 +429,7 @@ fn the_index_changes_no_result() {
     let recovered = |name: &str, arguments: &[&str]| {
         let out = dir.path().join(name);
         let output =
-            tensorcarve(&[&["recover", SHIPPED, "--no-hash", "-o", out.to_str().unwrap()], arguments].concat());
+            tensorcarve(&[&["recover", SHIPPED, "--hash", "none", "-o", out.to_str().unwrap()], arguments].concat());
         assert!(output.status.success(), "{output:?}");
         let files = ["recovery.json", "models/m0/model.json", "models/m0/model.safetensors"];
         files.map(|file| std::fs::read(out.join(file)).unwrap())

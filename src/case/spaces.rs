@@ -13,7 +13,7 @@ use crate::dump::{Dump, Format, MemoryRange, PhysicalMemory};
 use crate::linux::{self, Machine};
 use crate::paging::{self, AddressSpace, Discovery, Placement, SpaceKind};
 use crate::progress::{Observer, Phase};
-use crate::scan::{self, Backend, FrameClasses, Hit, ScanResult, ZERO_FRAME};
+use crate::scan::{self, Backend, FrameClasses, Hit, Limits, ScanResult, ZERO_FRAME};
 use crate::signature::{Mmu, Signatures};
 
 /// The warning for a file without headers that can't be placed, and its hint.
@@ -27,6 +27,9 @@ const MAX_KEPT_HITS: usize = 1 << 20;
 /// The most hits of one signature in a frame that are looked at. No more than ten type objects fit in one, but what only looks
 /// like one can be there more often: a dump of Linux 5.10 has frames with over 16 of them.
 const MAX_HITS_PER_FRAME: usize = 64;
+
+/// The most hits that are looked at. Each has 32 bytes.
+const MAX_HITS: usize = 4_000_000;
 
 /// Page tables and mappings of a space per frame of the dump, and at least, before it is taken for hostile.
 const MAPPINGS_PER_FRAME: u64 = 4;
@@ -77,8 +80,8 @@ impl Spaces {
         let Found { memory, found, discovery, mut warnings } = found;
         if found.left_out > 0 {
             let message = format!(
-                "{} signature matches are left out: a frame holds more than {MAX_HITS_PER_FRAME} of one \
-                 signature",
+                "{} signature matches are left out: a frame holds more than {MAX_HITS_PER_FRAME} of one signature, or the \
+                 dump more than {MAX_HITS}",
                 found.left_out
             );
             warnings.push(Diagnostic::new(Code::MatchesLeftOut, None, message));
@@ -248,7 +251,8 @@ fn placed_file(memory: &PhysicalMemory) -> Diagnostic {
 /// The one pass over memory.
 fn one_pass(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend, observer: &dyn Observer) -> ScanResult {
     observer.begin(Phase::Scan, memory.size());
-    scan::scan_within(memory, signatures, backend, Some(MAX_HITS_PER_FRAME), &|bytes| observer.advance(bytes))
+    let limits = Limits { per_frame: Some(MAX_HITS_PER_FRAME), total: Some(MAX_HITS) };
+    scan::scan_within(memory, signatures, backend, limits, &|bytes| observer.advance(bytes))
 }
 
 /// A warning if most of the dump is one run of zeros, as after a capture that gave up.

@@ -173,6 +173,13 @@ pub(super) struct WorkArgs {
     pub(super) signatures: Option<PathBuf>,
 }
 
+impl WorkArgs {
+    /// How many threads work.
+    pub(super) fn thread_count(&self) -> usize {
+        self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+    }
+}
+
 /// Results that are kept for the next command.
 #[derive(Args)]
 pub(super) struct IndexArgs {

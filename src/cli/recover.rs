@@ -19,7 +19,7 @@ use tensorcarve::signature::Signatures;
 use tensorcarve::words::counted;
 
 use super::args::{IndexArgs, InputArgs, LineFormat, MappedArgs, VerbosityArgs, WorkArgs};
-use super::input_hash::{Hashed, InputHash};
+use super::input_hash::{self, HashChoice, Hashed, InputHash};
 use super::progress::{PhaseTime, Progress, print_work, rate};
 use super::stderr::{print_diagnostics, print_message};
 use super::work::{case_options, gpu_warning, in_pool, open_source};
@@ -30,6 +30,7 @@ Examples:
   tensorcarve recover memory.lime -o out
   tensorcarve recover memory.raw.zst -o out --spool-dir /big/disk
   tensorcarve recover memory.elf -o out --overwrite --format jsonl | jq .class
+  tensorcarve recover memory.lime -o out --hash sha256,md5
   tensorcarve recover core.4321 -o out        a core of one process, from gcore or the kernel
   tensorcarve recover core.4321 -o out --file model.safetensors
                                               and the checkpoint that it had mapped, which cores leave out
@@ -46,6 +47,12 @@ Examples:
 
   dd reports errors for unreadable pages, such as [vvar] and (from Linux 6.13 on) the guard pages
   of stacks. The copy has zeros in their place.
+
+DIR/manifest.json has the hash of DUMP as it was named. BLAKE3 is computed by all threads, SHA-256 and
+MD5 by one. If a procedure asks for SHA-256, use --hash sha256. With --hash sha256-pieces=64MiB all
+threads compute a list of SHA-256 digests, each of which dd and sha256sum can confirm:
+
+    dd if=DUMP iflag=skip_bytes,count_bytes skip=OFFSET count=LENGTH | sha256sum
 
 DIR/recovery.json lists everything that was found. It is written last: a folder without it is
 incomplete. DIR/models/m0/ holds the first model: model.safetensors, model.json, load.py. Nothing is
@@ -71,9 +78,10 @@ pub(super) struct RecoverArgs {
     /// Find tensors by their headers alone, as if no Python could be read
     #[arg(long)]
     without_python: bool,
-    /// Do not compute the SHA-256 of the dump file for the manifest
-    #[arg(long)]
-    no_hash: bool,
+    /// Hashes of the dump file for the manifest: blake3, sha256, md5, sha256-pieces=SIZE (SHA-256 of each piece of SIZE
+    /// bytes, at least 16MiB), or none. Separate several by commas
+    #[arg(long = "hash", value_name = "NAMES", default_value = "blake3", value_delimiter = ',')]
+    hashes: Vec<HashChoice>,
     /// What to print: table, json (the content of recovery.json), jsonl (one model per line) or csv (one tensor per line)
     #[arg(long, value_enum, default_value = "table", value_name = "FORMAT")]
     format: LineFormat,
@@ -84,15 +92,16 @@ pub(super) struct RecoverArgs {
 pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
     let started = SystemTime::now();
     // Whatever can be refused is refused before the long work.
+    let algorithms = input_hash::algorithms(&args.hashes)?;
     args.work.backend.resolve()?;
     let signatures = Signatures::load(args.work.signatures.as_deref())?;
     let output_dir = args.output_dir.clone().unwrap_or_else(|| default_output_dir(&args.input.dump));
     let folder = interrupt::undoable(|| OutputFolder::create(&output_dir, args.overwrite), |folder| folder.cleanup())?;
     let progress = Arc::new(Progress::new(&args.verbosity));
     let source = Source::open(&args.input.dump)?;
-    let hash = (!args.no_hash).then(|| InputHash::start(source.file()));
+    let hash = InputHash::start(source.file(), &algorithms, args.work.thread_count());
     let mut dump = open_source(source, &args.input, &progress)?;
-    let (mut times, mut hashed, mut unhashed) = (Vec::new(), None, None);
+    let (mut times, mut hashed, mut unhashed) = (Vec::new(), Hashed::default(), None);
     let (case, recovery, choice) = in_pool(args.work.threads, || -> Result<_, Failure> {
         dump.fill(&args.mapped.files())?;
         let options = case_options(&args.work, &args.index, &progress);
@@ -100,14 +109,14 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
         let (choice, recovery) = (case.backend()?, case.recovery()?);
         let threads = rayon::current_num_threads();
         report::write(folder, case.dump(), &recovery, &*progress, || {
-            hashed = hash.and_then(|hash| match hash.finish(case.dump().file_size, &progress) {
-                Ok(hash) => Some(hash),
+            hashed = match hash.and_then(|hash| hash.finish(&progress)) {
+                Ok(hash) => hash,
                 Err(error) => {
-                    let message = format!("the SHA-256 of the dump file could not be computed ({error})");
+                    let message = format!("the hashes of the dump file could not be computed ({error})");
                     unhashed = Some(Diagnostic::new(Code::NoFileHash, None, message));
-                    None
+                    Hashed::default()
                 }
-            });
+            };
             times = progress.finish();
             Run {
                 arguments: std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect(),
@@ -116,7 +125,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
                 warnings: gpu_warning().into_iter().chain(unhashed.clone()).collect(),
                 threads,
                 input: args.input.dump.clone(),
-                sha256: hashed.as_ref().map(|hashed| hashed.sha256.clone()),
+                hashes: hashed.hashes.clone(),
                 started,
                 phases: times.iter().map(|done| (done.name, done.time)).collect(),
             }
@@ -169,7 +178,7 @@ fn print(format: LineFormat, dump: &Dump, recovery: &Recovery) -> Result<(), Fai
 /// How the work went.
 struct Work {
     times: Vec<PhaseTime>,
-    hashed: Option<Hashed>,
+    hashed: Hashed,
     choice: Arc<SelectedBackend>,
     spaces: Arc<Spaces>,
     /// What the index and the hash could not do.
@@ -182,10 +191,12 @@ fn print_summary(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_di
     print_diagnostics(warnings.chain(&gpu_warning()).chain(&work.notes), &args.verbosity);
     if args.verbosity.verbose {
         print_work(Some(&work.choice), &work.spaces, &work.times);
-        if let Some(Hashed { bytes, time, .. }) = &work.hashed {
+        let Hashed { hashes, bytes, time } = &work.hashed;
+        if !hashes.is_empty() {
+            let names: Vec<&str> = hashes.iter().map(|hash| hash.algorithm).collect();
+            let (names, seconds) = (names.join(", "), time.as_secs_f64());
             let rate = rate(*bytes, *time).unwrap_or_default();
-            let seconds = time.as_secs_f64();
-            print_message(&format!("SHA-256 of the dump file: {seconds:.3} s in a separate thread, {rate:.2} GB/s"));
+            print_message(&format!("{names} of the dump file: {seconds:.3} s beside the other work, {rate:.2} GB/s"));
         }
         recovery.processes.iter().for_each(print_layouts);
         for model in recovery.processes.iter().flat_map(|process| &process.models) {

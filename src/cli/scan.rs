@@ -5,12 +5,14 @@ use std::io::{self, Write};
 use std::ops::Range;
 
 use clap::Args;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tensorcarve::addr::{FileOffset, PhysAddr};
 use tensorcarve::dump::PhysicalMemory;
 use tensorcarve::progress::{Observer, Phase};
 use tensorcarve::report::{columns, printable};
-use tensorcarve::scan::{self, ABSENT_FRAME, Explanation, FrameClasses, Hit, RejectedCandidate, Rejection, ZERO_FRAME};
+use tensorcarve::scan::{
+    self, ABSENT_FRAME, Explanation, FrameClasses, Hit, Limits, RejectedCandidate, Rejection, ZERO_FRAME,
+};
 use tensorcarve::signature::{Signature, Signatures, Structure};
 
 use super::args::{InputArgs, LineFormat, VerbosityArgs, WorkArgs, parse_range};
@@ -31,7 +33,8 @@ Examples:
 A hit shows the address of the structure, the address and value of its anchor, and how many fields
 were tested. Fields outside the anchor's 4 KiB frame are deferred. signatures/README.md explains how
 to write your own signatures. Addresses are physical, or virtual for a process image. The formats
-json, jsonl and csv also have file_offset, the anchor's position in the (unpacked) file.";
+json, jsonl and csv also have file_offset, the anchor's position in the (unpacked) file. If hits are
+left out because of --max-hits, the exit code is 3.";
 
 /// Arguments of `scan`.
 #[derive(Args)]
@@ -47,6 +50,9 @@ pub(super) struct ScanArgs {
     /// Print at most N hits and N rejected candidates
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    /// Keep at most N hits, those whose anchors have the lowest addresses, however many the dump holds
+    #[arg(long, value_name = "N", default_value_t = MAX_HITS)]
+    max_hits: usize,
     /// Also list rejected candidates (addresses where only a structure's anchor matched) and the reasons
     #[arg(long)]
     explain: bool,
@@ -59,6 +65,8 @@ pub(super) struct ScanArgs {
     verbosity: VerbosityArgs,
 }
 
+/// Hits that are kept where the user sets no limit: a real dump has some thousands, and these need 320 MB on the way.
+const MAX_HITS: usize = 5_000_000;
 /// Rejected candidates that are listed where the user sets no limit; all are counted.
 const LISTED: usize = 20;
 
@@ -74,11 +82,15 @@ struct Row<'a> {
     file_offset: Option<FileOffset>,
 }
 
+/// `hits` are made one by one as they are written.
 #[derive(Serialize)]
-struct Document<'a> {
+struct Document<'a, R: Iterator<Item = Row<'a>> + Clone> {
     /// Hits, of which a limit may have left some out.
     total: usize,
-    hits: Vec<Row<'a>>,
+    /// Hits beyond those that are kept.
+    left_out: usize,
+    #[serde(serialize_with = "serialize_rows")]
+    hits: R,
     #[serde(skip_serializing_if = "Option::is_none")]
     rejected: Option<Rejected<'a>>,
 }
@@ -131,7 +143,8 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
     let (found, explanation) = in_pool(args.work.threads, || {
         let advance = |bytes| progress.advance(bytes);
         progress.begin(Phase::Scan, memory.size());
-        let found = scan::scan(&memory, &signatures, backend, &advance);
+        let limits = Limits { per_frame: None, total: Some(args.max_hits) };
+        let found = scan::scan_within(&memory, &signatures, backend, limits, &advance);
         let explanation = args.explain.then(|| {
             progress.begin_named("explain", memory.size());
             scan::explain(&memory, &signatures, args.limit.unwrap_or(LISTED), &advance)
@@ -140,12 +153,13 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
     })?;
     let times = progress.finish();
     memory.check()?;
+    let total = found.hits.len() + found.left_out;
     let rows = || found.hits.iter().take(limit).map(|hit| row(hit, &signatures, &memory));
     stdout::print(|out| match args.format {
         LineFormat::Table => print_table(out, rows(), explanation.as_ref().map(|it| rejected(it, &signatures))),
         LineFormat::Json => {
             let rejected = explanation.as_ref().map(|it| rejected(it, &signatures));
-            let document = Document { total: found.hits.len(), hits: rows().collect(), rejected };
+            let document = Document { total, left_out: found.left_out, hits: rows(), rejected };
             stdout::write_json(out, &document)
         }
         LineFormat::Jsonl => rows().try_for_each(|row| stdout::write_line(out, &row)),
@@ -157,10 +171,17 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
         print_counts(&found.hits, &signatures);
         print_frames(&found.frames, &signatures);
     }
-    if found.hits.len() > limit && !args.verbosity.quiet {
-        print_message(&format!("only the first {limit} of {} hits are shown (--limit)", found.hits.len()));
+    if found.left_out > 0 && !args.verbosity.quiet {
+        print_message(&format!(
+            "{} of {total} hits are left out: only the {} with the lowest addresses are kept (--max-hits)",
+            found.left_out,
+            found.hits.len()
+        ));
     }
-    Ok(match (found.hits.is_empty(), dump.damaged) {
+    if found.hits.len() > limit && !args.verbosity.quiet {
+        print_message(&format!("only the first {limit} of {total} hits are shown (--limit)"));
+    }
+    Ok(match (total == 0, dump.damaged || found.left_out > 0) {
         (true, _) => {
             if !args.verbosity.quiet {
                 print_message("no hits: --explain lists the rejected candidates and the reasons");
@@ -170,6 +191,13 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
         (false, true) => Outcome::Partly,
         (false, false) => Outcome::Found,
     })
+}
+
+fn serialize_rows<S: Serializer>(
+    rows: &(impl Iterator<Item: Serialize> + Clone),
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(rows.clone())
 }
 
 fn name(signatures: &Signatures, index: u16) -> &str {

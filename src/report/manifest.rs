@@ -29,12 +29,35 @@ pub struct Run {
     pub threads: usize,
     /// The dump as it was named.
     pub input: PathBuf,
-    /// SHA-256 of that file in lower-case hex; `None` where it was not asked for, or failed.
-    pub sha256: Option<String>,
+    /// Hashes of that file; none where none was asked for, or it could not be hashed.
+    pub hashes: Vec<FileHash>,
     /// When the run began.
     pub started: SystemTime,
     /// Each phase with its time, in their order.
     pub phases: Vec<(&'static str, Duration)>,
+}
+
+/// A hash of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FileHash {
+    /// Its name, as for the option `--hash`.
+    pub algorithm: &'static str,
+    /// Of the whole file, in lower-case hex; `None` if only its pieces were hashed.
+    pub digest: Option<String>,
+    /// Pieces that were hashed each for itself, in their order; together they are the file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pieces: Vec<PieceHash>,
+}
+
+/// A hash of a part of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PieceHash {
+    /// Of its first byte in the file.
+    pub offset: u64,
+    /// In bytes.
+    pub length: u64,
+    /// In lower-case hex.
+    pub digest: String,
 }
 
 /// The document.
@@ -70,7 +93,7 @@ struct Input<'a> {
     path: String,
     /// Of the file as it was named.
     size: u64,
-    sha256: Option<&'a str>,
+    hashes: &'a [FileHash],
     compression: Option<Compression>,
     format: Format,
     addresses: &'static str,
@@ -122,7 +145,7 @@ impl<'a> Manifest<'a> {
             input: Input {
                 path: run.input.display().to_string(),
                 size: dump.file_size,
-                sha256: run.sha256.as_deref(),
+                hashes: &run.hashes,
                 compression: dump.compression,
                 format: dump.format,
                 addresses: dump.addresses.name(),

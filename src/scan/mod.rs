@@ -12,6 +12,7 @@ mod backend;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod byte_vector;
 mod chunk;
+mod collector;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod engine;
 mod explain;
@@ -49,6 +50,7 @@ use crate::dump::PhysicalMemory;
 use crate::signature::Signatures;
 
 pub use backend::{Backend, BackendChoice, BackendError};
+pub use collector::Limits;
 pub use explain::{Explanation, RejectedCandidate, explain};
 pub use frames::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
 pub use pointer_set::PointerSet;
@@ -58,6 +60,7 @@ pub use structures::Rejection;
 pub use sweep::sweep;
 pub use type_slots::{FrameSlots, TypeSlot, sweep_slots, type_slots};
 
+use collector::Collector;
 use needles::Needles;
 
 /// Where a signature matched.
@@ -105,7 +108,7 @@ pub struct ScanResult {
     pub hits: Vec<Hit>,
     /// What each frame could be; all 0 if the signatures have no rules of page tables.
     pub frames: FrameClasses,
-    /// Hits that were left out, because a frame has too many of one signature.
+    /// Hits that were left out, because there are more than the limits allow.
     pub left_out: usize,
 }
 
@@ -121,16 +124,15 @@ pub fn scan(
     backend: Backend,
     progress: &(dyn Fn(u64) + Sync),
 ) -> ScanResult {
-    scan_within(memory, signatures, backend, None, progress)
+    scan_within(memory, signatures, backend, Limits::default(), progress)
 }
 
-/// The same; of each signature, at most the first `most` hits of a frame are kept, if that is set. A hostile dump can have one
-/// in every slot.
+/// The same, but no more hits are kept than `limits` allow. A hostile dump can have one in every slot.
 pub fn scan_within(
     memory: &PhysicalMemory,
     signatures: &Signatures,
     backend: Backend,
-    most: Option<usize>,
+    limits: Limits,
     progress: &(dyn Fn(u64) + Sync),
 ) -> ScanResult {
     let engine = backend.engine();
@@ -138,35 +140,29 @@ pub fn scan_within(
     let needles = Needles::new(signatures, backend);
     let mut frames = FrameClasses::unclassified(memory);
     let chunks = chunk::split(memory, &mut frames);
+    let collector = Collector::new(limits);
     #[cfg(feature = "gpu")]
     if backend == Backend::Gpu
         && let Ok(gpu) = gpu::device()
     {
         let cpu = BesideGpu { engine, plan: &plan, needles: &needles };
-        let mut hits = gpu.scan(memory, signatures, chunks, &cpu, progress);
-        hits.par_sort_unstable();
-        let left_out = most.map_or(0, |most| thin(&mut hits, most));
+        gpu.scan(memory, signatures, chunks, &cpu, &collector, progress);
+        let (hits, left_out) = collector.finish();
         return ScanResult { hits, frames, left_out };
     }
-    let hits: Vec<(Vec<Hit>, usize)> = chunks
-        .into_par_iter()
-        .map(|chunk| {
-            let mut hits = Vec::new();
-            if memory.is_lost() {
-                return (hits, 0);
-            }
-            chunk.partial_frames().for_each(|view| scalar::match_view(&plan, chunk.range, view, &mut hits));
-            let (whole, classes) = chunk.whole_frames;
-            engine.scan_frames(&plan, chunk.range, whole, classes, &mut hits);
-            needles.find(chunk.range, chunk.view, &mut hits);
-            progress(chunk.view.bytes.len() as u64);
-            let left_out = most.map_or(0, |most| thin(&mut hits, most));
-            (hits, left_out)
-        })
-        .collect();
-    let left_out = hits.iter().map(|(_, left_out)| left_out).sum();
-    let mut hits: Vec<Hit> = hits.into_iter().flat_map(|(hits, _)| hits).collect();
-    hits.par_sort_unstable();
+    chunks.into_par_iter().for_each(|chunk| {
+        if memory.is_lost() {
+            return;
+        }
+        let mut hits = Vec::new();
+        chunk.partial_frames().for_each(|view| scalar::match_view(&plan, chunk.range, view, &mut hits));
+        let (whole, classes) = chunk.whole_frames;
+        engine.scan_frames(&plan, chunk.range, whole, classes, &mut hits);
+        needles.find(chunk.range, chunk.view, &mut hits);
+        progress(chunk.view.bytes.len() as u64);
+        collector.add(chunk.view.start, hits);
+    });
+    let (hits, left_out) = collector.finish();
     ScanResult { hits, frames, left_out }
 }
 
@@ -174,24 +170,6 @@ pub fn scan_within(
 /// that is chosen on a sample of `memory`.
 pub fn ways(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend) -> Vec<String> {
     engine::Plan::new(signatures, memory, backend.engine()).passes.iter().map(ToString::to_string).collect()
-}
-
-/// Keeps the first `most` hits of each signature in each frame; returns how many are left out.
-fn thin(hits: &mut Vec<Hit>, most: usize) -> usize {
-    if hits.len() <= most {
-        return 0;
-    }
-    hits.sort_unstable_by_key(|hit| (hit.signature, hit.anchor, hit.address));
-    let before = hits.len();
-    let (mut last, mut count) = (None, 0);
-    hits.retain(|hit| {
-        let place = Some((hit.signature, hit.anchor.frame()));
-        count = if last == place { count + 1 } else { 1 };
-        last = place;
-        count <= most
-    });
-    hits.shrink_to_fit();
-    before - hits.len()
 }
 
 /// What the CPU does while the GPU scans, and in its place where it fails.

@@ -20,7 +20,7 @@ WITHOUT_FILES = ["gcore", "gcore-all", "kernel"]
 def recover(tool, image, files=()):
     """Runs the tool: seconds, its largest resident set in MiB, and why there is no output, if so."""
     out, log, maps = image.parent / "out", image.parent / "recover.log", image.parent / "maps"
-    command = [tool, "recover", str(image), "-o", str(out), "--no-hash", "-q"]
+    command = [tool, "recover", str(image), "-o", str(out), "--hash", "none", "-q"]
     command += ["--maps", str(maps)] if maps.exists() else []
     command += ["--overwrite"] if out.exists() else []
     command += [word for file in files for word in ("--file", str(file))]

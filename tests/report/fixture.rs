@@ -323,7 +323,7 @@ pub fn run() -> Run {
         warnings: vec![warning("the GPU failed")],
         threads: 2,
         input: "memory.raw".into(),
-        sha256: None,
+        hashes: Vec::new(),
         started: SystemTime::UNIX_EPOCH,
         phases: vec![("scan", Duration::from_millis(1500))],
     }

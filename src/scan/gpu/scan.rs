@@ -12,6 +12,7 @@ use wgpu::BufferUsages;
 
 use super::super::Hit;
 use super::super::chunk::{Chunk, View};
+use super::super::collector::Collector;
 use super::super::engine::needle_at;
 use super::super::structures;
 use super::device::{Gpu, State};
@@ -41,29 +42,32 @@ struct Batch<'a> {
 }
 
 impl Gpu {
-    /// The hits in all `chunks`, in any order, and their frames' classes.
+    /// Adds the hits in all `chunks`, and fills in their frames' classes.
     pub(in super::super) fn scan(
         &self,
         memory: &PhysicalMemory,
         signatures: &Signatures,
         chunks: Vec<Chunk<'_>>,
         cpu: &dyn OnCpu,
+        collector: &Collector,
         progress: &(dyn Fn(u64) + Sync),
-    ) -> Vec<Hit> {
-        let mut hits = Vec::new();
+    ) {
         let program = Program::new(signatures);
         let batches = batches(chunks, self.options.batch_frames);
         let mut complete = |mut batch: Batch<'_>, output: Result<Output, String>| {
             let bytes = batch.chunks.iter().map(|chunk| chunk.view.bytes.len() as u64).sum();
             let found = output.ok().and_then(|output| batch.take(&output, signatures, &program));
-            hits.extend(found.unwrap_or_else(|| batch.on_cpu(cpu)));
+            let mut hits = found.unwrap_or_else(|| batch.on_cpu(cpu));
             hits.extend(batch.cpu_hits.take().unwrap_or_else(|| batch.scan_on_cpu(cpu)));
+            if let Some(first) = batch.chunks.first() {
+                collector.add(first.view.start, hits);
+            }
             progress(bytes);
         };
         // Two scans at a time would wait for each other, with threads that the other one needs.
         let Ok(mut state) = self.state.try_lock() else {
             batches.for_each(|batch| complete(batch, Err("the device is busy".to_owned())));
-            return hits;
+            return;
         };
         let State { ring, resident } = &mut *state;
         if ring.is_none() {
@@ -71,7 +75,7 @@ impl Gpu {
         }
         let Some(ring) = ring.as_ref().filter(|_| self.check().is_ok()) else {
             batches.for_each(|batch| complete(batch, Err("the device failed".to_owned())));
-            return hits;
+            return;
         };
         resident.begin(memory);
         let structures = self.buffer_with(cast_slice(&program.structures), BufferUsages::STORAGE);
@@ -107,7 +111,6 @@ impl Gpu {
             Ok(Some(in_flight))
         };
         ring.run(self, batches, start, &mut complete);
-        hits
     }
 }
 

@@ -4,8 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::super::super::chunk::{Chunk, View};
+use super::super::super::collector::Collector;
 use super::super::super::frames::FrameClasses;
-use super::super::super::{Backend, BesideGpu, Hit, Needles, PointerSet, ScanResult, chunk, engine, scan, sweep};
+use super::super::super::{
+    Backend, BesideGpu, Hit, Limits, Needles, PointerSet, ScanResult, chunk, engine, scan, sweep,
+};
 use super::super::device::{Gpu, Options};
 use super::super::scan::OnCpu;
 use super::{FRAME, many, open, several_batches, some_values};
@@ -43,10 +46,11 @@ fn scan_with(gpu: &Gpu, memory: &PhysicalMemory, signatures: &Signatures) -> (Sc
     let progress = |bytes| {
         seen.fetch_add(bytes, Ordering::Relaxed);
     };
-    let mut hits = gpu.scan(memory, signatures, chunks, &cpu, &progress);
-    hits.sort_unstable();
+    let collector = Collector::new(Limits::default());
+    gpu.scan(memory, signatures, chunks, &cpu, &collector, &progress);
     assert_eq!(seen.into_inner(), memory.size());
-    (ScanResult { hits, frames, left_out: 0 }, cpu.in_place.into_inner())
+    let (hits, left_out) = collector.finish();
+    (ScanResult { hits, frames, left_out }, cpu.in_place.into_inner())
 }
 
 /// 2 MiB, so that the memory above is four of them, and less than a ring full.
