@@ -175,7 +175,7 @@ fn subtree(parts: &[&[u8]]) -> Option<ChainingValue> {
 }
 
 /// Two or more parts as BLAKE3 divides them: on the left the largest power of two that leaves some on the right.
-fn halves<'a, 'b>(parts: &'a [&'b [u8]]) -> Option<(&'a [&'b [u8]], &'a [&'b [u8]])> {
+fn halves<T>(parts: &[T]) -> Option<(&[T], &[T])> {
     parts.split_at_checked(parts.len().next_power_of_two() / 2)
 }
 

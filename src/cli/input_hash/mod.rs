@@ -19,14 +19,10 @@ pub(super) use algorithm::{Algorithm, HashChoice};
 
 /// How often progress is looked at.
 const TICK: Duration = Duration::from_millis(5);
-/// The lowest priority.
-const NICE: i32 = 19;
 
 /// Hashes that are being computed.
 pub(super) struct InputHash {
     work: Arc<Work>,
-    /// How many threads work on the parts of a hash.
-    width: usize,
     threads: Vec<Worker>,
 }
 
@@ -84,8 +80,7 @@ impl InputHash {
     /// Hashes the open file, because its path may name another file by now. Threads that nobody waits for end with the
     /// process. Nobody else may read the file at its cursor meanwhile.
     ///
-    /// A chain of blocks has a thread of its own. Hashes that are made of parts have `width` threads that use what time
-    /// the other work leaves.
+    /// A chain of blocks has a thread of its own. Hashes that are made of parts have `width` threads.
     pub(super) fn start(mut file: &File, algorithms: &[Algorithm], width: usize) -> io::Result<Self> {
         // The end, not the metadata: a block device has a size only here.
         let size = file.seek(SeekFrom::End(0))?;
@@ -98,7 +93,7 @@ impl InputHash {
             done: AtomicU64::new(0),
             failed: AtomicBool::new(false),
         });
-        let mut hash = Self { work, width, threads: Vec::new() };
+        let mut hash = Self { work, threads: Vec::new() };
         for (index, algorithm) in algorithms.iter().enumerate() {
             if algorithm.part_size().is_none() {
                 hash.spawn(move |work| work.hashes.get(index).map_or(Ok(()), |parts| work.take_parts(parts)));
@@ -106,11 +101,7 @@ impl InputHash {
         }
         if algorithms.iter().any(|algorithm| algorithm.part_size().is_some()) {
             for _ in 0..width {
-                hash.spawn(|work| {
-                    // Without it the other work is slowed down, and nothing else.
-                    let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE);
-                    work.take_all_parts()
-                });
+                hash.spawn(Work::take_all_parts);
             }
         }
         Ok(hash)
@@ -126,16 +117,12 @@ impl InputHash {
     }
 
     /// Waits for the hashes; a phase of its own, with what is left to do, if they are not there yet.
-    pub(super) fn finish(mut self, progress: &Progress) -> io::Result<Hashed> {
+    pub(super) fn finish(self, progress: &Progress) -> io::Result<Hashed> {
         let is_finished = |threads: &[Worker]| threads.iter().all(JoinHandle::is_finished);
         if !is_finished(&self.threads) {
             let work = Arc::clone(&self.work);
             let mut shown = work.done.load(Ordering::Relaxed);
             progress.begin_named("hash", work.total().saturating_sub(shown));
-            // A thread can't raise its priority again, so others do the rest.
-            for _ in 0..self.width {
-                self.spawn(Work::take_all_parts);
-            }
             while !is_finished(&self.threads) {
                 let done = work.done.load(Ordering::Relaxed);
                 progress.advance(done - shown);
@@ -159,11 +146,12 @@ impl Work {
         self.size.saturating_mul(self.hashes.len() as u64)
     }
 
-    /// Hashes parts until all are taken.
+    /// Hashes parts of all hashes until all are taken.
     fn take_all_parts(&self) -> io::Result<()> {
         self.hashes.iter().try_for_each(|parts| self.take_parts(parts))
     }
 
+    /// Hashes parts of one until all are taken.
     fn take_parts(&self, parts: &Parts) -> io::Result<()> {
         while !self.failed.load(Ordering::Relaxed) {
             let index = parts.next.fetch_add(1, Ordering::Relaxed);
