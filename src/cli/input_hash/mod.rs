@@ -17,6 +17,8 @@ use super::progress::Progress;
 
 pub(super) use algorithm::{Algorithm, HashChoice};
 
+/// Bytes of a file that is hashed, at most: for a folder, some file systems say a size without end.
+const MAX_SIZE: u64 = 1 << 47;
 /// How often progress is looked at.
 const TICK: Duration = Duration::from_millis(5);
 
@@ -85,6 +87,9 @@ impl InputHash {
         // The end, not the metadata: a block device has a size only here.
         let size = file.seek(SeekFrom::End(0))?;
         file.rewind()?;
+        if size > MAX_SIZE {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{size} bytes are too many to hash")));
+        }
         let work = Arc::new(Work {
             file: file.try_clone()?,
             size,
