@@ -30,8 +30,10 @@ def run(command, **options):
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           stdin=subprocess.DEVNULL, universal_newlines=True, **options)
     if done.returncode:
-        last = " | ".join(done.stdout.strip().splitlines()[-3:])
-        raise LeftOut("%s: status %d: %s" % (" ".join(map(str, command))[:120], done.returncode, last[-400:]))
+        lines = done.stdout.strip().splitlines()
+        # What `apt-get` says of the cause stands far above the last lines of a command that calls it.
+        why = [line for line in lines if line.startswith(("E: ", "dpkg: error"))][:3] or lines[-3:]
+        raise LeftOut("%s: status %d: %s" % (" ".join(map(str, command))[:120], done.returncode, " | ".join(why)[:600]))
     return done.stdout
 
 
