@@ -6,6 +6,7 @@ use super::gather::{Elements, Flips, Jump};
 use super::obstacle::{Obstacle, Shortage};
 use crate::addr::VirtAddr;
 use crate::heap::FreedMemory;
+use crate::signature::USER_POINTER_MIN;
 
 /// The device that is the computer itself.
 pub const CPU: &str = "cpu";
@@ -64,6 +65,11 @@ impl TensorInfo {
     /// Whether its data lie in the computer's own memory, of which the dump is.
     pub fn is_on_cpu(&self) -> bool {
         self.device == CPU
+    }
+
+    /// Whether it names a storage and, if it has elements, an address that data may have.
+    pub(crate) fn names_data(&self) -> bool {
+        self.storage.0 != 0 && (self.numel() == 0 || self.data.0 >= USER_POINTER_MIN)
     }
 
     /// Bytes of the elements when they lie one after another.

@@ -44,7 +44,8 @@ impl<'a> TorchHeaders<'a> {
         let (in_use, not_in_use): (Vec<VirtAddr>, Vec<VirtAddr>) =
             addresses.iter().partition(|address| is_in_use(&memory, **address));
         let sample = |all: &[VirtAddr]| all.iter().step_by(all.len() / SAMPLE + 1).copied().collect::<Vec<_>>();
-        let (used, other) = (sample(&in_use), sample(&not_in_use));
+        // Those whose table no other has are no tensors, and must not choose the layout.
+        let (used, other) = (sample(&with_table(&memory, &in_use)), sample(&not_in_use));
         let selected = select_layout(&torch.layouts, space, &Sample { headers: &used, ..Sample::default() });
         let selected = selected.filter(|(_, best, _)| best.readable > 0);
         // Of a process that has freed nearly all of them, the freed ones say what the layout is.
@@ -82,17 +83,29 @@ impl<'a> TorchHeaders<'a> {
 fn tensors(layout: &Layout, space: &AddressSpace, addresses: &[VirtAddr]) -> Vec<HeaderTensor> {
     let read = |at: &VirtAddr| {
         // A signature may match one on the meta device as well, which has no data.
-        let has_data = |info: &TensorInfo| info.storage.0 != 0 && info.is_on_cpu();
+        let has_data = |info: &TensorInfo| info.names_data() && info.is_on_cpu();
         let info = layout.read_tensor_impl(space, *at).ok().filter(has_data)?;
-        Some((space.pointer(*at, 0).ok()?, info))
+        Some((*at, info))
     };
-    let read: Vec<(VirtAddr, TensorInfo)> = addresses.iter().filter_map(read).collect();
-    let mut sharing: BTreeMap<VirtAddr, usize> = BTreeMap::new();
-    read.iter().for_each(|(table, _)| *sharing.entry(*table).or_default() += 1);
-    sharing.retain(|table, count| is_virtual_table(space, *table).unwrap_or(*count >= MIN_SHARED));
+    let mut read: BTreeMap<VirtAddr, TensorInfo> = addresses.iter().filter_map(read).collect();
     let gradient = |info: &TensorInfo| layout.read_grad(space, info).ok().flatten().map(|gradient| gradient.header);
-    let sound = read.into_iter().filter(|(table, _)| sharing.contains_key(table));
-    sound.map(|(_, info)| HeaderTensor { gradient: gradient(&info), info }).collect()
+    let sound = with_table(space, &read.keys().copied().collect::<Vec<_>>());
+    let sound = sound.iter().filter_map(|at| read.remove(at));
+    sound.map(|info| HeaderTensor { gradient: gradient(&info), info }).collect()
+}
+
+/// Those of some objects that begin with the address of a virtual table: what lies there is one or, where it can't be read, another
+/// object begins with the same address.
+fn with_table(memory: &dyn VirtualMemory, objects: &[VirtAddr]) -> Vec<VirtAddr> {
+    let table = |object: &VirtAddr| Some((memory.pointer(*object, 0).ok()?, *object));
+    let mut by_table: BTreeMap<VirtAddr, Vec<VirtAddr>> = BTreeMap::new();
+    for (table, object) in objects.iter().filter_map(table) {
+        by_table.entry(table).or_default().push(object);
+    }
+    by_table.retain(|table, objects| is_virtual_table(memory, *table).unwrap_or(objects.len() >= MIN_SHARED));
+    let mut all: Vec<VirtAddr> = by_table.into_values().flatten().collect();
+    all.sort_unstable();
+    all
 }
 
 /// Whether a `TensorImpl` or a `StorageImpl` seems to be in use: it begins with the address of a virtual table, and there are references

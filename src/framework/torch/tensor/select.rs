@@ -95,8 +95,8 @@ impl Tally {
         };
         let read = sample.headers.iter().map(|tensor| layout.read_tensor_impl(memory, *tensor));
         // What has no storage says little: by a wrong layout, nearly anything reads so.
-        let has_storage = |read: &Result<TensorInfo, _>| read.as_ref().is_ok_and(|info| info.storage.0 != 0);
-        let of_headers = Self::count(layout, memory, read.filter(has_storage));
+        let names_data = |read: &Result<TensorInfo, _>| read.as_ref().is_ok_and(TensorInfo::names_data);
+        let of_headers = Self::count(layout, memory, read.filter(names_data));
         let (mut tally, mut others) = (of_objects(sample.tensors), vec![of_objects(sample.standalone)]);
         if sample.tensors.is_empty() {
             tally = of_headers
