@@ -45,7 +45,7 @@ const MAX_TABLES: u64 = 1 << 10;
 /// Addresses that are tried.
 const MAX_ARRAYS: usize = 1 << 12;
 /// Pages that must agree. A wrong address of the array gives none: a page number has 36 bits.
-pub(super) const MIN_VOTES: usize = 8;
+pub(super) const MIN_VOTES: usize = 4;
 
 /// Where the array of `struct page` may begin, by what the kernel half maps.
 pub(crate) fn page_struct_arrays(mappings: &[Mapping]) -> impl Iterator<Item = VirtAddr> {
