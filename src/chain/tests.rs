@@ -140,6 +140,22 @@ fn the_layers_of_a_net_in_training_come_in_their_order_with_their_biases() {
 }
 
 #[test]
+fn a_vector_of_doubles_is_no_bias_of_a_weight_of_floats() {
+    let mut heap = Heap::at(0x1000_0000);
+    let mut doubles = Vec::new();
+    for shape in CIFAR {
+        heap.parameter(shape);
+        doubles.push(heap.typed("F64", 8, &shape[..1], true));
+        heap.parameter(&shape[..1]);
+    }
+    let chains = heap.chains();
+    assert_eq!(chains.len(), 1, "{chains:#?}");
+    assert_eq!(heap.shapes(&chains[0]), CIFAR);
+    assert!(chains[0].layers.iter().all(|layer| layer.tensors.len() == 2), "{chains:#?}");
+    assert!(chains[0].items().all(|item| !doubles.contains(&item)), "{chains:#?}");
+}
+
+#[test]
 fn a_copy_of_a_net_is_a_chain_of_its_own() {
     let mut heap = Heap::at(0x1000_0000);
     CIFAR.iter().for_each(|shape| heap.layer(shape));

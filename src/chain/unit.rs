@@ -12,6 +12,8 @@ use super::pool::Pool;
 const NEIGHBOURS: usize = 8;
 /// A vector before a weight is less likely its own than one that is as far behind it.
 const BEHIND: usize = 2;
+/// The type of floating-point numbers of 64 bits.
+const DOUBLE: &str = "F64";
 /// Gates of recurrent layers: PyTorch stacks four matrices for an LSTM and three for a GRU
 /// (`torch/nn/modules/rnn.py`, `RNNBase.__init__`).
 const LSTM_GATES: u64 = 4;
@@ -60,12 +62,14 @@ pub(super) struct Unit {
 
 /// All weights, in the order of their headers.
 pub(super) fn units(pool: &Pool<'_>) -> Vec<Unit> {
-    let mut weights: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
-    let mut vectors: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+    // Norms may be kept with more bits than weights, but no layer mixes doubles with others.
+    let mut weights: BTreeMap<(u64, bool), Vec<usize>> = BTreeMap::new();
+    let mut vectors: BTreeMap<(u64, bool), Vec<usize>> = BTreeMap::new();
     for (index, piece) in pool.pieces.iter().enumerate() {
+        let is_double = piece.info.dtype.label() == DOUBLE;
         match piece.info.shape.as_slice() {
-            [size] => vectors.entry(*size).or_default().push(index),
-            [outputs, _, ..] => weights.entry(*outputs).or_default().push(index),
+            [size] => vectors.entry((*size, is_double)).or_default().push(index),
+            [outputs, _, ..] => weights.entry((*outputs, is_double)).or_default().push(index),
             [] => {}
         }
     }
@@ -73,11 +77,11 @@ pub(super) fn units(pool: &Pool<'_>) -> Vec<Unit> {
     let counters = pool.pieces.iter().filter(|piece| piece.info.shape.is_empty()).count();
     let mut owned: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     let mut averages: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
-    for (size, found) in vectors {
-        let Some(weights) = weights.get(&size) else { continue };
+    for (key, found) in vectors {
+        let Some(weights) = weights.get(&key) else { continue };
         let (own, plain) = split(pool, found, weights.len(), counters);
-        averages.insert(size, plain);
-        let average_count = averages.get(&size).map_or(0, Vec::len);
+        let average_count = plain.len();
+        averages.entry(key.0).or_default().extend(plain);
         let (owners, room) = match recurrent(pool, &all, weights, own.len()) {
             Some(second) => (second, 2),
             None => (weights.clone(), capacity(own.len(), weights.len(), average_count)),

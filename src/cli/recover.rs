@@ -10,6 +10,7 @@ use tensorcarve::case::{Case, HeaderComparison, Options, Spaces};
 use tensorcarve::cpython::Change;
 use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::dump::{Dump, Format, Source};
+use tensorcarve::model::{Model, Status};
 use tensorcarve::other_pythons::{OtherPython, OtherPythonKind};
 use tensorcarve::paging::SpaceKind;
 use tensorcarve::recover::{PythonProcess, Recovery};
@@ -213,11 +214,15 @@ fn print_summary(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_di
         let arrays = counted(arrays.len(), "NumPy array", "NumPy arrays");
         print_message(&format!("outside any model: {tensors}, {arrays}; see {}", list.display()));
     }
-    let mut models = recovery.processes.iter().flat_map(|process| &process.models);
-    match models.next() {
-        Some(first) => {
-            let loader = output_dir.join(report::model_dir(first)).join("load.py");
-            let partial = if report::is_loadable(first) { "" } else { " --partial" };
+    let models: Vec<&Model> = recovery.processes.iter().flat_map(|process| &process.models).collect();
+    let has_bytes = |model: &&Model| {
+        let mut statuses = model.all_tensors().map(|tensor| tensor.status);
+        statuses.any(|status| !matches!(status, Status::Missing | Status::Device))
+    };
+    match models.iter().copied().find(has_bytes).or(models.first().copied()) {
+        Some(model) => {
+            let loader = output_dir.join(report::model_dir(model)).join("load.py");
+            let partial = if report::is_loadable(model) { "" } else { " --partial" };
             print_message(&format!("next: python3 {}{partial}", loader.display()));
         }
         None => print_nothing_found(dump, recovery, output_dir, args.without_python),

@@ -18,7 +18,7 @@ pub(super) enum Problem {
     TensorsNotRead(usize),
     #[error(
         "it has no attributes with tensors: if the script module is frozen (torch.jit.freeze), its weights are \
-         constants in its code, which is not read"
+         constants in its code, which have lost their names: they are in a chain, or outside the models"
     )]
     Frozen { object: VirtAddr },
 }
