@@ -46,12 +46,14 @@ fn tensors(recovery: &Recovery) -> impl Iterator<Item = (&Process, &NamedTensor)
     modules.flat_map(|(process, model)| model.all_tensors().map(move |tensor| (process, tensor)))
 }
 
-/// The tensors that no module leads to, by their headers: those of chains, and those of no model.
+/// The tensors that no module leads to, by their headers: those of chains, and those of no model. Without those that were freed: what
+/// has used their memory since is told by traces, which may be lost with a frame.
 fn alone(recovery: &Recovery) -> impl Iterator<Item = (&Process, &NamedTensor)> {
     recovery.processes.iter().flat_map(|process| {
         let chains = process.models.iter().filter(|model| model.chain.is_some());
         let others = process.standalone.found.iter().filter(|found| found.array.is_none()).map(|found| &found.tensor);
-        chains.flat_map(|chain| chain.all_tensors()).chain(others).map(move |tensor| (process, tensor))
+        let all = chains.flat_map(|chain| chain.all_tensors()).chain(others).map(move |tensor| (process, tensor));
+        all.filter(|(_, tensor)| tensor.info.as_ref().is_none_or(|info| info.freed.is_none()))
     })
 }
 
