@@ -43,8 +43,12 @@ pub(super) fn tensors(
     let mut all = Vec::new();
     for (block, freed) in blocks.iter().zip(freed) {
         let (Some(freed), Some(tensors)) = (freed, found.remove(block)) else { continue };
+        // All of them have the same bytes: these are read once for each type, however many headers name them.
+        let mut usual: BTreeMap<String, bool> = BTreeMap::new();
+        let mut is_usual =
+            |info: &TensorInfo| *usual.entry(info.dtype.name.clone()).or_insert_with(|| is_usual(memory, info));
         let tensors = tensors.into_iter().map(|info| of_freed(info, &freed));
-        all.extend(tensors.filter(|info| is_usual(memory, info)));
+        all.extend(tensors.filter(|info| is_usual(info)));
     }
     all.sort_by_key(|info| info.header);
     all
@@ -110,6 +114,7 @@ fn is_usual(memory: &Cached, info: &TensorInfo) -> bool {
     read() == Some(true)
 }
 
+/// A tensor whose memory was freed.
 fn of_freed(info: TensorInfo, freed: &FreedMemory) -> TensorInfo {
     // Its Python object was freed with it, or before.
     TensorInfo { object: VirtAddr(0), freed: Some(freed.clone()), ..info }
