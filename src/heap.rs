@@ -6,7 +6,7 @@
 
 use crate::addr::{FRAME_SIZE, VirtAddr};
 use crate::paging::VirtualMemory;
-use crate::signature::{USER_POINTER_MAX, USER_POINTER_MIN};
+use crate::signature::{USER_POINTER_MAX, is_user_pointer};
 
 /// Bytes of a chunk before what `malloc` returned.
 const HEAD: u64 = 16;
@@ -183,15 +183,17 @@ fn left_over(memory: &dyn VirtualMemory, start: VirtAddr, size: u64) -> u64 {
     let [first, second] = [0, SIZE].map(|offset| memory.word(start, offset.cast_signed()).unwrap_or_default());
     let clear = first ^ (start.0 >> 12);
     let is_combined = first <= USER_POINTER_MAX && clear.is_multiple_of(ALIGN) && size <= MAX_CACHED;
-    match (is_pointer(first) && is_pointer(second), is_combined) {
-        (true, _) => 2 * HEAD,
-        (false, true) => HEAD,
-        (false, false) => 0,
+    if is_pointer(first) && is_pointer(second) {
+        2 * HEAD
+    } else if is_combined {
+        HEAD
+    } else {
+        0
     }
 }
 
 fn is_pointer(word: u64) -> bool {
-    (USER_POINTER_MIN..=USER_POINTER_MAX).contains(&word) && word.is_multiple_of(8)
+    is_user_pointer(word) && word.is_multiple_of(8)
 }
 
 /// Whether a block has been used for objects since, or was split: these leave addresses behind.

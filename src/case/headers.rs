@@ -15,7 +15,7 @@ use crate::framework::{Frameworks, HeaderTensor, Headers, standalone};
 use crate::model::{Model, NamedTensor, Referrer, StandaloneTensor, TensorKind};
 use crate::paging::{self, AddressSpace, DataPages, FreedFrames, FreedPages, Mapping, ReverseMap};
 use crate::scan::Backend;
-use crate::signature::{Signatures, USER_POINTER_MAX, USER_POINTER_MIN};
+use crate::signature::{Signatures, is_user_pointer};
 use crate::tensor::TensorInfo;
 
 /// Addresses of a space under which one header is looked at: a hostile space maps a frame a million times.
@@ -125,7 +125,7 @@ fn freed_candidates(spaces: &Spaces, reverse: &ReverseMap, anchors: &[(PhysAddr,
         frames.address(*anchor)?;
         let start = anchor.0.checked_sub(*offset)?;
         let (table, counts) = (memory.read_u64(PhysAddr(start))?, memory.read_u64(PhysAddr(start.checked_add(8)?))?);
-        let is_object = (USER_POINTER_MIN..=USER_POINTER_MAX).contains(&table) && counts & !MAX_COUNTS == 0;
+        let is_object = is_user_pointer(table) && counts & !MAX_COUNTS == 0;
         (is_object && anchor.in_frame() >= *offset).then_some(table)
     };
     let mut tables: Vec<u64> = anchors.iter().filter_map(table).collect();

@@ -10,7 +10,7 @@ use tensorcarve::case::{Case, HeaderComparison, Options, Spaces};
 use tensorcarve::cpython::Change;
 use tensorcarve::diagnostic::{Code, Diagnostic};
 use tensorcarve::dump::{Dump, Format, Source};
-use tensorcarve::model::{Model, Status};
+use tensorcarve::model::Model;
 use tensorcarve::other_pythons::{OtherPython, OtherPythonKind};
 use tensorcarve::paging::SpaceKind;
 use tensorcarve::recover::{PythonProcess, Recovery};
@@ -215,10 +215,7 @@ fn print_summary(args: &RecoverArgs, dump: &Dump, recovery: &Recovery, output_di
         print_message(&format!("outside any model: {tensors}, {arrays}; see {}", list.display()));
     }
     let models: Vec<&Model> = recovery.processes.iter().flat_map(|process| &process.models).collect();
-    let has_bytes = |model: &&Model| {
-        let mut statuses = model.all_tensors().map(|tensor| tensor.status);
-        statuses.any(|status| !matches!(status, Status::Missing | Status::Device))
-    };
+    let has_bytes = |model: &&Model| model.all_tensors().any(|tensor| tensor.status.has_bytes());
     match models.iter().copied().find(has_bytes).or(models.first().copied()) {
         Some(model) => {
             let loader = output_dir.join(report::model_dir(model)).join("load.py");

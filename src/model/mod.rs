@@ -154,7 +154,7 @@ pub enum Status {
 
 impl Status {
     /// Whether there are bytes of it.
-    pub(crate) fn has_bytes(self) -> bool {
+    pub fn has_bytes(self) -> bool {
         matches!(self, Self::Complete | Self::Freed | Self::Partial)
     }
 }

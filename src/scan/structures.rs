@@ -3,7 +3,7 @@
 use super::Hit;
 use super::chunk::View;
 use crate::addr::{FRAME_SIZE, PhysAddr};
-use crate::signature::{Field, KERNEL_POINTER_MIN, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN};
+use crate::signature::{Field, KERNEL_POINTER_MIN, Structure, Test, is_user_pointer};
 
 /// Why a candidate, a place whose anchor passes, is no hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,9 +107,7 @@ impl Candidate<'_> {
             Test::Masked { mask, value: wanted } => value & mask == *wanted,
             Test::Range { min, max } => (*min..=*max).contains(&value),
             Test::OneOf(values) => values.contains(&value),
-            Test::UserPointer { align } => {
-                (USER_POINTER_MIN..=USER_POINTER_MAX).contains(&value) && value.is_multiple_of(*align)
-            }
+            Test::UserPointer { align } => is_user_pointer(value) && value.is_multiple_of(*align),
             Test::KernelPointer { align } => value >= KERNEL_POINTER_MIN && value.is_multiple_of(*align),
             Test::PageOffsetOfSelf(k) => {
                 let address = self.frame.start.0.wrapping_add(self.position(field).unwrap_or_default() as u64);

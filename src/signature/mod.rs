@@ -37,7 +37,7 @@ pub use layout::{FieldEntry, Layout};
 pub use mmu::{AbsentEntries, Leaf, Mmu, MmuLevel, SpecialTypes, SwapForm};
 pub(crate) use mmu::{KernelFacts, SwapSlot};
 pub use needle::Needle;
-pub use structure::{Field, KERNEL_POINTER_MIN, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN};
+pub use structure::{Field, KERNEL_POINTER_MIN, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN, is_user_pointer};
 
 /// A set of signatures, checked and ready for a scan.
 #[derive(Clone, Debug, Default)]

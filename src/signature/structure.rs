@@ -11,6 +11,12 @@ use crate::addr::FRAME_SIZE;
 pub const USER_POINTER_MIN: u64 = 0x1000;
 /// Highest value of a user pointer: the lower canonical half under 5-level paging.
 pub const USER_POINTER_MAX: u64 = (1 << 56) - 1;
+
+/// Whether a word may be a pointer of a process.
+#[inline]
+pub fn is_user_pointer(word: u64) -> bool {
+    (USER_POINTER_MIN..=USER_POINTER_MAX).contains(&word)
+}
 /// Lowest value of a kernel pointer: the upper canonical half under 5-level paging.
 pub const KERNEL_POINTER_MIN: u64 = 0xff00_0000_0000_0000;
 

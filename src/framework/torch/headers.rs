@@ -12,7 +12,7 @@ use crate::diagnostic::{Code, Diagnostic};
 use crate::framework::{self, HeaderTensor, Headers, Sweep};
 use crate::model::Model;
 use crate::paging::{AddressSpace, Cached, VirtualMemory};
-use crate::signature::{USER_POINTER_MAX, USER_POINTER_MIN};
+use crate::signature::is_user_pointer;
 use crate::tensor::TensorInfo;
 
 /// What the names of the signatures of `TensorImpl`s begin with (`signatures/pytorch.toml`).
@@ -111,9 +111,8 @@ fn with_table(memory: &dyn VirtualMemory, objects: &[VirtAddr]) -> Vec<VirtAddr>
 /// Whether a `TensorImpl` or a `StorageImpl` seems to be in use: it begins with the address of a virtual table, and there are references
 /// to it. What has been freed has neither, or other numbers in their place (`c10::intrusive_ptr_target`).
 pub(super) fn is_in_use(memory: &dyn VirtualMemory, object: VirtAddr) -> bool {
-    let is_pointer = |table: VirtAddr| (USER_POINTER_MIN..=USER_POINTER_MAX).contains(&table.0);
     let has_table = || {
-        let table = memory.pointer(object, 0).ok().filter(|table| is_pointer(*table));
+        let table = memory.pointer(object, 0).ok().filter(|table| is_user_pointer(table.0));
         table.is_some_and(|table| is_virtual_table(memory, table).unwrap_or(true))
     };
     // From 2.10 on, both counts and flags are in one word.

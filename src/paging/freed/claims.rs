@@ -10,7 +10,7 @@ use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
 use crate::paging::page_structs::{self, PageStruct, PageStructs};
 use crate::paging::tables::ENTRIES;
-use crate::signature::{Mmu, USER_POINTER_MAX, USER_POINTER_MIN};
+use crate::signature::{Mmu, USER_POINTER_MAX, is_user_pointer};
 
 /// Words of a page.
 const WORDS: u64 = FRAME_SIZE / WORD;
@@ -165,7 +165,7 @@ fn pairs(bytes: &[u8]) -> Option<(u64, usize)> {
     let word = |index: u64| words.get(usize::try_from(index).ok()?).map(|word| u64::from_le_bytes(*word));
     let mut votes: Vec<u64> = Vec::new();
     for (slot, pointer) in (0..WORDS).filter_map(|slot| Some((slot, word(slot)?))) {
-        if !(USER_POINTER_MIN..=USER_POINTER_MAX).contains(&pointer) || !pointer.is_multiple_of(WORD) {
+        if !is_user_pointer(pointer) || !pointer.is_multiple_of(WORD) {
             continue;
         }
         let (page, target) = (pointer / FRAME_SIZE, pointer % FRAME_SIZE / WORD);
