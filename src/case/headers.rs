@@ -178,7 +178,14 @@ fn join(process: &mut Process, headers: &dyn Headers, pages: &dyn Fn() -> DataPa
         retain_unknown(&mut free, &of_modules);
         let of_chains = chains(&free);
         retain_unknown(&mut free, &of_chains);
-        process.models.extend(of_modules.into_iter().chain(of_chains));
+        // Python has the frozen module, but not its weights.
+        for model in of_modules {
+            match process.models.iter_mut().find(|known| known.lacks_constants(&model)) {
+                Some(known) => known.take_constants(model),
+                None => process.models.push(model),
+            }
+        }
+        process.models.extend(of_chains);
     }
     // Apart from those that are in use: a network is freed as a whole.
     let mut freed: Vec<&HeaderTensor> = headers.freed().iter().collect();
@@ -211,7 +218,10 @@ fn items(tensors: &[&HeaderTensor]) -> Vec<Item> {
     let indices: BTreeMap<VirtAddr, usize> =
         tensors.iter().enumerate().map(|(index, tensor)| (tensor.info.header, index)).collect();
     let gradient = |tensor: &HeaderTensor| tensor.gradient.and_then(|header| indices.get(&header).copied());
-    tensors.iter().map(|tensor| Item { info: tensor.info.clone(), gradient: gradient(tensor) }).collect()
+    tensors
+        .iter()
+        .map(|tensor| Item { info: tensor.info.clone(), gradient: gradient(tensor), last_use: tensor.last_use })
+        .collect()
 }
 
 /// How the tensors that were found compare with those that are known by other means, and those that are not known.

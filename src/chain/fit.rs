@@ -37,6 +37,8 @@ pub(super) struct Fitter<'a> {
     units: &'a [Unit],
     /// Ranks of the units by the data of their weights.
     data_ranks: Vec<usize>,
+    /// The order in which the last forward pass used the weights, where it is known.
+    use_ranks: Vec<Option<usize>>,
     /// The support that most units have: something that training keeps, or else a bias, a norm or a recorded gradient.
     is_trained: bool,
     bare_is_odd: bool,
@@ -44,20 +46,16 @@ pub(super) struct Fitter<'a> {
 
 impl<'a> Fitter<'a> {
     pub(super) fn new(pool: &'a Pool<'a>, units: &'a [Unit]) -> Self {
-        let mut order: Vec<usize> = (0..units.len()).collect();
-        let data = |unit: usize| units.get(unit).and_then(|unit| pool.get(unit.weight)).map(|piece| piece.data_rank);
-        order.sort_by_key(|unit| data(*unit));
-        let mut data_ranks = vec![0; units.len()];
-        for (rank, unit) in order.into_iter().enumerate() {
-            if let Some(place) = data_ranks.get_mut(unit) {
-                *place = rank;
-            }
-        }
+        let piece = |unit: usize| units.get(unit).and_then(|unit| pool.get(unit.weight));
+        let data_ranks = ranks(units.len(), |unit| piece(unit).map(|piece| piece.data_rank));
+        let last_use = |unit: usize| piece(unit).and_then(|piece| piece.last_use);
+        let ranks = ranks(units.len(), last_use).into_iter().enumerate();
+        let use_ranks = ranks.map(|(unit, rank)| last_use(unit).map(|_| rank)).collect();
         let most = |has: &dyn Fn(&Unit) -> bool| units.iter().filter(|unit| has(unit)).count() * 2 > units.len();
         let is_trained = most(&|unit| !pool.training(unit.weight).is_empty());
         let is_learned = |unit: &Unit| pool.get(unit.weight).is_some_and(|piece| piece.learned);
         let bare_is_odd = is_trained || most(&|unit| unit.has_vectors || is_learned(unit));
-        Self { pool, units, data_ranks, is_trained, bare_is_odd }
+        Self { pool, units, data_ranks, use_ranks, is_trained, bare_is_odd }
     }
 
     /// The link from one unit to another; `None` if the second cannot follow the first.
@@ -79,9 +77,18 @@ impl<'a> Fitter<'a> {
                 score += share * near * BACKWARDS;
             }
         };
-        order(HEADER_ORDER, from, to, |between| Evidence::HeaderOrder { between });
-        if let (Some(one), Some(other)) = (self.data_ranks.get(from), self.data_ranks.get(to)) {
-            order(DATA_ORDER, *one, *other, |between| Evidence::DataOrder { between });
+        let of_both = |ranks: &[Option<usize>]| Some((ranks.get(from).copied()??, ranks.get(to).copied()??));
+        match (of_both(&self.use_ranks), self.data_ranks.get(from), self.data_ranks.get(to)) {
+            // The order of allocation says nothing beside that.
+            (Some((one, other)), ..) => {
+                order(HEADER_ORDER + DATA_ORDER, one, other, |between| Evidence::OrderOfUse { between });
+            }
+            (None, one, other) => {
+                order(HEADER_ORDER, from, to, |between| Evidence::HeaderOrder { between });
+                if let (Some(one), Some(other)) = (one, other) {
+                    order(DATA_ORDER, *one, *other, |between| Evidence::DataOrder { between });
+                }
+            }
         }
         let (one, other) = (self.pool.get(first.weight)?, self.pool.get(second.weight)?);
         if one.info.dtype == other.info.dtype {
@@ -181,6 +188,19 @@ impl<'a> Fitter<'a> {
         }
         None
     }
+}
+
+/// The rank of each unit by a key.
+fn ranks<K: Ord>(count: usize, key: impl Fn(usize) -> K) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.sort_by_key(|unit| key(*unit));
+    let mut ranks = vec![0; count];
+    for (rank, unit) in order.into_iter().enumerate() {
+        if let Some(place) = ranks.get_mut(unit) {
+            *place = rank;
+        }
+    }
+    ranks
 }
 
 /// Whether a number is a power of a whole number with this exponent.

@@ -28,6 +28,8 @@ pub struct Item {
     pub info: TensorInfo,
     /// The index of the item that is its gradient.
     pub gradient: Option<usize>,
+    /// The number of the operation that used it last, where the graph of a forward pass says so.
+    pub last_use: Option<u64>,
 }
 
 /// Layers that fit one after another.
@@ -241,6 +243,11 @@ pub enum Evidence {
     /// The data of the second weight come soon after those of the first.
     DataOrder {
         /// Weights whose data lie between the two.
+        between: usize,
+    },
+    /// The last forward pass used the second weight soon after the first: the graph that it recorded for the backward pass says so.
+    OrderOfUse {
+        /// Weights that it used between the two.
         between: usize,
     },
     /// The elements have the same type.

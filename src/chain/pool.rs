@@ -28,6 +28,8 @@ pub(super) struct Piece<'a> {
     pub(super) learned: bool,
     /// How many tensors have their data below its own.
     pub(super) data_rank: usize,
+    /// The number of the operation that used it last.
+    pub(super) last_use: Option<u64>,
 }
 
 /// The tensors that can be parts of layers, in the order of their headers.
@@ -58,6 +60,7 @@ impl<'a> Pool<'a> {
                 info: &item.info,
                 learned: item.info.requires_grad || item.gradient.is_some(),
                 data_rank: 0,
+                last_use: item.last_use,
             })
             .collect();
         // Not the index, as far as possible: the order of the items says nothing.

@@ -22,7 +22,7 @@ impl Heap {
         let (header, data) = (VirtAddr(self.used), VirtAddr(self.used + 0x100));
         self.used += 0x140 + bytes.min(1 << 20).next_multiple_of(64);
         let info = TensorInfo { requires_grad: learned, ..TensorInfo::contiguous(header, &dtype, shape, data) };
-        self.items.push(Item { info, gradient: None });
+        self.items.push(Item { info, gradient: None, last_use: None });
         self.items.len() - 1
     }
 
@@ -399,4 +399,23 @@ fn sizes_that_agree_count_by_their_bits() {
     // 6, 16 * 25, 120, 84.
     assert_eq!(bits(&CIFAR), [2 + 8 + 6 + 6]);
     assert_eq!(bits(&[&[3, 2], &[2, 3]]), [1]);
+}
+
+#[test]
+fn the_order_of_use_counts_more_than_that_of_allocation() {
+    let mut heap = Heap::at(0x1000_0000);
+    (0..6).for_each(|_| heap.layer(&[48, 48]));
+    let of_chain = |heap: &Heap| -> Vec<usize> {
+        let [chain] = heap.chains().try_into().unwrap();
+        chain.layers.iter().map(|layer| layer.tensors[0].1 / 2).collect()
+    };
+    assert_eq!(of_chain(&heap), [0, 1, 2, 3, 4, 5]);
+    let order = [4, 1, 5, 0, 3, 2];
+    for (layer, number) in order.into_iter().zip(0..) {
+        heap.items[2 * layer].last_use = Some(1000 + 2 * number);
+        heap.items[2 * layer + 1].last_use = Some(1001 + 2 * number);
+    }
+    assert_eq!(of_chain(&heap), order);
+    let between = |link: &Link| link.evidence.contains(&Evidence::OrderOfUse { between: 0 });
+    assert!(heap.chains()[0].links.iter().all(between));
 }

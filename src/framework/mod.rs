@@ -117,6 +117,8 @@ pub(crate) struct HeaderTensor {
     pub(crate) info: TensorInfo,
     /// The header of its gradient, if it has one.
     pub(crate) gradient: Option<VirtAddr>,
+    /// The number of the operation that used it last, where the graph of a forward pass says so.
+    pub(crate) last_use: Option<u64>,
 }
 
 /// The headers of a tensor or an array.

@@ -78,6 +78,22 @@ impl Model {
         self.tensors.iter().chain(&self.training)
     }
 
+    /// Whether this is a frozen script module whose tensors are those of `constants`, a model of the same class.
+    pub(crate) fn lacks_constants(&self, constants: &Self) -> bool {
+        let is_frozen = |problem: &Diagnostic| problem.code == Code::FrozenModule;
+        self.class == constants.class && self.tensors.is_empty() && self.problems.iter().any(is_frozen)
+    }
+
+    /// Takes the tensors of `constants`.
+    pub(crate) fn take_constants(&mut self, constants: Self) {
+        self.problems.retain(|problem| problem.code != Code::FrozenModule);
+        self.tensors = constants.tensors;
+        let names = constants.modules.into_iter().flat_map(|module| module.parameters);
+        if let Some(root) = self.modules.first_mut() {
+            root.parameters.extend(names);
+        }
+    }
+
     /// The same, to fill in what their bytes tell.
     pub(crate) fn all_tensors_mut(&mut self) -> impl Iterator<Item = &mut NamedTensor> {
         self.tensors.iter_mut().chain(&mut self.training)

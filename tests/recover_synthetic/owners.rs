@@ -102,6 +102,65 @@ fn script_modules_are_found_from_their_tensors() {
 }
 
 #[test]
+fn constants_of_frozen_modules_have_the_names_of_their_values() {
+    for (cpython, pytorch, abi, places) in MACHINES {
+        let torch = torch(cpython, pytorch, Options::default());
+        let script = Script::new(&torch, abi, places);
+        let placed = tensors(&torch, &[&[4, 3], &[4], &[5], &[6]]);
+        let [weight, bias, folded, free] = placed.as_slice() else { panic!() };
+        let constants = [
+            ("self.fc.weight", weight.tensor_impl),
+            ("self.fc.bias", bias.tensor_impl),
+            ("", folded.tensor_impl),
+            ("self.fc.weight", weight.tensor_impl),
+        ];
+        script.method("__torch__.Net", "forward", script.graph(&constants));
+        // A copy of it that was optimized, in another order, and code that was loaded from a file.
+        script.graph(&[constants[1], constants[0]]);
+        script.method("__torch__.Loaded", "forward", script.graph(&[("", free.tensor_impl)]));
+        let recovery = recover(&dump(&torch.python.process));
+        let model = only_model(&recovery);
+        assert_eq!(model.class.as_deref(), Some("__torch__.Net"), "{pytorch}");
+        let names = model.tensors.iter().map(|tensor| tensor.name.as_str());
+        assert_eq!(names.collect::<Vec<_>>(), ["fc.weight", "fc.bias", "constant102"], "{pytorch}");
+        for (found, truth) in model.tensors.iter().zip([weight, bias, folded]) {
+            assert_whole(&torch, found, truth);
+        }
+        let [left] = recovery.processes[0].standalone.found.as_slice() else { panic!() };
+        assert_eq!(left.tensor.info.as_ref().unwrap().header, VirtAddr(free.tensor_impl));
+    }
+}
+
+#[test]
+fn a_chain_has_the_order_in_which_the_last_forward_pass_used_it() {
+    const USED: [usize; 5] = [3, 0, 4, 1, 2];
+    for (cpython, pytorch, abi, places) in MACHINES {
+        let torch = torch(cpython, pytorch, Options::default());
+        let (process, script) = (&torch.python.process, Script::new(&torch, abi, places));
+        let placed = tensors(&torch, &[&[16, 16][..]; 5]);
+        let [loss] = tensors(&torch, &[&[1]]).try_into().ok().unwrap();
+        let graph = |tensor: &Placed| {
+            process.get(tensor.tensor_impl + torch.numbers.at("tensor.autograd_meta"))
+                + torch.numbers.at("autograd.grad_fn")
+        };
+        // The input needs no gradient; each weight is transposed before it is used.
+        let mut last = 0;
+        for (weight, number) in USED.iter().map(|weight| &placed[*weight]).zip((100..).step_by(2)) {
+            let accumulator = script.autograd_node(u64::MAX, &[]);
+            process.put(graph(weight) + 16, accumulator);
+            let transposed = script.autograd_node(number, &[accumulator]);
+            last = script.autograd_node(number + 1, &[last, transposed]);
+        }
+        process.put(graph(&loss), last);
+        let recovery = recover(&dump(process));
+        let model = only_model(&recovery);
+        let headers = model.tensors.iter().map(|tensor| tensor.info.as_ref().unwrap().header.0);
+        let expected = USED.iter().map(|weight| placed[*weight].tensor_impl);
+        assert!(headers.eq(expected), "{pytorch}: {:#?}", model.chain);
+    }
+}
+
+#[test]
 fn modules_of_cpp_are_found_from_their_tensors() {
     for (cpython, pytorch, abi, places) in MACHINES {
         let torch = torch(cpython, pytorch, Options::default());

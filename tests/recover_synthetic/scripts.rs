@@ -298,3 +298,22 @@ fn a_frozen_script_module_is_no_whole_model() {
     assert_eq!((model.class.as_deref(), model.object.0), (Some("__torch__.Frozen"), frozen));
     assert!(model.problems[0].message.contains("frozen"), "{:?}", model.problems);
 }
+
+#[test]
+fn a_frozen_script_module_has_the_constants_of_its_code() {
+    let torch = torch("3.11", "1.13", Options::default());
+    let script = Script::new(&torch, "new-abi", [72, 88, 232]);
+    let frozen = script.object("__torch__.Frozen", &[("scale", REGULAR, CAPSULE, 3)]);
+    let frozen = recursive_script_module(&torch, script.wrapper(frozen, true));
+    let placed = super::owners::tensors(&torch, &[&[4, 3], &[4]]);
+    let names = ["self.fc.weight", "self.fc.bias"].into_iter();
+    let constants: Vec<_> = names.zip(placed.iter().map(|placed| placed.tensor_impl)).collect();
+    script.method("__torch__.Frozen", "forward", script.graph(&constants));
+    let recovery = recover(&dump(&torch.python.process));
+    let model = only_model(&recovery);
+    assert_eq!((model.class.as_deref(), model.object.0), (Some("__torch__.Frozen"), frozen));
+    assert_whole(&torch, tensor(model, "fc.weight"), &placed[0]);
+    assert_whole(&torch, tensor(model, "fc.bias"), &placed[1]);
+    assert_eq!(model.modules[0].parameters, ["fc.bias", "fc.weight"]);
+    assert_eq!(model.problems, []);
+}

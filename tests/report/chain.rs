@@ -26,6 +26,7 @@ fn chain_of(model: &Model) -> Model {
     let item = |tensor: &&NamedTensor| Item {
         info: TensorInfo { object: tensorcarve::addr::VirtAddr(0), ..info(tensor) },
         gradient: gradient(&tensor.name).filter(|_| tensor.kind == TensorKind::Parameter),
+        last_use: None,
     };
     let items: Vec<Item> = tensors.iter().map(item).collect();
     let chains = assemble(&items);

@@ -11,6 +11,7 @@ const OBJECT_TABLE: u64 = 0x7f55_5555_2010;
 const CLASS_TABLE: u64 = 0x7f55_5555_3010;
 const HOLDER_TABLE: u64 = 0x7f55_5555_4010;
 const MATRIX_TABLE: u64 = 0x7f55_5555_5010;
+const CODE_TABLE: u64 = 0x7f55_5555_6010;
 
 /// Tags of values: those of the layout, and two that only tests give.
 pub const NONE: u64 = 0;
@@ -109,6 +110,58 @@ impl<'a> Script<'a> {
             process.put(slots + 16 * index + self.at("ivalue.tag"), tag | 0x7f55_0000_0000);
         }
         object
+    }
+
+    /// A graph of code with tensors as constants, each with the debug name of its value or none.
+    pub fn graph(&self, constants: &[(&str, u64)]) -> u64 {
+        let process = &self.torch.python.process;
+        let graph = process.words(&[CODE_TABLE]);
+        for ((name, tensor), number) in constants.iter().zip(0u64..) {
+            let attribute = process.alloc(32);
+            process.put(attribute, CODE_TABLE);
+            process.put(attribute + self.at("constant.value"), *tensor);
+            let node = process.alloc(320);
+            process.put(node, CODE_TABLE);
+            process.put(node + self.at("node.graph"), graph);
+            let value = process.alloc(112);
+            process.put(value, CODE_TABLE);
+            process.put(value + self.at("value.node"), node);
+            process.put(value + self.at("value.unique"), 100 + number);
+            if !name.is_empty() {
+                self.string(value + self.at("value.name"), name);
+            }
+            // Its attributes, behind what differs between versions.
+            for (vector, element) in [(node + self.at("node.outputs"), value), (node + 288, attribute)] {
+                let words = self.vector_words(&element.to_le_bytes());
+                (vector..).step_by(8).zip(words).for_each(|(at, word)| process.put(at, word));
+            }
+        }
+        graph
+    }
+
+    /// A method whose code is that graph.
+    pub fn method(&self, class: &str, name: &str, graph: u64) {
+        let process = &self.torch.python.process;
+        let size = self.at("string.sizeof");
+        let function = process.alloc(64 + 3 * size);
+        process.put(function, CODE_TABLE);
+        let texts = [&format!("{class}.{name}"), class, name];
+        (function + 32..).step_by(size as usize).zip(texts).for_each(|(at, text)| self.string(at, text));
+        process.put(function + 32 + 3 * size, graph);
+    }
+
+    /// A node of the graph that a forward pass records, and the nodes that its edges lead to.
+    pub fn autograd_node(&self, number: u64, edges: &[u64]) -> u64 {
+        let process = &self.torch.python.process;
+        let node = process.alloc(256);
+        process.put(node, CODE_TABLE);
+        process.put(node + self.at("graph_node.self"), node);
+        process.put(node + self.at("graph_node.number"), number);
+        let size = self.at("edge.sizeof");
+        // Behind a mutex, whose size is the system's.
+        let begin = self.vector(node + 96, edges.len() as u64, size);
+        (begin..).step_by(size as usize).zip(edges).for_each(|(at, edge)| process.put(at, *edge));
+        node
     }
 
     /// An object of a class that C++ defines.

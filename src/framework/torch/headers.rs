@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::script::ObjectNumbers;
 use super::tensor::{Layout, Sample, is_virtual_table, select_layout};
-use super::{Facts, SAMPLE, Torch, freed, owners};
+use super::{Facts, SAMPLE, Torch, autograd, freed, owners};
 use crate::addr::VirtAddr;
 use crate::diagnostic::{Code, Diagnostic};
 use crate::framework::{self, HeaderTensor, Headers, Sweep};
@@ -60,10 +61,11 @@ impl<'a> TorchHeaders<'a> {
             (None, None) => return None,
         };
         let layout = layout.with_keys(&torch.key_tables, space, sample, None, false);
-        let tensors = tensors(&layout, space, &in_use);
+        let tensors = tensors(&layout, torch.script_layouts.objects.first(), space, &in_use);
         let live: Vec<&TensorInfo> = tensors.iter().map(|tensor| &tensor.info).collect();
         let freed = freed::tensors(&layout, &memory, &not_in_use, &live);
-        let freed: Vec<HeaderTensor> = freed.into_iter().map(|info| HeaderTensor { info, gradient: None }).collect();
+        let freed: Vec<HeaderTensor> =
+            freed.into_iter().map(|info| HeaderTensor { info, gradient: None, last_use: None }).collect();
         let dispatch_keys = layout.keys.as_ref().map(|keys| keys.version.clone());
         let facts = Facts { version: None, layout: Some(scores), dispatch_keys };
         let left_out = rest.len();
@@ -80,7 +82,12 @@ impl<'a> TorchHeaders<'a> {
 }
 
 /// The tensors at some of the addresses: those with a storage, and with a virtual table that others have as well.
-fn tensors(layout: &Layout, space: &AddressSpace, addresses: &[VirtAddr]) -> Vec<HeaderTensor> {
+fn tensors(
+    layout: &Layout,
+    numbers: Option<&ObjectNumbers>,
+    space: &AddressSpace,
+    addresses: &[VirtAddr],
+) -> Vec<HeaderTensor> {
     let read = |at: &VirtAddr| {
         // A signature may match one on the meta device as well, which has no data.
         let has_data = |info: &TensorInfo| info.names_data() && info.is_on_cpu();
@@ -91,7 +98,13 @@ fn tensors(layout: &Layout, space: &AddressSpace, addresses: &[VirtAddr]) -> Vec
     let gradient = |info: &TensorInfo| layout.read_grad(space, info).ok().flatten().map(|gradient| gradient.header);
     let sound = with_table(space, &read.keys().copied().collect::<Vec<_>>());
     let sound = sound.iter().filter_map(|at| read.remove(at));
-    sound.map(|info| HeaderTensor { gradient: gradient(&info), info }).collect()
+    let sound: Vec<TensorInfo> = sound.collect();
+    let uses = numbers.map(|numbers| autograd::last_uses(space, layout, numbers, &sound)).unwrap_or_default();
+    let tensor = |info: TensorInfo| {
+        let last_use = uses.get(&info.header).copied();
+        HeaderTensor { gradient: gradient(&info), last_use, info }
+    };
+    sound.into_iter().map(tensor).collect()
 }
 
 /// Those of some objects that begin with the address of a virtual table: what lies there is one or, where it can't be read, another
@@ -130,7 +143,8 @@ impl Headers for TorchHeaders<'_> {
     }
 
     fn models(&self, headers: &BTreeSet<VirtAddr>, sweep: &Sweep<'_>) -> Vec<Model> {
-        owners::models(self.space, &self.layout, &self.torch.script_layouts, headers, sweep)
+        let all = self.tensors.iter().map(|tensor| tensor.info.header).collect();
+        owners::models(self.space, &self.layout, &self.torch.script_layouts, (headers, &all), sweep)
     }
 
     fn warning(&self) -> Option<Diagnostic> {

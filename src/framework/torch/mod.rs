@@ -4,6 +4,7 @@
 //! `torch.nn.modules.module.Module` and has the three dictionaries that such a module has. A model
 //! is a module that no other module holds, with at least one tensor somewhere in it.
 
+mod autograd;
 mod extra;
 mod facts;
 mod freed;

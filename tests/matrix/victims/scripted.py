@@ -5,7 +5,7 @@ import io
 import torch
 from torch import nn
 
-from truth import class_name, described_module, say, tell, wait
+from truth import attempt, class_name, described_module, say, tell, wait
 
 torch.manual_seed(15)
 
@@ -61,4 +61,24 @@ unseen["modules"] = {name: described_module(module) for name, module in loaded.n
 for entry in unseen["state_dict"].values():
     entry.update(id=None, data_ptr=None)
 say(unseen)
+
+
+def freeze():
+    """A frozen module: its weights are constants in its code, which have the names that they had."""
+    origin = torch.jit.script(Net().eval())
+    known = tell("origin of frozen", origin)
+    kept.append((origin, origin.state_dict(keep_vars=True)))
+    net = torch.jit.freeze(origin, optimize_numerics=False)
+    frozen = copy.deepcopy(known)
+    frozen.update(role="frozen", id=hex(id(net)), modules={}, grads={})
+    frozen["class"] = class_name(net)
+    # What the code does not use is no constant.
+    del frozen["state_dict"]["norm.num_batches_tracked"]
+    for entry in frozen["state_dict"].values():
+        entry.update(id=None, data_ptr=None, requires_grad=False)
+    say(frozen)
+    return net
+
+
+kept.append(attempt("a frozen module", freeze))
 wait()

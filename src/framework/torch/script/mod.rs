@@ -22,7 +22,7 @@ use crate::paging::VirtualMemory;
 
 pub use layout::{MatrixNumbers, ObjectNumbers, ScriptLayouts};
 use module::Walk;
-pub(super) use object::{MAX_SLOTS, OBJECT_WORDS, Reader, SlotValue, is_pointer, text_at};
+pub(super) use object::{MAX_SLOTS, OBJECT_WORDS, Reader, SlotValue, is_pointer, text_at, words_at};
 use object::{ScriptError, ScriptObject};
 use packed::{Context, PackedError, capsule};
 use problem::Problem;

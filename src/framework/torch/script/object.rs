@@ -295,7 +295,7 @@ pub(crate) fn text_at(memory: &dyn VirtualMemory, numbers: &ObjectNumbers, at: V
 }
 
 /// Words from an address on, as far as they can be read.
-pub(super) fn words_at(memory: &dyn VirtualMemory, at: VirtAddr, count: u64) -> Vec<u64> {
+pub(crate) fn words_at(memory: &dyn VirtualMemory, at: VirtAddr, count: u64) -> Vec<u64> {
     Structure::read(memory, at, count.saturating_mul(WORD.unsigned_abs())).words().collect()
 }
 

@@ -18,6 +18,14 @@ pub(super) const WORD: u64 = 8;
 /// Sizes and strides, outermost dimension first.
 pub type SizesAndStrides = (Vec<u64>, Vec<u64>);
 
+/// The nodes of the autograd graph that a tensor names.
+pub(crate) struct AutogradNodes {
+    /// Of the operation that computed it.
+    pub(crate) function: Option<VirtAddr>,
+    /// That its gradient is accumulated in.
+    pub(crate) accumulator: Option<VirtAddr>,
+}
+
 impl ShapeAt {
     /// Sizes and strides of a `TensorImpl`; `None` if it has more dimensions than a tensor can have.
     ///
@@ -109,6 +117,14 @@ impl Layout {
             || (memory.pointer(grad, self.offsets.storage_pointer)?.0 == 0
                 && memory.word(grad, self.offsets.numel)? == 0);
         if is_undefined { Ok(None) } else { self.read_impl(memory, grad).or_else(header_of_short).map(Some) }
+    }
+
+    /// The nodes of the autograd graph that a tensor names.
+    pub(crate) fn autograd_nodes(&self, memory: &dyn VirtualMemory, tensor: VirtAddr) -> AutogradNodes {
+        let meta = memory.pointer(tensor, self.offsets.autograd_meta).ok().filter(|meta| meta.0 != 0);
+        let node = |offset: i64| memory.pointer(meta?, offset).ok().filter(|node| node.0 != 0);
+        // A `std::shared_ptr` of two words, and then a `std::weak_ptr` (torch/csrc/autograd/variable.h, `AutogradMeta`).
+        AutogradNodes { function: node(self.offsets.grad_fn), accumulator: node(self.offsets.grad_fn.wrapping_add(16)) }
     }
 
     /// The Python object of a `TensorImpl`. The lowest bit of the pointer says which of the two owns the other
