@@ -65,20 +65,25 @@ say(unseen)
 
 def freeze():
     """A frozen module: its weights are constants in its code, which have the names that they had."""
-    origin = torch.jit.script(Net().eval())
-    known = tell("origin of frozen", origin)
-    kept.append((origin, origin.state_dict(keep_vars=True)))
-    net = torch.jit.freeze(origin, optimize_numerics=False)
+    origin = Net().eval()
+    for values in list(origin.norm.parameters()) + [origin.norm.running_mean, origin.norm.running_var]:
+        # Constants of equal values become one.
+        nn.init.uniform_(values, 1, 2)
+    thawed = torch.jit.script(origin)
+    known = tell_and_keep("origin of frozen, scripted", thawed)
+    tell("origin of frozen", origin)
+    net = torch.jit.freeze(thawed, optimize_numerics=False)
+    kept.append((origin, thawed, net))
     frozen = copy.deepcopy(known)
-    frozen.update(role="frozen", id=hex(id(net)), modules={}, grads={})
-    frozen["class"] = class_name(net)
+    root = {"class": class_name(net), "id": hex(id(net)), "training": None, "hyper": {}}
+    frozen.update(role="frozen", id=root["id"], modules={"": root}, grads={})
+    frozen["class"] = root["class"]
     # What the code does not use is no constant.
     del frozen["state_dict"]["norm.num_batches_tracked"]
     for entry in frozen["state_dict"].values():
         entry.update(id=None, data_ptr=None, requires_grad=False)
     say(frozen)
-    return net
 
 
-kept.append(attempt("a frozen module", freeze))
+attempt("a frozen module", freeze)
 wait()
