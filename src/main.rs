@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
     let arguments = cli::Arguments::parse();
     match cli::run(&arguments) {
-        Ok(outcome) => outcome.into(),
+        Ok(outcome) => u8::from(outcome).into(),
         Err(failure) => {
             cli::print_message(&failure.to_string());
             cli::ERROR.into()

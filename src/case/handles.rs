@@ -30,6 +30,7 @@ pub struct Model {
 #[derive(Clone)]
 pub struct Tensor {
     model: Model,
+    /// Among those of the modules, and then those that training left.
     index: usize,
 }
 
@@ -58,6 +59,20 @@ impl Case {
         let spaces = self.spaces()?.of_processes();
         Ok(spaces.into_iter().map(|space| Process { case: self.clone(), space }).collect())
     }
+
+    /// All networks, in the order of the report: those of ended processes as well, which [`Case::processes`] does not list.
+    ///
+    /// # Errors
+    /// As for [`Case::spaces`].
+    pub fn models(&self) -> Result<Vec<Model>, CaseError> {
+        let recovery = self.recovery()?;
+        let of_process = |(index, process): (usize, &recover::Process)| {
+            (0..process.models.len()).map(move |model| (index, model)).collect::<Vec<_>>()
+        };
+        let indices = recovery.processes.iter().enumerate().flat_map(of_process);
+        let model = |indices| Model { case: self.clone(), recovery: Arc::clone(&recovery), indices };
+        Ok(indices.map(model).collect())
+    }
 }
 
 impl Process {
@@ -81,11 +96,9 @@ impl Process {
     /// # Errors
     /// As for [`Case::spaces`].
     pub fn models(&self) -> Result<Vec<Model>, CaseError> {
-        let recovery = self.case.recovery()?;
-        let here = recovery.processes.iter().enumerate().filter(|(_, process)| process.root() == self.root());
-        let indices = here.flat_map(|(index, process)| (0..process.models.len()).map(move |model| (index, model)));
-        let model = |indices| Model { case: self.case.clone(), recovery: Arc::clone(&recovery), indices };
-        Ok(indices.map(model).collect())
+        let mut models = self.case.models()?;
+        models.retain(|model| !model.process().space.is_freed() && model.process().root() == self.root());
+        Ok(models)
     }
 }
 
@@ -126,13 +139,23 @@ impl Model {
     pub fn tensors(&self) -> impl Iterator<Item = Tensor> {
         (0..self.data().tensors.len()).map(|index| Tensor { model: self.clone(), index })
     }
+
+    /// What training left: gradients, and what optimizers keep.
+    pub fn training(&self) -> impl Iterator<Item = Tensor> {
+        let first = self.data().tensors.len();
+        (first..first + self.data().training.len()).map(|index| Tensor { model: self.clone(), index })
+    }
 }
 
 impl Tensor {
     /// All that is known of it.
     pub fn data(&self) -> &NamedTensor {
-        #[expect(clippy::indexing_slicing, reason = "the index is from this list, which does not change")]
-        &self.model.data().tensors[self.index]
+        let model::Model { tensors, training, .. } = self.model.data();
+        #[expect(clippy::indexing_slicing, reason = "the index is from these lists, which do not change")]
+        match self.index.checked_sub(tensors.len()) {
+            None => &tensors[self.index],
+            Some(index) => &training[index],
+        }
     }
 
     /// Its name in `state_dict()`.

@@ -30,7 +30,7 @@ Exit codes: 0 found, 1 nothing found, 2 error, 3 found but partly unreadable, 13
 
 /// Recovers neural networks from a dump of a machine's physical memory, or of one process.
 #[derive(Parser)]
-#[command(version, after_help = AFTER, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "tensorcarve", version, after_help = AFTER, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(super) verb: Verb,
@@ -168,8 +168,8 @@ pub(super) struct WorkArgs {
         value_parser = clap::value_parser!(u16).range(1..=4096)
     )]
     pub(super) threads: Option<u16>,
-    /// Folder with signature files (*.toml) that add to the built-in ones, or replace them by name
-    #[arg(long, value_name = "DIR")]
+    /// Signature file, or folder with such files (*.toml), that adds to the built-in ones or replaces them by name
+    #[arg(long, value_name = "PATH")]
     pub(super) signatures: Option<PathBuf>,
 }
 

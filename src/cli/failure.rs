@@ -14,22 +14,31 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub(super) fn new(error: impl fmt::Display) -> Self {
+    pub(crate) fn new(error: impl fmt::Display) -> Self {
         Self { message: error.to_string(), hints: Vec::new() }
     }
 
     /// Adds what to try.
-    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
         self
+    }
+
+    /// What is wrong. Names of files are in it, and a file that came with the evidence may have any name.
+    pub(crate) fn text(&self) -> String {
+        printable(&self.message)
+    }
+
+    /// What to try.
+    pub(crate) fn hints(&self) -> Vec<String> {
+        self.hints.iter().map(|hint| printable(hint)).collect()
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Names of files are in it, and a file that came with the evidence may have any name.
-        write!(f, "error: {}", printable(&self.message))?;
-        self.hints.iter().try_for_each(|hint| write!(f, "\nhint: {}", printable(hint)))
+        write!(f, "error: {}", self.text())?;
+        self.hints().iter().try_for_each(|hint| write!(f, "\nhint: {hint}"))
     }
 }
 

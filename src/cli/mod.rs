@@ -28,11 +28,11 @@ mod stderr;
 mod stdout;
 mod work;
 
-use std::process::ExitCode;
-
 pub(crate) use args::Arguments;
 pub(crate) use failure::Failure;
 pub(crate) use stderr::print_message;
+#[allow(unused_imports, reason = "the Python package has this file as well")]
+pub(crate) use work::unpacking;
 
 use args::Verb;
 
@@ -47,13 +47,14 @@ pub(crate) enum Outcome {
     Partly,
 }
 
-impl From<Outcome> for ExitCode {
+impl From<Outcome> for u8 {
+    /// The exit code.
     fn from(outcome: Outcome) -> Self {
-        Self::from(match outcome {
+        match outcome {
             Outcome::Found => 0,
             Outcome::Nothing => 1,
             Outcome::Partly => 3,
-        })
+        }
     }
 }
 

@@ -33,19 +33,23 @@ pub(super) fn open(input: &InputArgs, progress: &Progress) -> Result<dump::Dump,
 
 /// Opens the dump. If it is compressed, unpacking is a phase of its own.
 pub(super) fn open_source(source: Source, input: &InputArgs, progress: &Progress) -> Result<dump::Dump, Failure> {
-    let seen = std::cell::Cell::new(None);
-    let unpacked = |done: u64, total: u64| {
-        if seen.get().is_none() {
-            progress.begin(Phase::Unpack, total);
-        }
-        progress.advance(done.saturating_sub(seen.get().unwrap_or(0)));
-        seen.set(Some(done));
-    };
-    dump::open_source(source, &input.options(), &unpacked).map_err(|error| {
+    dump::open_source(source, &input.options(), &unpacking(progress)).map_err(|error| {
         // The line of progress must not stay above the error.
         progress.finish();
         error.into()
     })
+}
+
+/// Shows how far a dump is unpacked, by the numbers of bytes that are done and that there are.
+pub(crate) fn unpacking(observer: &impl Observer) -> impl Fn(u64, u64) {
+    let seen = std::cell::Cell::new(None);
+    move |done: u64, total: u64| {
+        if seen.get().is_none() {
+            observer.begin(Phase::Unpack, total);
+        }
+        observer.advance(done.saturating_sub(seen.get().unwrap_or(0)));
+        seen.set(Some(done));
+    }
 }
 
 /// How a verb works on its case.

@@ -1,13 +1,14 @@
-//! A user's folder of signature files.
+//! A user's signature files.
 
 use std::path::{Path, PathBuf};
 
 use super::error::SignatureError;
 
-/// Name and text of the `.toml` files in `folder` and in the folders right below it, in the order of their paths.
+/// Name and text of a file or, of a folder, of the `.toml` files in it and in the folders right below it, in the order of their paths.
 pub(super) fn read(folder: &Path) -> Result<Vec<(String, String)>, SignatureError> {
     let mut paths = Vec::new();
-    for path in entries(folder)? {
+    let entries_or_file = if folder.is_file() { vec![folder.to_owned()] } else { entries(folder)? };
+    for path in entries_or_file {
         if path.is_dir() {
             paths.extend(entries(&path)?.into_iter().filter(|below| is_signature_file(below)));
         } else if is_signature_file(&path) {

@@ -58,7 +58,7 @@ pub enum Signature<'a> {
 }
 
 impl Signatures {
-    /// The built-in signatures, and those of the files (`*.toml`) in `folder` and in the folders right below it.
+    /// The built-in signatures, and those of the files (`*.toml`) in `folder` and in the folders right below it. It may be a file as well.
     ///
     /// A structure, needle or layout of the folder replaces the built-in one of the same name
     /// (family and version for layouts); an `[mmu]` replaces the built-in one.
