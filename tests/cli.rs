@@ -127,6 +127,8 @@ fn bad_signatures_are_named_with_file_and_line() {
     refused(&recover(&dump, &out, &option), &["no .toml file"]);
     fs::write(signatures.join("mine.toml"), "# mine\n[[needle]]\nname = 7\n").unwrap();
     refused(&recover(&dump, &out, &option), &["mine.toml:3:8", "signatures/README.md"]);
+    let file = ["--signatures", signatures.join("mine.toml").to_str().unwrap()].map(str::to_owned);
+    refused(&recover(&dump, &out, &file.each_ref().map(String::as_str)), &["mine.toml:3:8"]);
     assert!(!out.exists());
 }
 
@@ -153,6 +155,36 @@ fn help_teaches_and_wrong_usage_is_an_error() {
         assert_eq!(tensorcarve(arguments).status.code(), Some(2), "{arguments:?}");
     }
     refused(&tensorcarve(["recover", SHIPPED, "--input-format", "elf", "-o", "/tmp/tensorcarve-none"]), &["ELF"]);
+}
+
+#[test]
+fn shells_and_manuals_know_every_command() {
+    let help = String::from_utf8(tensorcarve(["--help"]).stdout).unwrap();
+    let (_, commands) = help.split_once("Commands:").unwrap();
+    let commands: Vec<&str> = commands
+        .lines()
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| {
+            line.strip_prefix("  ")?.split(' ').next().filter(|name| !name.is_empty() && *name != "help")
+        })
+        .collect();
+    assert!(commands.len() > 10, "{commands:?}");
+    for shell in ["bash", "zsh", "fish"] {
+        let output = tensorcarve(["completions", shell]);
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        for word in commands.iter().chain(&["without-python"]) {
+            assert!(script.contains(word), "{shell}: no {word}");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(tensorcarve(["man".as_ref(), dir.path()]).status.code(), Some(0));
+    for command in &commands {
+        let page = fs::read_to_string(dir.path().join(format!("tensorcarve-{command}.1"))).unwrap();
+        assert!(page.contains(".SH OPTIONS") || page.contains(".SH SYNOPSIS"), "{command}");
+    }
+    refused(&tensorcarve(["man".as_ref(), dir.path().join("none").as_path()]), &["none", "no such folder"]);
 }
 
 /// Before any work, with what was looked for and what to do.

@@ -10,7 +10,7 @@ use tensorcarve::case::Index;
 use tensorcarve::dump::{self, MappedFiles, OpenOptions};
 use tensorcarve::scan::BackendChoice;
 
-use super::{bench, core, devices, gc, info, maps, objects, ps, recover, scan, spaces, stack};
+use super::{bench, core, devices, gc, info, maps, objects, ps, recover, scan, shell, spaces, stack};
 
 const AFTER: &str = "\
 Examples:
@@ -75,6 +75,12 @@ pub(super) enum Verb {
     /// Measure how fast memory is searched, compared with reading it
     #[command(after_help = bench::AFTER)]
     Bench(bench::BenchArgs),
+    /// Print a script that completes commands and options in a shell
+    #[command(after_help = shell::AFTER_COMPLETIONS)]
+    Completions(shell::CompletionsArgs),
+    /// Write manual pages to a folder
+    #[command(after_help = shell::AFTER_MAN)]
+    Man(shell::ManArgs),
 }
 
 /// Arguments of every verb that asks a case.

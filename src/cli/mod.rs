@@ -2,7 +2,7 @@
 //!
 //! Files that verbs share: `args` (arguments, with the list of verbs), `work` (opening a dump, threads), `linux` and
 //! `python` (what their verbs do alike), `stdout` (data), `stderr` (messages), `progress`, `failure` (errors with hints),
-//! `interrupt`, `input_hash`, and `machine` (the computer that we run on).
+//! `interrupt`, `input_hash`, and `machine` (the computer that we run on). `shell` has two verbs: completions and manual pages.
 
 mod args;
 mod bench;
@@ -22,6 +22,7 @@ mod ps;
 mod python;
 mod recover;
 mod scan;
+mod shell;
 mod spaces;
 mod stack;
 mod stderr;
@@ -79,5 +80,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Outcome, Failure> {
         Verb::Objects(objects) => objects::run(objects),
         Verb::Devices(devices) => devices::run(devices),
         Verb::Bench(bench) => bench::run(bench),
+        Verb::Completions(completions) => shell::completions(completions),
+        Verb::Man(man) => shell::man(man),
     }
 }
