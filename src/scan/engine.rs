@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::Hit;
 use super::chunk::View;
+use super::few::Few;
 use super::filter::Filter;
 use super::frames::ABSENT_FRAME;
 use super::pointer_set::PointerSet;
@@ -32,6 +33,7 @@ pub(super) struct Plan<'a> {
 /// Something to be looked for in the slots of frames; numbers are indices of slot signatures.
 pub(super) enum Pass {
     One(Filter, usize),
+    Few(Few),
     Many(Sieve),
 }
 
@@ -39,6 +41,7 @@ impl fmt::Display for Pass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::One(filter, _) => write!(f, "one test of each slot, {filter}"),
+            Self::Few(few) => few.fmt(f),
             Self::Many(sieve) => sieve.fmt(f),
         }
     }
@@ -81,16 +84,17 @@ impl<'a> Plan<'a> {
 
     fn prepare(&mut self, memory: &PhysicalMemory) {
         let entries = self.enter();
-        let one = match self.slots.as_slice() {
-            [only] => only.filter(),
-            _ => None,
-        };
-        self.passes = match one {
-            Some(filter) => vec![Pass::One(filter, 0)],
-            None if entries.is_empty() => Vec::new(),
-            None => {
+        let filters: Option<Vec<(usize, Filter)>> =
+            self.slots.iter().enumerate().map(|(index, slot)| Some((index, slot.filter()?))).collect();
+        self.passes = match filters.as_deref() {
+            Some([]) => Vec::new(),
+            Some(&[(index, filter)]) => vec![Pass::One(filter, index)],
+            filters => {
                 let sample = Sample::new(memory);
-                Sieve::split(&entries, &sample).into_iter().map(Pass::Many).collect()
+                match filters.and_then(|filters| Few::new(filters, &sample)) {
+                    Some(few) => vec![Pass::Few(few)],
+                    None => Sieve::split(&entries, &sample).into_iter().map(Pass::Many).collect(),
+                }
             }
         };
     }

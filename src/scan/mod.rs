@@ -17,6 +17,7 @@ mod collector;
 mod engine;
 mod explain;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
+mod few;
 mod filter;
 mod frames;
 pub mod gpu;

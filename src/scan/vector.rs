@@ -30,7 +30,6 @@ pub(super) trait Vector: Copy {
     /// 0, 8, 16, …: where each lane's slot begins.
     unsafe fn slots() -> Self;
     unsafe fn or(self, other: Self) -> Self;
-    unsafe fn xor(self, other: Self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     /// Rotates right by `right` bits, where `left` is 64 minus that.
@@ -41,6 +40,8 @@ pub(super) trait Vector: Copy {
     unsafe fn at_most(self, bound: Self) -> Self::Mask;
     /// Lanes without any of the bits.
     unsafe fn lacks(self, bits: Self) -> Self::Mask;
+    /// Lanes that have this value in these bits; it has no others.
+    unsafe fn equal_in(self, bits: Self, value: Self) -> Self::Mask;
     /// Lanes with any of the bits.
     unsafe fn has(self, bits: Self) -> Self::Mask;
     /// This where the mask is set, else 0.
@@ -125,7 +126,6 @@ mod x86_64 {
 
         methods! { @self
             or(self, b: Self) -> Self { _mm256_or_si256(self, b) }
-            xor(self, b: Self) -> Self { _mm256_xor_si256(self, b) }
             add(self, b: Self) -> Self { _mm256_add_epi64(self, b) }
             sub(self, b: Self) -> Self { _mm256_sub_epi64(self, b) }
             has(self, bits: Self) -> Self {{
@@ -140,6 +140,7 @@ mod x86_64 {
                 _mm256_xor_si256(_mm256_cmpgt_epi64(self, bound), _mm256_set1_epi64x(-1))
             }
             lacks(self, bits: Self) -> Self { _mm256_cmpeq_epi64(_mm256_and_si256(self, bits), _mm256_setzero_si256()) }
+            equal_in(self, bits: Self, value: Self) -> Self { _mm256_cmpeq_epi64(_mm256_and_si256(self, bits), value) }
             keep(self, mask: Self) -> Self { _mm256_and_si256(self, mask) }
             has_any(self, bits: Self) -> bool { _mm256_testz_si256(self, bits) == 0 }
             fold(self) -> u64 {{
@@ -179,7 +180,6 @@ mod x86_64 {
 
         methods! { @self
             or(self, b: Self) -> Self { _mm512_or_si512(self, b) }
-            xor(self, b: Self) -> Self { _mm512_xor_si512(self, b) }
             add(self, b: Self) -> Self { _mm512_add_epi64(self, b) }
             sub(self, b: Self) -> Self { _mm512_sub_epi64(self, b) }
             has(self, bits: Self) -> __mmask8 { _mm512_test_epi64_mask(self, bits) }
@@ -187,6 +187,9 @@ mod x86_64 {
             equal(self, b: Self) -> __mmask8 { _mm512_cmpeq_epi64_mask(self, b) }
             at_most(self, bound: Self) -> __mmask8 { _mm512_cmple_epu64_mask(self, bound) }
             lacks(self, bits: Self) -> __mmask8 { _mm512_testn_epi64_mask(self, bits) }
+            equal_in(self, bits: Self, value: Self) -> __mmask8 {
+                _mm512_testn_epi64_mask(_mm512_xor_si512(self, value), bits)
+            }
             keep(self, mask: __mmask8) -> Self { _mm512_maskz_mov_epi64(mask, self) }
             has_any(self, bits: Self) -> bool { _mm512_test_epi64_mask(self, bits) != 0 }
             fold(self) -> u64 { _mm512_reduce_or_epi64(self).cast_unsigned() }

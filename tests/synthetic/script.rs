@@ -119,6 +119,8 @@ impl<'a> Script<'a> {
         for ((name, tensor), number) in constants.iter().zip(0u64..) {
             let attribute = process.alloc(32);
             process.put(attribute, CODE_TABLE);
+            // What the compiler leaves in the padding is anything.
+            process.put(attribute + self.at("constant.name"), 0x5555_0000_08f4);
             process.put(attribute + self.at("constant.value"), *tensor);
             let node = process.alloc(320);
             process.put(node, CODE_TABLE);

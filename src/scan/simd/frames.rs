@@ -4,12 +4,13 @@ use std::marker::PhantomData;
 
 use super::planes::Planes;
 use super::select::{AHEAD, SlotTest, prefetch_after, select};
-use super::slot_tests::{MaskedTest, RelativeTest, VectorSpan};
+use super::slot_tests::{FewTest, MaskedTest, RelativeTest, VectorSpan};
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::scan::Hit;
 use crate::scan::byte_vector::ByteVector;
 use crate::scan::chunk::View;
 use crate::scan::engine::{FrameRules, Pass, Plan};
+use crate::scan::few::{MAX_OWN, MAX_PLAIN};
 use crate::scan::filter::Filter;
 use crate::scan::frames::ZERO_FRAME;
 use crate::scan::scalar::match_structure;
@@ -46,18 +47,39 @@ pub(super) unsafe fn scan_frames<V: Vector + ByteVector>(
                     let found = &mut |frame: View<'_>, at: usize, _| plan.check(*index, range, frame, at, hits);
                     match *filter {
                         Filter::Masked { mask, value } => {
-                            let test = Slots::<V, _>::new(MaskedTest { mask: V::splat(mask), value: V::splat(value) });
+                            let test = Slots::<V, _>::new(MaskedTest::new(mask, value));
                             V::call_compiled(FramePass { test, rules, frames, classes, found });
                         }
                         Filter::MaskedRelative { mask, value } => {
-                            let masked = MaskedTest { mask: V::splat(mask), value: V::splat(value) };
-                            let test = Slots::<V, _>::new(RelativeTest(masked));
+                            let test = Slots::<V, _>::new(RelativeTest(MaskedTest::new(mask, value)));
                             V::call_compiled(FramePass { test, rules, frames, classes, found });
                         }
                         Filter::Span(span) => {
                             let test = Slots::<V, _>::new(VectorSpan::new(span));
                             V::call_compiled(FramePass { test, rules, frames, classes, found });
                         }
+                    }
+                }
+                Pass::Few(few) => {
+                    let found = &mut |frame: View<'_>, at: usize, _| {
+                        few.members.iter().for_each(|index| plan.check(*index, range, frame, at, hits));
+                    };
+                    macro_rules! pass {
+                        ($own:literal, $plain:literal) => {{
+                            let test = Slots::<V, _>::new(FewTest::<V, $own, $plain>::new(few));
+                            V::call_compiled(FramePass { test, rules, frames, classes, found });
+                        }};
+                    }
+                    const { assert!(MAX_OWN == 2 && MAX_PLAIN == 4) };
+                    match (few.own.len(), few.plain.len()) {
+                        (0, 0..=2) => pass!(0, 2),
+                        (0, _) => pass!(0, 4),
+                        (1, 0) => pass!(1, 0),
+                        (1, 1..=2) => pass!(1, 2),
+                        (1, _) => pass!(1, 4),
+                        (_, 0) => pass!(2, 0),
+                        (_, 1..=2) => pass!(2, 2),
+                        (..) => pass!(2, 4),
                     }
                 }
                 Pass::Many(sieve) => {

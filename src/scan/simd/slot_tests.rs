@@ -1,21 +1,33 @@
 //! Tests of slots: a filter in registers, or the values of a sweep.
 
 use super::select::SlotTest;
+use crate::scan::few::{Bits, Few, MAX_PLAIN};
 use crate::scan::filter::Span;
 use crate::scan::vector::Vector;
 
-/// [`Filter::Masked`] in every lane.
+/// [`Filter::Masked`] in every lane; bits of the value that are not in the mask are not set.
 #[derive(Clone, Copy)]
 pub(super) struct MaskedTest<V> {
-    pub(super) mask: V,
-    pub(super) value: V,
+    mask: V,
+    value: V,
+}
+
+impl<V: Vector> MaskedTest<V> {
+    /// # Safety
+    ///
+    /// The CPU has the instruction set of `V`.
+    #[inline(always)]
+    pub(super) unsafe fn new(mask: u64, value: u64) -> Self {
+        // SAFETY: the caller has made sure that the CPU has the instruction set of `V`.
+        unsafe { Self { mask: V::splat(mask), value: V::splat(value & mask) } }
+    }
 }
 
 impl<V: Vector> SlotTest<V> for MaskedTest<V> {
     #[inline(always)]
     unsafe fn test(&self, values: V, _places: V) -> V::Mask {
         // SAFETY: the caller has made sure that the CPU has the instruction set of `V`.
-        unsafe { values.xor(self.value).lacks(self.mask) }
+        unsafe { values.equal_in(self.mask, self.value) }
     }
 }
 
@@ -28,6 +40,59 @@ impl<V: Vector> SlotTest<V> for RelativeTest<V> {
     unsafe fn test(&self, values: V, places: V) -> V::Mask {
         // SAFETY: the caller has made sure that the CPU has the instruction set of `V`.
         unsafe { self.0.test(values.sub(places), places) }
+    }
+}
+
+/// [`Few`] in every lane.
+#[derive(Clone, Copy)]
+pub(super) struct FewTest<V, const OWN: usize, const PLAIN: usize> {
+    own: [MaskedTest<V>; OWN],
+    plain: [MaskedTest<V>; PLAIN],
+}
+
+impl<V: Vector, const OWN: usize, const PLAIN: usize> FewTest<V, OWN, PLAIN> {
+    /// `few` has at most so many comparisons of each kind; the last one is done again for those that it lacks.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instruction set of `V`.
+    #[inline(always)]
+    pub(super) unsafe fn new(few: &Few) -> Self {
+        debug_assert!(few.own.len() <= OWN && few.plain.len() <= PLAIN);
+        // SAFETY: the caller has made sure that the CPU has the instruction set of `V`.
+        unsafe {
+            let all = |bits: &[Bits]| {
+                let last = bits.last().copied().unwrap_or_default();
+                std::array::from_fn::<Bits, MAX_PLAIN, _>(|n| bits.get(n).copied().unwrap_or(last))
+            };
+            let mut own = [MaskedTest::new(0, 0); OWN];
+            for (to, bits) in own.iter_mut().zip(all(&few.own)) {
+                *to = MaskedTest::new(bits.mask, bits.value);
+            }
+            let mut plain = [MaskedTest::new(0, 0); PLAIN];
+            for (to, bits) in plain.iter_mut().zip(all(&few.plain)) {
+                *to = MaskedTest::new(bits.mask, bits.value);
+            }
+            Self { own, plain }
+        }
+    }
+}
+
+impl<V: Vector, const OWN: usize, const PLAIN: usize> SlotTest<V> for FewTest<V, OWN, PLAIN> {
+    #[inline(always)]
+    unsafe fn test(&self, values: V, places: V) -> V::Mask {
+        // SAFETY: the caller has made sure that the CPU has the instruction set of `V`.
+        unsafe {
+            let mut mask = V::none();
+            let distances = values.sub(places);
+            for test in &self.own {
+                mask = V::either(mask, test.test(distances, places));
+            }
+            for test in &self.plain {
+                mask = V::either(mask, test.test(values, places));
+            }
+            mask
+        }
     }
 }
 

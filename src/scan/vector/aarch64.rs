@@ -70,7 +70,6 @@ impl Vector for Neon {
 
     methods! { @self
         or(self, b: Self) -> Self { self.zip(b, |a, b| vorrq_u64(a, b)) }
-        xor(self, b: Self) -> Self { self.zip(b, |a, b| veorq_u64(a, b)) }
         add(self, b: Self) -> Self { self.zip(b, |a, b| vaddq_u64(a, b)) }
         sub(self, b: Self) -> Self { self.zip(b, |a, b| vsubq_u64(a, b)) }
         // A shift to the left by less than nothing is one to the right.
@@ -83,6 +82,7 @@ impl Vector for Neon {
         equal(self, b: Self) -> Self { self.zip(b, |a, b| vceqq_u64(a, b)) }
         at_most(self, bound: Self) -> Self { self.zip(bound, |a, b| vcleq_u64(a, b)) }
         lacks(self, bits: Self) -> Self { self.common(bits).each(|v| vceqzq_u64(v)) }
+        equal_in(self, bits: Self, value: Self) -> Self { self.common(bits).equal(value) }
         keep(self, mask: Self) -> Self { self.common(mask) }
         has_any(self, bits: Self) -> bool { Self::any(self.common(bits)) }
         fold(self) -> u64 {{

@@ -16,6 +16,8 @@ use crate::paging::VirtualMemory;
 
 /// What the debug names of weights begin with: the argument of the method that was frozen.
 const SELF: &str = "self.";
+/// Numbers of PyTorch's own names, at most: `value` is number 2292 in PyTorch 1.13 (ATen/core/interned_strings.h).
+const SYMBOLS: u64 = 1 << 16;
 /// Words of a node before its attributes: 36 in PyTorch 1.13 (torch/csrc/jit/ir/ir.h, `Node`).
 const NODE_WORDS: i64 = 64;
 /// Bytes of a word.
@@ -66,8 +68,7 @@ impl<'a> Constants<'a> {
         for (slot, value) in hits {
             if self.tensors.contains(value) {
                 let attribute = field(*slot, self.numbers.constant_value.wrapping_neg());
-                let has_table = self.memory.pointer(attribute, 0).is_ok_and(|table| is_pointer(&table));
-                if has_table && self.attributes.insert(attribute, *value).is_none() {
+                if self.is_attribute(attribute) && self.attributes.insert(attribute, *value).is_none() {
                     wanted.insert(attribute);
                 }
             }
@@ -90,6 +91,13 @@ impl<'a> Constants<'a> {
             }
         }
         wanted
+    }
+
+    /// Whether what begins there can be an attribute of a node: after its virtual table comes the number of its name.
+    fn is_attribute(&self, at: VirtAddr) -> bool {
+        let name = self.memory.word(at, self.numbers.constant_name).map(|name| name & u64::from(u32::MAX));
+        name.is_ok_and(|name| (1..SYMBOLS).contains(&name))
+            && self.memory.pointer(at, 0).is_ok_and(|table| is_pointer(&table))
     }
 
     /// The graph and the constant of the node whose vector of attributes lies at `attributes`: the node before it whose only output

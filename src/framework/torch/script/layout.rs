@@ -24,6 +24,7 @@ layout_struct! {
         string_length: "string.length" as Option<i64>,
         text_length: "string_text.length" as Option<i64>,
         text_capacity: "string_text.capacity" as Option<i64>,
+        constant_name: "constant.name" as i64,
         constant_value: "constant.value" as i64,
         node_outputs: "node.outputs" as i64,
         node_graph: "node.graph" as i64,
