@@ -15,23 +15,18 @@ use tensorcarve::dump::{self, OpenOptions};
 use tensorcarve::linux::{Machine, Mapping, command_line_of_image, map_of_image};
 use tensorcarve::paging::AddressSpace;
 use tensorcarve::report::{self, NewFile};
-use tensorcarve::signature::{SignatureError, Signatures};
+use tensorcarve::signature::Signatures;
 
-use crate::cli::{Failure, unpacking};
+use crate::cli::{Failure, check_output, unpacking};
 use crate::error::refuse;
 use crate::html;
 use crate::model::Model;
 use crate::work::{Meter, run};
 
-/// The built-in signatures, and those of a file or a folder.
-pub(crate) fn signatures(path: Option<&Path>) -> Result<Signatures, SignatureError> {
-    Signatures::load(path)
-}
-
 /// A dump and what is found in it. Each result is computed when it is first asked for, and kept.
 #[pyclass(frozen, module = "tensorcarve")]
 pub(crate) struct Case {
-    path: PathBuf,
+    path: Arc<Path>,
     case: library::Case,
     meter: Arc<Meter>,
 }
@@ -39,6 +34,8 @@ pub(crate) struct Case {
 /// A process of a dump.
 #[pyclass(frozen, module = "tensorcarve")]
 pub(crate) struct Process {
+    /// Of the dump.
+    path: Arc<Path>,
     case: library::Case,
     meter: Arc<Meter>,
     /// Its place among the kernel's processes.
@@ -73,7 +70,7 @@ pub(crate) fn open(
     let meter = Arc::new(Meter::new(progress));
     let (observer, file) = (Arc::clone(&meter), path.clone());
     let case = run(py, &meter, move || -> Result<_, Failure> {
-        let signatures = self::signatures(signatures.as_deref())?;
+        let signatures = Signatures::load(signatures.as_deref())?;
         dump::catch_unreadable_pages().map_err(Failure::new)?;
         let mut dump = dump::open(&file, &OpenOptions { spool_dir, format: None, maps }, &unpacking(&*observer))?;
         dump.fill(&dump::MappedFiles { files, ..Default::default() })?;
@@ -81,20 +78,20 @@ pub(crate) fn open(
         let options = Options { observer, index, without_python, ..Options::default() };
         Ok(library::Case::new(dump, signatures, options))
     })?;
-    Ok(Case { path, case, meter })
+    Ok(Case { path: path.into(), case, meter })
 }
 
 #[pymethods]
 impl Case {
     #[getter]
     fn path(&self) -> PathBuf {
-        self.path.clone()
+        self.path.to_path_buf()
     }
 
     #[getter]
     fn processes(&self, py: Python<'_>) -> PyResult<Vec<Process>> {
-        let (case, meter) = (self.case.clone(), Arc::clone(&self.meter));
-        run(py, &self.meter, move || processes(&case, &meter))
+        let (path, case, meter) = (Arc::clone(&self.path), self.case.clone(), Arc::clone(&self.meter));
+        run(py, &self.meter, move || processes(&path, &case, &meter))
     }
 
     #[getter]
@@ -137,8 +134,9 @@ impl Case {
 }
 
 /// The processes that are no threads of the kernel. Where the kernel's records can't be read, the address spaces of processes.
-fn processes(case: &library::Case, meter: &Arc<Meter>) -> Result<Vec<Process>, CaseError> {
+fn processes(path: &Arc<Path>, case: &library::Case, meter: &Arc<Meter>) -> Result<Vec<Process>, CaseError> {
     let empty = || Process {
+        path: Arc::clone(path),
         case: case.clone(),
         meter: Arc::clone(meter),
         number: None,
@@ -312,8 +310,9 @@ impl Process {
         let Some(number) = self.number else {
             return Err(refuse(py, "the kernel's record of this process was not found", "case.processes lists others"));
         };
-        let case = self.case.clone();
+        let (dump, case) = (Arc::clone(&self.path), self.case.clone());
         run(py, &self.meter, move || -> Result<_, Failure> {
+            check_output(&dump, &path)?;
             let linux = case.linux()?;
             let machine = linux.as_ref().as_ref().map_err(Failure::new)?;
             let core = machine.processes().get(number).and_then(|process| machine.core(process));

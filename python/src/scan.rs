@@ -7,8 +7,8 @@ use pyo3::prelude::*;
 use tensorcarve::dump::{self, OpenOptions};
 use tensorcarve::progress::{Observer, Phase};
 use tensorcarve::scan::{self as library, BackendChoice, Limits};
+use tensorcarve::signature::Signatures;
 
-use crate::case::signatures;
 use crate::cli::{Failure, unpacking};
 use crate::work::{Meter, run};
 
@@ -45,7 +45,7 @@ pub(crate) fn scan(
     let meter = Arc::new(Meter::new(progress));
     let observer = Arc::clone(&meter);
     run(py, &meter, move || -> Result<_, Failure> {
-        let mut signatures = self::signatures(signatures.as_deref())?;
+        let mut signatures = Signatures::load(signatures.as_deref())?;
         if !names.is_empty() {
             signatures = signatures.only(&names)?;
         }

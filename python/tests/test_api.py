@@ -97,9 +97,10 @@ class ShippedDump(unittest.TestCase):
             code = command("core", DUMP, "--pid", process.pid, "-o", folder / "other", "--no-index", "-q")[0]
             self.assertIn(code, (0, 3))
             self.assertEqual((folder / "core").read_bytes(), (folder / "other").read_bytes())
-            with self.assertRaises(tensorcarve.Error) as caught:
-                process.core(folder / "core")
-            self.assertTrue(caught.exception.hint)
+            for path, overwrite in ((folder / "core", False), (DUMP, True)):
+                with self.assertRaises(tensorcarve.Error) as caught:
+                    process.core(path, overwrite=overwrite)
+                self.assertTrue(caught.exception.hint)
 
     def test_hits_are_those_of_the_command(self):
         rows = json.loads(command("scan", DUMP, "--format", "json")[1])["hits"]

@@ -49,8 +49,8 @@ impl<'a> Fitter<'a> {
         let piece = |unit: usize| units.get(unit).and_then(|unit| pool.get(unit.weight));
         let data_ranks = ranks(units.len(), |unit| piece(unit).map(|piece| piece.data_rank));
         let last_use = |unit: usize| piece(unit).and_then(|piece| piece.last_use);
-        let ranks = ranks(units.len(), last_use).into_iter().enumerate();
-        let use_ranks = ranks.map(|(unit, rank)| last_use(unit).map(|_| rank)).collect();
+        let by_use = ranks(units.len(), last_use).into_iter().enumerate();
+        let use_ranks = by_use.map(|(unit, rank)| last_use(unit).map(|_| rank)).collect();
         let most = |has: &dyn Fn(&Unit) -> bool| units.iter().filter(|unit| has(unit)).count() * 2 > units.len();
         let is_trained = most(&|unit| !pool.training(unit.weight).is_empty());
         let is_learned = |unit: &Unit| pool.get(unit.weight).is_some_and(|piece| piece.learned);

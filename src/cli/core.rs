@@ -43,9 +43,7 @@ pub(super) struct CoreArgs {
 }
 
 pub(super) fn run(args: &CoreArgs) -> Result<Outcome, Failure> {
-    if is_same_file(&args.case.input.dump, &args.output) {
-        return Err(Failure::new("the core would replace the dump").hint("choose another file with -o"));
-    }
+    check_output(&args.case.input.dump, &args.output)?;
     let mut file = interrupt::undoable(|| NewFile::create(&args.output, args.overwrite), NewFile::cleanup)?;
     linux::run(&args.case, false, |evidence| {
         let core = find(evidence, &args.which)?;
@@ -62,6 +60,14 @@ pub(super) fn run(args: &CoreArgs) -> Result<Outcome, Failure> {
         let outcome = if core.is_whole() { Outcome::Found } else { Outcome::Partly };
         Ok((outcome, core.warnings))
     })
+}
+
+/// Refuses to write a core over the dump.
+pub(crate) fn check_output(dump: &Path, output: &Path) -> Result<(), Failure> {
+    match is_same_file(dump, output) {
+        true => Err(Failure::new("the core would replace the dump").hint("choose another file")),
+        false => Ok(()),
+    }
 }
 
 fn is_same_file(one: &Path, other: &Path) -> bool {

@@ -33,7 +33,7 @@ pub(crate) use args::Arguments;
 pub(crate) use failure::Failure;
 pub(crate) use stderr::print_message;
 #[allow(unused_imports, reason = "the Python package has this file as well")]
-pub(crate) use work::unpacking;
+pub(crate) use {core::check_output, work::unpacking};
 
 use args::Verb;
 

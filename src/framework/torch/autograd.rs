@@ -17,8 +17,9 @@ use crate::tensor::TensorInfo;
 const MAX_NODES: usize = 1 << 18;
 /// Words of a node in which its vector of edges lies: at word 12 in PyTorch 2.6.
 const NODE_WORDS: u64 = 24;
-/// Edges of one node.
+/// Edges of one node, and of all nodes that are read.
 const MAX_EDGES: u64 = 1 << 12;
+const MAX_READ: u64 = 1 << 21;
 /// Bytes of a word.
 const WORD: u64 = 8;
 
@@ -38,12 +39,13 @@ pub(super) fn last_uses(
     }
     let mut seen: BTreeSet<VirtAddr> = BTreeSet::new();
     let mut uses: BTreeMap<VirtAddr, u64> = BTreeMap::new();
+    let mut left = MAX_READ;
     while let Some(node) = todo.pop() {
         if seen.len() >= MAX_NODES || !seen.insert(node) || memory.pointer(node, numbers.graph_node_self) != Ok(node) {
             continue;
         }
         let Ok(number) = memory.word(node, numbers.graph_node_number) else { continue };
-        for next in edges(memory, numbers, node) {
+        for next in edges(memory, numbers, node, &mut left) {
             match leaves.get(&next) {
                 Some(tensor) => {
                     let last = uses.entry(*tensor).or_insert(number);
@@ -56,8 +58,8 @@ pub(super) fn last_uses(
     uses
 }
 
-/// The nodes that the edges of a node lead to.
-fn edges(memory: &dyn VirtualMemory, numbers: &ObjectNumbers, node: VirtAddr) -> Vec<VirtAddr> {
+/// The nodes that the edges of a node lead to; none if more than `left` would have to be read.
+fn edges(memory: &dyn VirtualMemory, numbers: &ObjectNumbers, node: VirtAddr, left: &mut u64) -> Vec<VirtAddr> {
     let size = numbers.edge_size.unsigned_abs();
     let words = words_at(memory, node, NODE_WORDS);
     let vector = words.windows(3).find_map(|window| {
@@ -65,6 +67,7 @@ fn edges(memory: &dyn VirtualMemory, numbers: &ObjectNumbers, node: VirtAddr) ->
         let bytes = end.checked_sub(begin).filter(|_| is_pointer(&VirtAddr(begin)) && room >= end)?;
         let count =
             bytes.checked_div(size).filter(|count| bytes.is_multiple_of(size) && (1..=MAX_EDGES).contains(count))?;
+        *left = left.checked_sub(count)?;
         let words = words_at(memory, VirtAddr(begin), bytes / WORD);
         let edges: Vec<VirtAddr> =
             words.chunks_exact((size / WORD) as usize).filter_map(|edge| edge.first().copied().map(VirtAddr)).collect();

@@ -20,6 +20,8 @@ const SELF: &str = "self.";
 const SYMBOLS: u64 = 1 << 16;
 /// Words of a node before its attributes: 36 in PyTorch 1.13 (torch/csrc/jit/ir/ir.h, `Node`).
 const NODE_WORDS: i64 = 64;
+/// Nodes and methods that are tried, of each a real program has some thousands.
+const MAX_TRIED: usize = 1 << 16;
 /// Bytes of a word.
 const WORD: i64 = 8;
 
@@ -45,6 +47,8 @@ pub(super) struct Constants<'a> {
     graphs: BTreeMap<VirtAddr, BTreeSet<Constant>>,
     /// The class of the method that a graph belongs to.
     classes: BTreeMap<VirtAddr, String>,
+    /// Nodes and methods that may still be tried.
+    left: [usize; 2],
 }
 
 impl<'a> Constants<'a> {
@@ -54,7 +58,7 @@ impl<'a> Constants<'a> {
         tensors: &'a BTreeSet<VirtAddr>,
     ) -> Self {
         let (attributes, elements, graphs, classes) = Default::default();
-        Self { memory, numbers, tensors, attributes, elements, graphs, classes }
+        Self { memory, numbers, tensors, attributes, elements, graphs, classes, left: [MAX_TRIED; 2] }
     }
 
     /// How many tensors are constants with names.
@@ -77,14 +81,19 @@ impl<'a> Constants<'a> {
             {
                 wanted.insert(*slot);
             }
+            let [nodes, _] = &mut self.left;
             if let Some(tensor) = self.elements.get(value)
                 && self.memory.word(*slot, WORD) == Ok(value.0.wrapping_add(WORD.unsigned_abs()))
+                && take(nodes)
                 && let Some((graph, constant)) = self.constant(*slot, *tensor)
             {
                 self.graphs.entry(graph).or_default().insert(constant);
                 wanted.insert(graph);
             }
+            let [_, methods] = &mut self.left;
             if self.graphs.contains_key(value)
+                && !self.classes.contains_key(value)
+                && take(methods)
                 && let Some(class) = self.class_of_method(*slot)
             {
                 self.classes.insert(*value, class);
@@ -178,4 +187,11 @@ impl<'a> Constants<'a> {
         let model = unread_model(root.class.clone(), object, Vec::new());
         Model { modules: vec![root], tensors, training, ..model }
     }
+}
+
+/// Counts one; `false` if none is left.
+fn take(left: &mut usize) -> bool {
+    let rest = left.checked_sub(1);
+    *left = rest.unwrap_or_default();
+    rest.is_some()
 }
