@@ -152,6 +152,14 @@ fn a_chain_has_the_order_in_which_the_last_forward_pass_used_it() {
             last = script.autograd_node(number + 1, &[last, transposed]);
         }
         process.put(graph(&loss), last);
+        // A node whose edges lead to itself, and one that says that it has more edges than there are.
+        let circle = script.autograd_node(200, &[0, 0]);
+        let begin = process.get(circle + 96);
+        [0, 24].iter().for_each(|edge| process.put(begin + edge, circle));
+        process.put(graph(&placed[0]), circle);
+        let endless = script.autograd_node(300, &[circle]);
+        process.put(endless + 104, process.get(endless + 96) + (24 << 40));
+        process.put(graph(&placed[1]), endless);
         let recovery = recover(&dump(process));
         let model = only_model(&recovery);
         let headers = model.tensors.iter().map(|tensor| tensor.info.as_ref().unwrap().header.0);
