@@ -8,7 +8,7 @@ use pyo3::types::{PyBytes, PyDict, PyList};
 use serde_json::json;
 use tensorcarve::case as library;
 use tensorcarve::diagnostic::Diagnostic;
-use tensorcarve::model::{Model as Data, NamedTensor};
+use tensorcarve::model::{Model as Data, NamedTensor, TensorKind};
 use tensorcarve::report;
 
 use crate::array::{array, torch_name};
@@ -54,7 +54,7 @@ impl Model {
 
     fn parameters(&self) -> u64 {
         let own = self.data().tensors.iter().filter(|tensor| tensor.same_as.is_none());
-        let parameters = own.filter(|tensor| tensor.kind == tensorcarve::model::TensorKind::Parameter);
+        let parameters = own.filter(|tensor| tensor.kind == TensorKind::Parameter);
         let count = |tensor: &NamedTensor| {
             tensor.info.as_ref().map_or(0, |info| info.shape.iter().fold(1, |all: u64, size| all.saturating_mul(*size)))
         };
@@ -104,10 +104,11 @@ impl Model {
         &self,
         py: Python<'py>,
         tensors: impl Iterator<Item = library::Tensor>,
+        name: impl Fn(&NamedTensor) -> String,
     ) -> PyResult<Bound<'py, PyDict>> {
         let all = PyDict::new(py);
         for tensor in tensors {
-            let name = tensor.name().to_owned();
+            let name = name(tensor.data());
             all.set_item(name, Tensor { tensor, meter: Arc::clone(&self.meter) })?;
         }
         Ok(all)
@@ -167,19 +168,16 @@ impl Model {
 
     #[getter]
     fn tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        self.dict(py, self.model.tensors())
+        self.dict(py, self.model.tensors(), |data| data.name.clone())
     }
 
     /// What training left, by name: `<parameter>.grad` for gradients, `<parameter>.<key>` for what optimizers keep.
     #[getter]
     fn training<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let all = PyDict::new(py);
-        for tensor in self.model.training() {
-            let is_gradient = tensor.data().kind == tensorcarve::model::TensorKind::Gradient;
-            let name = format!("{}{}", tensor.name(), if is_gradient { ".grad" } else { "" });
-            all.set_item(name, Tensor { tensor, meter: Arc::clone(&self.meter) })?;
-        }
-        Ok(all)
+        self.dict(py, self.model.training(), |data| match data.kind {
+            TensorKind::Gradient => format!("{}.grad", data.name),
+            _ => data.name.clone(),
+        })
     }
 
     /// {name: numpy.ndarray} of what the network's own state_dict() had.
