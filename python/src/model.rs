@@ -10,6 +10,7 @@ use tensorcarve::case as library;
 use tensorcarve::diagnostic::Diagnostic;
 use tensorcarve::model::{Model as Data, NamedTensor, TensorKind};
 use tensorcarve::report;
+use tensorcarve::tensor::TensorInfo;
 
 use crate::array::{array, torch_name};
 use crate::cli::Failure;
@@ -55,9 +56,7 @@ impl Model {
     fn parameters(&self) -> u64 {
         let own = self.data().tensors.iter().filter(|tensor| tensor.same_as.is_none());
         let parameters = own.filter(|tensor| tensor.kind == TensorKind::Parameter);
-        let count = |tensor: &NamedTensor| {
-            tensor.info.as_ref().map_or(0, |info| info.shape.iter().fold(1, |all: u64, size| all.saturating_mul(*size)))
-        };
+        let count = |tensor: &NamedTensor| tensor.info.as_ref().map_or(0, TensorInfo::numel);
         parameters.map(count).fold(0, u64::saturating_add)
     }
 
