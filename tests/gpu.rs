@@ -18,7 +18,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use random::Random;
 use tensorcarve::addr::PhysAddr;
 use tensorcarve::dump::{self, PhysicalMemory};
-use tensorcarve::scan::{Backend, BackendChoice, Hit, PointerSet, ScanResult, gpu, scan, sweep};
+use tensorcarve::scan::{
+    Backend, BackendChoice, Hit, Limits, PointerSet, ScanResult, gpu, scan, scan_before_sweeps, sweep,
+};
 use tensorcarve::signature::Signatures;
 
 const FRAME: u64 = 4096;
@@ -40,7 +42,9 @@ fn device() -> Option<MutexGuard<'static, ()>> {
 
 fn compare(memory: &PhysicalMemory, signatures: &Signatures, reference: Backend) -> ScanResult {
     let expected = scan(memory, signatures, reference, &|_| {});
-    let result = scan(memory, signatures, Backend::Gpu, &|_| {});
+    let result = scan_before_sweeps(memory, signatures, Backend::Gpu, Limits::default(), &|_| {});
+    let alone = scan(memory, signatures, Backend::Gpu, &|_| {});
+    assert!(result == alone, "what stays on the device changes what is found");
     assert!(result.hits == expected.hits, "{} hits, {} expected", result.hits.len(), expected.hits.len());
     assert!(result.frames == expected.frames, "classes differ");
     assert_eq!(gpu::given_up(), None);

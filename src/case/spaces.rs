@@ -252,7 +252,7 @@ fn placed_file(memory: &PhysicalMemory) -> Diagnostic {
 fn one_pass(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend, observer: &dyn Observer) -> ScanResult {
     observer.begin(Phase::Scan, memory.size());
     let limits = Limits { per_frame: Some(MAX_HITS_PER_FRAME), total: Some(MAX_HITS) };
-    scan::scan_within(memory, signatures, backend, limits, &|bytes| observer.advance(bytes))
+    scan::scan_before_sweeps(memory, signatures, backend, limits, &|bytes| observer.advance(bytes))
 }
 
 /// A warning if most of the dump is one run of zeros, as after a capture that gave up.

@@ -136,6 +136,38 @@ pub fn scan_within(
     limits: Limits,
     progress: &(dyn Fn(u64) + Sync),
 ) -> ScanResult {
+    scan_with(memory, signatures, backend, limits, Keep::Nothing, progress)
+}
+
+/// The same, before [`sweep`]s of the same memory: a GPU keeps as much of the memory as fits, so that they need not upload it again.
+pub fn scan_before_sweeps(
+    memory: &PhysicalMemory,
+    signatures: &Signatures,
+    backend: Backend,
+    limits: Limits,
+    progress: &(dyn Fn(u64) + Sync),
+) -> ScanResult {
+    scan_with(memory, signatures, backend, limits, Keep::Memory, progress)
+}
+
+/// What stays on a GPU after a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    /// What was there before.
+    Nothing,
+    /// The memory that was scanned, in place of what was there before.
+    Memory,
+}
+
+#[cfg_attr(not(feature = "gpu"), allow(unused_variables, reason = "the CPU keeps nothing"))]
+fn scan_with(
+    memory: &PhysicalMemory,
+    signatures: &Signatures,
+    backend: Backend,
+    limits: Limits,
+    keep: Keep,
+    progress: &(dyn Fn(u64) + Sync),
+) -> ScanResult {
     let engine = backend.engine();
     let plan = engine::Plan::new(signatures, memory, engine);
     let needles = Needles::new(signatures, backend);
@@ -147,7 +179,8 @@ pub fn scan_within(
         && let Ok(gpu) = gpu::device()
     {
         let cpu = BesideGpu { engine, plan: &plan, needles: &needles };
-        gpu.scan(memory, signatures, chunks, &cpu, &collector, progress);
+        let kept = (keep == Keep::Memory).then_some(memory);
+        gpu.scan(kept, signatures, chunks, &cpu, &collector, progress);
         let (hits, left_out) = collector.finish();
         return ScanResult { hits, frames, left_out };
     }

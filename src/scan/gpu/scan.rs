@@ -42,10 +42,11 @@ struct Batch<'a> {
 }
 
 impl Gpu {
-    /// Adds the hits in all `chunks`, and fills in their frames' classes.
+    /// Adds the hits in all `chunks`, and fills in their frames' classes. The memory that is `kept`, of which the chunks are, stays on
+    /// the device for the sweeps.
     pub(in super::super) fn scan(
         &self,
-        memory: &PhysicalMemory,
+        kept: Option<&PhysicalMemory>,
         signatures: &Signatures,
         chunks: Vec<Chunk<'_>>,
         cpu: &dyn OnCpu,
@@ -77,7 +78,10 @@ impl Gpu {
             batches.for_each(|batch| complete(batch, Err("the device failed".to_owned())));
             return;
         };
-        resident.begin(memory);
+        let mut resident = kept.map(|memory| {
+            resident.begin(memory);
+            resident
+        });
         let structures = self.buffer_with(cast_slice(&program.structures), BufferUsages::STORAGE);
         let tests = self.buffer_with(cast_slice(&program.tests), BufferUsages::STORAGE);
         let tables = self.buffer_with(cast_slice(&program.tables), BufferUsages::STORAGE);
@@ -87,8 +91,8 @@ impl Gpu {
             if batch.frames == 0 {
                 return Ok(None);
             }
-            let block = resident.add_block(self, batch.frames);
-            let input = block.and_then(|block| resident.block(block)).unwrap_or(&slot.input);
+            let block = resident.as_mut().and_then(|resident| resident.add_block(self, batch.frames));
+            let input = block.and_then(|block| resident.as_ref()?.block(block)).unwrap_or(&slot.input);
             let params = ScanParams { frame_count: batch.frames, ..fixed };
             let in_flight = slot.launch(
                 self,
@@ -104,7 +108,7 @@ impl Gpu {
             );
             for (chunk, first) in batch.chunks.iter().zip(&batch.firsts) {
                 let frames = chunk.whole_frames.1.len() as u32;
-                if let Some(block) = block.filter(|_| frames > 0) {
+                if let Some((block, resident)) = block.filter(|_| frames > 0).zip(resident.as_mut()) {
                     resident.add_run(chunk.whole_frames.0.start, Run { block, first: *first, frames });
                 }
             }

@@ -7,7 +7,7 @@ use super::super::super::chunk::{Chunk, View};
 use super::super::super::collector::Collector;
 use super::super::super::frames::FrameClasses;
 use super::super::super::{
-    Backend, BesideGpu, Hit, Limits, Needles, PointerSet, ScanResult, chunk, engine, scan, sweep,
+    Backend, BesideGpu, Hit, Keep, Limits, Needles, PointerSet, ScanResult, chunk, engine, scan, sweep,
 };
 use super::super::device::{Gpu, Options};
 use super::super::scan::OnCpu;
@@ -35,7 +35,7 @@ impl OnCpu for Counting<'_> {
 }
 
 /// A scan with a device of the test's own; also how many bytes the CPU did in its place.
-fn scan_with(gpu: &Gpu, memory: &PhysicalMemory, signatures: &Signatures) -> (ScanResult, u64) {
+fn scan_with(gpu: &Gpu, memory: &PhysicalMemory, signatures: &Signatures, keep: Keep) -> (ScanResult, u64) {
     let plan = engine::Plan::new(signatures, memory, Backend::Scalar.engine());
     let needles = Needles::new(signatures, Backend::detect_best());
     let mut frames = FrameClasses::unclassified(memory);
@@ -47,7 +47,8 @@ fn scan_with(gpu: &Gpu, memory: &PhysicalMemory, signatures: &Signatures) -> (Sc
         seen.fetch_add(bytes, Ordering::Relaxed);
     };
     let collector = Collector::new(Limits::default());
-    gpu.scan(memory, signatures, chunks, &cpu, &collector, &progress);
+    let kept = (keep == Keep::Memory).then_some(memory);
+    gpu.scan(kept, signatures, chunks, &cpu, &collector, &progress);
     assert_eq!(seen.into_inner(), memory.size());
     let (hits, left_out) = collector.finish();
     (ScanResult { hits, frames, left_out }, cpu.in_place.into_inner())
@@ -65,7 +66,7 @@ fn a_device_finds_what_the_reference_finds() {
     for seed in 0..12 {
         let memory = if seed < 4 { several_batches(seed) } else { Random(seed).memory() };
         let expected = scan(&memory, &signatures, Backend::Scalar, &|_| {});
-        let (result, in_place) = scan_with(&gpu, &memory, &signatures);
+        let (result, in_place) = scan_with(&gpu, &memory, &signatures, Keep::Memory);
         assert!(result == expected, "seed {seed}");
         assert_eq!(in_place, 0, "seed {seed}");
     }
@@ -78,7 +79,7 @@ fn a_list_that_is_too_short_loses_nothing() {
     let memory = several_batches(7);
     let expected = scan(&memory, &signatures, Backend::Scalar, &|_| {});
     let Some(gpu) = open(|options| Options { capacity: 5, ..small_batches(options) }) else { return };
-    let (result, in_place) = scan_with(&gpu, &memory, &signatures);
+    let (result, in_place) = scan_with(&gpu, &memory, &signatures, Keep::Memory);
     assert!(result == expected);
     assert!(in_place > 0, "no list was too short");
     let values = PointerSet::new(&[0, 0x4242, 40]);
@@ -94,7 +95,7 @@ fn when_the_device_is_lost_the_cpu_does_the_rest() {
     // The first submissions map the four staging buffers.
     for lost_after in [2, 5, 7, 9] {
         let Some(gpu) = open(|options| Options { lost_after, ..small_batches(options) }) else { return };
-        let (result, in_place) = scan_with(&gpu, &memory, &signatures);
+        let (result, in_place) = scan_with(&gpu, &memory, &signatures, Keep::Memory);
         assert!(result == expected, "lost after {lost_after}");
         assert!(in_place > 0, "lost after {lost_after}");
         let failure = gpu.failure().unwrap();
@@ -112,7 +113,7 @@ fn when_the_driver_refuses_the_cpu_does_the_work() {
     let Some(gpu) = open(small_batches) else { return };
     drop(gpu.buffer(!3, wgpu::BufferUsages::STORAGE));
     assert!(gpu.failure().is_some());
-    let (result, in_place) = scan_with(&gpu, &memory, &signatures);
+    let (result, in_place) = scan_with(&gpu, &memory, &signatures, Keep::Memory);
     assert!(result == expected);
     assert!(in_place > 0);
 }
@@ -151,14 +152,20 @@ fn sweeps_use_what_is_on_the_device_and_stream_the_rest() {
                 check_sweep(&gpu, &memory, &values, |on_cpu, all| assert!(on_cpu < 4 * FRAME && all > on_cpu));
             }
         };
+        let here = || gpu.state.lock().unwrap().resident.bytes();
         // Nothing is there yet; then this memory; then another one of the same addresses.
+        scan_with(&gpu, &memory, &many(), Keep::Nothing);
+        assert_eq!(here(), 0);
         sweep_all(&mut random);
-        scan_with(&gpu, &memory, &many());
-        let here = gpu.state.lock().unwrap().resident.bytes();
-        assert_eq!(here > 0, resident_bytes > 0);
-        assert!(here <= resident_bytes);
+        scan_with(&gpu, &memory, &many(), Keep::Memory);
+        let kept = here();
+        assert_eq!(kept > 0, resident_bytes > 0);
+        assert!(kept <= resident_bytes);
         sweep_all(&mut random);
-        scan_with(&gpu, &several_batches(4), &many());
+        scan_with(&gpu, &several_batches(4), &many(), Keep::Nothing);
+        assert_eq!(here(), kept);
+        sweep_all(&mut random);
+        scan_with(&gpu, &several_batches(4), &many(), Keep::Memory);
         sweep_all(&mut random);
         assert_eq!(gpu.failure(), None);
     }
