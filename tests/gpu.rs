@@ -19,7 +19,7 @@ use random::Random;
 use tensorcarve::addr::PhysAddr;
 use tensorcarve::dump::{self, PhysicalMemory};
 use tensorcarve::scan::{
-    Backend, BackendChoice, Hit, Limits, PointerSet, ScanResult, gpu, scan, scan_before_sweeps, sweep,
+    Backend, BackendChoice, Hit, Keep, Limits, PointerSet, ScanResult, gpu, scan, scan_within, sweep,
 };
 use tensorcarve::signature::Signatures;
 
@@ -42,7 +42,7 @@ fn device() -> Option<MutexGuard<'static, ()>> {
 
 fn compare(memory: &PhysicalMemory, signatures: &Signatures, reference: Backend) -> ScanResult {
     let expected = scan(memory, signatures, reference, &|_| {});
-    let result = scan_before_sweeps(memory, signatures, Backend::Gpu, Limits::default(), &|_| {});
+    let result = scan_within(memory, signatures, Backend::Gpu, Limits::default(), Keep::Memory, &|_| {});
     let alone = scan(memory, signatures, Backend::Gpu, &|_| {});
     assert!(result == alone, "what stays on the device changes what is found");
     assert!(result.hits == expected.hits, "{} hits, {} expected", result.hits.len(), expected.hits.len());

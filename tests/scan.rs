@@ -17,8 +17,8 @@ use random::Random;
 use tensorcarve::addr::{FileOffset, PhysAddr, VirtAddr};
 use tensorcarve::dump::{MemoryRange, PhysicalMemory};
 use tensorcarve::scan::{
-    ABSENT_FRAME, Backend, BackendChoice, Hit, Limits, PointerSet, ScanResult, TypeSlot, ZERO_FRAME, scan, scan_within,
-    sweep, sweep_slots, type_slots,
+    ABSENT_FRAME, Backend, BackendChoice, Hit, Keep, Limits, PointerSet, ScanResult, TypeSlot, ZERO_FRAME, scan,
+    scan_within, sweep, sweep_slots, type_slots,
 };
 use tensorcarve::signature::Signatures;
 
@@ -363,7 +363,8 @@ fn a_frame_full_of_hits_is_thinned_out_and_hides_no_other() {
     let all = scan_all(&memory, &signatures);
     assert_eq!((hits_of(&all, &signatures, "cpython.debug_offsets").len(), all.left_out), (200 * 512 + 1, 0));
     for backend in Backend::available() {
-        let thin = scan_within(&memory, &signatures, backend, Limits { per_frame: Some(64), total: None }, &|_| {});
+        let limits = Limits { per_frame: Some(64), total: None };
+        let thin = scan_within(&memory, &signatures, backend, limits, Keep::Nothing, &|_| {});
         let hits = hits_of(&thin, &signatures, "cpython.debug_offsets");
         assert_eq!((hits.len(), thin.left_out), (200 * 64 + 1, 200 * (512 - 64)), "{backend}");
         assert_eq!((hits[63].address.0, hits[200 * 64].address.0), (0x10_0000 + 63 * 8, lone));

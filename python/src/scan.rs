@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use tensorcarve::dump::{self, OpenOptions};
 use tensorcarve::progress::{Observer, Phase};
-use tensorcarve::scan::{self as library, BackendChoice, Limits};
+use tensorcarve::scan::{self as library, BackendChoice, Keep, Limits};
 use tensorcarve::signature::Signatures;
 
 use crate::cli::{Failure, unpacking};
@@ -53,7 +53,9 @@ pub(crate) fn scan(
         observer.begin(Phase::Scan, memory.size());
         let limits = Limits { per_frame: None, total: Some(max_hits) };
         let backend = BackendChoice::Auto.resolve()?;
-        let found = library::scan_within(&memory, &signatures, backend, limits, &|bytes| observer.advance(bytes));
+        let found = library::scan_within(&memory, &signatures, backend, limits, Keep::Nothing, &|bytes| {
+            observer.advance(bytes)
+        });
         memory.check()?;
         let hit = |hit: &library::Hit| Hit {
             signature: signatures.name(hit.signature).unwrap_or_default().to_owned(),

@@ -13,7 +13,7 @@ use crate::dump::{Dump, Format, MemoryRange, PhysicalMemory};
 use crate::linux::{self, Machine};
 use crate::paging::{self, AddressSpace, Discovery, Placement, SpaceKind};
 use crate::progress::{Observer, Phase};
-use crate::scan::{self, Backend, FrameClasses, Hit, Limits, ScanResult, ZERO_FRAME};
+use crate::scan::{self, Backend, FrameClasses, Hit, Keep, Limits, ScanResult, ZERO_FRAME};
 use crate::signature::{Mmu, Signatures};
 
 /// The warning for a file without headers that can't be placed, and its hint.
@@ -252,7 +252,7 @@ fn placed_file(memory: &PhysicalMemory) -> Diagnostic {
 fn one_pass(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend, observer: &dyn Observer) -> ScanResult {
     observer.begin(Phase::Scan, memory.size());
     let limits = Limits { per_frame: Some(MAX_HITS_PER_FRAME), total: Some(MAX_HITS) };
-    scan::scan_before_sweeps(memory, signatures, backend, limits, &|bytes| observer.advance(bytes))
+    scan::scan_within(memory, signatures, backend, limits, Keep::Memory, &|bytes| observer.advance(bytes))
 }
 
 /// A warning if most of the dump is one run of zeros, as after a capture that gave up.

@@ -11,7 +11,7 @@ use tensorcarve::dump::PhysicalMemory;
 use tensorcarve::progress::{Observer, Phase};
 use tensorcarve::report::{columns, printable};
 use tensorcarve::scan::{
-    self, ABSENT_FRAME, Explanation, FrameClasses, Hit, Limits, RejectedCandidate, Rejection, ZERO_FRAME,
+    self, ABSENT_FRAME, Explanation, FrameClasses, Hit, Keep, Limits, RejectedCandidate, Rejection, ZERO_FRAME,
 };
 use tensorcarve::signature::{Signature, Signatures, Structure};
 
@@ -144,7 +144,7 @@ pub(super) fn run(args: &ScanArgs) -> Result<Outcome, Failure> {
         let advance = |bytes| progress.advance(bytes);
         progress.begin(Phase::Scan, memory.size());
         let limits = Limits { per_frame: None, total: Some(args.max_hits) };
-        let found = scan::scan_within(&memory, &signatures, backend, limits, &advance);
+        let found = scan::scan_within(&memory, &signatures, backend, limits, Keep::Nothing, &advance);
         let explanation = args.explain.then(|| {
             progress.begin_named("explain", memory.size());
             scan::explain(&memory, &signatures, args.limit.unwrap_or(LISTED), &advance)

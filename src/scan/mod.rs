@@ -113,6 +113,16 @@ pub struct ScanResult {
     pub left_out: usize,
 }
 
+/// What stays on a GPU after a scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing of the memory that was scanned. What was there before stays.
+    Nothing,
+    /// As much as fits of the memory that was scanned, so that the [`sweep`]s that follow need not upload it again. What was there
+    /// before goes.
+    Memory,
+}
+
 /// Looks at every byte of `memory` once, for all `signatures`.
 ///
 /// `progress` is called from the scanning threads after each chunk with the number of bytes in it;
@@ -125,42 +135,13 @@ pub fn scan(
     backend: Backend,
     progress: &(dyn Fn(u64) + Sync),
 ) -> ScanResult {
-    scan_within(memory, signatures, backend, Limits::default(), progress)
+    scan_within(memory, signatures, backend, Limits::default(), Keep::Nothing, progress)
 }
 
-/// The same, but no more hits are kept than `limits` allow. A hostile dump can have one in every slot.
-pub fn scan_within(
-    memory: &PhysicalMemory,
-    signatures: &Signatures,
-    backend: Backend,
-    limits: Limits,
-    progress: &(dyn Fn(u64) + Sync),
-) -> ScanResult {
-    scan_with(memory, signatures, backend, limits, Keep::Nothing, progress)
-}
-
-/// The same, before [`sweep`]s of the same memory: a GPU keeps as much of the memory as fits, so that they need not upload it again.
-pub fn scan_before_sweeps(
-    memory: &PhysicalMemory,
-    signatures: &Signatures,
-    backend: Backend,
-    limits: Limits,
-    progress: &(dyn Fn(u64) + Sync),
-) -> ScanResult {
-    scan_with(memory, signatures, backend, limits, Keep::Memory, progress)
-}
-
-/// What stays on a GPU after a scan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Keep {
-    /// What was there before.
-    Nothing,
-    /// The memory that was scanned, in place of what was there before.
-    Memory,
-}
-
+/// The same, but no more hits are kept than `limits` allow. A hostile dump can have one in every slot. A GPU keeps of the memory
+/// what `keep` says.
 #[cfg_attr(not(feature = "gpu"), allow(unused_variables, reason = "the CPU keeps nothing"))]
-fn scan_with(
+pub fn scan_within(
     memory: &PhysicalMemory,
     signatures: &Signatures,
     backend: Backend,

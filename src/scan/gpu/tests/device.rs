@@ -7,7 +7,7 @@ use super::super::super::chunk::{Chunk, View};
 use super::super::super::collector::Collector;
 use super::super::super::frames::FrameClasses;
 use super::super::super::{
-    Backend, BesideGpu, Hit, Keep, Limits, Needles, PointerSet, ScanResult, chunk, engine, scan, sweep,
+    Backend, BesideGpu, Hit, Limits, Needles, PointerSet, ScanResult, chunk, engine, scan, sweep,
 };
 use super::super::device::{Gpu, Options};
 use super::super::scan::OnCpu;
@@ -35,7 +35,12 @@ impl OnCpu for Counting<'_> {
 }
 
 /// A scan with a device of the test's own; also how many bytes the CPU did in its place.
-fn scan_with(gpu: &Gpu, memory: &PhysicalMemory, signatures: &Signatures, keep: Keep) -> (ScanResult, u64) {
+fn scan_with(
+    gpu: &Gpu,
+    memory: &PhysicalMemory,
+    signatures: &Signatures,
+    kept: Option<&PhysicalMemory>,
+) -> (ScanResult, u64) {
     let plan = engine::Plan::new(signatures, memory, Backend::Scalar.engine());
     let needles = Needles::new(signatures, Backend::detect_best());
     let mut frames = FrameClasses::unclassified(memory);
@@ -47,7 +52,6 @@ fn scan_with(gpu: &Gpu, memory: &PhysicalMemory, signatures: &Signatures, keep: 
         seen.fetch_add(bytes, Ordering::Relaxed);
     };
     let collector = Collector::new(Limits::default());
-    let kept = (keep == Keep::Memory).then_some(memory);
     gpu.scan(kept, signatures, chunks, &cpu, &collector, &progress);
     assert_eq!(seen.into_inner(), memory.size());
     let (hits, left_out) = collector.finish();
@@ -66,7 +70,7 @@ fn a_device_finds_what_the_reference_finds() {
     for seed in 0..12 {
         let memory = if seed < 4 { several_batches(seed) } else { Random(seed).memory() };
         let expected = scan(&memory, &signatures, Backend::Scalar, &|_| {});
-        let (result, in_place) = scan_with(&gpu, &memory, &signatures, Keep::Memory);
+        let (result, in_place) = scan_with(&gpu, &memory, &signatures, Some(&memory));
         assert!(result == expected, "seed {seed}");
         assert_eq!(in_place, 0, "seed {seed}");
     }
@@ -79,7 +83,7 @@ fn a_list_that_is_too_short_loses_nothing() {
     let memory = several_batches(7);
     let expected = scan(&memory, &signatures, Backend::Scalar, &|_| {});
     let Some(gpu) = open(|options| Options { capacity: 5, ..small_batches(options) }) else { return };
-    let (result, in_place) = scan_with(&gpu, &memory, &signatures, Keep::Memory);
+    let (result, in_place) = scan_with(&gpu, &memory, &signatures, Some(&memory));
     assert!(result == expected);
     assert!(in_place > 0, "no list was too short");
     let values = PointerSet::new(&[0, 0x4242, 40]);
@@ -95,7 +99,7 @@ fn when_the_device_is_lost_the_cpu_does_the_rest() {
     // The first submissions map the four staging buffers.
     for lost_after in [2, 5, 7, 9] {
         let Some(gpu) = open(|options| Options { lost_after, ..small_batches(options) }) else { return };
-        let (result, in_place) = scan_with(&gpu, &memory, &signatures, Keep::Memory);
+        let (result, in_place) = scan_with(&gpu, &memory, &signatures, Some(&memory));
         assert!(result == expected, "lost after {lost_after}");
         assert!(in_place > 0, "lost after {lost_after}");
         let failure = gpu.failure().unwrap();
@@ -113,7 +117,7 @@ fn when_the_driver_refuses_the_cpu_does_the_work() {
     let Some(gpu) = open(small_batches) else { return };
     drop(gpu.buffer(!3, wgpu::BufferUsages::STORAGE));
     assert!(gpu.failure().is_some());
-    let (result, in_place) = scan_with(&gpu, &memory, &signatures, Keep::Memory);
+    let (result, in_place) = scan_with(&gpu, &memory, &signatures, Some(&memory));
     assert!(result == expected);
     assert!(in_place > 0);
 }
@@ -154,18 +158,19 @@ fn sweeps_use_what_is_on_the_device_and_stream_the_rest() {
         };
         let here = || gpu.state.lock().unwrap().resident.bytes();
         // Nothing is there yet; then this memory; then another one of the same addresses.
-        scan_with(&gpu, &memory, &many(), Keep::Nothing);
+        scan_with(&gpu, &memory, &many(), None);
         assert_eq!(here(), 0);
         sweep_all(&mut random);
-        scan_with(&gpu, &memory, &many(), Keep::Memory);
+        scan_with(&gpu, &memory, &many(), Some(&memory));
         let kept = here();
         assert_eq!(kept > 0, resident_bytes > 0);
         assert!(kept <= resident_bytes);
         sweep_all(&mut random);
-        scan_with(&gpu, &several_batches(4), &many(), Keep::Nothing);
+        let other = several_batches(4);
+        scan_with(&gpu, &other, &many(), None);
         assert_eq!(here(), kept);
         sweep_all(&mut random);
-        scan_with(&gpu, &several_batches(4), &many(), Keep::Memory);
+        scan_with(&gpu, &other, &many(), Some(&other));
         sweep_all(&mut random);
         assert_eq!(gpu.failure(), None);
     }
