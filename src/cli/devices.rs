@@ -55,6 +55,7 @@ struct AdapterRow {
     max_workgroup_storage_size: u32,
     subgroup_min: u32,
     subgroup_max: u32,
+    has_subgroups: bool,
     has_timestamps: bool,
     is_software: bool,
     would_be_used: bool,
@@ -74,6 +75,7 @@ impl From<AdapterInfo> for AdapterRow {
             max_workgroup_storage_size: adapter.max_workgroup_storage_size,
             subgroup_min: adapter.subgroup_sizes.0,
             subgroup_max: adapter.subgroup_sizes.1,
+            has_subgroups: adapter.has_subgroups,
             has_timestamps: adapter.has_timestamps,
             is_software: adapter.is_software,
             would_be_used: adapter.would_be_used,
@@ -146,7 +148,13 @@ fn adapters(adapters: &[AdapterRow]) -> String {
                     human_bytes(adapter.max_workgroup_storage_size.into())
                 ),
             ),
-            ("subgroups", format!("{} to {}", adapter.subgroup_min, adapter.subgroup_max)),
+            (
+                "subgroups",
+                match adapter.has_subgroups {
+                    true => format!("{} to {} lanes", adapter.subgroup_min, adapter.subgroup_max),
+                    false => "not for shaders; the scan is slower without".to_owned(),
+                },
+            ),
             ("timestamps", if adapter.has_timestamps { "yes" } else { "no" }.to_owned()),
         ];
         columns(&["GPU", &printable(&adapter.name)], &[], rows.map(|(key, value)| vec![key.to_owned(), value]))

@@ -144,7 +144,7 @@ impl SlotSignature<'_> {
 }
 
 /// The places in a slot at which an anchor can begin; `None` if it can reach over a slot's end.
-fn starts_in_slot(structure: &Structure) -> Option<Vec<usize>> {
+pub(super) fn starts_in_slot(structure: &Structure) -> Option<Vec<usize>> {
     let anchor = structure.anchor();
     let starts = (0..8).filter(|start| (start + 8 - anchor.offset % 8).is_multiple_of(structure.align.min(8)));
     let starts: Vec<usize> = starts.map(|start| start as usize).collect();

@@ -24,16 +24,16 @@ pub(super) struct Bits {
 }
 
 impl Bits {
-    fn new(mask: u64, value: u64) -> Self {
+    pub(super) fn new(mask: u64, value: u64) -> Self {
         Self { mask, value: value & mask }
     }
 
     /// What both ask for: it passes wherever one of them does.
-    fn common(self, other: Self) -> Self {
+    pub(super) fn common(self, other: Self) -> Self {
         Self::new(self.mask & other.mask & !(self.value ^ other.value), self.value)
     }
 
-    fn passes(self, value: u64) -> bool {
+    pub(super) fn passes(self, value: u64) -> bool {
         value & self.mask == self.value
     }
 }
@@ -64,7 +64,7 @@ impl Few {
             }
         }
         let members = filters.iter().map(|(member, _)| *member).collect();
-        let few = Self { members, own: merged(own, sample, distance), plain: merged(plain, sample, value) };
+        let few = Self { members, own: merged_bits(own, sample, distance), plain: merged_bits(plain, sample, value) };
         let passed = |window: &&Window| few.passes(window);
         let is_small = few.own.len() <= MAX_OWN && few.plain.len() <= MAX_PLAIN;
         (is_small && sample.windows.iter().filter(passed).count() * PASSES <= sample.windows.len()).then_some(few)
@@ -97,17 +97,23 @@ fn distance(window: &Window) -> Option<u64> {
     Some(window.at(0)?.wrapping_sub(window.place as u64))
 }
 
-/// The same with pairs replaced by what both ask for, as long as that lets through no more of the sample.
-fn merged(mut all: Vec<Bits>, sample: &Sample, read: fn(&Window) -> Option<u64>) -> Vec<Bits> {
-    let passes = |bits: Bits| sample.windows.iter().filter_map(read).filter(|value| bits.passes(*value)).count();
+/// The same comparisons, but fewer, of what `read` gives.
+fn merged_bits(all: Vec<Bits>, sample: &Sample, read: fn(&Window) -> Option<u64>) -> Vec<Bits> {
+    let passing = |bits: Bits| sample.windows.iter().filter_map(read).filter(|value| bits.passes(*value)).count();
+    merged(all, Bits::common, passing)
+}
+
+/// The same with pairs replaced by what they have in common, as long as that lets through no more of a sample than the worse of
+/// them; `passing` counts what one lets through.
+pub(super) fn merged<T: Copy>(mut all: Vec<T>, common: impl Fn(T, T) -> T, passing: impl Fn(T) -> usize) -> Vec<T> {
     let mut from = 0;
     while let Some(one) = all.get(from).copied() {
-        let is_free = |other: Bits| passes(one.common(other)) <= passes(one).max(passes(other));
+        let is_free = |other: T| passing(common(one, other)) <= passing(one).max(passing(other));
         match all.iter().skip(from + 1).position(|other| is_free(*other)) {
             Some(behind) => {
                 let other = all.remove(from + 1 + behind);
                 if let Some(place) = all.get_mut(from) {
-                    *place = one.common(other);
+                    *place = common(one, other);
                 }
             }
             None => from += 1,
@@ -237,12 +243,12 @@ mod tests {
     fn what_has_little_in_common_is_not_merged() {
         let sample = Sample::default();
         let two = [Bits::new(u64::MAX, 40), Bits::new(u64::MAX, 41)];
-        assert_eq!(merged(two.to_vec(), &sample, value), [Bits::new(!1, 40)]);
+        assert_eq!(merged_bits(two.to_vec(), &sample, value), [Bits::new(!1, 40)]);
         // Without a sample nothing speaks against it; with one that has what both leave over, it stays as it is.
         let mut builder = memory::Builder::new(&[0x1000..0x9000]);
         builder.fill(|| 0);
         let sample = Sample::new(&builder.done());
         let zero_in_common = [Bits::new(u64::MAX, 1), Bits::new(u64::MAX, 2)];
-        assert_eq!(merged(zero_in_common.to_vec(), &sample, value), zero_in_common);
+        assert_eq!(merged_bits(zero_in_common.to_vec(), &sample, value), zero_in_common);
     }
 }

@@ -161,7 +161,8 @@ pub fn scan_within(
     {
         let cpu = BesideGpu { engine, plan: &plan, needles: &needles };
         let kept = (keep == Keep::Memory).then_some(memory);
-        gpu.scan(kept, signatures, chunks, &cpu, &collector, progress);
+        let program = gpu::Program::new(signatures, &sample::Sample::new(memory));
+        gpu.scan(kept, &program, chunks, &cpu, &collector, progress);
         let (hits, left_out) = collector.finish();
         return ScanResult { hits, frames, left_out };
     }
@@ -184,6 +185,10 @@ pub fn scan_within(
 /// How [`scan`] would look for what stands in 8-byte slots, in words, a line for each pass over the frames. For many signatures
 /// that is chosen on a sample of `memory`.
 pub fn ways(memory: &PhysicalMemory, signatures: &Signatures, backend: Backend) -> Vec<String> {
+    #[cfg(feature = "gpu")]
+    if backend == Backend::Gpu {
+        return vec![gpu::Program::new(signatures, &sample::Sample::new(memory)).to_string()];
+    }
     engine::Plan::new(signatures, memory, backend.engine()).passes.iter().map(ToString::to_string).collect()
 }
 

@@ -3,6 +3,8 @@
 //! Sets of digits are what vectors can look up: a table of all values of a digit fits a register, and one entry of
 //! it holds an answer for many signatures at once. Digits have as many bits as suits the instruction set.
 
+#[cfg(feature = "gpu")]
+use super::few::Bits;
 use crate::addr::FRAME_SIZE;
 use crate::signature::{Field, KERNEL_POINTER_MIN, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN};
 
@@ -77,6 +79,25 @@ impl SlotSet {
     /// The values of a digit, given as its number in [`Digit::all`], a bit each.
     pub(super) fn allowed(&self, digit: usize) -> u16 {
         self.digits.get(digit).copied().unwrap_or(u16::MAX)
+    }
+
+    /// Whether a byte of the value, or of the difference, may be this.
+    #[cfg(feature = "gpu")]
+    pub(super) fn allows(&self, is_relative: bool, byte: u32, value: u8) -> bool {
+        let digits = Digit::all().zip(&self.digits).filter(|(digit, _)| digit.is_relative == is_relative);
+        let mut of_byte = digits.filter(|(digit, _)| digit.shift / 8 == byte);
+        of_byte.all(|(digit, set)| set >> (value >> (digit.shift % 8) & 0xf) & 1 != 0)
+    }
+
+    /// The bits that all values have in common, or all differences.
+    #[cfg(feature = "gpu")]
+    pub(super) fn fixed_bits(&self, is_relative: bool) -> Bits {
+        let digits = Digit::all().zip(&self.digits).filter(|(digit, _)| digit.is_relative == is_relative);
+        digits.fold(Bits::default(), |bits, (digit, set)| {
+            let allowed = (0..1u64 << DIGIT_BITS).filter(|value| set >> value & 1 != 0);
+            let (ones, any) = allowed.fold((0xf, 0), |(ones, any), value| (ones & value, any | value));
+            Bits { mask: bits.mask | (ones | !any & 0xf) << digit.shift, value: bits.value | ones << digit.shift }
+        })
     }
 
     /// All tests of a field that begins at bit `start` of the slot.

@@ -381,7 +381,8 @@ fn on_device(
     if let Work::Scan(signatures) = work
         && backends.contains(&Backend::Gpu)
     {
-        let measured = in_pool(Some(threads), || gpu::measure(memory, signatures))?.map_err(Failure::new)?;
+        let measured = in_pool(Some(threads), || gpu::measure(memory, signatures, &scan::PointerSet::new(&[])))?
+            .map_err(Failure::new)?;
         let row = |backend: &str, bytes: u64, time: Duration, read: f64| {
             let mut speeds = Samples::default();
             speeds.push(bytes, time);

@@ -28,6 +28,8 @@ pub struct AdapterInfo {
     pub max_workgroup_storage_size: u32,
     /// Invocations that run in step, the least and the most.
     pub subgroup_sizes: (u32, u32),
+    /// Whether shaders can use them.
+    pub has_subgroups: bool,
     /// Whether it can say when a pass began and ended.
     pub has_timestamps: bool,
     /// Whether it is a program on the CPU: never faster than our own.
@@ -145,6 +147,7 @@ mod with_gpu {
             max_invocations_per_workgroup: limits.max_compute_invocations_per_workgroup,
             max_workgroup_storage_size: limits.max_compute_workgroup_storage_size,
             subgroup_sizes: (info.subgroup_min_size, info.subgroup_max_size),
+            has_subgroups: adapter.features().contains(Features::SUBGROUP),
             has_timestamps: adapter.features().contains(Features::TIMESTAMP_QUERY),
             is_software: kind == AdapterKind::Software,
             would_be_used: false,

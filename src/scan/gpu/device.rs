@@ -12,8 +12,10 @@ use wgpu::{
 };
 
 use super::adapter::{self, AdapterInfo, AdapterKind};
+use super::program::Program;
 use super::resident::Resident;
 use super::ring::Ring;
+use super::source::{self, Team};
 use crate::addr::FRAME_SIZE;
 
 /// How long a batch may take before the device is taken for hung; on a busy CPU, software needs seconds.
@@ -31,6 +33,8 @@ pub(super) struct Options {
     pub(super) capacity: u32,
     /// Bytes of the dump that may stay on the device for the sweeps.
     pub(super) resident_bytes: u64,
+    /// What looks at a frame.
+    pub(super) team: Team,
     /// Submissions after which the device is lost.
     pub(super) lost_after: u64,
 }
@@ -52,16 +56,24 @@ impl Options {
             batch_frames,
             capacity: batch_frames * Self::CANDIDATES_PER_FRAME,
             resident_bytes: if is_shared { Self::SHARED_MEMORY } else { u64::MAX },
+            team: if adapter.has_subgroups { Team::Subgroup } else { Team::Lane },
             lost_after: u64::MAX,
         }
     }
 }
 
-/// The compiled shaders.
-pub(super) struct Pipelines {
-    pub(super) scan: ComputePipeline,
-    pub(super) sweep: ComputePipeline,
-    pub(super) sum: ComputePipeline,
+/// A compiled shader.
+#[derive(Clone)]
+pub(super) struct Shader {
+    pipeline: ComputePipeline,
+    /// Frames that a workgroup looks at together, at least.
+    frames_per_workgroup: u32,
+}
+
+/// The compiled shaders that are the same for whatever is looked for.
+pub(super) struct Shaders {
+    pub(super) sweep: Shader,
+    pub(super) sum: Shader,
 }
 
 /// A device that is ready to work.
@@ -69,7 +81,7 @@ pub(in super::super) struct Gpu {
     pub(super) device: Device,
     pub(super) queue: Queue,
     pub(super) adapter: AdapterInfo,
-    pub(super) pipelines: Pipelines,
+    pub(super) shaders: Shaders,
     pub(super) options: Options,
     /// What one piece of work needs for itself.
     pub(super) state: Mutex<State>,
@@ -83,6 +95,8 @@ pub(in super::super) struct Gpu {
 pub(super) struct State {
     pub(super) ring: Option<Ring>,
     pub(super) resident: Resident,
+    /// The last scan's shader, with its source.
+    scan: Option<(String, Shader)>,
 }
 
 impl Gpu {
@@ -93,7 +107,7 @@ impl Gpu {
     pub(super) fn open(options: impl FnOnce(Options) -> Options) -> Result<Self, String> {
         let (adapter, info) = adapter::chosen()?;
         let descriptor = DeviceDescriptor {
-            required_features: adapter.features() & Features::TIMESTAMP_QUERY,
+            required_features: adapter.features() & (Features::TIMESTAMP_QUERY | Features::SUBGROUP),
             required_limits: adapter.limits(),
             ..DeviceDescriptor::default()
         };
@@ -110,15 +124,14 @@ impl Gpu {
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| on_error(error.to_string())));
         let on_loss = record(&failure);
         device.set_device_lost_callback(move |reason, message| on_loss(format!("device lost, {reason:?}: {message}")));
-        let pipelines = Pipelines {
-            scan: pipeline(&device, "scan", include_str!("../../../shaders/scan.wgsl")),
-            sweep: pipeline(&device, "sweep", include_str!("../../../shaders/sweep.wgsl")),
-            sum: pipeline(&device, "sum", include_str!("../../../shaders/sum.wgsl")),
+        let shaders = Shaders {
+            sweep: Shader::new(&device, "sweep", include_str!("../../../shaders/sweep.wgsl"), 1),
+            sum: Shader::new(&device, "sum", include_str!("../../../shaders/sum.wgsl"), 1),
         };
         let options = options(Options::new(&info));
         let state = Mutex::default();
         let gpu =
-            Self { device, queue, adapter: info, pipelines, options, state, failure, submissions: AtomicU64::new(0) };
+            Self { device, queue, adapter: info, shaders, options, state, failure, submissions: AtomicU64::new(0) };
         gpu.check().map(|()| gpu)
     }
 
@@ -137,6 +150,20 @@ impl Gpu {
     pub(super) fn give_up(&self, reason: String) -> String {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason.clone());
         reason
+    }
+
+    /// The scan's shader for these signatures.
+    pub(super) fn scan_shader(&self, program: &Program<'_>, state: &mut State) -> Shader {
+        let source = source::scan(program, self.options.team);
+        if let Some((compiled, shader)) = &state.scan
+            && *compiled == source
+        {
+            return shader.clone();
+        }
+        let frames_per_workgroup = self.options.team.frames_per_workgroup(self.adapter.subgroup_sizes.1);
+        let shader = Shader::new(&self.device, "scan", &source, frames_per_workgroup);
+        state.scan = Some((source, shader.clone()));
+        shader
     }
 
     /// A new buffer.
@@ -162,7 +189,7 @@ impl Gpu {
     pub(super) fn dispatch(
         &self,
         encoder: &mut CommandEncoder,
-        pipeline: &ComputePipeline,
+        shader: &Shader,
         bindings: &[&Buffer],
         frames: u32,
         timestamps: Option<ComputePassTimestampWrites<'_>>,
@@ -172,14 +199,15 @@ impl Gpu {
             .zip(0..)
             .map(|(buffer, binding)| BindGroupEntry { binding, resource: buffer.as_entire_binding() })
             .collect();
-        let layout = pipeline.get_bind_group_layout(0);
+        let layout = shader.pipeline.get_bind_group_layout(0);
         let descriptor = BindGroupDescriptor { label: None, layout: &layout, entries: &entries };
         let group = self.device.create_bind_group(&descriptor);
         let mut pass = encoder.begin_compute_pass(&ComputePassDescriptor { label: None, timestamp_writes: timestamps });
-        pass.set_pipeline(pipeline);
+        pass.set_pipeline(&shader.pipeline);
         pass.set_bind_group(0, &group, &[]);
         // Workgroups take one frame after another, so that each reads its tables once.
-        pass.dispatch_workgroups(frames.min(WORKGROUPS).min(self.adapter.max_workgroups_per_dimension), 1, 1);
+        let workgroups = frames.div_ceil(shader.frames_per_workgroup);
+        pass.dispatch_workgroups(workgroups.min(WORKGROUPS).min(self.adapter.max_workgroups_per_dimension), 1, 1);
     }
 
     /// Hands commands to the device.
@@ -204,17 +232,22 @@ impl Gpu {
     }
 }
 
-fn pipeline(device: &Device, name: &str, source: &str) -> ComputePipeline {
-    let module = device
-        .create_shader_module(ShaderModuleDescriptor { label: Some(name), source: ShaderSource::Wgsl(source.into()) });
-    device.create_compute_pipeline(&ComputePipelineDescriptor {
-        label: Some(name),
-        layout: None,
-        module: &module,
-        entry_point: Some(name),
-        compilation_options: Default::default(),
-        cache: None,
-    })
+impl Shader {
+    fn new(device: &Device, name: &str, source: &str, frames_per_workgroup: u32) -> Self {
+        let module = device.create_shader_module(ShaderModuleDescriptor {
+            label: Some(name),
+            source: ShaderSource::Wgsl(source.into()),
+        });
+        let pipeline = device.create_compute_pipeline(&ComputePipelineDescriptor {
+            label: Some(name),
+            layout: None,
+            module: &module,
+            entry_point: Some(name),
+            compilation_options: Default::default(),
+            cache: None,
+        });
+        Self { pipeline, frames_per_workgroup }
+    }
 }
 
 /// Messages of drivers come in paragraphs.

@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use bytemuck::{bytes_of, cast_slice};
-use wgpu::{
-    BufferUsages, ComputePassTimestampWrites, ComputePipeline, Features, MapMode, QuerySetDescriptor, QueryType,
-};
+use wgpu::{BufferUsages, ComputePassTimestampWrites, Features, MapMode, QuerySetDescriptor, QueryType};
 
 use super::super::chunk::{self, View};
 use super::super::frames::FrameClasses;
-use super::device::Gpu;
-use super::program::{Program, ScanParams};
+use super::super::pointer_set::PointerSet;
+use super::super::sample::Sample;
+use super::device::{Gpu, Shader};
+use super::program::{Program, ScanParams, SweepParams, SweepProgram};
 use super::ring::{HEADER, Ring};
 use crate::addr::FRAME_SIZE;
 use crate::dump::PhysicalMemory;
@@ -19,12 +19,16 @@ use crate::signature::Signatures;
 /// Times on one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measured {
-    /// Bytes that were resident on the device for the first two times.
+    /// Bytes that were resident on the device for the times of scan, sweep and sum.
     pub resident_bytes: u64,
     /// The scan of those bytes, by the device's clock; `None` where it has none.
     pub scan: Option<Duration>,
+    /// The sweep of all their frames for the values; `None` without values too.
+    pub sweep: Option<Duration>,
     /// The plain sum of the same buffer, by the same clock.
     pub sum: Option<Duration>,
+    /// Copies to the device of as many bytes as the memory has, always the same ones.
+    pub copies: Duration,
     /// The upload of all bytes of the memory, through the ring that the scan uses, without a look at them.
     pub upload: Duration,
 }
@@ -35,26 +39,37 @@ const ROUNDS: usize = 5;
 /// How long the device works before anything counts.
 const WARM_UP: Duration = Duration::from_millis(500);
 
-/// Measures the process's device with this memory; the whole scan's own time is for the caller to take.
+/// Measures the process's device with this memory, these signatures and these values to sweep for; the whole scan's own time is
+/// for the caller to take.
 ///
 /// # Errors
 /// There is no device, it is busy, or it failed, in words.
-pub fn measure(memory: &PhysicalMemory, signatures: &Signatures) -> Result<Measured, String> {
-    super::device()?.measure(memory, signatures)
+pub fn measure(memory: &PhysicalMemory, signatures: &Signatures, values: &PointerSet) -> Result<Measured, String> {
+    super::device()?.measure(memory, signatures, values)
 }
 
 impl Gpu {
-    pub(super) fn measure(&self, memory: &PhysicalMemory, signatures: &Signatures) -> Result<Measured, String> {
+    pub(super) fn measure(
+        &self,
+        memory: &PhysicalMemory,
+        signatures: &Signatures,
+        values: &PointerSet,
+    ) -> Result<Measured, String> {
         let mut state = self.state.try_lock().map_err(|_| "the device is busy".to_owned())?;
         state.resident.begin(memory);
         let ring = match state.ring.take() {
             Some(ring) => ring,
             None => Ring::new(self)?,
         };
+        let copies = (0..ROUNDS).map(|_| ring.time_copies(self, memory.size())).collect::<Result<Vec<_>, _>>()?;
         let upload = (0..ROUNDS).map(|_| self.time_upload(&ring, memory)).collect::<Result<Vec<_>, _>>()?;
         state.ring = Some(ring);
-        let (resident_bytes, scan, sum) = self.time_resident(memory, signatures)?;
-        Ok(Measured { resident_bytes, scan, sum, upload: upload.into_iter().min().unwrap_or_default() })
+        let fastest = |times: Vec<Duration>| times.into_iter().min().unwrap_or_default();
+        let program = Program::new(signatures, &Sample::new(memory));
+        let shader = self.scan_shader(&program, &mut state);
+        let (resident_bytes, [scan, sweep, sum]) = self.time_resident(memory, &program, &shader, values)?;
+        let sweep = sweep.filter(|_| !values.values().is_empty());
+        Ok(Measured { resident_bytes, scan, sweep, sum, copies: fastest(copies), upload: fastest(upload) })
     }
 
     /// Uploads all whole frames, and does nothing with them.
@@ -67,58 +82,63 @@ impl Gpu {
         Ok(begin.elapsed())
     }
 
-    /// Scans and sums one buffer, as large as a binding may be or the memory is.
+    /// Scans, sweeps and sums one buffer, as large as a binding may be or the memory is.
     fn time_resident(
         &self,
         memory: &PhysicalMemory,
-        signatures: &Signatures,
-    ) -> Result<(u64, Option<Duration>, Option<Duration>), String> {
+        program: &Program<'_>,
+        scan: &Shader,
+        values: &PointerSet,
+    ) -> Result<(u64, [Option<Duration>; 3]), String> {
         let largest = memory.ranges().iter().max_by_key(|range| range.len());
         let bytes = largest.map_or(&[][..], |range| memory.range_bytes(range));
         let most = self.adapter.max_storage_binding_size.min(self.adapter.max_buffer_size);
         let len = most.min(bytes.len() as u64) / FRAME_SIZE * FRAME_SIZE;
         let frames = u32::try_from(len / FRAME_SIZE).map_err(|error| error.to_string())?;
-        let has_clock = self.device.features().contains(Features::TIMESTAMP_QUERY);
-        if frames == 0 || !has_clock {
-            return Ok((len, None, None));
+        let mut fastest = [None; 3];
+        if frames == 0 || !self.device.features().contains(Features::TIMESTAMP_QUERY) {
+            return Ok((len, fastest));
         }
-        let input = bytes.get(..len as usize).unwrap_or_default();
-        let memory = self.buffer_with(input, BufferUsages::STORAGE);
-        let program = Program::new(signatures);
-        let params = ScanParams { frame_count: frames, capacity: self.options.capacity, ..program.params };
-        let params = self.buffer_with(bytes_of(&params), BufferUsages::UNIFORM);
-        let structures = self.buffer_with(cast_slice(&program.structures), BufferUsages::STORAGE);
-        let tests = self.buffer_with(cast_slice(&program.tests), BufferUsages::STORAGE);
-        let tables = self.buffer_with(cast_slice(&program.tables), BufferUsages::STORAGE);
-        let classes = self.buffer(u64::from(frames) * 4, BufferUsages::STORAGE);
-        let output = self.buffer(HEADER + u64::from(self.options.capacity) * 8, BufferUsages::STORAGE);
-        let total = self.buffer(HEADER, BufferUsages::STORAGE);
-        let bindings = [&params, &structures, &tests, &tables, &memory, &classes, &output];
-        let mut fastest: [Option<Duration>; 2] = [None; 2];
+        let (params, storage) = (BufferUsages::UNIFORM, BufferUsages::STORAGE);
+        let memory = self.buffer_with(bytes.get(..len as usize).unwrap_or_default(), storage);
+        let capacity = self.options.capacity;
+        let output = self.buffer(HEADER + u64::from(capacity) * 8, storage);
+        let total = self.buffer(HEADER, storage);
+
+        let scan_params = self.buffer_with(bytes_of(&ScanParams { frame_count: frames, capacity }), params);
+        let [structures, tests, tables] = [
+            self.buffer_with(cast_slice(&program.structures), storage),
+            self.buffer_with(cast_slice(&program.tests), storage),
+            self.buffer_with(cast_slice(&program.tables()), storage),
+        ];
+        let classes = self.buffer(u64::from(frames) * 4, storage);
+        let scan_bindings = [&scan_params, &structures, &tests, &tables, &memory, &classes, &output];
+
+        let sweep = SweepProgram::new(values);
+        let sweep_params = SweepParams { frame_count: frames, capacity, ..sweep.params };
+        let sweep_params = self.buffer_with(bytes_of(&sweep_params), params);
+        let table = self.buffer_with(cast_slice(&sweep.table), storage);
+        let places = self.buffer_with(cast_slice(&(0..frames).collect::<Vec<u32>>()), storage);
+        let sweep_bindings = [&sweep_params, &table, &places, &memory, &output];
+
+        let works: [(&Shader, &[&wgpu::Buffer]); 3] =
+            [(scan, &scan_bindings), (&self.shaders.sweep, &sweep_bindings), (&self.shaders.sum, &[&memory, &total])];
         // An idle device has a slow clock, and takes its time to raise it.
         let begin = Instant::now();
         while begin.elapsed() < WARM_UP {
-            self.time_pass(&self.pipelines.scan, &bindings, frames)?;
+            self.time_pass(scan, &scan_bindings, frames)?;
         }
         for _ in 0..ROUNDS {
-            let works: [(&ComputePipeline, &[&wgpu::Buffer]); 2] =
-                [(&self.pipelines.scan, &bindings), (&self.pipelines.sum, &[&memory, &total])];
-            for ((pipeline, bindings), fastest) in works.into_iter().zip(&mut fastest) {
-                let time = self.time_pass(pipeline, bindings, frames)?;
-                *fastest = Some(fastest.map_or(time, |fastest| fastest.min(time)));
+            for ((shader, bindings), fastest) in works.into_iter().zip(&mut fastest) {
+                let time = self.time_pass(shader, bindings, frames)?;
+                *fastest = Some(fastest.map_or(time, |fastest: Duration| fastest.min(time)));
             }
         }
-        let [scan, sum] = fastest;
-        Ok((len, scan, sum))
+        Ok((len, fastest))
     }
 
     /// The time of one pass by the device's own clock.
-    fn time_pass(
-        &self,
-        pipeline: &ComputePipeline,
-        bindings: &[&wgpu::Buffer],
-        frames: u32,
-    ) -> Result<Duration, String> {
+    fn time_pass(&self, shader: &Shader, bindings: &[&wgpu::Buffer], frames: u32) -> Result<Duration, String> {
         let descriptor = QuerySetDescriptor { label: None, ty: QueryType::Timestamp, count: 2 };
         let query_set = self.device.create_query_set(&descriptor);
         let times = self.buffer(16, BufferUsages::QUERY_RESOLVE | BufferUsages::COPY_SRC);
@@ -129,7 +149,7 @@ impl Gpu {
             end_of_pass_write_index: Some(1),
         };
         let mut encoder = self.device.create_command_encoder(&Default::default());
-        self.dispatch(&mut encoder, pipeline, bindings, frames, Some(timestamps));
+        self.dispatch(&mut encoder, shader, bindings, frames, Some(timestamps));
         encoder.resolve_query_set(&query_set, 0..2, &times, 0);
         encoder.copy_buffer_to_buffer(&times, 0, &readback, 0, 16);
         let submission = self.submit(encoder);

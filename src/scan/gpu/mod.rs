@@ -1,7 +1,7 @@
 //! The scan on a GPU, through wgpu and Vulkan: the same hits, bit for bit, as on the CPU.
 //!
-//! Shaders stand in `shaders/`, one entry point in a file; each has a twin in `twin/`, the same
-//! algorithm for the CPU, that tests compare it with. The device is opened once in a process, when
+//! Shaders stand in `shaders/`; that of the scan is written anew for each set of signatures, around what stands there. Each has a
+//! twin in `twin/`, the same algorithm for the CPU, that tests compare it with. The device is opened once in a process, when
 //! it is first asked for. One scan or sweep has it at a time; what runs beside it runs on the CPU,
 //! because to wait could deadlock with the pool's threads. When it fails, whatever the reason, it is
 //! given up for the rest of the process and the CPU does what is left: [`given_up`] says so.
@@ -20,6 +20,8 @@ mod ring;
 #[cfg(feature = "gpu")]
 mod scan;
 #[cfg(feature = "gpu")]
+mod source;
+#[cfg(feature = "gpu")]
 mod sweep;
 #[cfg(test)]
 #[cfg(feature = "gpu")]
@@ -32,7 +34,7 @@ pub use adapter::{ADAPTER_VARIABLE, AdapterInfo, AdapterKind, adapters};
 #[cfg(feature = "gpu")]
 pub use measure::{Measured, measure};
 #[cfg(feature = "gpu")]
-pub(super) use {device::Gpu, scan::OnCpu};
+pub(super) use {device::Gpu, program::Program, scan::OnCpu};
 
 /// The device of this process.
 #[cfg(feature = "gpu")]

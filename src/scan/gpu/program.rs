@@ -1,47 +1,40 @@
-//! The signatures and the values to sweep for, in the form that the shaders read.
+//! The signatures, and the values to sweep for, in the form that the shaders read.
+
+use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::super::engine::{FrameRules, slot_needles};
+use super::super::engine::{FrameRules, slot_needles, starts_in_slot};
+use super::super::few::{Bits, merged};
 use super::super::pointer_set::PointerSet;
+use super::super::sample::Sample;
+use super::super::slot_set::SlotSet;
 use crate::addr::FRAME_SIZE;
-use crate::signature::{Mmu, Needle, Signatures, Structure, Test};
+use crate::signature::{Needle, Signatures, Structure, Test};
 
 /// A 64-bit number, lower half first: shaders need no 64-bit integers.
-type Halves = [u32; 2];
+pub(super) type Halves = [u32; 2];
 
-/// `ScanParams` of `scan.wgsl`.
+/// `ScanParams` of `frames.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub(super) struct ScanParams {
     pub(super) frame_count: u32,
-    pub(super) slot_structures: u32,
-    pub(super) structures: u32,
-    pub(super) column_count: u32,
     pub(super) capacity: u32,
-    pub(super) level_count: u32,
-    pub(super) has_mmu: u32,
-    pub(super) zeros_may_match: u32,
-    pub(super) present: Halves,
-    pub(super) leaf_bit: Halves,
-    pub(super) reserved: Halves,
-    pub(super) all_bits: u32,
-    pub(super) padding: u32,
-    /// As many as page tables can have.
-    pub(super) levels: [[u32; 4]; 6],
 }
 
-/// `Structure` of `scan.wgsl`.
+/// `Structure` of `frames.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub(super) struct DeviceStructure {
     pub(super) first_test: u32,
     pub(super) test_count: u32,
+    pub(super) start: u32,
     pub(super) phase: u32,
     pub(super) step: u32,
 }
 
-/// `Test` of `scan.wgsl`.
+/// `Test` of `frames.wgsl`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
 pub(super) struct DeviceTest {
@@ -58,30 +51,76 @@ pub(super) const BITS: u32 = 0;
 pub(super) const OWN_BITS: u32 = 1;
 pub(super) const RANGE: u32 = 2;
 
-/// Numbers before the tables of columns: which byte each column looks at.
-pub(super) const COLUMNS: usize = 16;
-/// What a column can look at: the eight bytes of a slot, and two of its distance to its own place in the frame.
-const BYTES: u32 = 8;
-const OWN_BYTES: u32 = 2;
+/// Bits of a set in the tables.
+const SET_BITS: u32 = 32;
+/// With more signatures than this, nobody looks for what they have in common.
+const MAX_MERGED: usize = 64;
+/// Instructions that a comparison of a slot takes, looking up one of its bytes, and a closer look at one that passes with all that
+/// waits for it: counted, not measured, and for weighing one question against another only.
+const COMPARISON: f64 = 3.0;
+const LOOK_UP: f64 = 8.0;
+const CLOSER_LOOK: f64 = 2000.0;
 
 /// The signatures, compiled: structures, and the needles that stand in slots.
-pub(super) struct Program {
-    /// With the numbers that do not change from batch to batch.
-    pub(super) params: ScanParams,
-    /// Never empty, because a GPU has no empty bindings; `params` knows how many there are.
+pub(in super::super) struct Program<'a> {
+    pub(super) signatures: &'a Signatures,
+    /// The rules of page tables, if there are any.
+    pub(super) rules: Option<FrameRules>,
+    /// How many of the structures have their anchors in slots; they come first.
+    pub(super) slot_structures: u32,
+    /// All structures, and all their tests; neither is empty, because a GPU has no empty bindings.
     pub(super) structures: Vec<DeviceStructure>,
     pub(super) tests: Vec<DeviceTest>,
-    /// The numbers of the columns, then 256 sets of structures for each.
-    pub(super) tables: Vec<u32>,
     /// Index of each structure's signature.
-    pub(super) signatures: Vec<u16>,
+    pub(super) indices: Vec<u16>,
+    /// What is asked of each slot.
+    pub(super) question: Question,
+    /// What is looked up for the few slots that pass.
+    pub(super) looks: Looks,
+}
+
+/// Tables that say for a slot which structures it allows. Structure `i` is bit `i % 32`.
+#[derive(Clone, Debug)]
+pub(super) struct Looks {
+    /// The structures that allow zero.
+    pub(super) zero: u32,
+    /// The most telling first.
+    pub(super) columns: Vec<Column>,
+}
+
+/// What is asked of each slot; it lets through too much, never too little.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    /// Whether one of these holds.
+    Comparisons(Vec<Comparison>),
+    /// Whether a structure is in the sets of all of the first so many columns.
+    Columns(usize),
+}
+
+/// What the value of a slot must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Comparison {
+    pub(super) value: Bits,
+    /// The same of the value less its place in the frame.
+    pub(super) own: Bits,
+    pub(super) may_be_zero: bool,
+}
+
+/// One byte of a slot, or of the slot less its place in the frame; and for each of its values the structures that allow it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Column {
+    pub(super) is_relative: bool,
+    pub(super) byte: u32,
+    pub(super) sets: [u32; 256],
 }
 
 /// A signature as the device sees it.
 struct Pattern {
     signature: u16,
-    /// Whether every place of the anchor is an 8-byte slot.
-    in_slots: bool,
+    /// Where in a slot the anchor begins, if it lies in one.
+    start: Option<u64>,
+    /// What that slot may hold.
+    slot: SlotSet,
     /// Where anchors stand in a frame: there, and every so many bytes after it.
     phase: u64,
     step: u64,
@@ -96,20 +135,90 @@ struct PatternField {
     tests: Vec<Test>,
 }
 
+impl Comparison {
+    fn new(set: &SlotSet) -> Self {
+        Self { value: set.fixed_bits(false), own: set.fixed_bits(true), may_be_zero: set.may_be_zero }
+    }
+
+    /// What both ask for: it passes wherever one of them does.
+    fn common(self, other: Self) -> Self {
+        Self {
+            value: self.value.common(other.value),
+            own: self.own.common(other.own),
+            may_be_zero: self.may_be_zero || other.may_be_zero,
+        }
+    }
+
+    pub(super) fn passes(self, value: u64, place: u64) -> bool {
+        (self.may_be_zero || value != 0) && self.value.passes(value) && self.own.passes(value.wrapping_sub(place))
+    }
+}
+
+impl Column {
+    /// The structures that allow a slot's value, as far as this byte says.
+    pub(super) fn set(&self, value: u64, place: u64) -> u32 {
+        let from = if self.is_relative { value.wrapping_sub(place) & (FRAME_SIZE - 1) } else { value };
+        self.sets.get((from >> (8 * self.byte) & 0xff) as usize).copied().unwrap_or_default()
+    }
+
+    /// All columns, the most telling first: each the one that leaves the least of the sample after those before it.
+    fn all(slots: &[&SlotSet], sample: &[(u64, u64)]) -> Vec<Self> {
+        let bytes = (0..8).map(|byte| (false, byte)).chain((0..2).map(|byte| (true, byte)));
+        let mut rest: Vec<Self> = bytes
+            .map(|(is_relative, byte)| {
+                let mut sets = [0; 256];
+                for (set, value) in sets.iter_mut().zip(0u8..=255) {
+                    for (slot, index) in slots.iter().zip(0u32..) {
+                        *set |= u32::from(slot.allows(is_relative, byte, value)) << (index % SET_BITS);
+                    }
+                }
+                Self { is_relative, byte, sets }
+            })
+            .collect();
+        // One that allows all says nothing.
+        rest.retain(|column| column.sets.iter().any(|set| *set != column.sets.iter().fold(0, |all, set| all | set)));
+        let mut left: Vec<(u64, u64, u32)> = sample.iter().map(|(value, place)| (*value, *place, u32::MAX)).collect();
+        let mut columns = Vec::new();
+        while !rest.is_empty() {
+            let passing =
+                |column: &Self| left.iter().filter(|(v, place, set)| column.set(*v, *place) & set != 0).count();
+            let best = rest.iter().enumerate().min_by_key(|(_, column)| passing(column)).map_or(0, |(index, _)| index);
+            let best = rest.swap_remove(best);
+            left.iter_mut().for_each(|(value, place, set)| *set &= best.set(*value, *place));
+            columns.push(best);
+        }
+        columns
+    }
+}
+
 impl Pattern {
-    fn of_structure(structure: &Structure, signature: u16) -> Self {
+    /// A structure's, one for each place in a slot where its anchor can begin.
+    fn of_structure(structure: &Structure, signature: u16) -> Vec<Self> {
         let anchor = structure.anchor();
-        let phase = anchor.offset % structure.align;
-        // The anchor first: where the tables let too much through, it rejects. A field that is deferred with another one
-        // allows any value.
-        let others = structure.fields().iter().filter(|field| *field != anchor && !field.needs_other());
-        let fields = std::iter::once(anchor).chain(others).map(|field| PatternField {
-            position: field.offset.cast_signed() - anchor.offset.cast_signed(),
-            width: field.width,
-            tests: field.tests.clone(),
-        });
-        let in_slots = anchor.width == 8 && phase.is_multiple_of(8) && structure.align.is_multiple_of(8);
-        Self { signature, in_slots, phase, step: structure.align, fields: fields.collect() }
+        let starts = match starts_in_slot(structure) {
+            Some(starts) => starts.into_iter().map(|start| Some(start as u64)).collect(),
+            None => vec![None],
+        };
+        let of_start = |start: Option<u64>| {
+            // The anchor first: where the tables let too much through, it rejects. A field that is deferred with another one
+            // allows any value.
+            let others = structure.fields().iter().filter(|field| *field != anchor && !field.needs_other());
+            let fields = std::iter::once(anchor).chain(others).map(|field| PatternField {
+                position: field.offset.cast_signed() - anchor.offset.cast_signed(),
+                width: field.width,
+                tests: field.tests.clone(),
+            });
+            let slot = anchor.offset.cast_signed() - start.unwrap_or_default().cast_signed();
+            Self {
+                signature,
+                start,
+                slot: SlotSet::of_structure(structure, slot),
+                phase: anchor.offset % structure.align,
+                step: structure.align,
+                fields: fields.collect(),
+            }
+        };
+        starts.into_iter().map(of_start).collect()
     }
 
     fn of_slot_needle(needle: &Needle, signature: u16) -> Self {
@@ -118,39 +227,33 @@ impl Pattern {
             let mask = u64::MAX >> (64 - 8 * bytes.len());
             PatternField { position, width: 8, tests: vec![Test::Masked { mask, value }] }
         });
-        Self { signature, in_slots: true, phase: 0, step: needle.align, fields: fields.collect() }
-    }
-
-    fn anchor(&self) -> &[Test] {
-        self.fields.first().map_or(&[], |anchor| &anchor.tests)
+        let slot = SlotSet::of_bytes(&needle.bytes);
+        Self { signature, start: Some(0), slot, phase: 0, step: needle.align, fields: fields.collect() }
     }
 }
 
-impl Program {
-    pub(super) fn new(signatures: &Signatures) -> Self {
-        let structures = signatures.structures().iter().zip(0..).map(|(s, index)| Pattern::of_structure(s, index));
+impl<'a> Program<'a> {
+    /// The signatures, with questions in an order that is good for what the sample is of.
+    pub(in super::super) fn new(signatures: &'a Signatures, sample: &Sample) -> Self {
+        let structures = signatures.structures().iter().zip(0..).flat_map(|(s, index)| Pattern::of_structure(s, index));
         let needles = slot_needles(signatures).map(|(index, needle)| Pattern::of_slot_needle(needle, index));
-        let (in_slots, unaligned): (Vec<_>, Vec<_>) = structures.chain(needles).partition(|pattern| pattern.in_slots);
+        let (in_slots, anywhere): (Vec<_>, Vec<_>) =
+            structures.chain(needles).partition(|pattern| pattern.start.is_some());
+        let slots: Vec<&SlotSet> = in_slots.iter().map(|pattern| &pattern.slot).collect();
+        let sample: Vec<(u64, u64)> =
+            sample.windows.iter().filter_map(|window| Some((window.at(0)?, window.place as u64))).collect();
+        let looks = Looks::new(&slots, &sample);
         let mut program = Self {
-            params: signatures.mmu().map(mmu_params).unwrap_or_default(),
+            signatures,
+            rules: signatures.mmu().map(FrameRules::new),
+            slot_structures: in_slots.len() as u32,
             structures: Vec::new(),
             tests: Vec::new(),
-            tables: Vec::new(),
-            signatures: Vec::new(),
+            indices: Vec::new(),
+            question: Question::new(&slots, &looks, &sample),
+            looks,
         };
-        program.params.slot_structures = in_slots.len() as u32;
-        program.params.structures = (in_slots.len() + unaligned.len()) as u32;
-        program.params.all_bits = u32::MAX.checked_shr(32 - in_slots.len().min(32) as u32).unwrap_or(0);
-        for pattern in in_slots.iter().chain(&unaligned) {
-            program.params.zeros_may_match |= u32::from(pattern.anchor().iter().all(Test::may_be_zero));
-            program.add(pattern);
-        }
-        let anchors: Vec<&[Test]> = in_slots.iter().map(Pattern::anchor).collect();
-        let columns = columns(&anchors, program.params.all_bits);
-        program.params.column_count = columns.len() as u32;
-        program.tables.extend(columns.iter().map(|column| column.looks_at));
-        program.tables.resize(COLUMNS, 0);
-        program.tables.extend(columns.iter().flat_map(|column| column.sets));
+        in_slots.iter().chain(&anywhere).for_each(|pattern| program.add(pattern));
         program.structures.resize(program.structures.len().max(1), DeviceStructure::default());
         program.tests.resize(program.tests.len().max(1), DeviceTest::default());
         program
@@ -165,32 +268,81 @@ impl Program {
         self.structures.push(DeviceStructure {
             first_test: first_test as u32,
             test_count: (self.tests.len() - first_test) as u32,
+            start: pattern.start.unwrap_or_default() as u32,
             phase: pattern.phase as u32,
             step: pattern.step as u32,
         });
-        self.signatures.push(pattern.signature);
+        self.indices.push(pattern.signature);
+    }
+
+    /// The tables of all columns, one after the other; not empty, and without columns all may be possible.
+    pub(super) fn tables(&self) -> Vec<u32> {
+        let mut tables: Vec<u32> = self.looks.columns.iter().flat_map(|column| column.sets).collect();
+        tables.resize(tables.len().max(1), u32::MAX);
+        tables
     }
 }
 
-fn halves(number: u64) -> Halves {
+impl fmt::Display for Program<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.question {
+            Question::Comparisons(comparisons) => write!(f, "{} comparisons of each slot", comparisons.len())?,
+            Question::Columns(count) => write!(f, "{count} bytes of each slot looked up")?,
+        }
+        write!(f, ", for {} structures and places in a slot", self.slot_structures)
+    }
+}
+
+impl Question {
+    /// The one that costs the least on the sample.
+    fn new(slots: &[&SlotSet], looks: &Looks, sample: &[(u64, u64)]) -> Self {
+        let comparisons = (slots.len() <= MAX_MERGED).then(|| {
+            let passing =
+                |comparison: Comparison| sample.iter().filter(|(v, place)| comparison.passes(*v, *place)).count();
+            merged(slots.iter().map(|set| Comparison::new(set)).collect(), Comparison::common, passing)
+        });
+        let columns = (0..=looks.columns.len()).map(Self::Columns);
+        let all = comparisons.map(Self::Comparisons).into_iter().chain(columns);
+        let costs = all.map(|question| {
+            let passing = sample.iter().filter(|(value, place)| question.passes(looks, *value, *place)).count();
+            (question.cost() + CLOSER_LOOK * passing as f64 / sample.len().max(1) as f64, question)
+        });
+        costs.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(Self::Columns(0), |(_, question)| question)
+    }
+
+    fn cost(&self) -> f64 {
+        match self {
+            Self::Comparisons(comparisons) => COMPARISON * comparisons.len() as f64,
+            Self::Columns(count) => LOOK_UP * *count as f64,
+        }
+    }
+
+    /// The answer.
+    pub(super) fn passes(&self, looks: &Looks, value: u64, place: u64) -> bool {
+        match self {
+            Self::Comparisons(comparisons) => comparisons.iter().any(|one| one.passes(value, place)),
+            Self::Columns(count) => looks.set(*count, value, place) != 0,
+        }
+    }
+}
+
+impl Looks {
+    fn new(slots: &[&SlotSet], sample: &[(u64, u64)]) -> Self {
+        let may_be_zero = slots.iter().zip(0u32..).filter(|(slot, _)| slot.may_be_zero);
+        let zero = may_be_zero.fold(0, |set, (_, index)| set | 1 << (index % SET_BITS));
+        Self { zero, columns: Column::all(slots, sample) }
+    }
+
+    /// The structures that the slot allows, as far as the first so many columns say.
+    pub(super) fn set(&self, columns: usize, value: u64, place: u64) -> u32 {
+        let first = if value == 0 { self.zero } else { u32::MAX };
+        self.columns.iter().take(columns).fold(first, |set, column| set & column.set(value, place))
+    }
+}
+
+/// The lower and the upper half.
+pub(super) fn halves(number: u64) -> Halves {
     [number as u32, (number >> 32) as u32]
-}
-
-fn mmu_params(mmu: &Mmu) -> ScanParams {
-    let rules = FrameRules::new(mmu);
-    let mut params = ScanParams {
-        has_mmu: 1,
-        level_count: rules.levels.len() as u32,
-        present: halves(rules.present),
-        leaf_bit: halves(rules.leaf_bit),
-        reserved: halves(rules.reserved),
-        ..ScanParams::default()
-    };
-    for ((class, forbidden), out) in rules.levels.iter().zip(&mut params.levels) {
-        let [low, high] = halves(*forbidden);
-        *out = [(*class).into(), 0, low, high];
-    }
-    params
 }
 
 /// Mask and value of a test on bits.
@@ -214,57 +366,6 @@ fn device_tests(test: &Test, place: DeviceTest) -> impl Iterator<Item = DeviceTe
     let in_range = test.bounds().map(|(min, max, _)| of(RANGE, (min, max)));
     let in_bits = bits(test).filter(|(mask, _)| *mask != 0).map(|pair| of(BITS, pair));
     in_bits.into_iter().chain(in_range).chain(own.map(|pair| of(OWN_BITS, pair)))
-}
-
-/// One byte of a slot, and for each of its values the structures whose anchor it allows.
-struct Column {
-    looks_at: u32,
-    sets: [u32; 256],
-}
-
-/// The columns that tell structures apart, the most telling first. Structure `i` is bit `i % 32`.
-fn columns(anchors: &[&[Test]], all_bits: u32) -> Vec<Column> {
-    let mut columns: Vec<Column> = (0..BYTES + OWN_BYTES)
-        .map(|looks_at| {
-            let mut sets = [0; 256];
-            for (tests, index) in anchors.iter().zip(0u32..) {
-                for (set, byte) in sets.iter_mut().zip(0u8..=255) {
-                    let allowed = tests.iter().all(|test| allows(test, looks_at, byte));
-                    *set |= u32::from(allowed) << (index % 32);
-                }
-            }
-            Column { looks_at, sets }
-        })
-        .collect();
-    columns.retain(|column| column.sets.iter().any(|set| *set != all_bits));
-    // Zeros are what memory has most of.
-    let let_through = |column: &Column| {
-        let sum: u32 = column.sets.iter().map(|set| set.count_ones()).sum();
-        let at_zero = column.sets.first().map_or(0, |set| set.count_ones());
-        sum + 256 * if column.looks_at < BYTES { at_zero } else { 0 }
-    };
-    columns.sort_by_key(let_through);
-    columns
-}
-
-/// Whether a value that passes the test can have this byte there; yes where the test does not say.
-fn allows(test: &Test, looks_at: u32, byte: u8) -> bool {
-    if looks_at >= BYTES {
-        let Test::PageOffsetOfSelf(k) = test else { return true };
-        let shift = 8 * (looks_at - BYTES);
-        return u64::from(byte) == (k.cast_unsigned() & (FRAME_SIZE - 1)) >> shift & 0xff;
-    }
-    let shift = 8 * looks_at;
-    if let Test::OneOf(values) = test {
-        return values.iter().any(|value| (value >> shift) as u8 == byte);
-    }
-    let by_bits = bits(test).is_none_or(|(mask, value)| (value >> shift) as u8 == byte & (mask >> shift) as u8);
-    let by_range = test.bounds().is_none_or(|(min, max, _)| {
-        let (first, last) = (min >> shift, max >> shift);
-        let distance = byte.wrapping_sub(first as u8);
-        u64::from(distance) <= last - first
-    });
-    by_bits && by_range
 }
 
 /// `SweepParams` of `sweep.wgsl`.

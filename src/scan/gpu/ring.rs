@@ -6,12 +6,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
-use wgpu::{Buffer, BufferUsages, CommandEncoder, ComputePipeline, MapMode, SubmissionIndex};
+use wgpu::{Buffer, BufferUsages, CommandEncoder, MapMode, SubmissionIndex};
 
 use super::super::chunk::View;
-use super::device::Gpu;
+use super::device::{Gpu, Shader};
 use crate::addr::FRAME_SIZE;
 
 /// Batches under way: one is filled, one uploaded, one computed, one read back.
@@ -42,7 +43,7 @@ pub(super) struct Slot {
 
 /// What the device is to do with a batch.
 pub(super) struct Launch<'a> {
-    pub(super) pipeline: &'a ComputePipeline,
+    pub(super) shader: &'a Shader,
     /// In the order of the shader's bindings.
     pub(super) bindings: &'a [&'a Buffer],
     pub(super) params: &'a [u8],
@@ -133,7 +134,7 @@ impl Ring {
         let mut result = Ok(());
         let start = |slot: &Slot, (batch, bytes): &mut (Vec<(u64, View<'_>)>, u64)| {
             batch.par_iter().try_for_each(|(offset, view)| slot.write(*offset, view.bytes))?;
-            Ok((*bytes > 0).then(|| slot.launch_upload(gpu, *bytes)))
+            Ok((*bytes > 0).then(|| slot.launch_upload(gpu, *bytes, 1)))
         };
         self.run(gpu, batches, start, |_, output| {
             if let Err(error) = output {
@@ -141,6 +142,17 @@ impl Ring {
             }
         });
         result
+    }
+
+    /// How long the device takes to copy so many bytes from a staging buffer, at least one batch.
+    pub(super) fn time_copies(&self, gpu: &Gpu, bytes: u64) -> Result<Duration, String> {
+        let slot = self.slots.first().ok_or("there is no staging buffer")?;
+        let batch = slot.staging.size();
+        let times = (bytes / batch).max(1);
+        let begin = Instant::now();
+        let in_flight = slot.launch_upload(gpu, batch, times);
+        slot.finish(gpu, in_flight)?;
+        Ok(begin.elapsed().mul_f64(bytes as f64 / (times * batch) as f64))
     }
 }
 
@@ -191,15 +203,16 @@ impl Slot {
             self.take_staging(&mut encoder, target, bytes);
         }
         encoder.clear_buffer(&self.output, 0, Some(HEADER));
-        gpu.dispatch(&mut encoder, launch.pipeline, launch.bindings, launch.frame_count, None);
+        gpu.dispatch(&mut encoder, launch.shader, launch.bindings, launch.frame_count, None);
         let class_bytes = if launch.reads_classes { u64::from(launch.frame_count) * 4 } else { 0 };
         self.submit(gpu, encoder, launch.entry_size, class_bytes, launch.upload.is_some())
     }
 
-    /// The same, without any work on what was uploaded.
-    fn launch_upload(&self, gpu: &Gpu, bytes: u64) -> InFlight {
+    /// The same so many times, without any work on what was uploaded.
+    fn launch_upload(&self, gpu: &Gpu, bytes: u64, times: u64) -> InFlight {
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         self.take_staging(&mut encoder, &self.input, bytes);
+        (1..times).for_each(|_| encoder.copy_buffer_to_buffer(&self.staging, 0, &self.input, 0, bytes));
         encoder.clear_buffer(&self.output, 0, Some(HEADER));
         self.submit(gpu, encoder, 0, 0, true)
     }

@@ -21,7 +21,7 @@ use super::resident::Run;
 use super::ring::{InFlight, Launch, Output, Ring, Slot};
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
-use crate::signature::{Signature, Signatures};
+use crate::signature::Signature;
 
 /// What the CPU does, beside the device or in its place.
 pub(in super::super) trait OnCpu: Sync {
@@ -47,17 +47,16 @@ impl Gpu {
     pub(in super::super) fn scan(
         &self,
         kept: Option<&PhysicalMemory>,
-        signatures: &Signatures,
+        program: &Program<'_>,
         chunks: Vec<Chunk<'_>>,
         cpu: &dyn OnCpu,
         collector: &Collector,
         progress: &(dyn Fn(u64) + Sync),
     ) {
-        let program = Program::new(signatures);
         let batches = batches(chunks, self.options.batch_frames);
         let mut complete = |mut batch: Batch<'_>, output: Result<Output, String>| {
             let bytes = batch.chunks.iter().map(|chunk| chunk.view.bytes.len() as u64).sum();
-            let found = output.ok().and_then(|output| batch.take(&output, signatures, &program));
+            let found = output.ok().and_then(|output| batch.take(&output, program));
             let mut hits = found.unwrap_or_else(|| batch.on_cpu(cpu));
             hits.extend(batch.cpu_hits.take().unwrap_or_else(|| batch.scan_on_cpu(cpu)));
             if let Some(first) = batch.chunks.first() {
@@ -70,7 +69,8 @@ impl Gpu {
             batches.for_each(|batch| complete(batch, Err("the device is busy".to_owned())));
             return;
         };
-        let State { ring, resident } = &mut *state;
+        let shader = self.scan_shader(program, &mut state);
+        let State { ring, resident, .. } = &mut *state;
         if ring.is_none() {
             *ring = Ring::new(self).ok();
         }
@@ -84,8 +84,7 @@ impl Gpu {
         });
         let structures = self.buffer_with(cast_slice(&program.structures), BufferUsages::STORAGE);
         let tests = self.buffer_with(cast_slice(&program.tests), BufferUsages::STORAGE);
-        let tables = self.buffer_with(cast_slice(&program.tables), BufferUsages::STORAGE);
-        let fixed = ScanParams { capacity: self.options.capacity, ..program.params };
+        let tables = self.buffer_with(cast_slice(&program.tables()), BufferUsages::STORAGE);
         let start = |slot: &Slot, batch: &mut Batch<'_>| -> Result<Option<InFlight>, String> {
             batch.fill(slot, cpu)?;
             if batch.frames == 0 {
@@ -93,11 +92,11 @@ impl Gpu {
             }
             let block = resident.as_mut().and_then(|resident| resident.add_block(self, batch.frames));
             let input = block.and_then(|block| resident.as_ref()?.block(block)).unwrap_or(&slot.input);
-            let params = ScanParams { frame_count: batch.frames, ..fixed };
+            let params = ScanParams { frame_count: batch.frames, capacity: self.options.capacity };
             let in_flight = slot.launch(
                 self,
                 &Launch {
-                    pipeline: &self.pipelines.scan,
+                    shader: &shader,
                     bindings: &[&slot.params, &structures, &tests, &tables, input, &slot.classes, &slot.output],
                     params: bytes_of(&params),
                     upload: Some((input, u64::from(batch.frames) * FRAME_SIZE)),
@@ -155,28 +154,28 @@ impl Batch<'_> {
     }
 
     /// What the device found, checked; `None` where it found more than fits.
-    fn take(&mut self, output: &Output, signatures: &Signatures, program: &Program) -> Option<Vec<Hit>> {
+    fn take(&mut self, output: &Output, program: &Program<'_>) -> Option<Vec<Hit>> {
         let entries = output.entries.as_ref()?;
         let mut classes = output.classes.as_chunks::<4>().0.iter().map(|class| u32::from_le_bytes(*class) as u8);
         for chunk in &mut self.chunks {
             chunk.whole_frames.1.iter_mut().zip(&mut classes).for_each(|(to, class)| *to = class);
         }
         let candidates = entries.as_chunks::<8>().0;
-        Some(candidates.par_iter().filter_map(|entry| self.check(*entry, signatures, program)).collect())
+        Some(candidates.par_iter().filter_map(|entry| self.check(*entry, program)).collect())
     }
 
     /// The hit of one candidate, if it is one.
-    fn check(&self, entry: [u8; 8], signatures: &Signatures, program: &Program) -> Option<Hit> {
+    fn check(&self, entry: [u8; 8], program: &Program<'_>) -> Option<Hit> {
         let [a, b, c, d, e, f, g, h] = entry;
         let byte = u32::from_le_bytes([a, b, c, d]);
-        let signature = *program.signatures.get(u32::from_le_bytes([e, f, g, h]) as usize)?;
+        let signature = *program.indices.get(u32::from_le_bytes([e, f, g, h]) as usize)?;
         let frame = byte / FRAME_SIZE as u32;
         let chunk = self.firsts.partition_point(|first| *first <= frame).checked_sub(1)?;
         let (chunk, first) = self.chunks.get(chunk).zip(self.firsts.get(chunk))?;
         let whole: View<'_> = chunk.whole_frames.0;
         let start = PhysAddr(whole.start.0 + u64::from(frame - first) * FRAME_SIZE);
         let at = u64::from(byte) % FRAME_SIZE;
-        match signatures.get(signature)? {
+        match program.signatures.get(signature)? {
             Signature::Structure(structure) => {
                 let view = whole.part(start..PhysAddr(start.0 + FRAME_SIZE));
                 structures::check(structure, signature, view, at as usize)

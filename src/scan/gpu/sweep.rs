@@ -52,7 +52,7 @@ impl Gpu {
             on_cpu(views, &mut found);
             return found;
         };
-        let State { ring, resident } = &mut *state;
+        let State { ring, resident, .. } = &mut *state;
         if ring.is_none() {
             *ring = Ring::new(self).ok();
         }
@@ -82,7 +82,7 @@ impl Gpu {
             let params = SweepParams { frame_count, ..fixed };
             let input = block.unwrap_or(&slot.input);
             let launch = Launch {
-                pipeline: &self.pipelines.sweep,
+                shader: &self.shaders.sweep,
                 bindings: &[&slot.params, &table, &slot.frames, input, &slot.output],
                 params: bytes_of(&params),
                 upload: block.is_none().then_some((input, u64::from(frame_count) * FRAME_SIZE)),

@@ -6,10 +6,12 @@ use std::time::Duration;
 use super::super::super::chunk::{Chunk, View};
 use super::super::super::collector::Collector;
 use super::super::super::frames::FrameClasses;
+use super::super::super::sample::Sample;
 use super::super::super::{
     Backend, BesideGpu, Hit, Limits, Needles, PointerSet, ScanResult, chunk, engine, scan, sweep,
 };
 use super::super::device::{Gpu, Options};
+use super::super::program::Program;
 use super::super::scan::OnCpu;
 use super::{FRAME, many, open, several_batches, some_values};
 use crate::addr::PhysAddr;
@@ -52,7 +54,8 @@ fn scan_with(
         seen.fetch_add(bytes, Ordering::Relaxed);
     };
     let collector = Collector::new(Limits::default());
-    gpu.scan(kept, signatures, chunks, &cpu, &collector, &progress);
+    let program = Program::new(signatures, &Sample::new(memory));
+    gpu.scan(kept, &program, chunks, &cpu, &collector, &progress);
     assert_eq!(seen.into_inner(), memory.size());
     let (hits, left_out) = collector.finish();
     (ScanResult { hits, frames, left_out }, cpu.in_place.into_inner())
@@ -180,10 +183,10 @@ fn sweeps_use_what_is_on_the_device_and_stream_the_rest() {
 fn the_measure_has_all_its_times() {
     let Some(gpu) = open(small_batches) else { return };
     let memory = several_batches(5);
-    let measured = gpu.measure(&memory, &many()).unwrap();
-    assert!(measured.upload > Duration::ZERO);
+    let measured = gpu.measure(&memory, &many(), &PointerSet::new(&[0x4242])).unwrap();
+    assert!(measured.upload > Duration::ZERO && measured.copies > Duration::ZERO);
     assert!(measured.resident_bytes > 0 && measured.resident_bytes <= memory.size());
-    for time in [measured.scan, measured.sum] {
+    for time in [measured.scan, measured.sweep, measured.sum] {
         assert_eq!(time.is_some_and(|time| time > Duration::ZERO), gpu.adapter.has_timestamps);
     }
     assert_eq!(gpu.failure(), None);

@@ -1,14 +1,17 @@
 //! Shaders against their twins, twins against the reference, and layouts of structs.
 
+use std::collections::BTreeSet;
 use std::mem::offset_of;
 
 use bytemuck::{cast_slice, pod_collect_to_vec};
 
 use super::super::super::chunk::View;
+use super::super::super::sample::Sample;
 use super::super::super::{Backend, Hit, PointerSet, engine, scalar, structures};
-use super::super::device::Gpu;
-use super::super::program::{DeviceStructure, DeviceTest, Program, ScanParams, SweepParams, SweepProgram};
+use super::super::device::{Gpu, Options, Shader};
+use super::super::program::{DeviceStructure, DeviceTest, Program, Question, ScanParams, SweepParams, SweepProgram};
 use super::super::ring::HEADER;
+use super::super::source::{self, Team};
 use super::super::twin::{self, List};
 use super::{FRAME, many, open, several_batches, some_values};
 use crate::addr::PhysAddr;
@@ -48,24 +51,38 @@ fn whole_frames(memory: &PhysicalMemory) -> (Vec<PhysAddr>, Vec<u8>) {
     (addresses, bytes)
 }
 
-fn run_twin(program: &Program, frames: u32, capacity: u32, bytes: &[u8]) -> (Vec<u32>, List<[u32; 2]>) {
-    let params = ScanParams { frame_count: frames, capacity, ..program.params };
+fn run_twin(program: &Program<'_>, frames: u32, capacity: u32, bytes: &[u8]) -> (Vec<u32>, List<[u32; 2]>) {
     let words: Vec<[u32; 4]> = pod_collect_to_vec(bytes);
     let mut classes = vec![0; frames as usize];
     let mut candidates = List::new();
-    twin::scan(&params, &program.structures, &program.tests, &program.tables, &words, &mut classes, &mut candidates);
+    twin::scan(program, capacity, &words, &mut classes, &mut candidates);
     candidates.list.sort_unstable();
     (classes, candidates)
+}
+
+/// Small sets and large ones, of structures and of needles.
+fn sets() -> [Signatures; 5] {
+    let numbers = (1..200u64).map(|n| format!("{:016x}", n << 56 | n)).chain(["64656275".to_owned()]);
+    let needle = |hex: String| format!("[[needle]]\nname = \"{hex}\"\nhex = \"{hex}\"\nalign = 8\n");
+    let needles: String = numbers.map(needle).collect();
+    let cpython = Signatures::from_texts([("cpython.toml", include_str!("../../../../signatures/cpython.toml"))]);
+    [
+        many(),
+        crowd(),
+        Signatures::load(None).unwrap(),
+        cpython.unwrap(),
+        Signatures::from_texts([("n.toml", &*needles)]).unwrap(),
+    ]
 }
 
 /// The twin's classes are the reference's, and its candidates, checked, are the reference's hits.
 #[test]
 fn the_twin_of_scan_misses_nothing() {
-    for (signatures, seeds) in [(many(), 0..20), (crowd(), 20..30), (Signatures::load(None).unwrap(), 30..40)] {
-        let program = Program::new(&signatures);
+    for (signatures, seeds) in sets().into_iter().zip([0..20, 20..30, 30..40, 40..45, 45..50]) {
         let (mut all, mut tried) = (0, 0);
         for seed in seeds {
             let memory = Random(seed).memory();
+            let program = Program::new(&signatures, &Sample::new(&memory));
             let plan = engine::Plan::new(&signatures, &memory, Backend::Scalar.engine());
             let (addresses, bytes) = whole_frames(&memory);
             let (classes, candidates) = run_twin(&program, addresses.len() as u32, ROOM, &bytes);
@@ -83,7 +100,7 @@ fn the_twin_of_scan_misses_nothing() {
                 .filter_map(|[byte, index]| {
                     let frame = (byte / 4096) as usize;
                     let view = View { start: addresses[frame], bytes: &bytes[frame * 4096..][..4096] };
-                    let signature = program.signatures[*index as usize];
+                    let signature = program.indices[*index as usize];
                     let at = byte % 4096;
                     match signatures.get(signature).unwrap() {
                         Signature::Structure(structure) => structures::check(structure, signature, view, at as usize),
@@ -107,13 +124,15 @@ fn the_twin_of_scan_misses_nothing() {
 }
 
 /// Runs the shader as the ring does, on frames of a test's own making.
-fn run_shader(gpu: &Gpu, name: &str, params: &[u8], inputs: &[&[u8]], outputs: [u64; 2], frames: u32) -> [Vec<u8>; 2] {
+fn run_shader(
+    gpu: &Gpu,
+    shader: &Shader,
+    params: &[u8],
+    inputs: &[&[u8]],
+    outputs: [u64; 2],
+    frames: u32,
+) -> [Vec<u8>; 2] {
     use wgpu::BufferUsages as Usage;
-    let pipeline = match name {
-        "scan" => &gpu.pipelines.scan,
-        "sweep" => &gpu.pipelines.sweep,
-        _ => &gpu.pipelines.sum,
-    };
     let mut buffers = Vec::new();
     if !params.is_empty() {
         buffers.push(gpu.buffer_with(params, Usage::UNIFORM));
@@ -122,7 +141,7 @@ fn run_shader(gpu: &Gpu, name: &str, params: &[u8], inputs: &[&[u8]], outputs: [
     let outputs = outputs.map(|size| (size > 0).then(|| gpu.buffer(size, Usage::STORAGE | Usage::COPY_SRC)));
     buffers.extend(outputs.iter().flatten().cloned());
     let mut encoder = gpu.device.create_command_encoder(&Default::default());
-    gpu.dispatch(&mut encoder, pipeline, &buffers.iter().collect::<Vec<_>>(), frames, None);
+    gpu.dispatch(&mut encoder, shader, &buffers.iter().collect::<Vec<_>>(), frames, None);
     let back = outputs.map(|output| {
         output.map(|output| {
             let back = gpu.buffer(output.size(), Usage::MAP_READ | Usage::COPY_DST);
@@ -142,34 +161,76 @@ fn words(bytes: &[u8]) -> Vec<u32> {
 
 #[test]
 fn the_shader_of_scan_does_what_its_twin_does() {
-    let Some(gpu) = open(|options| options) else { return };
-    for (signatures, seeds) in [(many(), 0..6), (crowd(), 6..9), (Signatures::load(None).unwrap(), 9..12)] {
-        let program = Program::new(&signatures);
-        for seed in seeds {
-            let (addresses, bytes) = whole_frames(&Random(seed).memory());
-            let frames = addresses.len() as u32;
-            if frames == 0 {
-                continue;
+    for team in [Team::Lane, Team::Subgroup] {
+        let Some(gpu) = open(|options| Options { team, ..options }) else { return };
+        if team == Team::Subgroup && !gpu.adapter.has_subgroups {
+            eprintln!("skipped: the scan by subgroups, which {} does not have", gpu.adapter.name);
+            return;
+        }
+        // Of a needle that may stand anywhere, nothing is looked up in slots.
+        let anywhere = Signatures::from_texts([("n.toml", "[[needle]]\nname = \"n\"\ntext = \"xdeb\"\n")]).unwrap();
+        let sets = sets().into_iter().chain([anywhere]);
+        for (signatures, seeds) in sets.zip([0..4, 4..7, 7..10, 10..12, 12..14, 14..15]) {
+            for seed in seeds {
+                let memory = Random(seed).memory();
+                let program = Program::new(&signatures, &Sample::new(&memory));
+                compare_with_twin(&gpu, &program, &memory, &format!("{team:?}, seed {seed}"));
             }
-            for capacity in [ROOM, 3] {
-                let (expected_classes, expected) = run_twin(&program, frames, capacity, &bytes);
-                let params = ScanParams { frame_count: frames, capacity, ..program.params };
-                let inputs: [&[u8]; 4] =
-                    [cast_slice(&program.structures), cast_slice(&program.tests), cast_slice(&program.tables), &bytes];
-                let sizes = [u64::from(frames) * 4, 8 + u64::from(capacity) * 8];
-                let params = bytemuck::bytes_of(&params);
-                let [classes, candidates] = run_shader(&gpu, "scan", params, &inputs, sizes, frames);
-                assert!(words(&classes) == expected_classes, "seed {seed}");
-                let count = words(&candidates[..4])[0];
-                assert_eq!(count, expected.count, "seed {seed}");
-                if count <= capacity {
-                    let mut list: Vec<[u32; 2]> = pod_collect_to_vec(&candidates[8..][..count as usize * 8]);
-                    list.sort_unstable();
-                    assert!(list == expected.list, "seed {seed}");
-                }
+        }
+        assert_eq!(gpu.failure(), None);
+    }
+}
+
+fn compare_with_twin(gpu: &Gpu, program: &Program<'_>, memory: &PhysicalMemory, what: &str) {
+    let (addresses, bytes) = whole_frames(memory);
+    let frames = addresses.len() as u32;
+    if frames == 0 {
+        return;
+    }
+    let shader = gpu.scan_shader(program, &mut gpu.state.lock().unwrap());
+    for capacity in [ROOM, 3] {
+        let (expected_classes, expected) = run_twin(program, frames, capacity, &bytes);
+        let params = ScanParams { frame_count: frames, capacity };
+        let tables = program.tables();
+        let inputs: [&[u8]; 4] =
+            [cast_slice(&program.structures), cast_slice(&program.tests), cast_slice(&tables), &bytes];
+        let sizes = [u64::from(frames) * 4, 8 + u64::from(capacity) * 8];
+        let params = bytemuck::bytes_of(&params);
+        let [classes, candidates] = run_shader(gpu, &shader, params, &inputs, sizes, frames);
+        assert!(words(&classes) == expected_classes, "{what}");
+        let count = words(&candidates[..4])[0];
+        assert_eq!(count, expected.count, "{what}");
+        if count <= capacity {
+            let mut list: Vec<[u32; 2]> = pod_collect_to_vec(&candidates[8..][..count as usize * 8]);
+            list.sort_unstable();
+            assert!(list == expected.list, "{what}");
+        }
+    }
+}
+
+/// What a driver would refuse shows here, on machines without one as well, and for adapters that are not at hand.
+#[test]
+fn what_is_written_for_signatures_is_valid() {
+    use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
+    let structures = Signatures::from_texts([("s.toml", include_str!("../../../../benches/structures.toml"))]).unwrap();
+    let typing = Signatures::load(None).unwrap().mmu_only();
+    let mut questions = BTreeSet::new();
+    for signatures in sets().into_iter().chain([structures, typing]) {
+        for sample in [Sample::default(), Sample::new(&several_batches(1))] {
+            let program = Program::new(&signatures, &sample);
+            questions
+                .insert(std::mem::discriminant(&program.question) == std::mem::discriminant(&Question::Columns(0)));
+            for (team, capabilities) in [(Team::Lane, Capabilities::empty()), (Team::Subgroup, Capabilities::SUBGROUP)]
+            {
+                let source = source::scan(&program, team);
+                let module = naga::front::wgsl::parse_str(&source).map_err(|e| e.emit_to_string(&source)).unwrap();
+                let mut validator = Validator::new(ValidationFlags::all(), capabilities);
+                validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
+                validator.validate(&module).map_err(|e| e.emit_to_string(&source)).unwrap();
             }
         }
     }
+    assert_eq!(questions.len(), 2);
 }
 
 #[test]
@@ -198,7 +259,7 @@ fn the_shader_of_sweep_does_what_its_twin_does_and_the_twin_is_a_filter() {
             let inputs: [&[u8]; 3] = [cast_slice(&program.table), cast_slice(&frames), &bytes];
             let sizes = [8 + u64::from(capacity) * 4, 0];
             let params = bytemuck::bytes_of(&params);
-            let [output, _] = run_shader(gpu, "sweep", params, &inputs, sizes, frames.len() as u32);
+            let [output, _] = run_shader(gpu, &gpu.shaders.sweep, params, &inputs, sizes, frames.len() as u32);
             assert_eq!(words(&output[..4])[0], found.count);
             if found.count <= capacity {
                 let mut list = words(&output[8..][..found.count as usize * 4]);
@@ -219,7 +280,7 @@ fn the_shader_of_sum_does_what_its_twin_does() {
         assert_eq!(total, expected);
     }
     let Some(gpu) = open(|options| options) else { return };
-    let [total, _] = run_shader(&gpu, "sum", &[], &[&bytes], [4, 0], 7);
+    let [total, _] = run_shader(&gpu, &gpu.shaders.sum, &[], &[&bytes], [4, 0], 7);
     assert_eq!(words(&total), [expected]);
 }
 
@@ -233,15 +294,16 @@ macro_rules! layout {
 #[test]
 fn structs_are_laid_out_as_in_the_shaders() {
     let ours = [
-        layout!(ScanParams as "ScanParams": frame_count, slot_structures, structures, column_count, capacity,
-            level_count, has_mmu, zeros_may_match, present, leaf_bit, reserved, all_bits, padding, levels),
-        layout!(DeviceStructure as "Structure": first_test, test_count, phase, step),
+        layout!(ScanParams as "ScanParams": frame_count, capacity),
+        layout!(DeviceStructure as "Structure": first_test, test_count, start, phase, step),
         layout!(DeviceTest as "Test": position, width, kind, padding, low, high),
         layout!(SweepParams as "SweepParams": frame_count, capacity, last, padding, low, high, absent_bits, empty),
     ];
+    let signatures = many();
+    let scan = source::scan(&Program::new(&signatures, &Sample::default()), Team::Lane);
     let mut checked = 0;
     for (source, list) in [
-        (include_str!("../../../../shaders/scan.wgsl"), Some(("Candidates", 8))),
+        (scan.as_str(), Some(("Candidates", 8))),
         (include_str!("../../../../shaders/sweep.wgsl"), Some(("Found", 8))),
         (include_str!("../../../../shaders/sum.wgsl"), None),
     ] {
@@ -249,6 +311,10 @@ fn structs_are_laid_out_as_in_the_shaders() {
         for (_, value) in module.types.iter() {
             let naga::TypeInner::Struct { members, span } = &value.inner else { continue };
             let name = value.name.as_deref().unwrap();
+            // Only a shader's own.
+            if name == "Seen" {
+                continue;
+            }
             let theirs: Vec<_> = members.iter().map(|m| (m.name.as_deref().unwrap(), m.offset as usize)).collect();
             if let Some((list, header)) = list
                 && name == list

@@ -1,80 +1,71 @@
-//! The twin of `scan.wgsl`.
+//! The twin of `scan/frames.wgsl` with `scan/lane.wgsl`, and of what is written for the signatures.
 
-use super::super::program::{BITS, COLUMNS, DeviceStructure, DeviceTest, OWN_BITS, ScanParams};
+use super::super::program::{BITS, DeviceStructure, DeviceTest, OWN_BITS, Program};
 use super::{List, at_most};
 
 const FRAME_SIZE: u32 = 4096;
 const ZERO_FRAME: u32 = 0x80;
 const ABSENT_FRAME: u32 = 0x40;
 
-fn has_any(bits: [u32; 2]) -> bool {
-    bits != [0, 0]
-}
-
 fn and(a: [u32; 2], b: [u32; 2]) -> [u32; 2] {
     [a[0] & b[0], a[1] & b[1]]
 }
 
-fn or(a: [u32; 2], b: [u32; 2]) -> [u32; 2] {
-    [a[0] | b[0], a[1] | b[1]]
+fn number([low, high]: [u32; 2]) -> u64 {
+    u64::from(low) | u64::from(high) << 32
 }
 
-fn class_of(params: &ScanParams, entries: u32, present: [u32; 2], leaves: [u32; 2]) -> u32 {
-    if params.has_mmu == 0 {
-        return 0;
-    }
-    if entries == 0 {
-        return ZERO_FRAME;
-    }
-    if !has_any(present) {
-        return ABSENT_FRAME;
-    }
-    if has_any(and(present, params.reserved)) {
-        return 0;
-    }
-    let mut levels = 0;
-    for level in &params.levels[..params.level_count as usize] {
-        if !has_any(and(leaves, [level[2], level[3]])) {
-            levels |= level[0];
-        }
-    }
-    levels
+/// The entries of a frame, or-ed.
+#[derive(Default)]
+struct Seen {
+    all: u32,
+    present: u64,
+    leaves: u64,
 }
 
-/// What stands in a shader's module scope: the bindings, and the frame in workgroup memory.
+/// What stands in a shader's module scope, and the frame that a lane looks at.
 struct Frame<'a> {
-    params: &'a ScanParams,
-    structures: &'a [DeviceStructure],
-    tests: &'a [DeviceTest],
-    table: &'a [u32],
-    words: Vec<u32>,
+    program: &'a Program<'a>,
+    words: &'a [u32],
 }
 
 impl Frame<'_> {
-    fn possible(&self, value: [u32; 2], position: u32) -> u32 {
-        let mut bits = self.params.all_bits;
-        for column in 0..self.params.column_count as usize {
-            if bits == 0 {
-                break;
-            }
-            let looks_at = self.table[column];
-            let index = match looks_at {
-                0..4 => value[0] >> (8 * looks_at) & 0xff,
-                4..8 => value[1] >> (8 * (looks_at - 4)) & 0xff,
-                8 => value[0].wrapping_sub(position) & 0xff,
-                _ => value[0].wrapping_sub(position) >> (8 * (looks_at - 8)) & 0xf,
-            };
-            bits &= self.table[COLUMNS + column * 256 + index as usize];
+    fn with_entry(&self, before: Seen, entry: [u32; 2]) -> Seen {
+        let rules = self.program.rules.clone().unwrap_or_default();
+        let present = if number(entry) & rules.present == 0 { 0 } else { number(entry) };
+        let leaf = if present & rules.leaf_bit == 0 { 0 } else { present };
+        Seen { all: before.all | entry[0] | entry[1], present: before.present | present, leaves: before.leaves | leaf }
+    }
+
+    fn class_of(&self, seen: &Seen) -> u32 {
+        let Some(rules) = &self.program.rules else { return 0 };
+        if seen.all == 0 {
+            return ZERO_FRAME;
         }
-        bits
+        if seen.present == 0 {
+            return ABSENT_FRAME;
+        }
+        if seen.present & rules.reserved != 0 {
+            return 0;
+        }
+        let levels = rules.levels.iter().map(|(class, bits)| if seen.leaves & bits == 0 { *class } else { 0 });
+        levels.fold(0, |levels, class| levels | u32::from(class))
+    }
+
+    fn maybe(&self, value: [u32; 2], place: u32) -> bool {
+        self.program.question.passes(&self.program.looks, number(value), place.into())
+    }
+
+    fn possible(&self, value: [u32; 2], place: u32) -> u32 {
+        self.program.looks.set(usize::MAX, number(value), place.into())
     }
 
     fn number_at(&self, start: u32, width: u32) -> [u32; 2] {
-        let word = (start >> 2) as usize;
+        let first = (start >> 2) as usize;
         let shift = (start & 3) * 8;
-        let mut value = [self.words[word], self.words[(word + 1).min(1023)]];
+        let mut value = [self.words[first], self.words[(first + 1).min(1023)]];
         if shift != 0 {
-            let after = self.words[(word + 2).min(1023)];
+            let after = self.words[(first + 2).min(1023)];
             let low = value[0] >> shift | value[1] << (32 - shift);
             value = [low, value[1] >> shift | after << (32 - shift)];
         }
@@ -87,10 +78,14 @@ impl Frame<'_> {
         value
     }
 
+    fn structure(&self, index: u32) -> &DeviceStructure {
+        &self.program.structures[index as usize]
+    }
+
     fn passes(&self, index: u32, position: u32) -> bool {
-        let structure = &self.structures[index as usize];
+        let structure = self.structure(index);
         for i in structure.first_test..structure.first_test + structure.test_count {
-            let test = &self.tests[i as usize];
+            let test: &DeviceTest = &self.program.tests[i as usize];
             let start = position as i32 + test.position;
             if start < 0 || start as u32 + test.width > FRAME_SIZE {
                 continue;
@@ -108,68 +103,53 @@ impl Frame<'_> {
         true
     }
 
-    fn match_slots(&self, frame: u32, candidates: &mut List<[u32; 2]>) {
-        for slot in 0..512 {
-            let position = 8 * slot;
-            let value = [self.words[2 * slot as usize], self.words[2 * slot as usize + 1]];
-            let mut bits = self.possible(value, position);
-            while bits != 0 {
-                for index in (bits.trailing_zeros()..self.params.slot_structures).step_by(32) {
-                    let structure = &self.structures[index as usize];
-                    let is_place = position.wrapping_sub(structure.phase) & (structure.step - 1) == 0;
-                    if is_place && self.passes(index, position) {
-                        candidates.push([frame * FRAME_SIZE + position, index], self.params.capacity);
-                    }
+    fn look_at_slot(&self, value: [u32; 2], place: u32, mut report: impl FnMut(u32, u32)) {
+        let mut bits = self.possible(value, place);
+        while bits != 0 {
+            for index in (bits.trailing_zeros()..self.program.slot_structures).step_by(32) {
+                let structure = self.structure(index);
+                let position = place + structure.start;
+                let is_place = position.wrapping_sub(structure.phase) & (structure.step - 1) == 0;
+                if is_place && self.passes(index, position) {
+                    report(position, index);
                 }
-                bits &= bits - 1;
             }
+            bits &= bits - 1;
         }
     }
 
-    fn match_anywhere(&self, frame: u32, candidates: &mut List<[u32; 2]>) {
-        for index in self.params.slot_structures..self.params.structures {
-            let structure = &self.structures[index as usize];
+    fn look(&self, mut report: impl FnMut(u32, u32)) -> Seen {
+        let mut seen = Seen::default();
+        for (slot, place) in self.words.as_chunks::<2>().0.iter().zip((0..).step_by(8)) {
+            seen = self.with_entry(seen, *slot);
+            if self.maybe(*slot, place) {
+                self.look_at_slot(*slot, place, &mut report);
+            }
+        }
+        for index in self.program.slot_structures..self.program.indices.len() as u32 {
+            let structure = self.structure(index);
             for at in (structure.phase..FRAME_SIZE).step_by(structure.step as usize) {
                 if self.passes(index, at) {
-                    candidates.push([frame * FRAME_SIZE + at, index], self.params.capacity);
+                    report(at, index);
                 }
             }
         }
+        seen
     }
 }
 
 /// Classifies every frame, and appends the places where structures could be.
 pub(in super::super) fn scan(
-    params: &ScanParams,
-    structures: &[DeviceStructure],
-    tests: &[DeviceTest],
-    tables: &[u32],
+    program: &Program<'_>,
+    capacity: u32,
     memory: &[[u32; 4]],
     classes: &mut [u32],
     candidates: &mut List<[u32; 2]>,
 ) {
-    for frame in 0..params.frame_count {
-        let mut entries = 0;
-        let mut present = [0; 2];
-        let mut leaves = [0; 2];
-        let pairs = &memory[frame as usize * 256..][..256];
-        for pair in pairs {
-            entries |= pair[0] | pair[1] | pair[2] | pair[3];
-            for entry in [[pair[0], pair[1]], [pair[2], pair[3]]] {
-                if has_any(and(entry, params.present)) {
-                    present = or(present, entry);
-                    if has_any(and(entry, params.leaf_bit)) {
-                        leaves = or(leaves, entry);
-                    }
-                }
-            }
-        }
-        classes[frame as usize] = class_of(params, entries, present, leaves);
-        if entries != 0 || params.zeros_may_match != 0 {
-            let words = pairs.as_flattened().to_vec();
-            let frame_in_workgroup = Frame { params, structures, tests, table: tables, words };
-            frame_in_workgroup.match_slots(frame, candidates);
-            frame_in_workgroup.match_anywhere(frame, candidates);
-        }
+    for (frame, class) in classes.iter_mut().enumerate() {
+        let looked_at = Frame { program, words: memory[frame * 256..][..256].as_flattened() };
+        let report = |position, index| candidates.push([frame as u32 * FRAME_SIZE + position, index], capacity);
+        let seen = looked_at.look(report);
+        *class = looked_at.class_of(&seen);
     }
 }
