@@ -95,8 +95,8 @@
 //! Any byte of a dump can have any value. Counts, lengths and pointers are checked before use, arithmetic on them does
 //! not overflow, and walks are bounded. Panics, unchecked indexing and undocumented `unsafe` are denied by lints;
 //! `unsafe` is in the memory map of the input (`dump/source.rs`), in the handler for unreadable pages
-//! (`dump/fault.rs`), and in the SIMD code of the scan (`scan/simd/`, `scan/vector*`, `scan/needles/`, `scan/prefetch.rs`,
-//! `scan/read.rs`).
+//! (`dump/fault.rs`), in the SIMD code of the scan (`scan/simd/`, `scan/vector*`, `scan/needles/`, `scan/prefetch.rs`,
+//! `scan/read.rs`), and in the GPU's staging memory (`scan/gpu/staging.rs`).
 
 #[cfg(test)]
 extern crate self as tensorcarve; // what tests/ and the tests here share names the crate

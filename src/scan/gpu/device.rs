@@ -19,7 +19,7 @@ use super::source::{self, Team};
 use crate::addr::FRAME_SIZE;
 
 /// How long a batch may take before the device is taken for hung; on a busy CPU, software needs seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Workgroups of a dispatch: enough to fill the largest devices.
 const WORKGROUPS: u32 = 4096;

@@ -57,12 +57,12 @@ impl Gpu {
     ) -> Result<Measured, String> {
         let mut state = self.state.try_lock().map_err(|_| "the device is busy".to_owned())?;
         state.resident.begin(memory);
-        let ring = match state.ring.take() {
+        let mut ring = match state.ring.take() {
             Some(ring) => ring,
             None => Ring::new(self)?,
         };
         let copies = (0..ROUNDS).map(|_| ring.time_copies(self, memory.size())).collect::<Result<Vec<_>, _>>()?;
-        let upload = (0..ROUNDS).map(|_| self.time_upload(&ring, memory)).collect::<Result<Vec<_>, _>>()?;
+        let upload = (0..ROUNDS).map(|_| self.time_upload(&mut ring, memory)).collect::<Result<Vec<_>, _>>()?;
         state.ring = Some(ring);
         let fastest = |times: Vec<Duration>| times.into_iter().min().unwrap_or_default();
         let program = Program::new(signatures, &Sample::new(memory));
@@ -73,7 +73,7 @@ impl Gpu {
     }
 
     /// Uploads all whole frames, and does nothing with them.
-    fn time_upload(&self, ring: &Ring, memory: &PhysicalMemory) -> Result<Duration, String> {
+    fn time_upload(&self, ring: &mut Ring, memory: &PhysicalMemory) -> Result<Duration, String> {
         let mut classes = FrameClasses::unclassified(memory);
         let chunks = chunk::split(memory, &mut classes);
         let views: Vec<View<'_>> = chunks.iter().map(|chunk| chunk.whole_frames.0).collect();

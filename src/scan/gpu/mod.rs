@@ -22,6 +22,8 @@ mod scan;
 #[cfg(feature = "gpu")]
 mod source;
 #[cfg(feature = "gpu")]
+mod staging;
+#[cfg(feature = "gpu")]
 mod sweep;
 #[cfg(test)]
 #[cfg(feature = "gpu")]

@@ -1,6 +1,6 @@
 //! The ring: a few sets of buffers, so that upload, computing and reading back overlap on the one queue.
 //!
-//! A batch's bytes are copied from the dump right into a mapped staging buffer. While the device
+//! A batch's bytes are copied from the dump right into a staging buffer. While the device
 //! works on it, the next staging buffer is filled; when all are under way, the oldest is awaited.
 
 use std::collections::VecDeque;
@@ -13,6 +13,7 @@ use wgpu::{Buffer, BufferUsages, CommandEncoder, MapMode, SubmissionIndex};
 
 use super::super::chunk::View;
 use super::device::{Gpu, Shader};
+use super::staging::Staging;
 use crate::addr::FRAME_SIZE;
 
 /// Batches under way: one is filled, one uploaded, one computed, one read back.
@@ -26,9 +27,7 @@ const MAX_PARAMS: u64 = 256;
 
 /// The buffers of one batch.
 pub(super) struct Slot {
-    /// Mapped whenever the slot is free.
-    staging: Buffer,
-    staging_is_mapped: Arc<AtomicBool>,
+    staging: Staging,
     /// Where a batch is uploaded to, unless it is to stay on the device.
     pub(super) input: Buffer,
     pub(super) params: Buffer,
@@ -86,32 +85,37 @@ impl Ring {
     /// Does all `jobs`: `start` brings one on its way, or says that nothing need be awaited; `complete` gets each back,
     /// in their order, with what came out, or with the error after which it must be done elsewhere.
     pub(super) fn run<T>(
-        &self,
+        &mut self,
         gpu: &Gpu,
         jobs: impl Iterator<Item = T>,
-        mut start: impl FnMut(&Slot, &mut T) -> Result<Option<InFlight>, String>,
+        mut start: impl FnMut(&mut Slot, &mut T) -> Result<Option<InFlight>, String>,
         mut complete: impl FnMut(T, Result<Output, String>),
     ) {
-        let mut in_flight_jobs = VecDeque::new();
-        let mut slots = self.slots.iter().cycle();
-        let mut free = slots.next();
+        // The slots are taken in turns, so that the first of those under way is the first that is done.
+        let mut free: VecDeque<&mut Slot> = self.slots.iter_mut().collect();
+        let mut under_way = VecDeque::new();
         for mut job in jobs {
-            if in_flight_jobs.len() == self.slots.len()
-                && let Some((slot, in_flight, job)) = in_flight_jobs.pop_front()
+            if free.is_empty()
+                && let Some((slot, in_flight, job)) = under_way.pop_front()
             {
-                complete(job, Slot::finish(slot, gpu, in_flight));
+                let slot: &mut Slot = slot;
+                complete(job, slot.finish(gpu, in_flight));
+                free.push_back(slot);
             }
-            let Some(slot) = free else { return };
+            let Some(slot) = free.pop_front() else { return };
             match gpu.check().and_then(|()| start(slot, &mut job)) {
-                Ok(Some(in_flight)) => {
-                    in_flight_jobs.push_back((slot, in_flight, job));
-                    free = slots.next();
+                Ok(Some(in_flight)) => under_way.push_back((slot, in_flight, job)),
+                Ok(None) => {
+                    free.push_front(slot);
+                    complete(job, Ok(Output { classes: Vec::new(), entries: Some(Vec::new()) }));
                 }
-                Ok(None) => complete(job, Ok(Output { classes: Vec::new(), entries: Some(Vec::new()) })),
-                Err(error) => complete(job, Err(error)),
+                Err(error) => {
+                    free.push_front(slot);
+                    complete(job, Err(error));
+                }
             }
         }
-        for (slot, in_flight, job) in in_flight_jobs {
+        for (slot, in_flight, job) in under_way {
             complete(job, slot.finish(gpu, in_flight));
         }
     }
@@ -119,21 +123,21 @@ impl Ring {
 
 impl Ring {
     /// Uploads all `views` in batches as a scan does, for the measure of what the link can do.
-    pub(super) fn upload(&self, gpu: &Gpu, views: &[View<'_>]) -> Result<(), String> {
+    pub(super) fn upload(&mut self, gpu: &Gpu, views: &[View<'_>]) -> Result<(), String> {
         let most = gpu.options.batch_frames as usize * FRAME_SIZE as usize;
         let mut views = views.iter().peekable();
         let batches = std::iter::from_fn(|| {
-            let mut batch = vec![(0, *views.next()?)];
-            let mut bytes = batch.iter().map(|(_, view)| view.bytes.len()).sum::<usize>();
+            let mut batch = vec![views.next()?.bytes];
+            let mut bytes = batch.iter().map(|view| view.len()).sum::<usize>();
             while let Some(view) = views.next_if(|view| bytes + view.bytes.len() <= most) {
-                batch.push((bytes as u64, *view));
+                batch.push(view.bytes);
                 bytes += view.bytes.len();
             }
             Some((batch, bytes as u64))
         });
         let mut result = Ok(());
-        let start = |slot: &Slot, (batch, bytes): &mut (Vec<(u64, View<'_>)>, u64)| {
-            batch.par_iter().try_for_each(|(offset, view)| slot.write(*offset, view.bytes))?;
+        let start = |slot: &mut Slot, (batch, bytes): &mut (Vec<&[u8]>, u64)| {
+            slot.fill(batch)?;
             Ok((*bytes > 0).then(|| slot.launch_upload(gpu, *bytes, 1)))
         };
         self.run(gpu, batches, start, |_, output| {
@@ -147,7 +151,7 @@ impl Ring {
     /// How long the device takes to copy so many bytes from a staging buffer, at least one batch.
     pub(super) fn time_copies(&self, gpu: &Gpu, bytes: u64) -> Result<Duration, String> {
         let slot = self.slots.first().ok_or("there is no staging buffer")?;
-        let batch = slot.staging.size();
+        let batch = slot.staging.len() as u64;
         let times = (bytes / batch).max(1);
         let begin = Instant::now();
         let in_flight = slot.launch_upload(gpu, batch, times);
@@ -163,8 +167,7 @@ impl Slot {
         let list = HEADER + u64::from(gpu.options.capacity) * 8;
         let storage = BufferUsages::STORAGE | BufferUsages::COPY_DST | BufferUsages::COPY_SRC;
         let slot = Self {
-            staging: gpu.buffer(bytes, BufferUsages::MAP_WRITE | BufferUsages::COPY_SRC),
-            staging_is_mapped: Arc::default(),
+            staging: Staging::new(&gpu.device, bytes as usize).map_err(|error| gpu.give_up(error))?,
             input: gpu.buffer(bytes, storage),
             params: gpu.buffer(MAX_PARAMS, BufferUsages::UNIFORM | BufferUsages::COPY_DST),
             frames: gpu.buffer(per_frame, storage),
@@ -173,25 +176,24 @@ impl Slot {
             readback: gpu.buffer(list + per_frame, BufferUsages::MAP_READ | BufferUsages::COPY_DST),
         };
         gpu.check()?;
-        map(&slot.staging, MapMode::Write, bytes, &slot.staging_is_mapped);
-        gpu.wait(gpu.submit(gpu.device.create_command_encoder(&Default::default())))?;
         Ok(slot)
     }
 
-    /// Copies `bytes` to `offset` of the staging buffer; several threads may do so at a time, side by side.
-    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), String> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        if !self.staging_is_mapped.load(Ordering::Acquire) {
-            return Err("the staging buffer cannot be mapped".to_owned());
-        }
-        let range = offset..offset + bytes.len() as u64;
-        let mut view = self.staging.get_mapped_range_mut(range).map_err(|error| error.to_string())?;
-        if view.len() != bytes.len() {
-            return Err("the staging buffer is too short".to_owned());
-        }
-        view.copy_from_slice(bytes);
+    /// The staging buffer from its beginning on, in parts as long as what is to be copied there.
+    pub(super) fn parts(&mut self, sources: &[&[u8]]) -> Result<Vec<&mut [u8]>, String> {
+        let mut rest = self.staging.bytes();
+        let parts = sources.iter().map(|source| {
+            let (part, behind) = std::mem::take(&mut rest).split_at_mut_checked(source.len())?;
+            rest = behind;
+            Some(part)
+        });
+        parts.collect::<Option<_>>().ok_or_else(|| "the staging buffer is too short".to_owned())
+    }
+
+    /// Copies all to the staging buffer, one after the other.
+    pub(super) fn fill(&mut self, sources: &[&[u8]]) -> Result<(), String> {
+        let parts = self.parts(sources)?;
+        parts.into_par_iter().zip(sources).for_each(|(to, from)| to.copy_from_slice(from));
         Ok(())
     }
 
@@ -200,47 +202,36 @@ impl Slot {
         gpu.queue.write_buffer(&self.params, 0, launch.params);
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
         if let Some((target, bytes)) = launch.upload {
-            self.take_staging(&mut encoder, target, bytes);
+            self.copy_staging(&mut encoder, target, bytes);
         }
         encoder.clear_buffer(&self.output, 0, Some(HEADER));
         gpu.dispatch(&mut encoder, launch.shader, launch.bindings, launch.frame_count, None);
         let class_bytes = if launch.reads_classes { u64::from(launch.frame_count) * 4 } else { 0 };
-        self.submit(gpu, encoder, launch.entry_size, class_bytes, launch.upload.is_some())
+        self.submit(gpu, encoder, launch.entry_size, class_bytes)
     }
 
     /// The same so many times, without any work on what was uploaded.
     fn launch_upload(&self, gpu: &Gpu, bytes: u64, times: u64) -> InFlight {
         let mut encoder = gpu.device.create_command_encoder(&Default::default());
-        self.take_staging(&mut encoder, &self.input, bytes);
-        (1..times).for_each(|_| encoder.copy_buffer_to_buffer(&self.staging, 0, &self.input, 0, bytes));
+        (0..times).for_each(|_| self.copy_staging(&mut encoder, &self.input, bytes));
         encoder.clear_buffer(&self.output, 0, Some(HEADER));
-        self.submit(gpu, encoder, 0, 0, true)
+        self.submit(gpu, encoder, 0, 0)
     }
 
-    fn take_staging(&self, encoder: &mut CommandEncoder, target: &Buffer, bytes: u64) {
-        self.staging_is_mapped.store(false, Ordering::Release);
-        self.staging.unmap();
-        encoder.copy_buffer_to_buffer(&self.staging, 0, target, 0, bytes);
+    fn copy_staging(&self, encoder: &mut CommandEncoder, target: &Buffer, bytes: u64) {
+        if let Some(staging) = self.staging.buffer() {
+            encoder.copy_buffer_to_buffer(staging, 0, target, 0, bytes);
+        }
     }
 
     /// Adds what is read back, and hands all to the device.
-    fn submit(
-        &self,
-        gpu: &Gpu,
-        mut encoder: CommandEncoder,
-        entry_size: u64,
-        class_bytes: u64,
-        uploads: bool,
-    ) -> InFlight {
+    fn submit(&self, gpu: &Gpu, mut encoder: CommandEncoder, entry_size: u64, class_bytes: u64) -> InFlight {
         let eager = HEADER + EAGER_ENTRIES.min(gpu.options.capacity.into()) * entry_size;
         encoder.copy_buffer_to_buffer(&self.output, 0, &self.readback, 0, eager);
         if class_bytes > 0 {
             encoder.copy_buffer_to_buffer(&self.classes, 0, &self.readback, eager, class_bytes);
         }
         let submission = gpu.submit(encoder);
-        if uploads {
-            map(&self.staging, MapMode::Write, self.staging.size(), &self.staging_is_mapped);
-        }
         let readback_is_mapped = Arc::default();
         map(&self.readback, MapMode::Read, eager + class_bytes, &readback_is_mapped);
         InFlight { submission, entry_size, class_bytes, readback_is_mapped }

@@ -74,7 +74,7 @@ impl Gpu {
         if ring.is_none() {
             *ring = Ring::new(self).ok();
         }
-        let Some(ring) = ring.as_ref().filter(|_| self.check().is_ok()) else {
+        let Some(ring) = ring.as_mut().filter(|_| self.check().is_ok()) else {
             batches.for_each(|batch| complete(batch, Err("the device failed".to_owned())));
             return;
         };
@@ -85,7 +85,7 @@ impl Gpu {
         let structures = self.buffer_with(cast_slice(&program.structures), BufferUsages::STORAGE);
         let tests = self.buffer_with(cast_slice(&program.tests), BufferUsages::STORAGE);
         let tables = self.buffer_with(cast_slice(&program.tables()), BufferUsages::STORAGE);
-        let start = |slot: &Slot, batch: &mut Batch<'_>| -> Result<Option<InFlight>, String> {
+        let start = |slot: &mut Slot, batch: &mut Batch<'_>| -> Result<Option<InFlight>, String> {
             batch.fill(slot, cpu)?;
             if batch.frames == 0 {
                 return Ok(None);
@@ -136,21 +136,17 @@ fn batches(chunks: Vec<Chunk<'_>>, most: u32) -> impl Iterator<Item = Batch<'_>>
 
 impl Batch<'_> {
     /// Copies the frames to the staging buffer, and looks for what the CPU is to find.
-    fn fill(&mut self, slot: &Slot, cpu: &dyn OnCpu) -> Result<(), String> {
-        let done: Vec<(Result<(), String>, Vec<Hit>)> = self
-            .chunks
-            .par_iter()
-            .zip(&self.firsts)
-            .map(|(chunk, first)| {
-                let mut hits = Vec::new();
-                let copied = slot.write(u64::from(*first) * FRAME_SIZE, chunk.whole_frames.0.bytes);
-                cpu.scan_on_cpu(chunk, &mut hits);
-                (copied, hits)
-            })
-            .collect();
-        let (copied, hits): (Vec<_>, Vec<_>) = done.into_iter().unzip();
-        self.cpu_hits = Some(hits.into_iter().flatten().collect());
-        copied.into_iter().collect()
+    fn fill(&mut self, slot: &mut Slot, cpu: &dyn OnCpu) -> Result<(), String> {
+        let frames: Vec<&[u8]> = self.chunks.iter().map(|chunk| chunk.whole_frames.0.bytes).collect();
+        let parts = slot.parts(&frames)?;
+        let hits = self.chunks.par_iter().zip(parts).flat_map_iter(|(chunk, part)| {
+            let mut hits = Vec::new();
+            part.copy_from_slice(chunk.whole_frames.0.bytes);
+            cpu.scan_on_cpu(chunk, &mut hits);
+            hits
+        });
+        self.cpu_hits = Some(hits.collect());
+        Ok(())
     }
 
     /// What the device found, checked; `None` where it found more than fits.

@@ -59,7 +59,7 @@ impl Gpu {
         let program = SweepProgram::new(values);
         let table_size = size_of_val(program.table.as_slice()) as u64;
         let is_possible = self.check().is_ok() && table_size <= self.adapter.max_storage_binding_size;
-        let Some(ring) = ring.as_ref().filter(|_| is_possible) else {
+        let Some(ring) = ring.as_mut().filter(|_| is_possible) else {
             on_cpu(views, &mut found);
             return found;
         };
@@ -72,7 +72,7 @@ impl Gpu {
         let resident = resident.is_of(memory).then_some(&*resident);
         let table = self.buffer_with(cast_slice(&program.table), BufferUsages::STORAGE);
         let fixed = SweepParams { capacity: self.options.capacity, ..program.params };
-        let start = |slot: &Slot, job: &mut Job<'_>| -> Result<Option<InFlight>, String> {
+        let start = |slot: &mut Slot, job: &mut Job<'_>| -> Result<Option<InFlight>, String> {
             let block = job.block.and_then(|block| resident?.block(block));
             let frame_count = job.frames.len() as u32;
             if block.is_none() {
@@ -138,13 +138,9 @@ fn placed_frames<'a>(
 
 impl Job<'_> {
     /// Copies the frames to the staging buffer.
-    fn fill(&self, slot: &Slot) -> Result<(), String> {
-        self.frames
-            .par_chunks(64)
-            .zip((0u64..).step_by(64).take(self.frames.len().div_ceil(64)).collect::<Vec<_>>())
-            .try_for_each(|(frames, first)| {
-                frames.iter().zip(first..).try_for_each(|(frame, n)| slot.write(n * FRAME_SIZE, frame.bytes))
-            })
+    fn fill(&self, slot: &mut Slot) -> Result<(), String> {
+        let frames: Vec<&[u8]> = self.frames.iter().map(|frame| frame.bytes).collect();
+        slot.fill(&frames)
     }
 
     /// What the device found; `None` where it found more than fits.

@@ -99,8 +99,7 @@ fn when_the_device_is_lost_the_cpu_does_the_rest() {
     let signatures = many();
     let memory = several_batches(8);
     let expected = scan(&memory, &signatures, Backend::Scalar, &|_| {});
-    // The first submissions map the four staging buffers.
-    for lost_after in [2, 5, 7, 9] {
+    for lost_after in [1, 2, 3] {
         let Some(gpu) = open(|options| Options { lost_after, ..small_batches(options) }) else { return };
         let (result, in_place) = scan_with(&gpu, &memory, &signatures, Some(&memory));
         assert!(result == expected, "lost after {lost_after}");
