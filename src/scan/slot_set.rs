@@ -81,12 +81,13 @@ impl SlotSet {
         self.digits.get(digit).copied().unwrap_or(u16::MAX)
     }
 
-    /// Whether a byte of the value, or of the difference, may be this.
+    /// What a byte of the value, or of the difference, may be.
     #[cfg(feature = "gpu")]
-    pub(super) fn allows(&self, is_relative: bool, byte: u32, value: u8) -> bool {
-        let digits = Digit::all().zip(&self.digits).filter(|(digit, _)| digit.is_relative == is_relative);
-        let mut of_byte = digits.filter(|(digit, _)| digit.shift / 8 == byte);
-        of_byte.all(|(digit, set)| set >> (value >> (digit.shift % 8) & 0xf) & 1 != 0)
+    pub(super) fn bytes(&self, is_relative: bool, byte: u32) -> impl Iterator<Item = u8> {
+        let digits = Digit::all().zip(&self.digits);
+        let of_byte = digits.filter(|(digit, _)| digit.is_relative == is_relative && digit.shift / 8 == byte);
+        let of_byte: Vec<(u32, u16)> = of_byte.map(|(digit, set)| (digit.shift % 8, *set)).collect();
+        (0..=255u8).filter(move |value| of_byte.iter().all(|(shift, set)| set >> (value >> shift & 0xf) & 1 != 0))
     }
 
     /// The bits that all values have in common, or all differences.

@@ -167,9 +167,9 @@ impl Column {
         let mut rest: Vec<Self> = bytes
             .map(|(is_relative, byte)| {
                 let mut sets = [0; 256];
-                for (set, value) in sets.iter_mut().zip(0u8..=255) {
-                    for (slot, index) in slots.iter().zip(0u32..) {
-                        *set |= u32::from(slot.allows(is_relative, byte, value)) << (index % SET_BITS);
+                for (slot, index) in slots.iter().zip(0u32..) {
+                    for value in slot.bytes(is_relative, byte) {
+                        sets.get_mut(usize::from(value)).into_iter().for_each(|set| *set |= 1 << (index % SET_BITS));
                     }
                 }
                 Self { is_relative, byte, sets }

@@ -1,12 +1,17 @@
 //! What of a dump stays in the device's memory after the scan, for the sweeps.
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::Scope;
 
 use wgpu::{Buffer, BufferUsages};
 
 use super::device::Gpu;
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::{MemoryKey, PhysicalMemory};
+
+/// Blocks that are made before they are needed: a driver takes as long for one as for a few batches.
+const AHEAD: usize = 8;
 
 /// Frames on the device, and where they are.
 #[derive(Default)]
@@ -17,7 +22,6 @@ pub(super) struct Resident {
     /// Runs of frames by their address.
     runs: BTreeMap<PhysAddr, Run>,
     bytes: u64,
-    is_full: bool,
 }
 
 /// Frames that follow each other in memory and in a block.
@@ -41,19 +45,32 @@ impl Resident {
         self.key.as_ref().is_some_and(|key| *key == memory.key())
     }
 
-    /// A new block for so many frames, as long as there is room.
-    pub(super) fn add_block(&mut self, gpu: &Gpu, frames: u32) -> Option<usize> {
+    /// Blocks for so many frames each, up to so many, as long as there is room; a thread of their own makes them.
+    pub(super) fn supply<'scope>(
+        gpu: &'scope Gpu,
+        scope: &'scope Scope<'scope, '_>,
+        frames: u32,
+        count: usize,
+    ) -> Receiver<Buffer> {
         let bytes = u64::from(frames) * FRAME_SIZE;
-        if self.is_full || self.bytes.saturating_add(bytes) > gpu.options.resident_bytes {
-            return None;
-        }
-        let Some(block) = gpu.buffer_if_room(bytes, BufferUsages::STORAGE | BufferUsages::COPY_DST) else {
-            self.is_full = true;
-            return None;
-        };
-        self.bytes += bytes;
+        let room = usize::try_from(gpu.options.resident_bytes / bytes.max(1)).unwrap_or(usize::MAX);
+        let (sender, receiver) = sync_channel(AHEAD);
+        scope.spawn(move || {
+            let make = || gpu.buffer_if_room(bytes, BufferUsages::STORAGE | BufferUsages::COPY_DST);
+            for block in std::iter::from_fn(make).take(count.min(room)) {
+                if sender.send(block).is_err() {
+                    break;
+                }
+            }
+        });
+        receiver
+    }
+
+    /// Takes a block; gives its index.
+    pub(super) fn add_block(&mut self, block: Buffer) -> usize {
+        self.bytes += block.size();
         self.blocks.push(block);
-        Some(self.blocks.len() - 1)
+        self.blocks.len() - 1
     }
 
     /// Says which frames a block holds.

@@ -6,6 +6,8 @@
 //! borders of frames and of batches: the CPU looks for them, and for what is in parts of frames, while
 //! it copies the bytes. They are in its cache then, and it would only wait for the device.
 
+use std::thread;
+
 use bytemuck::{bytes_of, cast_slice};
 use rayon::prelude::*;
 use wgpu::BufferUsages;
@@ -17,7 +19,7 @@ use super::super::engine::needle_at;
 use super::super::structures;
 use super::device::{Gpu, State};
 use super::program::{Program, ScanParams};
-use super::resident::Run;
+use super::resident::{Resident, Run};
 use super::ring::{InFlight, Launch, Output, Ring, Slot};
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::dump::PhysicalMemory;
@@ -53,7 +55,7 @@ impl Gpu {
         collector: &Collector,
         progress: &(dyn Fn(u64) + Sync),
     ) {
-        let batches = batches(chunks, self.options.batch_frames);
+        let batches: Vec<Batch<'_>> = batches(chunks, self.options.batch_frames).collect();
         let mut complete = |mut batch: Batch<'_>, output: Result<Output, String>| {
             let bytes = batch.chunks.iter().map(|chunk| chunk.view.bytes.len() as u64).sum();
             let found = output.ok().and_then(|output| batch.take(&output, program));
@@ -66,7 +68,7 @@ impl Gpu {
         };
         // Two scans at a time would wait for each other, with threads that the other one needs.
         let Ok(mut state) = self.state.try_lock() else {
-            batches.for_each(|batch| complete(batch, Err("the device is busy".to_owned())));
+            batches.into_iter().for_each(|batch| complete(batch, Err("the device is busy".to_owned())));
             return;
         };
         let shader = self.scan_shader(program, &mut state);
@@ -75,7 +77,7 @@ impl Gpu {
             *ring = Ring::new(self).ok();
         }
         let Some(ring) = ring.as_mut().filter(|_| self.check().is_ok()) else {
-            batches.for_each(|batch| complete(batch, Err("the device failed".to_owned())));
+            batches.into_iter().for_each(|batch| complete(batch, Err("the device failed".to_owned())));
             return;
         };
         let mut resident = kept.map(|memory| {
@@ -85,35 +87,40 @@ impl Gpu {
         let structures = self.buffer_with(cast_slice(&program.structures), BufferUsages::STORAGE);
         let tests = self.buffer_with(cast_slice(&program.tests), BufferUsages::STORAGE);
         let tables = self.buffer_with(cast_slice(&program.tables()), BufferUsages::STORAGE);
-        let start = |slot: &mut Slot, batch: &mut Batch<'_>| -> Result<Option<InFlight>, String> {
-            batch.fill(slot, cpu)?;
-            if batch.frames == 0 {
-                return Ok(None);
-            }
-            let block = resident.as_mut().and_then(|resident| resident.add_block(self, batch.frames));
-            let input = block.and_then(|block| resident.as_ref()?.block(block)).unwrap_or(&slot.input);
-            let params = ScanParams { frame_count: batch.frames, capacity: self.options.capacity };
-            let in_flight = slot.launch(
-                self,
-                &Launch {
-                    shader: &shader,
-                    bindings: &[&slot.params, &structures, &tests, &tables, input, &slot.classes, &slot.output],
-                    params: bytes_of(&params),
-                    upload: Some((input, u64::from(batch.frames) * FRAME_SIZE)),
-                    frame_count: batch.frames,
-                    entry_size: 8,
-                    reads_classes: true,
-                },
-            );
-            for (chunk, first) in batch.chunks.iter().zip(&batch.firsts) {
-                let frames = chunk.whole_frames.1.len() as u32;
-                if let Some((block, resident)) = block.filter(|_| frames > 0).zip(resident.as_mut()) {
-                    resident.add_run(chunk.whole_frames.0.start, Run { block, first: *first, frames });
+        thread::scope(|scope| {
+            let supply =
+                resident.is_some().then(|| Resident::supply(self, scope, self.options.batch_frames, batches.len()));
+            let start = |slot: &mut Slot, batch: &mut Batch<'_>| -> Result<Option<InFlight>, String> {
+                batch.fill(slot, cpu)?;
+                if batch.frames == 0 {
+                    return Ok(None);
                 }
-            }
-            Ok(Some(in_flight))
-        };
-        ring.run(self, batches, start, &mut complete);
+                let block = supply.as_ref().and_then(|supply| supply.recv().ok());
+                let block = resident.as_mut().zip(block).map(|(resident, block)| resident.add_block(block));
+                let input = block.and_then(|block| resident.as_ref()?.block(block)).unwrap_or(&slot.input);
+                let params = ScanParams { frame_count: batch.frames, capacity: self.options.capacity };
+                let in_flight = slot.launch(
+                    self,
+                    &Launch {
+                        shader: &shader,
+                        bindings: &[&slot.params, &structures, &tests, &tables, input, &slot.classes, &slot.output],
+                        params: bytes_of(&params),
+                        upload: Some((input, u64::from(batch.frames) * FRAME_SIZE)),
+                        frame_count: batch.frames,
+                        entry_size: 8,
+                        reads_classes: true,
+                    },
+                );
+                for (chunk, first) in batch.chunks.iter().zip(&batch.firsts) {
+                    let frames = chunk.whole_frames.1.len() as u32;
+                    if let Some((block, resident)) = block.filter(|_| frames > 0).zip(resident.as_mut()) {
+                        resident.add_run(chunk.whole_frames.0.start, Run { block, first: *first, frames });
+                    }
+                }
+                Ok(Some(in_flight))
+            };
+            ring.run(self, batches.into_iter(), start, &mut complete);
+        });
     }
 }
 
