@@ -72,7 +72,7 @@ impl Staging {
             Raw { device: hal.raw_device().clone(), buffer: vk::Buffer::null(), memory: vk::DeviceMemory::null() };
         let info = vk::BufferCreateInfo::default().size(len as u64).usage(vk::BufferUsageFlags::TRANSFER_SRC);
         // SAFETY: the device is alive, and `info` is complete.
-        raw.buffer = unsafe { raw.device.create_buffer(&info, None) }.map_err(failed("described"))?;
+        raw.buffer = unsafe { raw.device.create_buffer(&info, None) }.map_err(failed("created"))?;
         // SAFETY: the buffer is the one just made.
         let needs = unsafe { raw.device.get_buffer_memory_requirements(raw.buffer) };
         let kind = kind(&kinds, needs.memory_type_bits).ok_or("it has no memory that the CPU can write")?;
@@ -83,7 +83,7 @@ impl Staging {
         unsafe { raw.device.bind_buffer_memory(raw.buffer, raw.memory, 0) }.map_err(failed("bound"))?;
         // SAFETY: the memory can be mapped, is not mapped yet, and has at least `len` bytes.
         let bytes = unsafe { raw.device.map_memory(raw.memory, 0, vk::WHOLE_SIZE, vk::MemoryMapFlags::empty()) };
-        let bytes = NonNull::new(bytes.map_err(failed("mapped"))?.cast::<u8>()).ok_or("staging memory is nowhere")?;
+        let bytes = NonNull::new(bytes.map_err(failed("mapped"))?.cast::<u8>()).ok_or("staging memory was mapped at address 0")?;
         // SAFETY: `len` bytes are mapped there, and nobody else has them.
         unsafe { bytes.write_bytes(0, len) };
         // SAFETY: the handle stays ours, and is destroyed after wgpu has let go of the buffer, see `drop`.
