@@ -170,7 +170,9 @@ class Errors(unittest.TestCase):
             with open(dump, "wb") as file:
                 file.write(os.urandom(4096))
                 file.truncate(16 << 30)
-            child = subprocess.Popen([sys.executable, "-c", program, dump], stdout=subprocess.PIPE, universal_newlines=True)
+            # A shell that runs the tests in the background has them ignore SIGINT.
+            child = subprocess.Popen([sys.executable, "-c", program, dump], stdout=subprocess.PIPE, universal_newlines=True,
+                                     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
             self.assertEqual(child.stdout.readline(), "go\n")
             time.sleep(0.3)
             sent = time.time()
