@@ -13,6 +13,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a benchmark may simply fail")]
 
+#[allow(dead_code, reason = "`bench` and `devices` use the rest")]
+#[path = "../src/cli/machine.rs"]
+mod machine;
 #[allow(dead_code, reason = "other benchmarks use the rest")]
 #[path = "../src/cli/bench/memory.rs"]
 mod memory;
@@ -24,6 +27,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
+use machine::Machine;
 use memory::{TILE, Tile, structures, sweep_values};
 use serde::Serialize;
 use tensorcarve::report::rfc3339;
@@ -76,8 +80,7 @@ struct Record {
     version: &'static str,
     card: String,
     driver: String,
-    cpu: Option<String>,
-    threads: usize,
+    machine: Machine,
     mib: usize,
     rounds: usize,
     rows: Vec<Row>,
@@ -185,15 +188,12 @@ impl Row {
 
 impl Record {
     fn new(adapter: &AdapterInfo, mib: usize, rounds: usize, rows: Vec<Row>) -> Self {
-        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name"));
         Self {
             date: rfc3339(SystemTime::now()),
             version: env!("CARGO_PKG_VERSION"),
             card: adapter.name.clone(),
             driver: format!("{} {}", adapter.driver, adapter.driver_info),
-            cpu: model.map(|model| model.trim_start_matches([' ', '\t', ':']).to_owned()),
-            threads: rayon::current_num_threads(),
+            machine: Machine::detect(),
             mib,
             rounds,
             rows,
@@ -202,8 +202,9 @@ impl Record {
 
     /// As Markdown.
     fn table(&self) -> String {
-        let Self { date, card, driver, cpu, threads, mib, rounds, .. } = self;
-        let cpu = cpu.as_deref().unwrap_or("unknown CPU");
+        let Self { date, card, driver, machine, mib, rounds, .. } = self;
+        let threads = machine.threads;
+        let cpu = machine.cpu.as_deref().unwrap_or("unknown CPU");
         let mut text = format!("{card}, {driver}; {cpu}, {threads} threads; {mib} MiB, {rounds} rounds, {date}\n\n");
         text += "| what | GB/s | against | GB/s | ratio |\n|---|---|---|---|---|\n";
         let number = |number: Option<f64>| number.map_or(String::new(), |number| format!("{number:.2}"));

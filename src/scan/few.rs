@@ -24,7 +24,7 @@ pub(super) struct Bits {
 }
 
 impl Bits {
-    pub(super) fn new(mask: u64, value: u64) -> Self {
+    fn new(mask: u64, value: u64) -> Self {
         Self { mask, value: value & mask }
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytemuck::cast_slice;
 use wgpu::{
     BindGroupDescriptor, BindGroupEntry, Buffer, BufferDescriptor, BufferUsages, CommandEncoder, ComputePassDescriptor,
     ComputePassTimestampWrites, ComputePipeline, ComputePipelineDescriptor, Device, DeviceDescriptor, ErrorFilter,
@@ -164,6 +165,13 @@ impl Gpu {
         let shader = Shader::new(&self.device, "scan", &source, frames_per_workgroup);
         state.scan = Some((source, shader.clone()));
         shader
+    }
+
+    /// The program's structures, tests and tables, in the order of the shader's bindings.
+    pub(super) fn program_buffers(&self, program: &Program<'_>) -> [Buffer; 3] {
+        let (structures, tests, tables) = (&program.structures, &program.tests, program.tables());
+        [cast_slice(structures), cast_slice(tests), cast_slice(&tables)]
+            .map(|bytes| self.buffer_with(bytes, BufferUsages::STORAGE))
     }
 
     /// A new buffer.

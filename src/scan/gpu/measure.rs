@@ -106,11 +106,7 @@ impl Gpu {
         let total = self.buffer(HEADER, storage);
 
         let scan_params = self.buffer_with(bytes_of(&ScanParams { frame_count: frames, capacity }), params);
-        let [structures, tests, tables] = [
-            self.buffer_with(cast_slice(&program.structures), storage),
-            self.buffer_with(cast_slice(&program.tests), storage),
-            self.buffer_with(cast_slice(&program.tables()), storage),
-        ];
+        let [structures, tests, tables] = self.program_buffers(program);
         let classes = self.buffer(u64::from(frames) * 4, storage);
         let scan_bindings = [&scan_params, &structures, &tests, &tables, &memory, &classes, &output];
 

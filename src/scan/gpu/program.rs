@@ -175,8 +175,8 @@ impl Column {
                 Self { is_relative, byte, sets }
             })
             .collect();
-        // One that allows all says nothing.
-        rest.retain(|column| column.sets.iter().any(|set| *set != column.sets.iter().fold(0, |all, set| all | set)));
+        // One whose values all allow the same says nothing.
+        rest.retain(|column| column.sets.iter().any(|set| Some(set) != column.sets.first()));
         let mut left: Vec<(u64, u64, u32)> = sample.iter().map(|(value, place)| (*value, *place, u32::MAX)).collect();
         let mut columns = Vec::new();
         while !rest.is_empty() {

@@ -21,7 +21,6 @@ pub(super) struct Resident {
     blocks: Vec<Buffer>,
     /// Runs of frames by their address.
     runs: BTreeMap<PhysAddr, Run>,
-    bytes: u64,
 }
 
 /// Frames that follow each other in memory and in a block.
@@ -68,7 +67,6 @@ impl Resident {
 
     /// Takes a block; gives its index.
     pub(super) fn add_block(&mut self, block: Buffer) -> usize {
-        self.bytes += block.size();
         self.blocks.push(block);
         self.blocks.len() - 1
     }
@@ -93,6 +91,6 @@ impl Resident {
     /// Bytes of the dump that are here.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+        self.blocks.iter().map(Buffer::size).sum()
     }
 }

@@ -8,9 +8,8 @@
 
 use std::thread;
 
-use bytemuck::{bytes_of, cast_slice};
+use bytemuck::bytes_of;
 use rayon::prelude::*;
-use wgpu::BufferUsages;
 
 use super::super::Hit;
 use super::super::chunk::{Chunk, View};
@@ -84,9 +83,7 @@ impl Gpu {
             resident.begin(memory);
             resident
         });
-        let structures = self.buffer_with(cast_slice(&program.structures), BufferUsages::STORAGE);
-        let tests = self.buffer_with(cast_slice(&program.tests), BufferUsages::STORAGE);
-        let tables = self.buffer_with(cast_slice(&program.tables()), BufferUsages::STORAGE);
+        let [structures, tests, tables] = self.program_buffers(program);
         thread::scope(|scope| {
             let supply =
                 resident.is_some().then(|| Resident::supply(self, scope, self.options.batch_frames, batches.len()));

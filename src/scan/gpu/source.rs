@@ -90,8 +90,9 @@ fn set_of(column: &Column, index: usize) -> String {
 
 fn comparison(comparison: &Comparison) -> String {
     let Comparison { value, own, may_be_zero } = comparison;
-    let (of_value, of_own) = (differences("value.x", "value.y", value.mask, value.value), own.mask & (FRAME_SIZE - 1));
-    let of_own = differences("(value.x - place)", "0u", of_own, own.value);
+    let of_value = differences("value.x", "value.y", value.mask, value.value);
+    // What a place leaves of a value is known of the bits in a frame alone, which are in the lower half.
+    let of_own = differences("(value.x - place)", "0u", own.mask, own.value);
     let difference = joined(of_value.into_iter().chain(of_own), " | ", "0u");
     let nonzero = if *may_be_zero { "" } else { " & has_any(value)" };
     format!("((({difference}) == 0){nonzero})")

@@ -83,7 +83,8 @@ impl Staging {
         unsafe { raw.device.bind_buffer_memory(raw.buffer, raw.memory, 0) }.map_err(failed("bound"))?;
         // SAFETY: the memory can be mapped, is not mapped yet, and has at least `len` bytes.
         let bytes = unsafe { raw.device.map_memory(raw.memory, 0, vk::WHOLE_SIZE, vk::MemoryMapFlags::empty()) };
-        let bytes = NonNull::new(bytes.map_err(failed("mapped"))?.cast::<u8>()).ok_or("staging memory was mapped at address 0")?;
+        let bytes = NonNull::new(bytes.map_err(failed("mapped"))?.cast::<u8>())
+            .ok_or("staging memory was mapped at address 0")?;
         // SAFETY: `len` bytes are mapped there, and nobody else has them.
         unsafe { bytes.write_bytes(0, len) };
         // SAFETY: the handle stays ours, and is destroyed after wgpu has let go of the buffer, see `drop`.

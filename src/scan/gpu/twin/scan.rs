@@ -1,5 +1,6 @@
 //! The twin of `scan/frames.wgsl` with `scan/lane.wgsl`, and of what is written for the signatures.
 
+use super::super::super::engine::FrameRules;
 use super::super::program::{BITS, DeviceStructure, DeviceTest, OWN_BITS, Program};
 use super::{List, at_most};
 
@@ -26,14 +27,14 @@ struct Seen {
 /// What stands in a shader's module scope, and the frame that a lane looks at.
 struct Frame<'a> {
     program: &'a Program<'a>,
+    rules: &'a FrameRules,
     words: &'a [u32],
 }
 
 impl Frame<'_> {
     fn with_entry(&self, before: Seen, entry: [u32; 2]) -> Seen {
-        let rules = self.program.rules.clone().unwrap_or_default();
-        let present = if number(entry) & rules.present == 0 { 0 } else { number(entry) };
-        let leaf = if present & rules.leaf_bit == 0 { 0 } else { present };
+        let present = if number(entry) & self.rules.present == 0 { 0 } else { number(entry) };
+        let leaf = if present & self.rules.leaf_bit == 0 { 0 } else { present };
         Seen { all: before.all | entry[0] | entry[1], present: before.present | present, leaves: before.leaves | leaf }
     }
 
@@ -146,8 +147,9 @@ pub(in super::super) fn scan(
     classes: &mut [u32],
     candidates: &mut List<[u32; 2]>,
 ) {
+    let rules = program.rules.clone().unwrap_or_default();
     for (frame, class) in classes.iter_mut().enumerate() {
-        let looked_at = Frame { program, words: memory[frame * 256..][..256].as_flattened() };
+        let looked_at = Frame { program, rules: &rules, words: memory[frame * 256..][..256].as_flattened() };
         let report = |position, index| candidates.push([frame as u32 * FRAME_SIZE + position, index], capacity);
         let seen = looked_at.look(report);
         *class = looked_at.class_of(&seen);
