@@ -119,6 +119,7 @@ pub mod paging;
 pub mod progress;
 pub mod report;
 pub mod scan;
+pub mod shard;
 pub mod signature;
 pub mod tensor;
 pub mod words;

@@ -37,6 +37,7 @@ pub use runtime::{
     TypeNames, Unlisted, all_types, collected_types, runtime_layouts, wanted_types,
 };
 pub use selection::LayoutScore;
+pub(crate) use sweeper::LiveSweep;
 pub use sweeper::Sweeper;
 pub(crate) use text::bounded;
 pub use types::{TypeInfo, Types};

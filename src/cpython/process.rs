@@ -16,7 +16,7 @@ use super::sweeper::Sweeper;
 use super::types::{Types, read_types, unread_classes};
 use crate::addr::{VirtAddr, field};
 use crate::layout::{LayoutSource, changes_from_table};
-use crate::paging::{AddressSpace, Cached};
+use crate::paging::{AddressSpace, Cached, VirtualMemory};
 
 /// Sweeps for what newly found types are the types of.
 const MAX_ROUNDS: usize = 6;
@@ -24,6 +24,10 @@ const MAX_ROUNDS: usize = 6;
 const SLOTS: usize = 1 << 14;
 /// Pointers to `type` that an interpreter has at least: it begins with twice as many classes.
 const MIN_CLASSES: usize = 64;
+
+/// Bytes before the slot of an object's type, and from there on, that are fetched at once: a type object has about a thousand.
+const HEAD: u64 = 64;
+const FETCHED: u64 = 1 << 10;
 
 /// Live objects by their type.
 pub type Instances = BTreeMap<VirtAddr, Vec<VirtAddr>>;
@@ -110,6 +114,7 @@ pub fn interpreters(
     let (mut interpreters, unread): (Vec<Interpreter>, Vec<Option<usize>>) =
         with_slots.partition_map(|(index, (candidate, slots))| {
             let memory = Cached::new(candidate.space.clone());
+            fetch_objects(&memory, &slots, &candidate.layouts);
             let Some((layout, scores, types)) = select_layout(candidate, &memory, &slots, tables) else {
                 return Either::Right((slots.len() >= MIN_CLASSES).then_some(index));
             };
@@ -163,6 +168,31 @@ pub fn interpreters(
     (interpreters, unread.into_iter().flatten().collect())
 }
 
+/// Fetches the objects whose types stand in the slots, where the dump lies elsewhere; and if they are types, what layouts read of
+/// them behind pointers.
+fn fetch_objects<'l>(
+    memory: &Cached,
+    slots: &[(VirtAddr, VirtAddr)],
+    layouts_of_types: impl IntoIterator<Item = &'l Layout>,
+) {
+    let space = memory.space();
+    if space.memory().remote().is_none() {
+        return;
+    }
+    let reach = |start: VirtAddr| start..VirtAddr(start.0.saturating_add(FETCHED));
+    space.fetch_all(slots.iter().map(|(slot, _)| reach(VirtAddr(slot.0.saturating_sub(HEAD)))));
+    let offset_from_slot = |layout: &Layout, offset: i64| offset.wrapping_sub(layout.ob_type);
+    let pointers = |layout: &Layout| {
+        [layout.tp_mro, layout.tp_dict, layout.ht_qualname, layout.ht_name]
+            .map(|offset| offset_from_slot(layout, offset))
+    };
+    let offsets: BTreeSet<i64> = layouts_of_types.into_iter().flat_map(pointers).collect();
+    for offset in offsets {
+        let targets = slots.iter().filter_map(|(slot, _)| memory.pointer(*slot, offset).ok());
+        space.fetch_all(targets.map(reach));
+    }
+}
+
 impl Interpreter {
     /// Types whose instances are types.
     fn metaclasses(&self) -> BTreeSet<VirtAddr> {
@@ -187,6 +217,8 @@ impl Interpreter {
         let metaclasses = self.metaclasses();
         let (of_types, of_others): (Vec<_>, Vec<_>) =
             slots.iter().copied().partition(|(_, found)| metaclasses.contains(found));
+        fetch_objects(&self.memory, &of_types, [&self.layout]);
+        fetch_objects(&self.memory, &of_others, []);
         let types = read_types(&self.objects(), &of_types);
         self.add(types, &of_types);
         let objects = self.objects();

@@ -1,5 +1,7 @@
 //! How an object counts the references to it: what tells a live object from a freed one.
 
+use serde::{Deserialize, Serialize};
+
 use super::layout::Layout;
 
 /// What the count of the others is higher by where only the garbage collector may free the object: classes, modules, functions
@@ -9,7 +11,7 @@ const DEFERRED: i64 = i64::MAX / 8;
 const MAX_COUNT: i64 = 2 * u32::MAX as i64;
 
 /// Where the counts lie, in bytes from the slot of the object's type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum References {
     /// One count.
     One(i64),

@@ -5,10 +5,11 @@
 //! by gdb (`gcore`).
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use object::LittleEndian as LE;
 use object::ReadRef;
-use object::elf::{FileHeader64, PF_W, PF_X, PN_XNUM, PT_LOAD, ProgramHeader64};
+use object::elf::{FileHeader64, PF_W, PF_X, PN_XNUM, PT_LOAD, PT_NOTE, ProgramHeader64};
 use object::read::elf::{FileHeader, ProgramHeader};
 
 use super::coverage::Coverage;
@@ -23,6 +24,8 @@ pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
 const HEADER_SIZE: u64 = 64;
 /// Bytes in a program header of one.
 const PROGRAM_HEADER_SIZE: u64 = 56;
+/// Bytes in a section header of one.
+const SECTION_HEADER_SIZE: u64 = 64;
 /// ELF machines that are GPUs, and what a core of one is called.
 const GPUS: [(object::elf::Machine, &str); 2] =
     [(object::elf::EM_CUDA, "a core of an NVIDIA GPU (CUDA)"), (object::elf::EM_AMDGPU, "a core of an AMD GPU (ROCm)")];
@@ -43,6 +46,14 @@ const KERNEL_HALF: u64 = 1 << 63;
 
 /// The ranges of an ELF core. A file that ends early is damaged, not refused.
 pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
+    parse_fetched(bytes, &|_| ())
+}
+
+/// The same; `fetch` is called with each part of the file before it is read.
+pub(super) fn parse_fetched(bytes: &[u8], fetch: &dyn Fn(Range<u64>)) -> Result<Contents, DumpErrorKind> {
+    let within =
+        |start: u64, len: u64| start.min(bytes.len() as u64)..start.saturating_add(len).min(bytes.len() as u64);
+    fetch(within(0, XEN_NOTE_REACH as u64));
     refuse_kind(bytes)?;
     let broken = |offset, what| DumpErrorKind::ElfHeader { offset: FileOffset(offset), what };
     let file = FileHeader64::<LE>::parse(bytes).map_err(|_| broken(0, "expected ELF version 1"))?;
@@ -51,6 +62,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
         return Err(DumpErrorKind::OtherDump { what, remedy: foreign::XEN_CORE });
     }
     let table = file.e_phoff(LE);
+    // The first section header may have the number of program headers.
+    fetch(within(file.e_shoff(LE), SECTION_HEADER_SIZE));
+    let count = file.phnum(LE, bytes).map_or(MAX_RANGES as u64, |count| count as u64).min(MAX_RANGES as u64);
+    fetch(within(table, count * PROGRAM_HEADER_SIZE));
     let counted = file.program_headers(LE, bytes).ok();
     let headers = counted
         .or_else(|| uncounted_headers(file, bytes))
@@ -58,6 +73,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
     if headers.len() > MAX_RANGES {
         let offset = FileOffset(table.saturating_add(PROGRAM_HEADER_SIZE * MAX_RANGES as u64));
         return Err(DumpErrorKind::TooManyRanges { format: Format::Elf, offset, limit: MAX_RANGES });
+    }
+    for notes in headers.iter().filter(|header| header.p_type(LE) == PT_NOTE) {
+        fetch(within(notes.p_offset(LE), notes.p_filesz(LE)));
     }
     let size = bytes.len() as u64;
     let mut contents = match process_core::process(bytes, headers) {

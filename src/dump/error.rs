@@ -67,6 +67,20 @@ pub enum DumpErrorKind {
         /// Start of the first unreadable page.
         offset: FileOffset,
     },
+    /// A part of a dump that lies elsewhere could not be had.
+    #[error("lies elsewhere, and parts of it could not be had: {reason}")]
+    Remote {
+        /// What whoever has it said.
+        reason: String,
+    },
+    /// A dump that lies elsewhere, and whose memory can't be divided without reading all of it.
+    #[error("is {what}, which can't be divided among workers")]
+    Indivisible {
+        /// What it is, with an article.
+        what: String,
+        /// What to do instead.
+        remedy: &'static str,
+    },
     /// The system could not read a part of the spool file.
     #[error(
         "cannot be read at offset {offset} of its unpacked copy in {}: the disk there is full or fails", dir.display()
@@ -300,6 +314,8 @@ impl DumpErrorKind {
                 "check the system log (`dmesg`), copy the file to another disk, for example with `ddrescue`, and pass \
                  the copy"
             }
+            Self::Remote { .. } => "check that it can be read, that its workers run, and run again",
+            Self::Indivisible { remedy, .. } => remedy,
             Self::SpoolUnreadable { .. } | Self::Spool { .. } => "choose another folder with --spool-dir",
             Self::Empty => "the capture or the copy failed, so take it again",
             Self::CutHeader { .. } => "the capture or the copy was cut off, so take it again",

@@ -3,6 +3,8 @@
 //! The header: magic `EMiL`, version 1, first address, last address (inclusive), 8 reserved bytes;
 //! all little-endian. Source: LiME, `doc/README.md` and `src/lime.h`.
 
+use std::ops::Range;
+
 use super::coverage::Coverage;
 use super::{Contents, DumpErrorKind, Format, MAX_RANGES, MemoryRange};
 use crate::addr::{FileOffset, PhysAddr};
@@ -17,12 +19,18 @@ const HEADER_SIZE: u64 = 32;
 /// The ranges of a LiME file. A file that ends early or has broken later headers is damaged but not refused: the ranges
 /// before the damage are used. There is no search for later headers, because memory can contain LiME headers as well.
 pub(super) fn parse(bytes: &[u8]) -> Result<Contents, DumpErrorKind> {
+    parse_fetched(bytes, &|_| ())
+}
+
+/// The same; `fetch` is called with each part of the file before it is read.
+pub(super) fn parse_fetched(bytes: &[u8], fetch: &dyn Fn(Range<u64>)) -> Result<Contents, DumpErrorKind> {
     let size = bytes.len() as u64;
     let mut contents = Contents::default();
     let mut coverage = Coverage::default();
     let mut offset = 0u64;
     let mut headers = 0usize;
     while offset < size {
+        fetch(offset..offset.saturating_add(HEADER_SIZE).min(size));
         let (start, end) = match read_header(bytes, offset) {
             Ok(range) => range,
             Err(reason) if headers == 0 => return Err(reason),

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::fill::FilledFile;
 use super::mapped::{Absence, Mappings};
+use super::remote::{RemoteFile, RemoteMemory};
 use super::{DumpError, MappedFile};
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 
@@ -31,7 +32,7 @@ impl MemoryRange {
     }
 
     /// What of the range lies at these addresses, if anything does.
-    fn part(&self, addresses: Range<PhysAddr>) -> Option<Self> {
+    pub(super) fn part(&self, addresses: Range<PhysAddr>) -> Option<Self> {
         let start = self.start.max(addresses.start);
         let end = self.end.min(addresses.end);
         let offset = FileOffset(self.offset.0 + start.0.saturating_sub(self.start.0));
@@ -76,6 +77,7 @@ pub(super) fn joined(ranges: &[Range<PhysAddr>]) -> Vec<Range<PhysAddr>> {
 enum Backing {
     Mapped(MappedFile),
     Owned(Vec<u8>),
+    Remote(RemoteFile),
 }
 
 /// The physical memory of a machine: what of it the dump holds.
@@ -139,6 +141,27 @@ impl PhysicalMemory {
         Self::new(Arc::new(Backing::Mapped(map.into())), ranges)
     }
 
+    /// The memory of a dump that lies elsewhere.
+    pub(super) fn elsewhere(file: RemoteFile, ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
+        Self::new(Arc::new(Backing::Remote(file)), ranges)
+    }
+
+    /// This memory as that of a dump that lies elsewhere, if it does: what looks at much of it must ask those who have it.
+    pub fn remote(&self) -> Option<RemoteMemory<'_>> {
+        match &*self.backing {
+            Backing::Remote(file) => Some(RemoteMemory { file, memory: self }),
+            Backing::Mapped(_) | Backing::Owned(_) => None,
+        }
+    }
+
+    /// Fetches what will be read soon, if it lies elsewhere: many parts at once take as long as one.
+    pub fn fetch(&self, wanted: impl IntoIterator<Item = Range<PhysAddr>>) {
+        if let Backing::Remote(file) = &*self.backing {
+            let parts = wanted.into_iter().flat_map(|wanted| self.parts(wanted));
+            file.fetch(parts.map(|part| part.offset.0..part.offset.0 + part.len()));
+        }
+    }
+
     /// Checks that everything that was read could be read and has not changed. Call this before anything is reported.
     ///
     /// # Errors
@@ -147,6 +170,7 @@ impl PhysicalMemory {
     pub fn check(&self) -> Result<(), DumpError> {
         match &*self.backing {
             Backing::Mapped(map) => map.check()?,
+            Backing::Remote(file) => file.check()?,
             Backing::Owned(_) => {}
         }
         self.files.iter().try_for_each(FilledFile::check)
@@ -156,6 +180,7 @@ impl PhysicalMemory {
     pub fn is_lost(&self) -> bool {
         let is_lost = match &*self.backing {
             Backing::Mapped(map) => map.is_lost(),
+            Backing::Remote(file) => file.is_lost(),
             Backing::Owned(_) => false,
         };
         is_lost || self.files.iter().any(FilledFile::is_lost)
@@ -239,7 +264,7 @@ impl PhysicalMemory {
                 return Err(RangeError::Overlap(*a, *b));
             }
         }
-        let size = self.files.last().map_or(self.backing_bytes().len() as u64, FilledFile::end);
+        let size = self.files.last().map_or(self.backing_len(), FilledFile::end);
         for r in &ranges {
             if r.offset.0.checked_add(r.len()).is_none_or(|end| end > size) {
                 return Err(RangeError::PastEnd(*r, size));
@@ -258,26 +283,36 @@ impl PhysicalMemory {
     pub fn modified(&self) -> Option<SystemTime> {
         match &*self.backing {
             Backing::Mapped(map) => map.modified(),
-            Backing::Owned(_) => None,
+            Backing::Owned(_) | Backing::Remote(_) => None,
+        }
+    }
+
+    /// All bytes that the memory is made of, if they are all here.
+    pub(crate) fn all_bytes(&self) -> &[u8] {
+        match &*self.backing {
+            Backing::Mapped(map) => map,
+            Backing::Owned(bytes) => bytes,
+            Backing::Remote(_) => &[],
         }
     }
 
     /// Bytes of the dump itself.
     pub(super) fn backing_len(&self) -> u64 {
-        self.backing_bytes().len() as u64
-    }
-
-    fn backing_bytes(&self) -> &[u8] {
         match &*self.backing {
-            Backing::Mapped(map) => map,
-            Backing::Owned(bytes) => bytes,
+            Backing::Mapped(map) => map.len() as u64,
+            Backing::Owned(bytes) => bytes.len() as u64,
+            Backing::Remote(file) => file.len(),
         }
     }
 
     /// Bytes at an offset that counts through the dump and the files after it.
     #[inline]
     fn bytes_at_offset(&self, offset: u64, len: u64) -> Option<&[u8]> {
-        let backing = self.backing_bytes().get(offset as usize..(offset + len) as usize);
+        if let Backing::Remote(file) = &*self.backing {
+            // Only a process image has files besides, and none is read from elsewhere.
+            return file.bytes(offset, len);
+        }
+        let backing = self.all_bytes().get(offset as usize..(offset + len) as usize);
         if backing.is_some() || self.files.is_empty() { backing } else { self.filled_bytes(offset, len) }
     }
 
@@ -375,12 +410,15 @@ impl PhysicalMemory {
         self.bytes_at_offset(range.offset.0, range.len()).unwrap_or_default()
     }
 
-    /// The bytes from `pa` on to the end of its range, without a copy, but no more than `most`.
+    /// The bytes from `pa` on to the end of its range, without a copy, but no more than `most`; and of a dump that lies elsewhere no
+    /// more than is worth to be fetched, at least as many of `most` as a frame has.
     #[inline]
     pub fn bytes_from(&self, pa: PhysAddr, most: u64) -> Option<&[u8]> {
         let range = self.range_of(pa)?;
         let offset = range.offset.0 + (pa.0 - range.start.0);
-        self.bytes_at_offset(offset, most.min(range.end.0 - pa.0))
+        let most = most.min(range.end.0 - pa.0);
+        let is_elsewhere = matches!(&*self.backing, Backing::Remote(_));
+        self.bytes_at_offset(offset, if is_elsewhere { RemoteFile::worthwhile(offset, most) } else { most })
     }
 
     /// The `len` bytes at `pa`, without a copy, where one range holds them all.

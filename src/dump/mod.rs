@@ -23,6 +23,7 @@ mod maps;
 mod memory;
 mod parts;
 mod process_core;
+mod remote;
 mod sniff;
 mod source;
 mod spool;
@@ -34,7 +35,9 @@ use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use remote::RemoteFile;
 use serde::Serialize;
 
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
@@ -46,6 +49,8 @@ pub use mapped::{Absence, FileKind, FileMapping, ImageKind, Mappings, Segment};
 #[cfg(feature = "gpu")]
 pub(crate) use memory::MemoryKey;
 pub use memory::{FilledPart, MemoryRange, PhysicalMemory, RangeError};
+pub(crate) use remote::{Envelope, Kept, PARTS, answer_parts, decode, encode};
+pub use remote::{Question, Remote, RemoteMemory, ShardMemory, ShardPart, ShardQuestion};
 use sniff::Kind;
 pub use source::{MappedFile, Source};
 
@@ -268,7 +273,7 @@ fn open_inner(
     let is_placed = maps.is_some();
     let contents = match (format, maps) {
         (_, Some(maps)) => maps::parse(&map, &maps),
-        (Format::Raw, None) => Ok(raw(&map)),
+        (Format::Raw, None) => Ok(raw(map.len() as u64)),
         (Format::Lime, None) => lime::parse(&map),
         (Format::Elf, None) => elf::parse(&map),
     };
@@ -285,6 +290,69 @@ fn open_inner(
         warnings.extend(parts::warning(path));
     }
     Ok(Dump { memory, addresses, format, compression, file_size, size, warnings, damaged })
+}
+
+/// How a dump that lies elsewhere is divided and read.
+#[derive(Clone, Debug)]
+pub struct RemoteOptions {
+    /// As for a dump that is a file; the parts that are read are kept in [`OpenOptions::spool_dir`]. No maps file.
+    pub open: OpenOptions,
+    /// Bytes of a shard: the part of the file that a worker has as a whole.
+    pub shard: u64,
+}
+
+/// Opens a dump of `size` bytes that lies elsewhere, under the name that messages and documents give it. It is a machine's, in a
+/// container whose ranges can be found without reading all of it.
+///
+/// # Errors
+/// As for [`open`]; compressed dumps and process images are refused.
+pub fn open_remote(
+    remote: Arc<dyn Remote>,
+    name: &Path,
+    size: u64,
+    options: &RemoteOptions,
+) -> Result<Dump, DumpError> {
+    open_remote_inner(remote, name, size, options).map_err(|reason| DumpError { path: name.to_owned(), reason })
+}
+
+fn open_remote_inner(
+    remote: Arc<dyn Remote>,
+    name: &Path,
+    size: u64,
+    options: &RemoteOptions,
+) -> Result<Dump, DumpErrorKind> {
+    let RemoteOptions { open: OpenOptions { spool_dir, format, .. }, shard } = options;
+    if size == 0 {
+        return Err(DumpErrorKind::Empty);
+    }
+    let dir = spool_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let file = RemoteFile::new(remote, name, size, &dir, *shard)?;
+    let fetch = |part: Range<u64>| file.fetch(std::iter::once(part));
+    let check = || file.check().map_err(|error| error.reason);
+    fetch(0..size.min(sniff::SAMPLE as u64));
+    check()?;
+    let sample = file.sparse().get(..sniff::SAMPLE).unwrap_or(file.sparse());
+    let kind = sniff::sniff(sample);
+    if let (None, Kind::Compressed(compression)) = (format, &kind) {
+        let (what, remedy) =
+            (format!("compressed ({compression})"), "unpack it first, to where the workers can read it");
+        return Err(DumpErrorKind::Indivisible { what, remedy });
+    }
+    let format = select_format(*format, None, kind, size)?;
+    let contents = match format {
+        Format::Raw => Ok(raw(size)),
+        Format::Lime => lime::parse_fetched(file.sparse(), &fetch),
+        Format::Elf => elf::parse_fetched(file.sparse(), &fetch),
+    };
+    check()?;
+    let Contents { ranges, image, warnings, damaged, .. } = contents?;
+    if image.is_some() {
+        let (what, remedy) = ("the image of one process", "copy it here and use `tensorcarve recover`");
+        return Err(DumpErrorKind::Indivisible { what: what.to_owned(), remedy });
+    }
+    let memory = PhysicalMemory::elsewhere(file, ranges)?;
+    let (addresses, compression) = (Addresses::Physical, None);
+    Ok(Dump { memory, addresses, format, compression, file_size: size, size, warnings, damaged })
 }
 
 /// The whole pages of the ranges that lie in these holes of the file: zeros that nobody wrote.
@@ -348,8 +416,7 @@ fn select_format(
 }
 
 /// A dump without a container.
-fn raw(map: &[u8]) -> Contents {
-    let size = map.len() as u64;
+fn raw(size: u64) -> Contents {
     let range = MemoryRange { start: PhysAddr(0), end: PhysAddr(size), offset: FileOffset(0) };
     let odd = size % FRAME_SIZE;
     let warning = (odd != 0).then(|| {

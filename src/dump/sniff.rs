@@ -20,7 +20,7 @@ pub(super) enum Kind {
 }
 
 /// Bytes that are examined: most magic numbers are in the first 4 KiB, and text is recognized by all of the bytes.
-const SAMPLE: usize = 64 << 10;
+pub(super) const SAMPLE: usize = 64 << 10;
 
 /// What the file with these bytes is.
 pub(super) fn sniff(bytes: &[u8]) -> Kind {

@@ -7,13 +7,14 @@
 use std::cmp::Reverse;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::roots::{Discovery, FIRST_ENCRYPTION_BIT, Pointers, discover};
 use super::tables::table_entries;
 use crate::addr::{FRAME_SIZE, PhysAddr};
 use crate::diagnostic::{Code, Diagnostic};
-use crate::dump::PhysicalMemory;
-use crate::scan::{Backend, FrameClasses, scan};
+use crate::dump::{PhysicalMemory, Question, ShardMemory, ShardPart};
+use crate::scan::{Backend, FrameClasses, from_pairs, scan};
 use crate::signature::{Mmu, Signatures};
 
 /// Frames whose entries agree on a bit, at least, for it to be tried.
@@ -62,15 +63,55 @@ pub fn find_spaces(
     best.map_or((classes, plain), |(_, classes, found)| (classes, found))
 }
 
+/// How many frames of a part of a dump agree on each bit.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct EncryptionVotes {
+    mmu: Mmu,
+    /// Start and end of all ranges of the dump.
+    ranges: Vec<[u64; 2]>,
+}
+
+impl Question for EncryptionVotes {
+    const NAME: &'static str = "votes for an encryption bit";
+    type Answer = Vec<usize>;
+
+    fn answer(self, ShardMemory { memory, .. }: &ShardMemory) -> Self::Answer {
+        let ranges = from_pairs(&self.ranges);
+        let holds = |address: PhysAddr| {
+            let after = ranges.partition_point(|range| range.start <= address);
+            ranges.get(..after).and_then(<[_]>::last).is_some_and(|range| address < range.end)
+        };
+        votes(memory, &self.mmu, &holds).to_vec()
+    }
+}
+
 /// The possible encryption bits, most likely first.
 fn bits(memory: &PhysicalMemory, mmu: &Mmu) -> Vec<u32> {
+    let votes: Vec<usize> = match memory.remote() {
+        None => votes(memory, mmu, &|address| memory.contains(address)).to_vec(),
+        Some(remote) => {
+            let ranges: Vec<[u64; 2]> = memory.ranges().iter().map(|range| [range.start.0, range.end.0]).collect();
+            let question = |shard: &ShardPart| {
+                Some((shard.ranges.clone(), EncryptionVotes { mmu: mmu.clone(), ranges: ranges.clone() }))
+            };
+            let answers = remote.ask(question, &|_| ());
+            (0..64).map(|bit| answers.iter().filter_map(|(_, votes)| votes.get(bit)).sum()).collect()
+        }
+    };
+    let mut bits: Vec<(usize, u32)> = votes.into_iter().zip(0..).filter(|(votes, _)| *votes >= MIN_FRAMES).collect();
+    bits.sort_unstable_by_key(|(votes, bit)| (Reverse(*votes), *bit));
+    bits.into_iter().take(MAX_TRIED).map(|(_, bit)| bit).collect()
+}
+
+/// How many frames of a memory agree on each bit; `holds` says whether the dump holds an address.
+fn votes(memory: &PhysicalMemory, mmu: &Mmu, holds: &(impl Fn(PhysAddr) -> bool + Sync)) -> [usize; 64] {
     let of_range = |range: &crate::dump::MemoryRange| {
         let frames = PhysicalMemory::frames(range);
         (frames.start.0..frames.end.0).step_by(FRAME_SIZE as usize).collect::<Vec<_>>()
     };
     let frames: Vec<u64> = memory.ranges().iter().flat_map(of_range).collect();
-    let of_frame = |frame: u64| agreed_bit(memory, mmu, memory.bytes(PhysAddr(frame), FRAME_SIZE)?);
-    let votes = frames
+    let of_frame = |frame: u64| agreed_bit(mmu, memory.bytes(PhysAddr(frame), FRAME_SIZE)?, holds);
+    frames
         .into_par_iter()
         .fold(
             || [0usize; 64],
@@ -79,10 +120,7 @@ fn bits(memory: &PhysicalMemory, mmu: &Mmu) -> Vec<u32> {
                 votes
             },
         )
-        .reduce(|| [0; 64], |a, b| std::array::from_fn(|bit| a.get(bit).unwrap_or(&0) + b.get(bit).unwrap_or(&0)));
-    let mut bits: Vec<(usize, u32)> = votes.into_iter().zip(0..).filter(|(votes, _)| *votes >= MIN_FRAMES).collect();
-    bits.sort_unstable_by_key(|(votes, bit)| (Reverse(*votes), *bit));
-    bits.into_iter().take(MAX_TRIED).map(|(_, bit)| bit).collect()
+        .reduce(|| [0; 64], |a, b| std::array::from_fn(|bit| a.get(bit).unwrap_or(&0) + b.get(bit).unwrap_or(&0)))
 }
 
 fn count(votes: &mut [usize; 64], bit: Option<u32>) {
@@ -92,7 +130,7 @@ fn count(votes: &mut [usize; 64], bit: Option<u32>) {
 }
 
 /// The bit without which most of what could be present entries of a frame lead into the dump.
-fn agreed_bit(memory: &PhysicalMemory, mmu: &Mmu, frame: &[u8]) -> Option<u32> {
+fn agreed_bit(mmu: &Mmu, frame: &[u8], holds: &impl Fn(PhysAddr) -> bool) -> Option<u32> {
     let (mut present, mut votes) = (0usize, [0usize; 64]);
     for entry in table_entries(frame).filter(|entry| entry & mmu.present != 0) {
         present += 1;
@@ -101,7 +139,7 @@ fn agreed_bit(memory: &PhysicalMemory, mmu: &Mmu, frame: &[u8]) -> Option<u32> {
         // The bit lies above all addresses of the machine, so it is the highest.
         let leads = |bit: &u32| {
             let without = PhysAddr(address & !(1 << bit));
-            without.0 != 0 && memory.contains(without) && !memory.contains(PhysAddr(address))
+            without.0 != 0 && holds(without) && !holds(PhysAddr(address))
         };
         count(&mut votes, bit.filter(leads));
     }

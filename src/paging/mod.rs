@@ -5,6 +5,7 @@
 
 mod absent;
 mod cached;
+mod candidates;
 mod data_pages;
 mod encryption;
 mod freed;
@@ -22,12 +23,16 @@ mod test_machine;
 
 pub use absent::Gone;
 pub use cached::Cached;
+pub(crate) use candidates::CandidateTables;
 pub use data_pages::DataPages;
+pub(crate) use encryption::EncryptionVotes;
 pub use encryption::find_spaces;
+pub(crate) use freed::PagesByPointers;
 pub use freed::{FreedFrames, FreedPages};
-pub(crate) use page_structs::{PAGE_STRUCT_SIZE, page_struct_arrays};
+pub(crate) use page_structs::{PAGE_STRUCT_SIZE, PickedPages, page_struct_arrays};
 pub use pages::Residency;
 pub use placement::{Placement, infer_ranges};
+pub(crate) use release::Banners;
 pub use reverse::{ReverseMap, data_mappings};
 pub use roots::{Attempt, Discovery, Pointers, Space, SpaceKind, discover};
 pub use space::{AddressSpace, Fault, Mapping, Translation, VirtualMemory};

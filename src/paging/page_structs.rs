@@ -5,11 +5,13 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::absent::Gone;
 use super::space::Mapping;
 use super::tables::PageTables;
 use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
-use crate::dump::PhysicalMemory;
+use crate::dump::{PhysicalMemory, Question, ShardMemory, ShardPart};
 use crate::signature::{KERNEL_POINTER_MIN, Mmu};
 
 /// Bytes of a `struct page`: one cache line on x86-64 (include/linux/mm_types.h, `_struct_page_alignment`).
@@ -70,8 +72,8 @@ pub(super) struct PageStructs<'a> {
 }
 
 /// The `struct page` of a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PageStruct {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PageStruct {
     /// Those of its flags that are not about the place of the page.
     pub(super) flags: u64,
     /// Whether it is a part of a large page, but not the first.
@@ -89,6 +91,28 @@ pub(super) struct PageStruct {
 }
 
 impl PageStruct {
+    /// What the words of a `struct page` say; `index` is the word with the page number, not the first.
+    fn new(words: [u64; WORDS], index: usize) -> Self {
+        let word = |index: usize| words.get(index).copied().unwrap_or_default();
+        let mapping = word(index.wrapping_sub(BEFORE_INDEX));
+        Self {
+            flags: word(FLAGS) & PAGE_FLAGS,
+            is_part: word(COMPOUND_HEAD) & IS_PART != 0,
+            is_free: mapping == 0 && word(index.wrapping_add(AFTER_PRIVATE)) >> REFERENCES == 0,
+            has_links: word(LINKS) >= LIST_POISON,
+            mapping,
+            index: word(index),
+            private: word(index.wrapping_add(AFTER_INDEX)),
+        }
+    }
+
+    /// Whether it could be in the swap cache: it is anonymous or of no file, and has a value in `private`.
+    fn has_slot(&self) -> bool {
+        // The other parts of a large page keep counts where its first part has `mapping`.
+        let is_slot = !self.is_part && self.private != 0 && self.private >> (u64::BITS - 1) == 0;
+        is_slot && (self.is_anonymous() || self.mapping == 0)
+    }
+
     /// Whether the page is anonymous memory of a process.
     pub(super) fn is_anonymous(&self) -> bool {
         self.mapping & IS_ANONYMOUS != 0 && self.mapping >= KERNEL_POINTER_MIN
@@ -138,42 +162,41 @@ impl<'a> PageStructs<'a> {
         Some(words(self.tables.memory().bytes(pa, PAGE_STRUCT_SIZE)?))
     }
 
-    /// What the words of a `struct page` say.
-    fn read(&self, words: [u64; WORDS]) -> PageStruct {
-        let word = |index: usize| words.get(index).copied().unwrap_or_default();
-        let mapping = word(self.index - BEFORE_INDEX);
-        PageStruct {
-            flags: word(FLAGS) & PAGE_FLAGS,
-            is_part: word(COMPOUND_HEAD) & IS_PART != 0,
-            is_free: mapping == 0 && word(self.index + AFTER_PRIVATE) >> REFERENCES == 0,
-            has_links: word(LINKS) >= LIST_POISON,
-            mapping,
-            index: word(self.index),
-            private: word(self.index + AFTER_INDEX),
-        }
+    /// The frames of the dump whose `struct page`s are picked, in the order of its ranges.
+    pub(super) fn pick(&self, which: Pick) -> Vec<(PhysAddr, PageStruct)> {
+        let memory = self.tables.memory();
+        let parts = memory.ranges().iter().flat_map(|range| self.parts(PhysicalMemory::frames(range)));
+        let Some(remote) = memory.remote() else {
+            return parts.flat_map(|part| part.pick(memory, self.index, which)).collect();
+        };
+        let mut parts: Vec<ArrayPart> = parts.collect();
+        parts.sort_unstable_by_key(|part| part.structs);
+        let question = |shard: &ShardPart| {
+            let parts: Vec<ArrayPart> = shard.of(&parts, |part| PhysAddr(part.structs)).copied().collect();
+            (!parts.is_empty()).then(|| (shard.ranges.clone(), PickedPages { parts, index: self.index, which }))
+        };
+        let answers = remote.ask(question, &|_| ()).into_iter().flat_map(|(_, answer)| answer);
+        let mut found: Vec<(PhysAddr, PageStruct)> = answers.map(|(frame, page)| (PhysAddr(frame), page)).collect();
+        found.sort_unstable_by_key(|(frame, _)| *frame);
+        found
     }
 
-    /// What `pick` makes of the frames in a range, by their `struct page`s.
-    pub(super) fn pick<T>(
-        &self,
-        frames: Range<PhysAddr>,
-        mut pick: impl FnMut(PhysAddr, PageStruct) -> Option<T>,
-    ) -> Vec<T> {
-        let mut found = Vec::new();
+    /// The array's part for frames, cut where its pages end.
+    fn parts(&self, frames: Range<PhysAddr>) -> impl Iterator<Item = ArrayPart> + '_ {
         let mut page = frames.start;
-        while page < frames.end {
-            // The part of the array that one page of it holds is read at once.
-            let Some(va) = self.address(page) else { break };
-            let here = (FRAME_SIZE - va.0 % FRAME_SIZE) / PAGE_STRUCT_SIZE;
-            let bytes =
-                self.tables.translate(va).ok().and_then(|at| self.tables.memory().bytes_from(at.pa, FRAME_SIZE));
-            let (structs, _) = bytes.unwrap_or_default().as_chunks::<{ PAGE_STRUCT_SIZE as usize }>();
-            let pages = (page.0..frames.end.0).step_by(FRAME_SIZE as usize).take(here as usize);
-            let read = pages.zip(structs).map(|(page, bytes)| (PhysAddr(page), self.read(words(bytes))));
-            found.extend(read.filter_map(|(page, read)| pick(page, read)));
-            page = PhysAddr(page.0.saturating_add(here * FRAME_SIZE));
-        }
-        found
+        std::iter::from_fn(move || {
+            while page < frames.end {
+                let va = self.address(page)?;
+                let here = (FRAME_SIZE - va.0 % FRAME_SIZE) / PAGE_STRUCT_SIZE;
+                let count = here.min((frames.end.0 - page.0).div_ceil(FRAME_SIZE));
+                let first = page.0;
+                page = PhysAddr(page.0.saturating_add(here * FRAME_SIZE));
+                if let Ok(at) = self.tables.translate(va) {
+                    return Some(ArrayPart { first, count, structs: at.pa.0 });
+                }
+            }
+            None
+        })
     }
 
     /// The other frames of the large page that begins at a frame; none if it is no large page.
@@ -183,6 +206,58 @@ impl<'a> PageStructs<'a> {
         frames.take_while(move |frame| {
             self.words_of(*frame).is_some_and(|words| words.get(COMPOUND_HEAD).copied() == head)
         })
+    }
+}
+
+/// Frames that are picked by their `struct page`s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Pick {
+    /// Those that nobody uses.
+    Free,
+    /// Those that could be in the swap cache.
+    WithSlot,
+}
+
+/// A part of the array in one page of it: the first frame, how many frames, and the physical address of the first `struct page`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ArrayPart {
+    first: u64,
+    count: u64,
+    structs: u64,
+}
+
+impl ArrayPart {
+    /// Those of its frames that are picked.
+    fn pick(self, memory: &PhysicalMemory, index: usize, which: Pick) -> impl Iterator<Item = (PhysAddr, PageStruct)> {
+        // It is read at once.
+        let bytes = memory.bytes_from(PhysAddr(self.structs), FRAME_SIZE).unwrap_or_default();
+        let (structs, _) = bytes.as_chunks::<{ PAGE_STRUCT_SIZE as usize }>();
+        let frames = (self.first..).step_by(FRAME_SIZE as usize).take(self.count as usize).map(PhysAddr);
+        let read = frames.zip(structs).map(move |(frame, bytes)| (frame, PageStruct::new(words(bytes), index)));
+        read.filter(move |(_, page)| match which {
+            Pick::Free => page.is_free,
+            Pick::WithSlot => page.has_slot(),
+        })
+    }
+}
+
+/// The frames that are picked by the `struct page`s in a part of a dump.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct PickedPages {
+    parts: Vec<ArrayPart>,
+    /// The word that is the page number of the virtual address.
+    index: usize,
+    which: Pick,
+}
+
+impl Question for PickedPages {
+    const NAME: &'static str = "frames by their struct page";
+    type Answer = Vec<(u64, PageStruct)>;
+
+    fn answer(self, ShardMemory { memory, .. }: &ShardMemory) -> Self::Answer {
+        // An index that is too small was refused when it was found.
+        let picked = self.parts.iter().flat_map(|part| part.pick(memory, self.index.max(BEFORE_INDEX), self.which));
+        picked.map(|(frame, page)| (frame.0, page)).collect()
     }
 }
 

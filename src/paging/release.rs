@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::thread;
 
 use memchr::memmem;
+use serde::{Deserialize, Serialize};
 
-use crate::dump::PhysicalMemory;
+use crate::dump::{PhysicalMemory, Question, ShardMemory, ShardPart};
 
 /// What the banner begins with (init/version-timestamp.c).
 const BANNER: &[u8] = b"Linux version ";
@@ -20,6 +21,35 @@ const MAX_COUNTED: usize = 64;
 
 /// Major and minor number of the release that most banners name.
 pub(super) fn kernel_release(memory: &PhysicalMemory) -> Option<[u64; 2]> {
+    let found = match memory.remote() {
+        None => banners(memory),
+        Some(remote) => {
+            let question = |shard: &ShardPart| Some((shard.ranges.clone(), Banners {}));
+            remote.ask(question, &|_| ()).into_iter().flat_map(|(_, releases)| releases).collect()
+        }
+    };
+    let mut counts: BTreeMap<[u64; 2], usize> = BTreeMap::new();
+    for release in found {
+        *counts.entry(release).or_default() += 1;
+    }
+    counts.into_iter().max_by_key(|(release, count)| (*count, *release)).map(|(release, _)| release)
+}
+
+/// The releases that the banners in a part of a dump name.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Banners {}
+
+impl Question for Banners {
+    const NAME: &'static str = "banners";
+    type Answer = Vec<[u64; 2]>;
+
+    fn answer(self, ShardMemory { memory, .. }: &ShardMemory) -> Self::Answer {
+        banners(memory)
+    }
+}
+
+/// Major and minor number of the release that each banner names.
+fn banners(memory: &PhysicalMemory) -> Vec<[u64; 2]> {
     let pieces: Vec<&[u8]> = memory
         .ranges()
         .iter()
@@ -36,18 +66,13 @@ pub(super) fn kernel_release(memory: &PhysicalMemory) -> Option<[u64; 2]> {
     };
     // Others wait for the result. A thread of the pool that waits for its share of this could take up work that waits for it.
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    let found: Vec<[u64; 2]> = thread::scope(|scope| {
+    thread::scope(|scope| {
         let of_pieces =
             |pieces: &[&[u8]]| -> Vec<[u64; 2]> { pieces.iter().flat_map(|piece| of_piece(piece)).collect() };
         let share = pieces.len().div_ceil(threads).max(1);
         let workers: Vec<_> = pieces.chunks(share).map(|pieces| scope.spawn(move || of_pieces(pieces))).collect();
         workers.into_iter().filter_map(|worker| worker.join().ok()).flatten().collect()
-    });
-    let mut counts: BTreeMap<[u64; 2], usize> = BTreeMap::new();
-    for release in found {
-        *counts.entry(release).or_default() += 1;
-    }
-    counts.into_iter().max_by_key(|(release, count)| (*count, *release)).map(|(release, _)| release)
+    })
 }
 
 /// The two numbers that a text begins with, with a point between them.

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::absent::hidden_levels;
+use super::candidates::{Entries, entries_of_candidates};
 use super::tables::{
     ENTRIES, PageTables, PresentEntries, UserTables, is_leaf, page_address, present_entries, table_entries,
 };
@@ -199,6 +200,11 @@ pub(super) fn kernel_memory(memory: &PhysicalMemory, mmu: &Mmu, space: &Space, g
     ranges
 }
 
+/// The addresses of a frame.
+fn frame_of(frame: PhysAddr) -> Range<PhysAddr> {
+    frame..PhysAddr(frame.0.saturating_add(FRAME_SIZE))
+}
+
 /// The tables of every level whose pointers all lead to tables of the level below.
 struct Tables<'a> {
     memory: &'a PhysicalMemory,
@@ -227,12 +233,47 @@ impl<'a> Tables<'a> {
         let hidden = (0..classes.len()).map(|_| AtomicU8::new(0)).collect();
         let mut tables = Self { memory, mmu, by_level: HashMap::new(), hidden, frames: classes.len() };
         let top = DEPTHS.into_iter().max().unwrap_or_default();
+        let mask = (2..=top).fold(0, |mask, level| mask | 1 << (level - 1));
+        let known = entries_of_candidates(memory, mmu, classes, mask, TOLERATED);
         for level in 2..=top {
-            let frames: Vec<PhysAddr> = classes.with(1 << (level - 1)).map(|(frame, _)| frame).collect();
+            let mut frames: Vec<PhysAddr> = classes.with(1 << (level - 1)).map(|(frame, _)| frame).collect();
+            frames.retain(|frame| {
+                known.get(&(*frame, level)).is_none_or(|entries| tables.may_be_table(classes, entries, level))
+            });
+            memory.fetch(frames.iter().map(|frame| frame_of(*frame)));
             let kept = frames.into_par_iter().filter(|frame| tables.is_table(classes, *frame, level)).collect();
             tables.by_level.insert(level, kept);
         }
+        tables.fetch_last_level();
         tables
+    }
+
+    /// Fetches the tables of the lowest level: all that follows reads most of them.
+    fn fetch_last_level(&self) {
+        if self.memory.remote().is_none() {
+            return;
+        }
+        let Some(rules) = self.mmu.level(2) else { return };
+        let pointers = |table: &PhysAddr| {
+            let entries = table_entries(self.memory.bytes(*table, FRAME_SIZE).unwrap_or_default());
+            let pointers = entries.filter(|entry| entry & self.mmu.present != 0 && !is_leaf(self.mmu, rules, *entry));
+            pointers.map(|entry| frame_of(PhysAddr(entry & self.mmu.address))).collect::<Vec<_>>()
+        };
+        self.memory.fetch(self.by_level.get(&2).into_iter().flatten().flat_map(pointers));
+    }
+
+    /// Whether a frame may be a table by what is known of its entries; `false` only where [`Tables::is_table`] is.
+    fn may_be_table(&self, classes: &FrameClasses, entries: &Entries, level: u8) -> bool {
+        let (mut tables, mut wrong) = (0, 0);
+        for target in entries.targets() {
+            match self.target(classes, target, level - 1) {
+                Target::Table => tables += 1,
+                Target::Empty | Target::Missing => {}
+                Target::Other => wrong += 1,
+            }
+        }
+        let is_useless = entries.is_all() && entries.pointers == entries.present && tables == 0;
+        !is_useless && wrong <= entries.present / TOLERATED
     }
 
     fn is_table(&self, classes: &FrameClasses, frame: PhysAddr, level: u8) -> bool {

@@ -87,6 +87,9 @@ pub trait VirtualMemory: Sync {
     /// The first byte could not be read.
     fn bytes_at(&self, va: VirtAddr) -> Result<&[u8], Fault>;
 
+    /// Fetches what will be read soon, where it lies elsewhere.
+    fn fetch(&self, _wanted: Range<VirtAddr>) {}
+
     /// The reason for a fault as text, with the names of files, which the fault itself does not have.
     fn explain(&self, fault: Fault) -> String {
         fault.to_string()
@@ -310,6 +313,21 @@ impl AddressSpace {
         Fault::NotInImage { va, why: self.memory.absence(PhysAddr(va.0)) }
     }
 
+    /// Fetches what will be read soon of a dump that lies elsewhere; addresses that lead nowhere are passed over.
+    pub fn fetch_all(&self, wanted: impl IntoIterator<Item = Range<VirtAddr>>) {
+        if self.memory.remote().is_none() {
+            return;
+        }
+        let pages = wanted.into_iter().flat_map(|part| {
+            let first = part.start.frame().0;
+            (first..part.end.0).step_by(FRAME_SIZE as usize).map(VirtAddr)
+        });
+        let mut last = None;
+        let pages = pages.filter(|page| last.replace(*page) != Some(*page));
+        let frames = pages.filter_map(|page| Some(self.translate(page).ok()?.pa));
+        self.memory.fetch(frames.map(|frame| frame..PhysAddr(frame.0.saturating_add(FRAME_SIZE))));
+    }
+
     /// The memory that it is a view of.
     pub(crate) fn memory(&self) -> &PhysicalMemory {
         &self.memory
@@ -410,6 +428,10 @@ impl VirtualMemory for AddressSpace {
             Translator::Image => self.not_in_image(va),
         };
         self.memory.bytes_from(pa, (page_end - pa.0).saturating_add(1)).ok_or_else(missing)
+    }
+
+    fn fetch(&self, wanted: Range<VirtAddr>) {
+        self.fetch_all([wanted]);
     }
 
     fn explain(&self, fault: Fault) -> String {

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::page_structs::{self, MIN_VOTES, PAGE_FLAGS, PageStruct, PageStructs};
+use super::page_structs::{self, MIN_VOTES, PAGE_FLAGS, PageStruct, PageStructs, Pick};
 use super::release::kernel_release;
 use super::tables::ENTRIES;
 use crate::addr::PhysAddr;
@@ -31,18 +31,12 @@ fn read(memory: &PhysicalMemory, mmu: &Mmu, facts: &KernelFacts) -> Option<HashM
     let rules = page_structs::rules(mmu);
     let array = PageStructs::find(memory, &rules, &facts.roots)?;
     let release = || *facts.release.get_or_init(|| kernel_release(memory));
-    Some(swap_cache(&array, memory, release))
+    Some(swap_cache(&array, release))
 }
 
 /// The pages of the swap cache, by slot. A slot that two pages claim is left out.
-fn swap_cache(
-    array: &PageStructs<'_>,
-    memory: &PhysicalMemory,
-    release: impl Fn() -> Option<[u64; 2]>,
-) -> HashMap<SwapSlot, u64> {
-    let frames = memory.ranges().iter().map(PhysicalMemory::frames);
-    let with_page = |page, found: PageStruct| has_slot(&found).then_some((page, found));
-    let candidates: Vec<(PhysAddr, PageStruct)> = frames.flat_map(|frames| array.pick(frames, with_page)).collect();
+fn swap_cache(array: &PageStructs<'_>, release: impl Fn() -> Option<[u64; 2]>) -> HashMap<SwapSlot, u64> {
+    let candidates: Vec<(PhysAddr, PageStruct)> = array.pick(Pick::WithSlot);
     // A page that was read ahead belongs to no process yet. It counts once it has the flags that all pages of the swap cache
     // have: a page that is still being read lacks one of them.
     let anonymous = || candidates.iter().filter(|(_, found)| found.is_anonymous());
@@ -62,13 +56,6 @@ fn swap_cache(
         }
     }
     slots.into_iter().filter_map(|(slot, page)| Some((slot, page?))).collect()
-}
-
-/// Whether a page is anonymous or of no file, and has a value in `private`.
-fn has_slot(found: &PageStruct) -> bool {
-    // The other parts of a large page keep counts where its first part has `mapping`.
-    let is_slot = !found.is_part && found.private != 0 && found.private >> (u64::BITS - 1) == 0;
-    is_slot && (found.is_anonymous() || found.mapping == 0)
 }
 
 /// The slot that a `swp_entry_t` names.

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::Hit;
 use crate::addr::PhysAddr;
 
 /// The most hits that a scan keeps. Without a limit it keeps all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Of one signature in one frame. It is halved, down to 1, for as long as the limit of the whole dump is exceeded, so that
     /// frames full of hits don't hide what other frames hold.

@@ -43,6 +43,20 @@ impl FrameClasses {
         self.ranges.iter_mut().map(|range| range.classes.as_mut_slice())
     }
 
+    /// Gives the whole frames from an address on their classes, each with how many frames in a row have it; what is more than the
+    /// dump has is left out.
+    pub(super) fn fill(&mut self, start: PhysAddr, runs: &[(u8, u64)]) {
+        let first = PhysAddr(start.0.checked_next_multiple_of(FRAME_SIZE).unwrap_or(u64::MAX));
+        let after = self.ranges.partition_point(|range| range.first <= first);
+        let Some(range) = after.checked_sub(1).and_then(|index| self.ranges.get_mut(index)) else { return };
+        let skip = ((first.0 - range.first.0) / FRAME_SIZE) as usize;
+        let mut classes = range.classes.iter_mut().skip(skip);
+        for (class, count) in runs {
+            let count = usize::try_from(*count).unwrap_or(usize::MAX);
+            classes.by_ref().take(count).for_each(|frame| *frame = *class);
+        }
+    }
+
     /// The class of the frame that holds `pa`, if the dump holds that frame wholly.
     pub fn get(&self, pa: PhysAddr) -> Option<u8> {
         let (range, position) = self.locate(pa)?;

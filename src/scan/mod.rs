@@ -13,6 +13,7 @@ mod backend;
 mod byte_vector;
 mod chunk;
 mod collector;
+mod elsewhere;
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "for vectors only"))]
 mod engine;
 mod explain;
@@ -52,6 +53,7 @@ use crate::signature::Signatures;
 
 pub use backend::{Backend, BackendChoice, BackendError};
 pub use collector::Limits;
+pub(crate) use elsewhere::{Scan, Slots, Sweep, ask_about_runs, from_pairs};
 pub use explain::{Explanation, RejectedCandidate, explain};
 pub use frames::{ABSENT_FRAME, FrameClasses, ZERO_FRAME};
 pub use pointer_set::PointerSet;
@@ -149,6 +151,9 @@ pub fn scan_within(
     keep: Keep,
     progress: &(dyn Fn(u64) + Sync),
 ) -> ScanResult {
+    if let Some(remote) = memory.remote() {
+        return elsewhere::scan(&remote, signatures, limits, progress);
+    }
     let engine = backend.engine();
     let plan = engine::Plan::new(signatures, memory, engine);
     let needles = Needles::new(signatures, backend);

@@ -45,6 +45,9 @@ pub fn select_backend(
         return Ok(SelectedBackend { backend, reason: format!("requested{which}") });
     }
     let on_cpu = |reason: String| SelectedBackend { backend, reason: format!("best CPU backend; {reason}") };
+    if memory.remote().is_some() {
+        return Ok(on_cpu("the dump lies elsewhere, and those who have its parts search them".to_owned()));
+    }
     if memory.size() < MEASURED_FROM {
         return Ok(on_cpu("the dump is too small for a GPU to be worth starting".to_owned()));
     }

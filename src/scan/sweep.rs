@@ -27,6 +27,9 @@ pub fn sweep(
     if values.values().is_empty() {
         return Vec::new();
     }
+    if let Some(remote) = memory.remote() {
+        return super::elsewhere::sweep_remote(&remote, frames, values, progress);
+    }
     let engine = backend.engine();
     let views = views(memory, frames);
     #[cfg(feature = "gpu")]

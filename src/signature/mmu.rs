@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::error::{SignatureError, Text};
 use crate::addr::PhysAddr;
 
 /// How page-table entries of an architecture are built: 512 entries of 8 bytes in a frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mmu {
     /// Name of the architecture.
     pub name: String,
@@ -35,6 +35,7 @@ pub struct Mmu {
     /// What the operating system stores in entries that are not present; `None` if the file does not say.
     pub absent: Option<AbsentEntries>,
     /// What the kernel that wrote the entries of one dump tells of them; `None` in rules that belong to no dump.
+    #[serde(skip)]
     pub(crate) kernel: Option<KernelFacts>,
 }
 
@@ -59,7 +60,7 @@ pub(crate) struct SwapSlot {
 }
 
 /// What Linux stores in entries whose present bit is off: some of them still name a frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AbsentEntries {
     /// Where the numbers come from.
     pub source: String,
@@ -76,7 +77,7 @@ pub struct AbsentEntries {
 }
 
 /// How one range of kernel releases builds a swap entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwapForm {
     /// The first release that does so.
     pub since: String,
@@ -89,7 +90,7 @@ pub struct SwapForm {
 }
 
 /// What the special types of swap entries mean in one configuration of some kernel releases.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpecialTypes {
     /// The first release with these numbers, as major and minor number.
     pub since: [u64; 2],
@@ -104,7 +105,7 @@ pub struct SpecialTypes {
 }
 
 /// One level of page tables.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MmuLevel {
     /// 1 for the tables of 4 KiB pages, up to 6; bit `level - 1` of a frame's class.
     pub level: u8,
@@ -119,7 +120,7 @@ pub struct MmuLevel {
 }
 
 /// Which entries of a level map a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Leaf {
     /// All: the leaf bit means something else here.

@@ -24,7 +24,7 @@ mod structure;
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use error::{Location, Text};
 use layout::{RawLayout, Unresolved};
@@ -40,11 +40,13 @@ pub use needle::Needle;
 pub use structure::{Field, KERNEL_POINTER_MIN, Structure, Test, USER_POINTER_MAX, USER_POINTER_MIN, is_user_pointer};
 
 /// A set of signatures, checked and ready for a scan.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Signatures {
     structures: Vec<Structure>,
     needles: Vec<Needle>,
     mmu: Option<Mmu>,
+    /// Those who search memory need none.
+    #[serde(skip)]
     layouts: Vec<Layout>,
 }
 

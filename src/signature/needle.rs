@@ -1,6 +1,6 @@
 //! Needles: byte strings to be found at any address, across frame borders.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::error::{Location, SignatureError, Text};
@@ -10,7 +10,7 @@ use super::structure::power_of_two;
 const MAX_BYTES: usize = 4096;
 
 /// A byte string that is looked for everywhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Needle {
     /// Name, unique among structures and needles.
     pub name: String,

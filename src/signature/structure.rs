@@ -1,6 +1,6 @@
 //! Structural signatures: fields at offsets, each with tests that its value must pass.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::error::{Location, SignatureError, Text};
@@ -21,7 +21,7 @@ pub fn is_user_pointer(word: u64) -> bool {
 pub const KERNEL_POINTER_MIN: u64 = 0xff00_0000_0000_0000;
 
 /// A structure that is recognised by the values of its fields.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Structure {
     /// Name, unique among structures and needles.
     pub name: String,
@@ -68,7 +68,7 @@ impl Structure {
 }
 
 /// One field of a structure.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Field {
     /// Name, unique in the structure.
     pub name: String,
@@ -88,7 +88,7 @@ impl Field {
 }
 
 /// What the value of a field must be; compared unsigned.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Test {
     /// This value.
     Equal(u64),

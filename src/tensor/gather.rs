@@ -137,6 +137,9 @@ pub fn gather<E: From<TooLarge>>(
     if spread > limit {
         return Err(TooLarge { bytes: spread, limit }.into());
     }
+    if let Some((start, end)) = elements.span().filter(|(start, end)| end.0 - start.0 <= bytes.saturating_mul(2)) {
+        memory.fetch(start..end);
+    }
     let memory: &dyn VirtualMemory = &Without { memory, overwritten: &elements.overwritten };
     let mut gatherer = Gatherer {
         pages: Pages::new(memory, elements),

@@ -1,14 +1,15 @@
 //! Where in a process each frame was that nobody uses any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::{Range, RangeInclusive};
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::clear_winner;
 use crate::addr::{FRAME_SIZE, PhysAddr};
-use crate::dump::PhysicalMemory;
-use crate::paging::page_structs::{self, PageStruct, PageStructs};
+use crate::dump::{PhysicalMemory, Question, RemoteMemory, ShardMemory, ShardPart};
+use crate::paging::page_structs::{self, PageStruct, PageStructs, Pick};
 use crate::paging::tables::ENTRIES;
 use crate::signature::{Mmu, USER_POINTER_MAX, is_user_pointer};
 
@@ -59,22 +60,25 @@ pub(super) fn find(memory: &PhysicalMemory, mmu: &Mmu, mapped: &[Range<PhysAddr>
     let rules = page_structs::rules(mmu);
     let roots = mmu.kernel.as_ref().map(|kernel| kernel.roots.as_slice()).unwrap_or_default();
     let Some(structs) = PageStructs::find(memory, &rules, roots) else { return Vec::new() };
-    let free = free_frames(memory, &structs, mapped);
+    let free = free_frames(&structs, mapped);
     let has_index = |has: bool| free.iter().filter(|free| free.is_single && free.page.is_some() == has).count();
     let keeps_index = has_index(true) > has_index(false);
     let runs = free.par_chunk_by(|one, next| one.frame.0 / LARGE_PAGE == next.frame.0 / LARGE_PAGE);
-    runs.flat_map_iter(|frames| claims(memory, frames, keeps_index)).collect()
+    let elsewhere = memory.remote().map(|remote| pages_elsewhere(&remote, &free));
+    let page = |frame: PhysAddr| match &elsewhere {
+        Some(known) => known.get(&frame).copied(),
+        None => page_by_pointers(memory, frame),
+    };
+    runs.flat_map_iter(|frames| claims(&page, frames, keeps_index)).collect()
 }
 
 /// The frames that nobody uses, sorted.
-fn free_frames(memory: &PhysicalMemory, structs: &PageStructs<'_>, mapped: &[Range<PhysAddr>]) -> Vec<Free> {
-    let free = |frame, page: PageStruct| {
+fn free_frames(structs: &PageStructs<'_>, mapped: &[Range<PhysAddr>]) -> Vec<Free> {
+    let free = |(frame, page): (PhysAddr, PageStruct)| {
         let index = Some(page.index).filter(|index| page.has_links && PAGES.contains(index));
-        let is_free = page.is_free && !is_in(mapped, frame);
-        is_free.then_some(Free { frame, is_single: page.has_links, page: index })
+        (!is_in(mapped, frame)).then_some(Free { frame, is_single: page.has_links, page: index })
     };
-    let ranges = memory.ranges().iter().map(PhysicalMemory::frames);
-    let mut free: Vec<Free> = ranges.flat_map(|frames| structs.pick(frames, free)).collect();
+    let mut free: Vec<Free> = structs.pick(Pick::Free).into_iter().filter_map(free).collect();
     free.sort_unstable_by_key(|free| free.frame);
     free.dedup_by_key(|free| free.frame);
     free
@@ -86,11 +90,12 @@ fn is_in(ranges: &[Range<PhysAddr>], frame: PhysAddr) -> bool {
     ranges.get(..after).and_then(<[_]>::last).is_some_and(|range| frame < range.end)
 }
 
-/// Where the free frames of one 2 MiB of memory were; `keeps_index` says whether the kernel leaves a page its index.
-fn claims(memory: &PhysicalMemory, frames: &[Free], keeps_index: bool) -> Vec<Claim> {
-    let large = large_page(memory, frames);
+/// Where the free frames of one 2 MiB of memory were; `page` says what [`page_by_pointers`] does, and `keeps_index` whether the
+/// kernel leaves a page its index.
+fn claims(page: &impl Fn(PhysAddr) -> Option<(u64, usize)>, frames: &[Free], keeps_index: bool) -> Vec<Claim> {
+    let large = large_page(page, frames);
     let claim = |free: &Free| {
-        let contents = || memory.bytes(free.frame, FRAME_SIZE).and_then(pairs);
+        let contents = || page(free.frame);
         let part = large.map(|first| first + free.frame.0 % LARGE_PAGE / FRAME_SIZE);
         let of_large = |page| Some(Claim { page, frame: free.frame, large });
         let alone = |page| Some(Claim { page, frame: free.frame, large: None });
@@ -139,11 +144,11 @@ fn fill_between(frames: &[Free], claims: &mut [Option<Claim>]) {
 
 /// The first page of the large page that those frames were, if they were one: by what its parts say of themselves, or its first
 /// `struct page`.
-fn large_page(memory: &PhysicalMemory, frames: &[Free]) -> Option<u64> {
+fn large_page(page: &impl Fn(PhysAddr) -> Option<(u64, usize)>, frames: &[Free]) -> Option<u64> {
     let parts = frames.iter().filter(|free| !free.is_single);
     let mut votes: BTreeMap<u64, usize> = BTreeMap::new();
     for Free { frame, .. } in parts.clone() {
-        if let Some((page, _)) = memory.bytes(*frame, FRAME_SIZE).and_then(pairs) {
+        if let Some((page, _)) = page(*frame) {
             *votes.entry(page.wrapping_sub(frame.0 % LARGE_PAGE / FRAME_SIZE)).or_default() += 1;
         }
     }
@@ -157,6 +162,49 @@ fn large_page(memory: &PhysicalMemory, frames: &[Free]) -> Option<u64> {
     };
     let is_sure = if index == Some(first) { count >= MIN_PAIRS } else { count >= MIN_PARTS && count * 2 > all };
     (is_sure && can_be(&first)).then_some(first)
+}
+
+/// The page that the pointers in a frame make it, and how many do so; `None` where they do not agree.
+fn page_by_pointers(memory: &PhysicalMemory, frame: PhysAddr) -> Option<(u64, usize)> {
+    memory.bytes(frame, FRAME_SIZE).and_then(pairs)
+}
+
+/// The same of free frames in a part of a dump.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct PagesByPointers {
+    /// Runs of frames: first address, and number.
+    runs: Vec<(u64, u64)>,
+}
+
+impl Question for PagesByPointers {
+    const NAME: &'static str = "pages by their pointers";
+    /// Frame, page and number of pointers, of the frames whose pointers agree.
+    type Answer = Vec<(u64, u64, usize)>;
+
+    fn answer(self, ShardMemory { memory, .. }: &ShardMemory) -> Self::Answer {
+        let frames = |(first, count): (u64, u64)| (first..).step_by(FRAME_SIZE as usize).take(count as usize);
+        let found = |frame: u64| {
+            let (page, count) = page_by_pointers(memory, PhysAddr(frame))?;
+            Some((frame, page, count))
+        };
+        self.runs.into_par_iter().flat_map_iter(frames).filter_map(found).collect()
+    }
+}
+
+/// The same of all free frames of a dump that lies elsewhere, which are sorted.
+fn pages_elsewhere(remote: &RemoteMemory<'_>, free: &[Free]) -> HashMap<PhysAddr, (u64, usize)> {
+    let question = |shard: &ShardPart| {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for free in shard.of(free, |free| free.frame) {
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count * FRAME_SIZE == free.frame.0 => *count += 1,
+                _ => runs.push((free.frame.0, 1)),
+            }
+        }
+        (!runs.is_empty()).then(|| (shard.ranges.clone(), PagesByPointers { runs }))
+    };
+    let answers = remote.ask(question, &|_| ()).into_iter().flat_map(|(_, answer)| answer);
+    answers.map(|(frame, page, count)| (PhysAddr(frame), (page, count))).collect()
 }
 
 /// The page that the pointers in a frame make it, and how many do so; `None` where they do not agree.

@@ -26,6 +26,7 @@ use crate::addr::{FRAME_SIZE, PhysAddr, VirtAddr};
 use crate::dump::PhysicalMemory;
 use crate::signature::Mmu;
 use claims::Claim;
+pub(crate) use claims::PagesByPointers;
 
 /// Of the pages of a large page, so many that are also there as single ones show that they were collected into it.
 const MIN_COLLECTED: usize = 32;
