@@ -17,6 +17,24 @@ pub enum Phase {
     Tensors,
     /// Writing the output folder.
     Write,
+    /// Hashes of the dump itself.
+    Hash,
+}
+
+impl Phase {
+    /// Its name, for people and for the manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unpack => "unpack",
+            Self::Scan => "scan",
+            Self::Paging => "paging",
+            Self::Linux => "linux",
+            Self::Cpython => "cpython",
+            Self::Tensors => "tensors",
+            Self::Write => "write",
+            Self::Hash => "hash",
+        }
+    }
 }
 
 /// Receives progress; called from several threads.

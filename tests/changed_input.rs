@@ -81,6 +81,7 @@ fn zeros_in_the_place_of_a_dump_are_never_reported() {
         hashes: Vec::new(),
         started: SystemTime::now(),
         phases: Vec::new(),
+        division: None,
     };
     let file = File::options().write(true).open(&path).unwrap();
     file.set_len(0).unwrap();

@@ -10,6 +10,7 @@ mod cli;
 mod error;
 mod html;
 mod model;
+mod remote;
 mod scan;
 mod work;
 
@@ -27,6 +28,8 @@ mod _tensorcarve {
     use super::error::Error;
     #[pymodule_export]
     use super::model::{Model, Tensor};
+    #[pymodule_export]
+    use super::remote::{Shard, recover_remote};
     #[pymodule_export]
     use super::scan::{Hit, scan};
     use crate::cli;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -24,6 +24,8 @@ pub(crate) struct Meter {
     /// The phase, and the bytes that it has; 0 if that is unknown.
     phase: Mutex<Option<(Phase, u64)>>,
     done: AtomicU64,
+    /// When each phase began.
+    begun: Mutex<Vec<(Phase, Instant)>>,
 }
 
 impl Meter {
@@ -32,11 +34,18 @@ impl Meter {
         Self { callback, ..Self::default() }
     }
 
+    /// The phases with their times, in their order; the last one ends now.
+    pub(crate) fn times(&self) -> Vec<(&'static str, Duration)> {
+        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let ends = begun.iter().skip(1).map(|(_, next)| *next).chain([Instant::now()]);
+        begun.iter().zip(ends).map(|((phase, start), end)| (phase.name(), end.duration_since(*start))).collect()
+    }
+
     fn show(&self, py: Python<'_>) -> PyResult<()> {
         let phase = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(callback), Some((phase, total))) = (&self.callback, phase) {
             let done = self.done.load(Ordering::Relaxed);
-            callback.call1(py, (format!("{phase:?}").to_lowercase(), done, total))?;
+            callback.call1(py, (phase.name(), done, total))?;
         }
         Ok(())
     }
@@ -46,6 +55,7 @@ impl Observer for Meter {
     fn begin(&self, phase: Phase, total: u64) {
         *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = Some((phase, total));
         self.done.store(0, Ordering::Relaxed);
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner).push((phase, Instant::now()));
     }
 
     fn advance(&self, bytes: u64) {

@@ -1,5 +1,5 @@
 from os import PathLike
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Iterator, Optional, Union
 
 import numpy
 
@@ -156,3 +156,16 @@ def open(path: _Path, *, signatures: Optional[_Path] = None, index: bool = True,
 def scan(path: _Path, signatures: Optional[_Path] = None, names: list[str] = ..., max_hits: int = 5_000_000,
          progress: Optional[_Progress] = None) -> list[Hit]: ...
 def main(arguments: list[str]) -> int: ...
+
+class Shard:
+    """A part of a dump with a worker of `tensorcarve.distributed.recover`, and the answers to questions about it."""
+
+    def __init__(self, pieces: Iterator[bytes], first: int, size: int) -> None: ...
+    @staticmethod
+    def of_file(path: _Path, start: int, end: int) -> Shard: ...
+    def answer(self, question: bytes) -> bytes: ...
+
+def recover_remote(remote: Any, name: _Path, size: int, out: _Path, *, shard: int, overwrite: bool, hashed: bool,
+                   signatures: Optional[_Path], format: Optional[str], spool_dir: Optional[_Path], arguments: list[str],
+                   progress: Optional[_Progress]) -> dict[str, Any]:
+    """What `tensorcarve.distributed.recover` does with the workers that `remote` stands for."""

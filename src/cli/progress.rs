@@ -16,9 +16,6 @@ const WITH_TOTAL: &str =
     "{prefix:>9} {bar:28} {decimal_bytes:>9} of {decimal_total_bytes} {decimal_bytes_per_sec:>11} ETA {eta}";
 const WITHOUT_TOTAL: &str = "{prefix:>9} {spinner} {decimal_bytes} {elapsed}";
 
-/// Name of the phase that the others are compared with.
-const SCAN: &str = "scan";
-
 /// Watches the phases.
 pub(super) struct Progress {
     bar: ProgressBar,
@@ -80,7 +77,7 @@ impl Progress {
 
 impl Observer for Progress {
     fn begin(&self, phase: Phase, total: u64) {
-        self.begin_named(name(phase), total);
+        self.begin_named(phase.name(), total);
     }
 
     fn advance(&self, bytes: u64) {
@@ -107,18 +104,6 @@ impl Progress {
     }
 }
 
-fn name(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Unpack => "unpack",
-        Phase::Scan => SCAN,
-        Phase::Paging => "paging",
-        Phase::Linux => "linux",
-        Phase::Cpython => "cpython",
-        Phase::Tensors => "tensors",
-        Phase::Write => "write",
-    }
-}
-
 /// Prints how the work went: which backend searched and why, if one did, whether the index was used, and the time of each phase.
 pub(super) fn print_work(choice: Option<&SelectedBackend>, spaces: &Spaces, times: &[PhaseTime]) {
     if let Some(choice) = choice {
@@ -132,7 +117,7 @@ pub(super) fn print_work(choice: Option<&SelectedBackend>, spaces: &Spaces, time
 
 /// Prints how long each phase took, how fast it went through its bytes, and how that compares with the scan.
 pub(super) fn print_times(times: &[PhaseTime]) {
-    let scan = times.iter().find(|phase| phase.name == SCAN).map(|phase| phase.time.as_secs_f64());
+    let scan = times.iter().find(|phase| phase.name == Phase::Scan.name()).map(|phase| phase.time.as_secs_f64());
     for phase in times {
         let seconds = phase.time.as_secs_f64();
         let rate = match rate(phase.bytes, phase.time) {
@@ -140,7 +125,7 @@ pub(super) fn print_times(times: &[PhaseTime]) {
             None => " ".repeat(13),
         };
         let share = match scan.map(|scan| 100.0 * seconds / scan) {
-            Some(share) if phase.name != SCAN && share.is_finite() => format!("{share:6.0}% of the scan"),
+            Some(share) if phase.name != Phase::Scan.name() && share.is_finite() => format!("{share:6.0}% of the scan"),
             _ => String::new(),
         };
         print_message(format!("{:>9} {seconds:8.3} s {rate}{share}", phase.name).trim_end());

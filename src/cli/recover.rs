@@ -129,6 +129,7 @@ pub(super) fn run(args: &RecoverArgs) -> Result<Outcome, Failure> {
                 hashes: hashed.hashes.clone(),
                 started,
                 phases: times.iter().map(|done| (done.name, done.time)).collect(),
+                division: None,
             }
         })?;
         Ok((case, recovery, choice))

@@ -74,10 +74,22 @@ pub(super) fn joined(ranges: &[Range<PhysAddr>]) -> Vec<Range<PhysAddr>> {
 }
 
 /// Where the bytes are kept.
-enum Backing {
+pub(crate) enum Backing {
     Mapped(MappedFile),
     Owned(Vec<u8>),
-    Remote(RemoteFile),
+    Remote(Box<RemoteFile>),
+}
+
+impl From<Vec<u8>> for Backing {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Owned(bytes)
+    }
+}
+
+impl From<MappedFile> for Backing {
+    fn from(map: MappedFile) -> Self {
+        Self::Mapped(map)
+    }
 }
 
 /// The physical memory of a machine: what of it the dump holds.
@@ -143,7 +155,7 @@ impl PhysicalMemory {
 
     /// The memory of a dump that lies elsewhere.
     pub(super) fn elsewhere(file: RemoteFile, ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
-        Self::new(Arc::new(Backing::Remote(file)), ranges)
+        Self::new(Arc::new(Backing::Remote(Box::new(file))), ranges)
     }
 
     /// This memory as that of a dump that lies elsewhere, if it does: what looks at much of it must ask those who have it.
@@ -189,6 +201,12 @@ impl PhysicalMemory {
     /// Memory held in a buffer, for synthetic dumps and benchmarks.
     pub fn owned(bytes: Vec<u8>, ranges: Vec<MemoryRange>) -> Result<Self, RangeError> {
         Self::new(Arc::new(Backing::Owned(bytes)), ranges)
+    }
+
+    /// Bytes that have no addresses yet: see [`PhysicalMemory::with_ranges`].
+    pub(crate) fn unaddressed(bytes: impl Into<Backing>) -> Self {
+        let (mappings, files) = (Arc::default(), Arc::default());
+        Self { backing: Arc::new(bytes.into()), ranges: Vec::new(), unsearchable: Vec::new(), mappings, files }
     }
 
     /// The same memory, of which these ranges are known to hold no objects of a program.

@@ -49,7 +49,7 @@ pub use mapped::{Absence, FileKind, FileMapping, ImageKind, Mappings, Segment};
 #[cfg(feature = "gpu")]
 pub(crate) use memory::MemoryKey;
 pub use memory::{FilledPart, MemoryRange, PhysicalMemory, RangeError};
-pub(crate) use remote::{Envelope, Kept, PARTS, answer_parts, decode, encode};
+pub(crate) use remote::{Envelope, Kept, PARTS, SUBTREE, answer_parts, answer_subtree, decode, encode};
 pub use remote::{Question, Remote, RemoteMemory, ShardMemory, ShardPart, ShardQuestion};
 use sniff::Kind;
 pub use source::{MappedFile, Source};
@@ -297,7 +297,7 @@ fn open_inner(
 pub struct RemoteOptions {
     /// As for a dump that is a file; the parts that are read are kept in [`OpenOptions::spool_dir`]. No maps file.
     pub open: OpenOptions,
-    /// Bytes of a shard: the part of the file that a worker has as a whole.
+    /// Bytes of a shard, the part of the file that a worker has as a whole: rounded up to a power of two.
     pub shard: u64,
 }
 

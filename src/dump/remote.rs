@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +25,7 @@ use crate::addr::{FRAME_SIZE, PhysAddr};
 const BLOCK: u64 = 1 << 12;
 /// Bytes, at a multiple of their number, of which all that is missing is fetched with the one byte that is needed now: what lies beside
 /// it is often needed next.
-const AROUND: u64 = 1 << 14;
+const AROUND: u64 = 1 << 13;
 /// Blocks that one reader fetches at a time wait for each other only if they are of one of these groups.
 const GROUPS: usize = 64;
 /// Bytes from which on those who have the shards are asked for them: fewer are had sooner where the dump lies.
@@ -48,11 +49,18 @@ pub trait Remote: Send + Sync {
     /// # Errors
     /// In words, after all retries.
     fn ask(&self, questions: Vec<ShardQuestion>, answered: &(dyn Fn(usize) + Sync)) -> Result<Vec<Vec<u8>>, String>;
+
+    /// Whether the workers give a few bytes sooner than [`Remote::read`] does: they have the dump in memory, and it lies far away.
+    fn is_far(&self) -> bool {
+        false
+    }
 }
 
 /// A question about a part of a dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardQuestion {
+    /// What kind of question it is, for those who watch the work.
+    pub name: &'static str,
     /// The part of the file that is needed to answer it: always the same for one shard.
     pub part: Range<u64>,
     /// The question, to be handed to [`crate::shard::Shard::answer`].
@@ -60,7 +68,7 @@ pub struct ShardQuestion {
 }
 
 /// A dump that lies elsewhere, and what of it has been fetched.
-pub(super) struct RemoteFile {
+pub(crate) struct RemoteFile {
     remote: Arc<dyn Remote>,
     /// The dump as it was named.
     name: PathBuf,
@@ -75,7 +83,6 @@ pub(super) struct RemoteFile {
     failure: OnceLock<String>,
     /// Bytes of a shard.
     shard: u64,
-    fetched_bytes: AtomicU64,
 }
 
 impl RemoteFile {
@@ -94,9 +101,10 @@ impl RemoteFile {
         let words = size.div_ceil(BLOCK * u64::from(u64::BITS));
         let fetched = (0..words).map(|_| AtomicU64::new(0)).collect();
         let groups = std::array::from_fn(|_| Mutex::new(()));
-        let shard = shard.max(SHARD_MARGIN).next_multiple_of(FRAME_SIZE);
-        let (name, failure, fetched_bytes) = (name.to_owned(), OnceLock::new(), AtomicU64::new(0));
-        Ok(Self { remote, name, file, map, fetched, groups, failure, shard, fetched_bytes })
+        // A power of two, so that hashes of shards make the hash of all.
+        let shard = shard.clamp(SHARD_MARGIN, 1 << 62).next_power_of_two();
+        let (name, failure) = (name.to_owned(), OnceLock::new());
+        Ok(Self { remote, name, file, map, fetched, groups, failure, shard })
     }
 
     /// Bytes of the dump.
@@ -187,7 +195,8 @@ impl RemoteFile {
 
     fn read(&self, parts: &[Range<u64>]) -> Result<(), String> {
         let bytes: u64 = parts.iter().map(|part| part.end - part.start).sum();
-        let read = if bytes < MANY { self.remote.read(parts)? } else { self.read_by_workers(parts)? };
+        let read =
+            if bytes < MANY && !self.remote.is_far() { self.remote.read(parts)? } else { self.read_by_workers(parts)? };
         if read.len() != parts.len() {
             return Err(format!("{} parts were asked for and {} came", parts.len(), read.len()));
         }
@@ -201,7 +210,6 @@ impl RemoteFile {
                 ));
             }
             self.file.write_all_at(&bytes, part.start).map_err(|error| format!("they can't be kept: {error}"))?;
-            self.fetched_bytes.fetch_add(len, Ordering::Relaxed);
             for block in part.start / BLOCK..part.end.div_ceil(BLOCK) {
                 let word = self.fetched.get((block / u64::from(u64::BITS)) as usize);
                 // Release: the bytes were written before.
@@ -230,8 +238,8 @@ impl RemoteFile {
         let questions = groups.iter().map(|parts| {
             let part = self.part(parts.first().map_or(0, shard) * self.shard);
             let body: Vec<[u64; 2]> = parts.iter().map(|wanted| [wanted.start, wanted.end]).collect();
-            let question = encode(&Envelope { name: PARTS.to_owned(), first: part.start, ranges: Vec::new(), body })?;
-            Ok(ShardQuestion { part, question })
+            let question = encode(&Envelope { name: PARTS.to_owned(), ranges: Vec::new(), body })?;
+            Ok(ShardQuestion { name: PARTS, part, question })
         });
         let answers = self.ask(questions.collect::<Result<Vec<_>, String>>()?, &|_| ())?;
         let mut read = Vec::with_capacity(parts.len());
@@ -248,6 +256,28 @@ impl RemoteFile {
             }
         }
         Ok(read)
+    }
+
+    /// The BLAKE3 hash of the file; `answered` is called with the bytes of each shard that has hashed its part.
+    fn blake3(&self, answered: &(dyn Fn(u64) + Sync)) -> Result<blake3::Hash, String> {
+        let parts =
+            || (0..self.len()).step_by(self.shard as usize).map(|start| start..(start + self.shard).min(self.len()));
+        if parts().count() == 1 {
+            let bytes = self.bytes(0, self.len()).ok_or("a part of it can't be had")?;
+            return Ok(blake3::hash(bytes));
+        }
+        let questions = parts().map(|part| {
+            let body = [part.start, part.end];
+            let question = encode(&Envelope { name: SUBTREE.to_owned(), ranges: Vec::new(), body })?;
+            Ok(ShardQuestion { name: SUBTREE, part: self.part(part.start), question })
+        });
+        let questions = questions.collect::<Result<Vec<_>, String>>()?;
+        let answers = self.ask(questions, &|index| {
+            parts().nth(index).into_iter().for_each(|part| answered(part.end - part.start));
+        })?;
+        let subtrees: Option<Vec<ChainingValue>> =
+            answers.into_iter().map(|answer| ChainingValue::try_from(answer).ok()).collect();
+        subtrees.and_then(|subtrees| root_hash(&subtrees)).ok_or_else(|| "an answer is no hash".to_owned())
     }
 
     /// The part of the file that the worker with the shard at an offset has.
@@ -292,6 +322,19 @@ pub struct ShardPart {
 }
 
 impl<'m> RemoteMemory<'m> {
+    /// The BLAKE3 hash of the whole file, each part of it hashed by the worker that has it; `answered` is called with numbers of bytes.
+    ///
+    /// # Errors
+    /// In words: a worker could not be asked.
+    pub fn blake3(&self, answered: &(dyn Fn(u64) + Sync)) -> Result<blake3::Hash, String> {
+        self.file.blake3(answered)
+    }
+
+    /// Bytes of a shard.
+    pub fn shard_size(&self) -> u64 {
+        self.file.shard
+    }
+
     /// The memory itself.
     pub fn memory(&self) -> &'m PhysicalMemory {
         self.memory
@@ -326,8 +369,8 @@ impl<'m> RemoteMemory<'m> {
         let (mut asked, mut questions) = (Vec::new(), Vec::new());
         for shard in self.shards() {
             let Some((ranges, body)) = question(&shard) else { continue };
-            match encode(&Envelope::new(shard.part.start, &ranges, body)) {
-                Ok(question) => questions.push(ShardQuestion { part: shard.part.clone(), question }),
+            match encode(&Envelope::new(&ranges, body)) {
+                Ok(question) => questions.push(ShardQuestion { name: Q::NAME, part: shard.part.clone(), question }),
                 Err(reason) => self.file.fail(reason),
             }
             asked.push(shard);
@@ -346,11 +389,11 @@ impl<'m> RemoteMemory<'m> {
 }
 
 /// Something that is asked about a part of a dump: what would be done here if the dump were.
-pub trait Question: Serialize + DeserializeOwned {
+pub trait Question: Serialize + DeserializeOwned + Send {
     /// Its name, by which a worker knows it.
     const NAME: &'static str;
     /// What is answered.
-    type Answer: Serialize + DeserializeOwned;
+    type Answer: Serialize + DeserializeOwned + Send;
 
     /// The answer of the worker that has this memory.
     fn answer(self, memory: &ShardMemory) -> Self::Answer;
@@ -369,16 +412,15 @@ pub struct ShardMemory {
 impl ShardMemory {
     /// What `make` gives, kept for the next question about it with the same key. Only what was asked for last is kept.
     pub fn keep<T: Send + Sync + 'static>(&self, key: &impl Serialize, make: impl FnOnce() -> T) -> Arc<T> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let key = serde_json::to_vec(key).unwrap_or_default();
-        if let Some((known, value)) = &*kept
-            && *known == key
-            && let Ok(value) = Arc::downcast(Arc::clone(value))
-        {
+        let known = kept().as_ref().filter(|(known, _)| *known == key).map(|(_, value)| Arc::clone(value));
+        if let Some(value) = known.and_then(|known| Arc::downcast(known).ok()) {
             return value;
         }
+        // Not under the lock: a thread that waits for a part of this work may take up another question meanwhile.
         let value = Arc::new(make());
-        *kept = Some((key, Arc::clone(&value) as Arc<dyn Any + Send + Sync>));
+        *kept() = Some((key, Arc::clone(&value) as Arc<dyn Any + Send + Sync>));
         value
     }
 }
@@ -388,17 +430,15 @@ impl ShardMemory {
 pub(crate) struct Envelope<Q> {
     /// The kind of question.
     pub(crate) name: String,
-    /// Offset in the file of the first byte that the worker has.
-    pub(crate) first: u64,
     /// Start, end, offset in the file.
     pub(crate) ranges: Vec<[u64; 3]>,
     pub(crate) body: Q,
 }
 
 impl<Q: Question> Envelope<Q> {
-    fn new(first: u64, ranges: &[MemoryRange], body: Q) -> Self {
+    fn new(ranges: &[MemoryRange], body: Q) -> Self {
         let ranges = ranges.iter().map(|range| [range.start.0, range.end.0, range.offset.0]).collect();
-        Self { name: Q::NAME.to_owned(), first, ranges, body }
+        Self { name: Q::NAME.to_owned(), ranges, body }
     }
 }
 
@@ -472,15 +512,52 @@ fn unpack(bytes: &[u8], most: u64) -> Result<Vec<u8>, String> {
 pub(crate) const PARTS: &str = "parts";
 
 /// The answer to it; `None` if a part is not the worker's.
-pub(crate) fn answer_parts(bytes: &[u8], question: &[u8]) -> Result<Vec<u8>, String> {
-    let Envelope::<Vec<[u64; 2]>> { first, body, .. } = decode(question)?;
+pub(crate) fn answer_parts(bytes: &[u8], first: u64, question: &[u8]) -> Result<Vec<u8>, String> {
+    let Envelope::<Vec<[u64; 2]>> { body, .. } = decode(question)?;
     let mut parts = Vec::new();
-    for [start, end] in body {
-        let here = |offset: u64| offset.checked_sub(first).and_then(|offset| usize::try_from(offset).ok());
-        let part = here(start).zip(here(end)).and_then(|(start, end)| bytes.get(start..end));
-        parts.extend_from_slice(part.ok_or("the question is about another part of the dump")?);
+    for wanted in body {
+        parts.extend_from_slice(part_of(bytes, first, wanted)?);
     }
     zstd::encode_all(parts.as_slice(), LEVEL).map_err(|error| error.to_string())
+}
+
+/// A part of the dump, whose bytes from an offset on are here.
+fn part_of(bytes: &[u8], first: u64, [start, end]: [u64; 2]) -> Result<&[u8], String> {
+    let here = |offset: u64| usize::try_from(offset.checked_sub(first)?).ok();
+    let part = here(start).zip(here(end)).and_then(|(start, end)| bytes.get(start..end));
+    part.ok_or_else(|| "the question is about another part of the dump".to_owned())
+}
+
+/// The question for the BLAKE3 hash of a part of the file as a subtree of the hash of all of it.
+pub(crate) const SUBTREE: &str = "BLAKE3 of a subtree";
+
+/// The answer to it: its chaining value.
+pub(crate) fn answer_subtree(bytes: &[u8], first: u64, question: &[u8]) -> Result<Vec<u8>, String> {
+    let Envelope::<[u64; 2]> { body, .. } = decode(question)?;
+    let part = part_of(bytes, first, body)?;
+    let mut hasher = blake3::Hasher::new();
+    let [start, _] = body;
+    Ok(hasher.set_input_offset(start).update(part).finalize_non_root().to_vec())
+}
+
+/// The hash of a whole of several subtrees, all but the last of which are of the same size, a power of two.
+fn root_hash(subtrees: &[ChainingValue]) -> Option<blake3::Hash> {
+    let (left, right) = halves(subtrees)?;
+    Some(merge_subtrees_root(&subtree(left)?, &subtree(right)?, Mode::Hash))
+}
+
+/// The same of a part of the whole.
+fn subtree(subtrees: &[ChainingValue]) -> Option<ChainingValue> {
+    if let [one] = subtrees {
+        return Some(*one);
+    }
+    let (left, right) = halves(subtrees)?;
+    Some(merge_subtrees_non_root(&subtree(left)?, &subtree(right)?, Mode::Hash))
+}
+
+/// The left half is the largest power of two that leaves something.
+fn halves<T>(all: &[T]) -> Option<(&[T], &[T])> {
+    if all.len() < 2 { None } else { all.split_at_checked(all.len().div_ceil(2).next_power_of_two()) }
 }
 
 /// The same back.

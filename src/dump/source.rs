@@ -126,6 +126,15 @@ impl MappedFile {
         }
     }
 
+    /// Maps a part of the file at a path, which begins at a page.
+    pub(crate) fn part(path: &Path, part: Range<u64>) -> Result<Self, DumpError> {
+        let source = Source::open(path)?;
+        match map_part(&source.file, part) {
+            Ok(map) => Ok(Self { source: Some(source), ..Self::from(map) }),
+            Err(reason) => Err(DumpError { path: source.path, reason }),
+        }
+    }
+
     /// Maps a spool file in `dir` that was made from a source.
     pub(super) fn spooled(file: File, dir: PathBuf, source: Option<Source>) -> Result<Self, DumpErrorKind> {
         let map = map_file(&file)?;
@@ -178,16 +187,21 @@ pub(super) fn is_unmappable(error: &DumpErrorKind) -> bool {
 fn map_file(mut file: &File) -> Result<Mmap, DumpErrorKind> {
     // The end, not the metadata: a block device has a size only here.
     let size = file.seek(SeekFrom::End(0)).map_err(|e| explain("measure", e))?;
-    if size == 0 {
+    map_part(file, 0..size)
+}
+
+/// Maps a part of an open file.
+fn map_part(file: &File, part: Range<u64>) -> Result<Mmap, DumpErrorKind> {
+    if part.is_empty() {
         return Err(DumpErrorKind::Empty);
     }
-    let len = usize::try_from(size)
+    let len = usize::try_from(part.end - part.start)
         .map_err(|_| explain(MAP, io::Error::new(io::ErrorKind::FileTooLarge, "larger than the address space")))?;
     // SAFETY: a mapping is sound for as long as nobody changes or shortens the file. We do neither: a dump is opened for
     // reading alone, and a spool file has no name by which others could reach it. Another program can; that is a risk that
     // all tools that map evidence take. Where the file was shortened, `fault` keeps the process alive; that it changed is
     // noticed by `Source::check` before anything is reported.
-    unsafe { MmapOptions::new().len(len).map_copy_read_only(file) }.map_err(|e| explain(MAP, e))
+    unsafe { MmapOptions::new().offset(part.start).len(len).map_copy_read_only(file) }.map_err(|e| explain(MAP, e))
 }
 
 /// Long stretches of a file in which it has no bytes, as far as its file system tells them from written zeros: as zeros

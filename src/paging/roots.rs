@@ -237,10 +237,13 @@ impl<'a> Tables<'a> {
         let known = entries_of_candidates(memory, mmu, classes, mask, TOLERATED);
         for level in 2..=top {
             let mut frames: Vec<PhysAddr> = classes.with(1 << (level - 1)).map(|(frame, _)| frame).collect();
+            let first = frames.iter().filter_map(|frame| known.get(&(*frame, level)));
+            tables.fetch_absent(classes, first.flat_map(Entries::targets));
             frames.retain(|frame| {
                 known.get(&(*frame, level)).is_none_or(|entries| tables.may_be_table(classes, entries, level))
             });
             memory.fetch(frames.iter().map(|frame| frame_of(*frame)));
+            tables.fetch_absent(classes, frames.iter().flat_map(|frame| tables.pointers_of(*frame, level)));
             let kept = frames.into_par_iter().filter(|frame| tables.is_table(classes, *frame, level)).collect();
             tables.by_level.insert(level, kept);
         }
@@ -250,16 +253,28 @@ impl<'a> Tables<'a> {
 
     /// Fetches the tables of the lowest level: all that follows reads most of them.
     fn fetch_last_level(&self) {
-        if self.memory.remote().is_none() {
-            return;
+        if self.memory.remote().is_some() {
+            let tables = self.by_level.get(&2).into_iter().flatten();
+            self.memory.fetch(tables.flat_map(|table| self.pointers_of(*table, 2)).map(frame_of));
         }
-        let Some(rules) = self.mmu.level(2) else { return };
-        let pointers = |table: &PhysAddr| {
-            let entries = table_entries(self.memory.bytes(*table, FRAME_SIZE).unwrap_or_default());
-            let pointers = entries.filter(|entry| entry & self.mmu.present != 0 && !is_leaf(self.mmu, rules, *entry));
-            pointers.map(|entry| frame_of(PhysAddr(entry & self.mmu.address))).collect::<Vec<_>>()
+    }
+
+    /// Fetches those of some frames that have no present entries: what their other entries are, decides whether they could be tables.
+    fn fetch_absent(&self, classes: &FrameClasses, frames: impl Iterator<Item = PhysAddr>) {
+        if self.memory.remote().is_some() {
+            let is_absent = |frame: &PhysAddr| classes.get(*frame).is_some_and(|class| class & ABSENT_FRAME != 0);
+            self.memory.fetch(frames.filter(is_absent).map(frame_of));
+        }
+    }
+
+    /// Where the pointers of a table of some level lead.
+    fn pointers_of(&self, table: PhysAddr, level: u8) -> impl Iterator<Item = PhysAddr> {
+        let entries = table_entries(self.memory.bytes(table, FRAME_SIZE).unwrap_or_default());
+        let rules = self.mmu.level(level);
+        let is_pointer = move |entry: &u64| {
+            entry & self.mmu.present != 0 && rules.is_some_and(|rules| !is_leaf(self.mmu, rules, *entry))
         };
-        self.memory.fetch(self.by_level.get(&2).into_iter().flatten().flat_map(pointers));
+        entries.filter(is_pointer).map(|entry| PhysAddr(entry & self.mmu.address))
     }
 
     /// Whether a frame may be a table by what is known of its entries; `false` only where [`Tables::is_table`] is.

@@ -35,6 +35,32 @@ pub struct Run {
     pub started: SystemTime,
     /// Each phase with its time, in their order.
     pub phases: Vec<(&'static str, Duration)>,
+    /// Who searched it, if it was divided.
+    pub division: Option<Division>,
+}
+
+/// How a dump that lies elsewhere was divided, and what went between its workers and the one who asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Division {
+    /// Bytes of a shard.
+    pub shard_size: u64,
+    /// Those who answered, by name.
+    pub workers: BTreeMap<String, WorkerShare>,
+    /// Questions that were asked again, because a worker was lost or failed.
+    pub repeated: u64,
+    /// Bytes of the answers of workers.
+    pub bytes_answered: u64,
+    /// Bytes that were read from where the dump lies by the one who asked.
+    pub bytes_read: u64,
+}
+
+/// What one worker did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct WorkerShare {
+    /// Questions that it answered.
+    pub answers: u64,
+    /// Bytes that it read, or mapped, of the dump.
+    pub bytes_read: u64,
 }
 
 /// A hash of a file.
@@ -76,6 +102,8 @@ pub(super) struct Manifest<'a> {
     seconds: Seconds<'a>,
     input: Input<'a>,
     warnings: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    division: Option<&'a Division>,
     /// The files of the output beside this one, with their sizes in bytes: what a later run may overwrite.
     output: BTreeMap<String, u64>,
 }
@@ -156,6 +184,7 @@ impl<'a> Manifest<'a> {
                 files: FileRow::all(&recovery.memory, true),
             },
             warnings: super::warnings(dump, recovery).chain(&run.warnings).map(Diagnostic::to_string).collect(),
+            division: run.division.as_ref(),
             output,
         }
     }

@@ -44,7 +44,7 @@ pub use error::OutputError;
 pub use file::NewFile;
 pub use folder::{Cleanup, OutputFolder};
 pub use lines::{print_csv, print_jsonl};
-pub use manifest::{FileHash, PieceHash, Run};
+pub use manifest::{Division, FileHash, PieceHash, Run, WorkerShare};
 pub use standalone::FILE as STANDALONE;
 pub use table::{columns, human_bytes, models_table, process_name};
 pub use time::rfc3339;

@@ -326,5 +326,6 @@ pub fn run() -> Run {
         hashes: Vec::new(),
         started: SystemTime::UNIX_EPOCH,
         phases: vec![("scan", Duration::from_millis(1500))],
+        division: None,
     }
 }
