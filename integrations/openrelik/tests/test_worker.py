@@ -65,7 +65,11 @@ class Worker(unittest.TestCase):
         arguments = {"input_files": files, "output_path": str(output), "workflow_id": "7", "task_config": config}
         task = self.celery.signature("openrelik-worker-tensorcarve.tasks.recover", kwargs=arguments,
                                      queue="openrelik-worker-tensorcarve")
-        text = task.apply_async().get(timeout=120)
+        waiting = task.apply_async()
+        try:
+            text = waiting.get(timeout=120)
+        finally:
+            waiting.forget()
         return output, json.loads(base64.b64decode(text))
 
     def test_the_shipped_dump(self):
