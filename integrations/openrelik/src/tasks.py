@@ -52,9 +52,9 @@ def recover(self, pipe_result=None, input_files=None, output_path=None, workflow
                 failures.append((file, message))
                 logger.warning("%s: %s", file.get("display_name"), message)
                 continue
-            outputs.extend(_outputs(file, folder, output_path))
             with open(os.path.join(folder, "recovery.json")) as recovery:
                 rows = _rows(file, json.load(recovery))
+            outputs.extend(_outputs(file, folder, output_path))
             found += len(rows)
             for row in rows:
                 table.add_row([_cell(value) for value in row])
@@ -104,11 +104,10 @@ def _rows(file, recovery):
     rows = []
     for process in recovery["processes"]:
         for model in process["models"]:
-            tensors = model["tensors"]
-            complete = sum(tensor["status"] == "complete" for tensor in tensors)
-            status = "complete" if complete == len(tensors) and not model["problems"] else "partial"
-            rows.append([_name(file), process["pid"], model["class"] or model["kind"], "%d/%d" % (complete, len(tensors)),
-                         sum(tensor["bytes"] or 0 for tensor in tensors), status])
+            totals = model["totals"]
+            status = "complete" if totals["complete"] == totals["tensors"] and not model["problems"] else "partial"
+            rows.append([_name(file), process["pid"], model["class"] or model["kind"],
+                         "%d/%d" % (totals["complete"], totals["tensors"]), totals["bytes"], status])
     return rows
 
 
