@@ -1,11 +1,18 @@
 //! Addresses as types: physical, virtual, and offsets in the dump file.
 
 use std::fmt;
+use std::ops::Range;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Bytes in a page frame, and in the smallest page, on every architecture that we read.
 pub const FRAME_SIZE: u64 = 4096;
+
+/// Whether an address is in one of some ranges, which are sorted and do not overlap.
+pub(crate) fn is_in(ranges: &[Range<PhysAddr>], address: PhysAddr) -> bool {
+    let after = ranges.partition_point(|range| range.start <= address);
+    ranges.get(..after).and_then(<[_]>::last).is_some_and(|range| address < range.end)
+}
 
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {

@@ -53,6 +53,9 @@
 //!
 //! [`report`] writes files that PyTorch can load, reports that people can read, and the origin of everything.
 //!
+//! A dump may also lie elsewhere, in shards: [`dump::open_remote`] reads of it what is looked at, and asks whoever has the shards
+//! ([`shard`]) where all of it must be searched.
+//!
 //! # Example
 //!
 //! ```

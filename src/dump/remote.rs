@@ -371,7 +371,10 @@ impl<'m> RemoteMemory<'m> {
             let Some((ranges, body)) = question(&shard) else { continue };
             match encode(&Envelope::new(&ranges, body)) {
                 Ok(question) => questions.push(ShardQuestion { name: Q::NAME, part: shard.part.clone(), question }),
-                Err(reason) => self.file.fail(reason),
+                Err(reason) => {
+                    self.file.fail(reason);
+                    return Vec::new();
+                }
             }
             asked.push(shard);
         }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::roots::{Discovery, FIRST_ENCRYPTION_BIT, Pointers, discover};
 use super::tables::table_entries;
-use crate::addr::{FRAME_SIZE, PhysAddr};
+use crate::addr::{FRAME_SIZE, PhysAddr, is_in};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::dump::{PhysicalMemory, Question, ShardMemory, ShardPart};
 use crate::scan::{Backend, FrameClasses, from_pairs, scan};
@@ -77,11 +77,7 @@ impl Question for EncryptionVotes {
 
     fn answer(self, ShardMemory { memory, .. }: &ShardMemory) -> Self::Answer {
         let ranges = from_pairs(&self.ranges);
-        let holds = |address: PhysAddr| {
-            let after = ranges.partition_point(|range| range.start <= address);
-            ranges.get(..after).and_then(<[_]>::last).is_some_and(|range| address < range.end)
-        };
-        votes(memory, &self.mmu, &holds).to_vec()
+        votes(memory, &self.mmu, &|address| is_in(&ranges, address)).to_vec()
     }
 }
 

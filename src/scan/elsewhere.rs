@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::collector::{Collector, Limits};
 use super::{Backend, FrameClasses, Hit, Keep, PointerSet, ScanResult, scan_within, sweep};
-use crate::addr::{FRAME_SIZE, PhysAddr};
+use crate::addr::{FRAME_SIZE, PhysAddr, is_in};
 use crate::dump::{Question, RemoteMemory, ShardMemory, ShardPart};
 use crate::signature::Signatures;
 
@@ -37,12 +37,8 @@ impl Question for Scan {
         let Self { signatures, limits, ranges } = self;
         let ScanResult { mut hits, frames, left_out } =
             scan_within(memory, &signatures, Backend::detect_best(), limits, Keep::Nothing, &|_| ());
-        let ranges: Vec<Range<PhysAddr>> = ranges.iter().map(|[start, end]| PhysAddr(*start)..PhysAddr(*end)).collect();
-        let in_range = |address: PhysAddr| {
-            let after = ranges.partition_point(|range| range.start <= address);
-            ranges.get(..after).and_then(<[_]>::last).is_some_and(|range| address < range.end)
-        };
-        hits.retain(|hit| in_range(hit.anchor));
+        let ranges = from_pairs(&ranges);
+        hits.retain(|hit| is_in(&ranges, hit.anchor));
         Scanned { hits, left_out, classes: ranges.iter().map(|range| frames.runs(range.clone())).collect() }
     }
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::clear_winner;
-use crate::addr::{FRAME_SIZE, PhysAddr};
+use crate::addr::{FRAME_SIZE, PhysAddr, is_in};
 use crate::dump::{PhysicalMemory, Question, RemoteMemory, ShardMemory, ShardPart};
 use crate::paging::page_structs::{self, PageStruct, PageStructs, Pick};
 use crate::paging::tables::ENTRIES;
@@ -82,12 +82,6 @@ fn free_frames(structs: &PageStructs<'_>, mapped: &[Range<PhysAddr>]) -> Vec<Fre
     free.sort_unstable_by_key(|free| free.frame);
     free.dedup_by_key(|free| free.frame);
     free
-}
-
-/// Whether a frame is in one of the ranges, which are sorted.
-fn is_in(ranges: &[Range<PhysAddr>], frame: PhysAddr) -> bool {
-    let after = ranges.partition_point(|range| range.start <= frame);
-    ranges.get(..after).and_then(<[_]>::last).is_some_and(|range| frame < range.end)
 }
 
 /// Where the free frames of one 2 MiB of memory were; `page` says what [`page_by_pointers`] does, and `keeps_index` whether the
