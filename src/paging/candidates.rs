@@ -28,8 +28,8 @@ impl Entries {
         let rules = mmu.level(level)?;
         let present = || table_entries(bytes).filter(|entry| entry & mmu.present != 0);
         let pointers = || present().filter(|entry| !is_leaf(mmu, rules, *entry));
-        let (count, most) = (present().count() as u64, present().count() as u64 / tolerated + 1);
-        let first = pointers().take(most as usize).map(|entry| entry & mmu.address);
+        let count = present().count() as u64;
+        let first = pointers().take((count / tolerated.max(1) + 1) as usize).map(|entry| entry & mmu.address);
         Some(Self { present: count, pointers: pointers().count() as u64, first: first.collect() })
     }
 
