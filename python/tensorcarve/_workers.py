@@ -124,9 +124,10 @@ class Processes:
     def count(self):
         return len(self.pools)
 
-    def close(self):
+    def close(self, is_done):
         for pool in self.pools:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # After Ctrl-C, nobody waits for a process that reads its shard.
+            pool.shutdown(wait=is_done, cancel_futures=True)
 
 
 class Executor:
@@ -141,7 +142,7 @@ class Executor:
     def count(self):
         return getattr(self.executor, "_max_workers", None) or os.cpu_count() or 1
 
-    def close(self):
+    def close(self, is_done):
         pass
 
 
@@ -168,7 +169,7 @@ class Dask:
     def count(self):
         return len(self._workers()) or 1
 
-    def close(self):
+    def close(self, is_done):
         pass
 
 

@@ -57,19 +57,21 @@ def recover(url, out, executor=None, *, shard=None, storage_options=None, overwr
     A question to a worker that is lost is asked again. Returns {"status": "found", "partial" or "nothing", "models", "warnings",
     "division"}; raises tensorcarve.Error, whose hint says what to try.
     """
-    workers = _workers.workers_of(executor)
+    workers, is_done = _workers.workers_of(executor), False
     try:
         url = os.fspath(url)
         dump = _workers.Dump(url, dict(storage_options or {}), workers, 0)
         dump.shard = _power_of_two(shard or min(_SHARD, max(_SMALLEST, dump.size // (_SHARDS_PER_WORKER * workers.count()))))
         try:
-            return _tensorcarve.recover_remote(
+            done = _tensorcarve.recover_remote(
                 dump, url, dump.size, os.fspath(out), shard=dump.shard, overwrite=overwrite, hashed=hash, signatures=signatures,
                 format=input_format, spool_dir=spool_dir, arguments=list(sys.argv), progress=observer(progress))
         finally:
             dump.close()
+        is_done = True
+        return done
     finally:
-        workers.close()
+        workers.close(is_done)
 
 
 def _power_of_two(number):

@@ -58,8 +58,8 @@ pub(crate) struct CandidateTables {
 
 impl Question for CandidateTables {
     const NAME: &'static str = "candidates for page tables";
-    /// Of each frame, for each level that it could be of, lowest first.
-    type Answer = Vec<Vec<Entries>>;
+    /// Of each frame, for the levels that it could be of: those for which it says the same have one answer.
+    type Answer = Vec<OfLevels>;
 
     fn answer(self, ShardMemory { memory, .. }: &ShardMemory) -> Self::Answer {
         let mut last = 0u64;
@@ -70,27 +70,49 @@ impl Question for CandidateTables {
         let frames: Vec<(PhysAddr, u8)> = self.frames.iter().map(add).collect();
         let of_frame = |(frame, class): (PhysAddr, u8)| {
             let bytes = memory.bytes(frame, FRAME_SIZE).unwrap_or_default();
-            levels(class).filter_map(|level| Entries::new(&self.mmu, level, bytes, self.tolerated)).collect()
+            let mut found = OfLevels::new();
+            for level in (1..=8).filter(|level| class & bit(*level) != 0) {
+                let Some(entries) = Entries::new(&self.mmu, level, bytes, self.tolerated) else { continue };
+                match found.last_mut() {
+                    Some((levels, known)) if *known == entries => *levels |= bit(level),
+                    _ => found.push((bit(level), entries)),
+                }
+            }
+            found
         };
         frames.into_par_iter().map(of_frame).collect()
     }
 }
 
-/// The levels in a class.
-fn levels(class: u8) -> impl Iterator<Item = u8> {
-    (1..=8).filter(move |level| class & 1 << (level - 1) != 0)
+/// The entries of a frame for levels, which are bits of classes.
+type OfLevels = Vec<(u8, Entries)>;
+
+/// The bit of a level.
+fn bit(level: u8) -> u8 {
+    1 << (level - 1)
 }
 
-/// What rules frames of a dump that lies elsewhere out: the entries of all that could be tables of the levels in `mask`, by frame and
-/// level. Empty for any other dump.
+/// The entries of the frames of a dump that lies elsewhere that could be tables.
+#[derive(Default)]
+pub(super) struct KnownEntries(HashMap<PhysAddr, OfLevels>);
+
+impl KnownEntries {
+    /// Those of a frame, read as a table of some level.
+    pub(super) fn get(&self, frame: PhysAddr, level: u8) -> Option<&Entries> {
+        self.0.get(&frame)?.iter().find(|(levels, _)| levels & bit(level) != 0).map(|(_, entries)| entries)
+    }
+}
+
+/// What rules frames of a dump that lies elsewhere out: the entries of all that could be tables of the levels in `mask`. None of any
+/// other dump.
 pub(super) fn entries_of_candidates(
     memory: &PhysicalMemory,
     mmu: &Mmu,
     classes: &FrameClasses,
     mask: u8,
     tolerated: u64,
-) -> HashMap<(PhysAddr, u8), Entries> {
-    let Some(remote) = memory.remote() else { return HashMap::new() };
+) -> KnownEntries {
+    let Some(remote) = memory.remote() else { return KnownEntries::default() };
     let candidates: Vec<(PhysAddr, u8)> = classes.with(mask).collect();
     let question = |shard: &ShardPart| {
         let mut last = 0u64;
@@ -102,9 +124,7 @@ pub(super) fn entries_of_candidates(
     };
     let mut found = HashMap::new();
     for (shard, answer) in remote.ask(question, &|_| ()) {
-        for (&(frame, class), of_levels) in shard.of(&candidates, |(frame, _)| *frame).zip(answer) {
-            found.extend(levels(class & mask).zip(of_levels).map(|(level, entries)| ((frame, level), entries)));
-        }
+        found.extend(shard.of(&candidates, |(frame, _)| *frame).map(|(frame, _)| *frame).zip(answer));
     }
-    found
+    KnownEntries(found)
 }

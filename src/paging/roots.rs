@@ -237,10 +237,10 @@ impl<'a> Tables<'a> {
         let known = entries_of_candidates(memory, mmu, classes, mask, TOLERATED);
         for level in 2..=top {
             let mut frames: Vec<PhysAddr> = classes.with(1 << (level - 1)).map(|(frame, _)| frame).collect();
-            let first = frames.iter().filter_map(|frame| known.get(&(*frame, level)));
+            let first = frames.iter().filter_map(|frame| known.get(*frame, level));
             tables.fetch_absent(classes, first.flat_map(Entries::targets));
             frames.retain(|frame| {
-                known.get(&(*frame, level)).is_none_or(|entries| tables.may_be_table(classes, entries, level))
+                known.get(*frame, level).is_none_or(|entries| tables.may_be_table(classes, entries, level))
             });
             memory.fetch(frames.iter().map(|frame| frame_of(*frame)));
             tables.fetch_absent(classes, frames.iter().flat_map(|frame| tables.pointers_of(*frame, level)));
