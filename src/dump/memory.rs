@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::fill::FilledFile;
 use super::mapped::{Absence, Mappings};
-use super::remote::{RemoteFile, RemoteMemory};
+use super::remote::RemoteFile;
+use super::shards::RemoteMemory;
 use super::{DumpError, MappedFile};
 use crate::addr::{FRAME_SIZE, FileOffset, PhysAddr};
 

@@ -23,7 +23,9 @@ mod maps;
 mod memory;
 mod parts;
 mod process_core;
+mod question;
 mod remote;
+mod shards;
 mod sniff;
 mod source;
 mod spool;
@@ -49,8 +51,10 @@ pub use mapped::{Absence, FileKind, FileMapping, ImageKind, Mappings, Segment};
 #[cfg(feature = "gpu")]
 pub(crate) use memory::MemoryKey;
 pub use memory::{FilledPart, MemoryRange, PhysicalMemory, RangeError};
-pub(crate) use remote::{Envelope, Kept, PARTS, SUBTREE, answer_parts, answer_subtree, decode, encode};
-pub use remote::{Question, Remote, RemoteMemory, ShardMemory, ShardPart, ShardQuestion};
+pub(crate) use question::{Envelope, Kept, PARTS, SUBTREE, answer_parts, answer_subtree, decode, encode};
+pub use question::{Question, ShardMemory};
+pub use remote::{Remote, ShardQuestion};
+pub use shards::{RemoteMemory, ShardPart};
 use sniff::Kind;
 pub use source::{MappedFile, Source};
 
