@@ -3,6 +3,8 @@
 
 mod mounted;
 
+mod run;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
@@ -13,7 +15,7 @@ use tensorcarve::case::CaseError;
 use tensorcarve::dump::{self, Dump, DumpError, DumpErrorKind, OpenOptions};
 use tensorcarve::progress::Silent;
 use tensorcarve::recover::recover;
-use tensorcarve::report::{self, OutputError, OutputFolder, Run};
+use tensorcarve::report::{self, OutputError, OutputFolder};
 use tensorcarve::scan::Backend;
 use tensorcarve::signature::Signatures;
 
@@ -71,18 +73,7 @@ fn zeros_in_the_place_of_a_dump_are_never_reported() {
     let recovery = recover(&dump, &signatures, Backend::detect_best(), &Silent).unwrap();
     let out = dir.path().join("out");
     let folder = OutputFolder::create(&out, false).unwrap();
-    let run = || Run {
-        arguments: Vec::new(),
-        backend: String::new(),
-        backend_reason: String::new(),
-        warnings: Vec::new(),
-        threads: 1,
-        input: path.clone(),
-        hashes: Vec::new(),
-        started: SystemTime::now(),
-        phases: Vec::new(),
-        division: None,
-    };
+    let run = || run::nameless(&path);
     let file = File::options().write(true).open(&path).unwrap();
     file.set_len(0).unwrap();
     file.set_len(LEN + 32).unwrap();

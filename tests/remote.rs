@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests may simply fail")]
 
+mod run;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::ops::Range;
@@ -9,13 +11,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
 
 use tensorcarve::addr::PhysAddr;
 use tensorcarve::case::{Case, Options};
 use tensorcarve::dump::{self, Dump, DumpErrorKind, OpenOptions, Remote, RemoteOptions, ShardQuestion};
 use tensorcarve::progress::Silent;
-use tensorcarve::report::{self, OutputFolder, Run};
+use tensorcarve::report::{self, OutputFolder};
 use tensorcarve::scan;
 use tensorcarve::shard::Shard;
 use tensorcarve::signature::Signatures;
@@ -90,18 +91,7 @@ fn recover(dump: Dump) -> Result<BTreeMap<PathBuf, Vec<u8>>, String> {
     let recovery = case.recovery().map_err(|error| error.to_string())?;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out");
-    let run = || Run {
-        arguments: Vec::new(),
-        backend: String::new(),
-        backend_reason: String::new(),
-        warnings: Vec::new(),
-        threads: 1,
-        input: PathBuf::new(),
-        hashes: Vec::new(),
-        started: SystemTime::now(),
-        phases: Vec::new(),
-        division: None,
-    };
+    let run = || run::nameless(Path::new(""));
     let out = OutputFolder::create(&path, false).unwrap();
     report::write(out, case.dump(), &recovery, &Silent, run).map_err(|error| error.to_string())?;
     let mut files = BTreeMap::new();

@@ -27,13 +27,18 @@ def local_path(url):
     return None
 
 
-def file_system(url, options):
-    """fsspec's file system for a URL, and the path in it."""
+def fsspec_for(url):
+    """The package that reads URLs."""
     try:
         import fsspec
     except ImportError as error:
         raise OSError("%s can't be read without the package fsspec" % url) from error
-    return fsspec.core.url_to_fs(url, **options)
+    return fsspec
+
+
+def file_system(url, options):
+    """fsspec's file system for a URL, and the path in it."""
+    return fsspec_for(url).core.url_to_fs(url, **options)
 
 
 # What follows runs in the workers.

@@ -148,10 +148,7 @@ def _local(dump):
     if "://" not in dump or os.path.exists(dump):
         yield dump
         return
-    try:
-        import fsspec
-    except ImportError as error:
-        raise OSError("%s can't be read without the package fsspec" % dump) from error
+    fsspec = _workers.fsspec_for(dump)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, dump.rpartition("/")[2] or "dump")
         try:
